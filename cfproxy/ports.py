@@ -48,7 +48,7 @@ class TokenSource(Protocol):
         """
 
     def distrust(self, rejected: Token) -> None:
-        """Tell that `rejected`, itself fresh from `replace`, was rejected too: the tokens are not the cause."""
+        """Tell that `rejected`, fresh from `replace`, was rejected too: the token is not the cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,4 +173,83 @@ class TokenStore(Protocol):
 
         Raises:
             AttemptGone
+        """
+
+
+class Pacer(Protocol):
+    """When a request may leave."""
+
+    async def slot(self, flow: Hashable) -> float:
+        """Wait for the next free departure and take it; return the seconds waited.
+
+        Args:
+            flow: whoever shares one turn: flows are served in rotation, each in its own order.
+
+        Raises:
+            QueueFull, QueueTimeout
+        """
+
+
+class Answer(Protocol):
+    """One response, its body still coming."""
+
+    @property
+    def status(self) -> int:
+        """The status code; never 1xx."""
+
+    async def read(self) -> bytes:
+        """Return the next piece of the body as it came, b"" after the last one.
+
+        Raises:
+            UpstreamProtocol, UpstreamTimeout: it stopped in the middle.
+        """
+
+    async def aclose(self) -> None:
+        """Let go: the connection is kept for reuse if the exchange is complete, cut otherwise."""
+
+
+class RequestBody(Protocol):
+    """A request body that may have to be sent more than once."""
+
+    def restart(self) -> None:
+        """Begin again with the first byte; only while `replayable`."""
+
+    @property
+    def replayable(self) -> bool:
+        """Whether everything that was read so far is still at hand."""
+
+    async def read(self) -> bytes:
+        """Return the next piece, b"" after the last one.
+
+        Raises:
+            BadTarget: the client's body is not well-formed.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request as it goes up, but for its token.
+
+    Args:
+        method: as the client sent it.
+        head: request line and headers, up to where `Authorization` follows.
+        body: None when there is none.
+        chunked: whether the body goes in chunks; else its length stands in `head`.
+    """
+
+    method: str
+    head: bytes
+    body: RequestBody | None
+    chunked: bool
+
+
+class Upstream(Protocol):
+    """The API."""
+
+    async def send(self, call: Call, token: Token) -> Answer:
+        """Send the request, return the answer as soon as its head is there.
+
+        Raises:
+            UpstreamUnreachable, UpstreamTls, UpstreamProtocol, UpstreamTimeout
+            BadTarget: from the request body.
         """

@@ -9,9 +9,10 @@ or with anything missing or of another type, is refused as a whole, never half r
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from datetime import UTC, datetime
+from typing import Any, Literal, Self
 
-from cfproxy.errors import StoreUnusable
+from cfproxy.errors import LoginRequired, StoreUnusable
 from cfproxy.secret import Secret
 
 DOCUMENT_VERSION = 1
@@ -90,6 +91,10 @@ class Login:
         """Return this record with `changes` and the next serial."""
         return replace(self, serial=self.serial + 1, **changes)
 
+    def belongs_to(self, app: App) -> bool:
+        """Return whether this login was made by `app`, at the same token endpoint."""
+        return (self.client_id, self.token_url) == (app.client_id, app.token_url)
+
     def to_document(self) -> dict[str, Any]:
         """Return the stored form: JSON types only, secrets in clear."""
         return {
@@ -151,6 +156,64 @@ class Login:
             refused_at=take.number_or_none("refused_at"),
             answer_lost=take.flag("answer_lost"),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """Which app logs in where: what a stored login must match before it is used.
+
+    Args:
+        account: the account's name.
+        client_id: the app.
+        token_url: the only place that its tokens are shown to, besides the upstream.
+        scope: what is asked for.
+        grant: how.
+    """
+
+    account: str
+    client_id: str
+    token_url: str
+    scope: str
+    grant: Literal["authorization_code", "client_credentials"]
+
+    @property
+    def login_command(self) -> str:
+        """The command line that logs this account in."""
+        return "cfproxy login" if self.account == "default" else f"cfproxy login --account {self.account}"
+
+
+def login_problem(login: Login | None, app: App) -> LoginRequired | None:
+    """Return why nobody but a person can renew this login; None when it can be renewed."""
+    if app.grant == "client_credentials":
+        return None
+    who, cure = f"account '{app.account}'", f"run: {app.login_command}"
+    if login is None:
+        return LoginRequired(f"{who} is not logged in; {cure}")
+    if not login.belongs_to(app):
+        return LoginRequired(
+            f"{who} is logged in as another app, or elsewhere (client_id or token_url changed); {cure}"
+        )
+    if login.answer_lost and login.presented_at is not None:
+        return LoginRequired(
+            f"the login of {who} is lost: the token endpoint used up the refresh token that was sent at "
+            f"{instant(login.presented_at)}, but its answer never arrived; {cure}"
+        )
+    if login.refused_at is not None:
+        return LoginRequired(
+            f"the login of {who} has ended: the token endpoint refused the refresh token at "
+            f"{instant(login.refused_at)} (expired, revoked, or used elsewhere); {cure}"
+        )
+    if login.refresh_token is None:
+        return LoginRequired(
+            f"{who} got no refresh token (is offline_access in the scope?), "
+            f"so its login ends with the access token; {cure}"
+        )
+    return None
+
+
+def instant(at: float) -> str:
+    """Return a wall-clock instant as people and machines read it: UTC, RFC 3339, whole seconds."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class _Taker:

@@ -1,0 +1,33 @@
+"""Token stores: where logins are kept.
+
+Owns: the choice of the adapter. Each adapter implements `cfproxy.ports.TokenStore` and passes one
+contract suite.
+Must not know: the engine, or what a token is good for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cfproxy.errors import ConfigError
+from cfproxy.ports import TokenStore
+from cfproxy.stores.file import FileStore
+from cfproxy.stores.memory import MemoryStore
+
+
+def open_store(store: str, directory: Path | None) -> TokenStore:
+    """Return a new store.
+
+    Args:
+        store: the setting: `memory`, `file` or `file:DIR`.
+        directory: the folder of a file store, absolute.
+
+    Raises:
+        ConfigError: another word, or a file store without a folder.
+    """
+    if store == "memory":
+        return MemoryStore()
+    if store.partition(":")[0] == "file" and directory is not None:
+        return FileStore(directory)
+    # The value is left out: a store's URL may hold a password.
+    raise ConfigError("store: use file, file:DIR or memory")

@@ -1,0 +1,1 @@
+"""What listens: the proxy, the admin endpoints, and how errors are answered."""

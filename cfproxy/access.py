@@ -1,0 +1,179 @@
+"""Who may call, and what for.
+
+Owns: the checks of the `access` settings and of web pages on other sites.
+Must not know: sockets, tokens, the upstream.
+Invariant: decides on the request's own bytes and on nothing that a client says of itself or of others
+(forwarding headers are not read).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from cfproxy.errors import BadTarget, CrossSite, HostNotAllowed, KeyRequired, NotAllowed
+from cfproxy.secret import Secret
+from cfproxy.wire import RawHeaders, has_dot_segment
+
+_ENCODED_SEPARATOR = re.compile(rb"%(?:2f|5c|00)|\\|//", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class AccessRules:
+    """What one listener lets through.
+
+    Args:
+        hosts: further values of `Host`, with or without port.
+        origins: web origins (`scheme://host[:port]`) whose pages may call.
+        keys: any one of them opens; none at all means that no key is asked for.
+        methods: allowed methods; empty for all.
+        paths: patterns of whole paths, `*` within a segment, `**` across; a leading `!` denies.
+            Without an allowing pattern everything that is not denied is allowed.
+    """
+
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    keys: tuple[Secret, ...] = ()
+    methods: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    _allow: tuple[re.Pattern[bytes], ...] = field(init=False, repr=False)
+    _deny: tuple[re.Pattern[bytes], ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        allow = tuple(_compiled(p) for p in self.paths if not p.startswith("!"))
+        deny = tuple(_compiled(p[1:]) for p in self.paths if p.startswith("!"))
+        object.__setattr__(self, "_allow", allow)
+        object.__setattr__(self, "_deny", deny)
+
+    def check_host(self, host: str, port: int | None, local_address: str | None) -> None:
+        """Refuse a `Host` that does not name this listener: DNS rebinding ends here.
+
+        Args:
+            host: the header's value; empty when there was none (HTTP/1.0).
+            port: the listener's port; None for a Unix socket, which no web page reaches.
+            local_address: the IP address that the connection came in at.
+
+        Raises:
+            HostNotAllowed
+        """
+        if port is None or not host:
+            return
+        name, given_port = split_host(host)
+        right_port = given_port == port or (given_port is None and port == 80)
+        if right_port and (is_loopback_name(name) or name == local_address):
+            return
+        for allowed in self.hosts:
+            allowed_name, allowed_port = split_host(allowed.lower())
+            if name == allowed_name and (allowed_port is None or allowed_port == given_port):
+                return
+        raise HostNotAllowed(
+            "this Host is not one of ours; call http://localhost with the listener's port, "
+            "or add the name to access.hosts"
+        )
+
+    def check_origin(self, headers: RawHeaders, own: str) -> None:
+        """Refuse web pages of other sites (`Origin`, and Fetch Metadata's `Sec-Fetch-Site`).
+
+        Args:
+            headers: the request's.
+            own: `scheme://authority` as the client named us.
+
+        Raises:
+            CrossSite
+        """
+        for name, value in headers:
+            low = name.lower()
+            if low == b"origin":
+                origin = value.decode("latin-1").strip().lower()
+                if origin not in self.origins and origin != own.lower():
+                    raise CrossSite("a web page of another site sent this; add its origin to access.origins")
+            elif low == b"sec-fetch-site" and value.strip().lower() in {b"cross-site", b"same-site"}:
+                origins = [v.decode("latin-1").strip().lower() for n, v in headers if n.lower() == b"origin"]
+                if not origins or any(origin not in self.origins for origin in origins):
+                    raise CrossSite("a web page of another site sent this; add its origin to access.origins")
+
+    def check_key(self, headers: RawHeaders) -> Secret | None:
+        """Return the access key that came along, None where no key is asked for.
+
+        Accepted as `X-Cfproxy-Key`, as the password of Basic, or as a Bearer token, so that the
+        "API token" field of a legacy tool will do.
+
+        Raises:
+            KeyRequired
+        """
+        if not self.keys:
+            return None
+        found: Secret | None = None
+        for candidate in _keys_in(headers):
+            for key in self.keys:  # all of them, so that time does not tell which one it was
+                if candidate == key:
+                    found = key
+        if found is None:
+            raise KeyRequired("an access key is needed: send it as X-Cfproxy-Key, or as the Basic password")
+        return found
+
+    def check_target(self, method: str, target: bytes) -> None:
+        """Refuse methods and paths that the rules don't allow, judging the bytes that will be sent.
+
+        Raises:
+            NotAllowed: the rules say no.
+            BadTarget: the path could be read in two ways, and there are rules to get round.
+        """
+        if self.methods and method not in self.methods:
+            raise NotAllowed("access.methods does not allow this method")
+        if not self.paths:
+            return
+        path = target.partition(b"?")[0]
+        if has_dot_segment(path) or _ENCODED_SEPARATOR.search(path):
+            raise BadTarget("while access.paths has rules, a path must have no dot segment, '//' or %2F")
+        if any(rule.fullmatch(path) for rule in self._deny) or (
+            self._allow and not any(rule.fullmatch(path) for rule in self._allow)
+        ):
+            raise NotAllowed("access.paths does not allow this path")
+
+
+def split_host(host: str) -> tuple[str, int | None]:
+    """Return the lower-cased name without brackets and final dot, and the port if there is one."""
+    match = re.fullmatch(r"\s*(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s/@]+)(?::(\d{1,5}))?\s*", host)
+    if match is None:
+        return "", None
+    name = match[1].lower().strip("[]").removesuffix(".")
+    return name, int(match[2]) if match[2] else None
+
+
+def is_loopback_name(name: str) -> bool:
+    """Return whether a name or address can only mean this machine (RFC 6761 §6.3)."""
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _keys_in(headers: RawHeaders) -> Iterable[Secret]:
+    for name, value in headers:
+        low = name.lower()
+        if low == b"x-cfproxy-key":
+            yield Secret(value.decode("utf-8", "surrogateescape").strip())
+        elif low == b"authorization":
+            scheme, _, rest = value.decode("utf-8", "surrogateescape").strip().partition(" ")
+            if scheme.lower() == "bearer":
+                yield Secret(rest.strip())
+            elif scheme.lower() == "basic":
+                try:
+                    pair = base64.b64decode(rest.strip(), validate=True).decode("utf-8")
+                except (binascii.Error, ValueError):
+                    continue
+                yield Secret(pair.partition(":")[2])
+
+
+def _compiled(pattern: str) -> re.Pattern[bytes]:
+    parts = re.split(r"(\*\*|\*)", pattern)
+    kinds = {"**": ".*", "*": "[^/]*"}
+    text = "".join(kinds.get(part) or re.escape(part) for part in parts)
+    return re.compile(text.encode(), re.DOTALL)

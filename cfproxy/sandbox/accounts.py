@@ -1,0 +1,168 @@
+"""The accounts server over HTTP: authorize, token, revocation, discovery.
+
+Owns: how a request becomes a form and how an answer looks.
+Must not know: the rules of grants (`grants.py`), how pages look (`pages.py`).
+Invariants: without a known client and an exactly registered redirect URI nothing is ever
+redirected (RFC 6749 §3.1.2.4); no answer with a code or a token may be cached.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlencode
+
+from aiohttp import web
+
+from cfproxy.sandbox import pages
+from cfproxy.sandbox.behaviour import Behaviour
+from cfproxy.sandbox.faults import inflict, take
+from cfproxy.sandbox.grants import Grants
+from cfproxy.sandbox.journal import Journal, TokenRequest
+from cfproxy.sandbox.rules import SCOPES, Refused, parse_scope
+
+FORM_MAX_BYTES = 65536
+_NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
+# RFC 7636 §4.2: 32 bytes of SHA-256 in base64url.
+_CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")
+
+
+@dataclass
+class Accounts:
+    """The accounts server's handlers."""
+
+    behaviour: Behaviour
+    grants: Grants
+    journal: Journal
+    clock: Callable[[], float]
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes; other methods get 405 from the router."""
+        return [
+            web.get("/.well-known/openid-configuration", self._discover, allow_head=False),
+            web.get("/connect/authorize", self._authorize, allow_head=False),
+            web.post("/connect/authorize", self._authorize),
+            web.post("/connect/token", self._token),
+            web.post("/connect/revocation", self._revoke),
+        ]
+
+    async def _discover(self, _request: web.Request) -> web.Response:
+        issuer = self.grants.issuer
+        return web.json_response(
+            {
+                "issuer": issuer,
+                "authorization_endpoint": f"{issuer}/connect/authorize",
+                "token_endpoint": f"{issuer}/connect/token",
+                "revocation_endpoint": f"{issuer}/connect/revocation",
+                "response_types_supported": ["code"],
+                "grant_types_supported": [*self.behaviour.grants, "refresh_token"],
+                "scopes_supported": list(SCOPES),
+                "token_endpoint_auth_methods_supported": ["client_secret_post"],
+                "code_challenge_methods_supported": ["S256"],
+                "authorization_response_iss_parameter_supported": self.behaviour.iss_in_redirect,
+            }
+        )
+
+    async def _authorize(self, request: web.Request) -> web.Response:
+        """Show the consent page, or carry out what was decided on it (RFC 6749 §4.1.1)."""
+        pairs = parse_qsl(request.rel_url.raw_query_string, keep_blank_values=True)
+        asked = dict(pairs)
+        redirect_uri = asked.get("redirect_uri", "")
+        if len(asked) != len(pairs):
+            return pages.render_refusal("A parameter of the login address stands there twice.")
+        if asked.get("client_id") != self.behaviour.client_id:
+            return pages.render_refusal("The sandbox does not know this client_id.")
+        if redirect_uri not in (*self.behaviour.redirect_uris, f"{self.grants.issuer}/paste"):
+            return pages.render_refusal("This redirect_uri is not registered for the app, letter by letter.")
+        if error := self._find_error(asked):
+            return self._redirect(asked, {"error": error})
+        if request.method == "GET":
+            return pages.render_consent(self.behaviour.app_name, asked["scope"].split(), redirect_uri)
+        try:
+            form = await _read_form(request)
+        except Refused as refused:
+            return pages.render_refusal(f"The form can't be read: {refused.reason}.")
+        match form.get("decision"):
+            case "allow":
+                scope = parse_scope(asked["scope"]) or ""
+                code = self.grants.issue_code(redirect_uri, scope, asked.get("code_challenge", ""))
+                return self._redirect(asked, {"code": code, "scope": scope})
+            case "deny":
+                return self._redirect(asked, {"error": "access_denied"})
+            case _:
+                return pages.render_refusal("The form says neither Yes nor No.")
+
+    def _find_error(self, asked: dict[str, str]) -> str:
+        """Return the error of RFC 6749 §4.1.2.1 that the redirect has to carry; empty for none."""
+        challenge = asked.get("code_challenge", "")
+        if asked.get("response_type") != "code":
+            return "unsupported_response_type"
+        if parse_scope(asked.get("scope", "")) is None:
+            return "invalid_scope"
+        if not challenge:
+            return "invalid_request" if self.behaviour.require_pkce else ""
+        if asked.get("code_challenge_method") != "S256" or not _CHALLENGE.fullmatch(challenge):
+            return "invalid_request"
+        return ""
+
+    def _redirect(self, asked: dict[str, str], result: dict[str, str]) -> web.Response:
+        result |= {"state": asked["state"]} if "state" in asked else {}
+        result |= {"iss": self.grants.issuer} if self.behaviour.iss_in_redirect else {}
+        target = asked["redirect_uri"]
+        location = f"{target}{'&' if '?' in target else '?'}{urlencode(result)}"
+        return web.Response(status=302, headers={**_NO_STORE, "Location": location})
+
+    async def _token(self, request: web.Request) -> web.StreamResponse:
+        at = self.clock()
+        fault = take(self.behaviour.token_faults)
+        if fault is not None and not fault.processes:
+            self._note("", f"fault:{fault.kind}", "", at)
+        return await inflict(fault, request, lambda: self._issue(request, at))
+
+    async def _issue(self, request: web.Request, at: float) -> web.Response:
+        form: dict[str, str] = {}
+        try:
+            form = await _read_form(request)
+            answer = self.grants.token(form)
+        except Refused as refused:
+            self._note(form.get("grant_type", ""), refused.error, refused.reason, at)
+            return _refuse(refused)
+        except web.HTTPException as error:
+            self._note("", str(error.status), "not a form that can be read", at)
+            raise
+        self._note(form["grant_type"], "issued", "", at)
+        return web.json_response(answer, headers=_NO_STORE)
+
+    async def _revoke(self, request: web.Request) -> web.Response:
+        """Answer 200 for unknown tokens too (RFC 7009 §2.2)."""
+        try:
+            self.grants.revoke(await _read_form(request))
+        except Refused as refused:
+            return _refuse(refused)
+        return web.Response(headers=_NO_STORE)
+
+    def _note(self, grant: str, outcome: str, reason: str, at: float) -> None:
+        self.journal.note_token_request(TokenRequest(grant, outcome, reason, at))
+
+
+async def _read_form(request: web.Request) -> dict[str, str]:
+    """Read a form's fields; raise `Refused` for a doubled one (RFC 6749 §3.2) and for broken encoding."""
+    if request.content_type != "application/x-www-form-urlencoded":
+        raise web.HTTPUnsupportedMediaType
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > FORM_MAX_BYTES:
+            raise web.HTTPRequestEntityTooLarge(FORM_MAX_BYTES, len(body))
+    try:
+        pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError:
+        raise Refused("invalid_request", "not UTF-8") from None
+    if len(dict(pairs)) != len(pairs):
+        raise Refused("invalid_request", "a field stands there twice")
+    return dict(pairs)
+
+
+def _refuse(refused: Refused) -> web.Response:
+    return web.json_response({"error": refused.error}, status=400, headers=_NO_STORE)

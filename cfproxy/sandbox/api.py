@@ -1,0 +1,112 @@
+"""The API's paths over the studio.
+
+Owns: which paths there are, what they take and what they answer.
+Must not know: tokens, limits, faults (`gateway.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple
+
+from aiohttp import web
+
+from cfproxy.sandbox.assets import Assets
+from cfproxy.sandbox.problem import ApiProblem, check_id, find, invalid, paginate, read_json
+from cfproxy.sandbox.studio import Record, Studio
+
+Handler = Callable[..., Awaitable[web.StreamResponse]]
+_JOB_TEXTS = ("name", "status", "deadline")
+
+
+class Route(NamedTuple):
+    """A path below `/v1`, as a pattern for the whole raw path; its groups go to the handler."""
+
+    method: str | None
+    pattern: re.Pattern[str]
+    handler: Handler
+
+
+class Api:
+    """The API's handlers."""
+
+    def __init__(self, studio: Studio, assets: Assets) -> None:
+        self._studio = studio
+        self._assets = assets
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        table: list[tuple[str, str, Handler]] = [
+            ("GET", "/jobs", self._list_jobs),
+            ("GET", "/jobs/([^/]+)", self._get_job),
+            ("PUT", "/jobs/([^/]+)", self._put_job),
+            ("GET", "/jobs/([^/]+)/get-job-status-overview", self._summarise_job),
+            ("GET", "/products", self._list_products),
+            ("GET", "/products/([^/]+)", self._get_product),
+            ("GET", "/workunits/([^/]+)", self._get_work_unit),
+            ("GET", "/productiontypes", self._list_production_types),
+            ("GET", "/outfits", self._list_outfits),
+            ("POST", "/assets/get-presigned-url", self._presign),
+        ]
+        return [Route(method, re.compile(path), handler) for method, path, handler in table]
+
+    async def _list_jobs(self, request: web.Request) -> web.Response:
+        return self._list(request, list(self._studio.jobs.values()), "clientId")
+
+    async def _list_products(self, request: web.Request) -> web.Response:
+        return self._list(request, list(self._studio.products.values()), "jobId")
+
+    async def _list_outfits(self, request: web.Request) -> web.Response:
+        wanted = request.query.get("productId")
+        outfits = list(self._studio.outfits.values())
+        if wanted is not None:
+            product_id = check_id("productId", wanted)
+            outfits = [outfit for outfit in outfits if product_id in outfit["productIds"]]
+        return paginate(outfits, request.query)
+
+    async def _list_production_types(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._studio.production_types)
+
+    async def _get_job(self, _request: web.Request, job_id: str) -> web.Response:
+        return web.json_response(find(self._studio.jobs, job_id))
+
+    async def _get_product(self, _request: web.Request, product_id: str) -> web.Response:
+        return web.json_response(find(self._studio.products, product_id))
+
+    async def _get_work_unit(self, _request: web.Request, unit_id: str) -> web.Response:
+        return web.json_response(find(self._studio.work_units, unit_id))
+
+    async def _summarise_job(self, _request: web.Request, job_id: str) -> web.Response:
+        return web.json_response(self._studio.summarise_job(find(self._studio.jobs, job_id)["id"]))
+
+    async def _put_job(self, request: web.Request, job_id: str) -> web.Response:
+        """Change the fields that were sent; those that can't be changed are ignored."""
+        job = find(self._studio.jobs, job_id)
+        body = await read_json(request)
+        changes = {name: body[name] for name in _JOB_TEXTS if name in body}
+        wrong = {name: [f"The {name} field is required."] for name in changes if not _is_text(changes[name])}
+        if wrong:
+            raise ApiProblem(400, "One or more validation errors occurred.", wrong)
+        job.update(changes)
+        return web.json_response(job)
+
+    async def _presign(self, request: web.Request) -> web.Response:
+        body = await read_json(request)
+        file_name, product_id = body.get("fileName"), body.get("productId")
+        if not _is_text(file_name):
+            raise invalid("fileName", "The fileName field is required.")
+        if product_id is not None:
+            product_id = find(self._studio.products, str(product_id))["id"]
+        return web.json_response(self._assets.presign(str(file_name), product_id))
+
+    def _list(self, request: web.Request, records: list[Record], filter_field: str) -> web.Response:
+        wanted = request.query.get(filter_field)
+        if wanted is not None:
+            wanted = check_id(filter_field, wanted)
+            records = [record for record in records if record[filter_field] == wanted]
+        return paginate(records, request.query)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())

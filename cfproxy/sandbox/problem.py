@@ -1,0 +1,110 @@
+"""The API's error answers, in the shape of ASP.NET's ProblemDetails.
+
+Owns: `ApiProblem` and its rendering, and the checks of input that end in one.
+Must not know: which paths there are.
+Invariant: every error body has `type`, `title`, `status` and a `traceId` of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+JSON_MAX_BYTES = 1024 * 1024
+_INVALID = "One or more validation errors occurred."
+_PAGE_SIZE_MAX = 1000
+# RFC 9110 defines each status in a subsection of 15.5 that is counted from 400 on.
+_TYPE = "https://tools.ietf.org/html/rfc9110#section-15.5.{}"
+
+
+class ApiProblem(Exception):
+    """An API error.
+
+    Args:
+        status: HTTP status, 400 to 431.
+        title: one sentence.
+        errors: for a 400, what is wrong with which field.
+        headers: more headers of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        title: str,
+        errors: Mapping[str, list[str]] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(title)
+        self.status = status
+        self.title = title
+        self.errors = errors
+        self.headers = headers or {}
+
+    def render(self) -> web.Response:
+        """Return the answer."""
+        body: dict[str, Any] = {} if self.errors is None else {"errors": self.errors}
+        body |= {"type": _TYPE.format(self.status - 399), "title": self.title, "status": self.status}
+        body["traceId"] = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
+        return web.json_response(
+            body, status=self.status, headers=self.headers, content_type="application/problem+json"
+        )
+
+
+def invalid(field: str, text: str) -> ApiProblem:
+    """Return the 400 for one field."""
+    return ApiProblem(400, _INVALID, {field: [text]})
+
+
+def find(table: Mapping[str, dict[str, Any]], record_id: str) -> dict[str, Any]:
+    """Return a record; raise 400 for what is no UUID and 404 for an unknown one."""
+    record = table.get(check_id("id", record_id))
+    if record is None:
+        raise ApiProblem(404, "Not Found")
+    return record
+
+
+def check_id(field: str, text: str) -> str:
+    """Return an id in its usual spelling; raise 400 when it is no UUID."""
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise invalid(field, f"The value '{text}' is not valid.") from None
+
+
+def paginate(records: list[dict[str, Any]], query: Mapping[str, str]) -> web.Response:
+    """Answer with the page of `records` that `pageNumber` (from 1) and `pageSize` (default 10) name."""
+    number = _count(query, "pageNumber", 1, 2**31 - 1)
+    size = _count(query, "pageSize", 10, _PAGE_SIZE_MAX)
+    page = records[(number - 1) * size : number * size]
+    return web.json_response({"pageInfo": {"pageNumber": number, "pageSize": size}, "pageData": page})
+
+
+def _count(query: Mapping[str, str], field: str, default: int, most: int) -> int:
+    text = query.get(field, str(default))
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) <= len(str(most)) else 0
+    if not 1 <= number <= most:
+        raise invalid(field, f"The field {field} must be between 1 and {most}.")
+    return number
+
+
+async def read_json(request: web.Request) -> dict[str, Any]:
+    """Read a JSON object; raise 415 for another type, 413 for more than 1 MiB, 400 for anything else."""
+    if request.content_type != "application/json":
+        raise ApiProblem(415, "Unsupported Media Type")
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > JSON_MAX_BYTES:
+            raise ApiProblem(413, "Content Too Large")
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise invalid("$", "The body is not a JSON object.")
+    return document

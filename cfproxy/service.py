@@ -1,0 +1,336 @@
+"""The composition root: from settings to a running proxy, and back to rest.
+
+Owns: what is built from what, the order of starting and draining.
+Invariant: whatever was opened is closed in reverse order, whichever step fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from aiohttp import web
+from structlog.typing import FilteringBoundLogger
+from yarl import URL
+
+from cfproxy.access import AccessRules
+from cfproxy.broker import Broker, BrokerState
+from cfproxy.config import Account, Settings, TcpAddress, UnixAddress
+from cfproxy.endpoint import HttpTokenEndpoint
+from cfproxy.errors import CfproxyError
+from cfproxy.forward import Forwarder
+from cfproxy.login import LoginPlan
+from cfproxy.metrics import Metrics
+from cfproxy.pacing import Pace
+from cfproxy.ports import TokenStore
+from cfproxy.shaper import Shaper
+from cfproxy.sockets import bound_unix_socket
+from cfproxy.stores import open_store
+from cfproxy.token import App
+from cfproxy.upstream import HttpUpstream
+from cfproxy.web.admin import Admin
+from cfproxy.web.proxy import ProxyListener, ProxySettings
+from cfproxy.wire import Origin
+
+BACKLOG = 4096
+
+
+class SystemClock:
+    """The machine's clocks (see `ports.Clock`)."""
+
+    def time(self) -> float:
+        """Return the wall clock."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Return the monotonic clock."""
+        return time.monotonic()
+
+    async def sleep(self, delay_s: float) -> None:
+        """Sleep."""
+        await asyncio.sleep(delay_s)
+
+
+class ListenError(CfproxyError):
+    """A listener's address can't be had."""
+
+
+def build_app(account: Account) -> App:
+    """Return what a stored login of this account must match."""
+    return App(account.name, account.client_id, account.token_url, account.scope, account.grant)
+
+
+def build_store(account: Account) -> TokenStore:
+    """Open the account's store."""
+    return open_store(account.store, account.store_dir)
+
+
+def build_endpoint(account: Account) -> HttpTokenEndpoint:
+    """Return the client of the account's token endpoint."""
+    return HttpTokenEndpoint(
+        client_id=account.client_id,
+        client_secret=account.client_secret,
+        token_url=account.token_url,
+        revocation_url=account.revocation_url,
+        scope=account.scope,
+        timeout_s=account.timeouts.token_s,
+        connect_timeout_s=account.timeouts.connect_s,
+        ssl_context=build_tls(account),
+    )
+
+
+def build_tls(account: Account) -> ssl.SSLContext | None:
+    """Return the context that trusts `tls.ca_file` besides the system's authorities; None without one."""
+    if account.tls.ca_file is None:
+        return None
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(account.tls.ca_file)
+    except (OSError, ssl.SSLError):
+        raise ListenError(f"tls.ca_file {account.tls.ca_file} holds no certificate in PEM form") from None
+    return context
+
+
+def build_login_plan(account: Account, store: TokenStore) -> LoginPlan:
+    """Return what `login` and `logout` work with."""
+    return LoginPlan(
+        account=account.name,
+        client_id=account.client_id,
+        scope=account.scope,
+        redirect_uri=account.redirect_uri,
+        authorize_url=account.authorize_url,
+        token_url=account.token_url,
+        pkce=account.pkce,
+        refresh_token_lifetime_s=account.refresh_token_lifetime_s,
+        store=store,
+        endpoint=build_endpoint(account),
+        clock=SystemClock(),
+        lock_timeout_s=account.timeouts.token_s + 30,
+    )
+
+
+def build_broker(account: Account, store: TokenStore, log: FilteringBoundLogger) -> Broker:
+    """Return the account's token source."""
+    return Broker(
+        build_app(account),
+        store,
+        build_endpoint(account),
+        SystemClock(),
+        log,
+        endpoint_timeout_s=account.timeouts.token_s,
+    )
+
+
+@dataclass
+class RunningAccount:
+    """One account of a running proxy (see `web.admin.Account`)."""
+
+    settings: Account
+    app: App
+    broker: Broker
+    listener: ProxyListener
+    store_location: str
+    listen: str = ""
+    servers: list[asyncio.Server] = field(default_factory=list)
+
+    @property
+    def upstream_url(self) -> str:
+        """Where requests go."""
+        return self.settings.upstream
+
+    @property
+    def url(self) -> str:
+        """Where clients call; a Unix socket's path for one."""
+        return self.listen if self.listen.startswith("unix:") else f"http://{self.listen}"
+
+    async def look(self) -> BrokerState:
+        """Return the broker's state."""
+        return await self.broker.look()
+
+
+class Service:
+    """A running proxy, used as an async context manager.
+
+    Args:
+        settings: the whole configuration.
+        names: accounts to serve; all when empty.
+        log: where events go.
+        stores: stores to use instead of the configured ones, by account.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        names: tuple[str, ...],
+        log: FilteringBoundLogger,
+        stores: dict[str, TokenStore] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._chosen = [a for name, a in settings.accounts.items() if not names or name in names]
+        self._log = log
+        self._stores = stores or {}
+        self._shapers: dict[str, Shaper] = {}
+        self._stack = contextlib.AsyncExitStack()
+        self._metrics = Metrics()
+        self.accounts: list[RunningAccount] = []
+        self.admin: Admin | None = None
+        self.admin_url: str | None = None
+        self.stopped = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        async with self._stack:
+            for account in self._chosen:
+                self.accounts.append(await self._start_account(account))
+            await self._start_admin()
+            self._stack = self._stack.pop_all()
+        if self.admin is not None:
+            self.admin.started = True
+        for running in self.accounts:
+            self._log.info(
+                "proxy.started",
+                account=running.app.account,
+                listen=running.listen,
+                upstream=running.upstream_url,
+            )
+            if (error := running.broker.state().error) is not None:
+                self._log.warning("account.not_ready", account=running.app.account, reason=error.message)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._drain()
+        await self._stack.aclose()
+        self._log.info("proxy.stopped")
+
+    def stop(self) -> None:
+        """Ask for the end; whoever waits on `stopped` ends the context."""
+        self.stopped.set()
+
+    async def _start_account(self, account: Account) -> RunningAccount:
+        store = self._stores.get(account.name) or build_store(account)
+        broker = build_broker(account, store, self._log)
+        self._stack.push_async_callback(broker.aclose)
+        await broker.start()
+        upstream = HttpUpstream(
+            account.upstream,
+            tls=build_tls(account),
+            connect_s=account.timeouts.connect_s,
+            idle_s=account.timeouts.idle_s,
+        )
+        self._stack.push_async_callback(upstream.aclose)
+        forwarder = Forwarder(
+            broker, self._shaper(account), upstream, retry_unauthorized=account.retry.unauthorized
+        )
+        listen = account.listen
+        settings = ProxySettings(
+            account=account.name,
+            origin=build_origin(account.upstream),
+            rules=AccessRules(
+                hosts=account.access.hosts,
+                origins=account.access.origins,
+                keys=account.access.keys,
+                methods=account.access.methods,
+                paths=account.access.paths,
+            ),
+            body_memory_bytes=account.retry.body_memory_bytes,
+            body_max_bytes=account.retry.body_max_bytes if account.retry.unauthorized else 0,
+            idle_s=account.timeouts.idle_s,
+            on_request=lambda method, status, s: self._metrics.count_request(account.name, method, status, s),
+        )
+        listener = ProxyListener(settings, forwarder, self._log)
+        running = RunningAccount(account, build_app(account), broker, listener, store.location)
+        running.listen, port = await self._listen(listen, listener.build_server(), running.servers)
+        listener.port = port
+        return running
+
+    def _shaper(self, account: Account) -> Shaper:
+        # The API counts per IP address: accounts that share an upstream share its limit.
+        origin = account.upstream_origin
+        if origin not in self._shapers:
+            pacing = account.pacing
+            self._shapers[origin] = Shaper(
+                Pace(pacing.rate, pacing.per_s), SystemClock(), pacing.queue, pacing.max_wait_s
+            )
+        return self._shapers[origin]
+
+    async def _start_admin(self) -> None:
+        address = self._settings.admin
+        if address is None:
+            return
+        first = self.accounts[0].settings.access
+        rules = AccessRules(hosts=first.hosts, keys=() if address.is_loopback else first.keys)
+        self.admin = Admin(list(self.accounts), self._metrics, rules, self.stop)
+        runner = web.AppRunner(self.admin.build_app(), access_log=None, handle_signals=False)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        assert runner.server is not None  # noqa: S101 - set up a line above
+        servers: list[asyncio.Server] = []
+        name, port = await self._listen(address, runner.server, servers)
+        self.admin.port = port or 0
+        self.admin_url = f"http://{name}"
+
+    async def _listen(
+        self,
+        address: TcpAddress | UnixAddress,
+        protocols: Callable[[], asyncio.BaseProtocol],
+        servers: list[asyncio.Server],
+    ) -> tuple[str, int | None]:
+        loop = asyncio.get_running_loop()
+        try:
+            if isinstance(address, UnixAddress):
+                bound = self._stack.enter_context(bound_unix_socket(address.path))
+                server = await loop.create_unix_server(protocols, sock=bound, backlog=BACKLOG)
+            else:
+                server = await loop.create_server(protocols, address.host, address.port, backlog=BACKLOG)
+        except OSError as error:
+            reason = error.strerror or "it cannot be used"
+            raise ListenError(
+                f"cannot listen on {address}: {reason}; stop what uses it, or set another address"
+            ) from None
+        servers.append(server)
+        self._stack.callback(server.close)
+        if isinstance(address, UnixAddress):
+            return str(address), None
+        port: int = server.sockets[0].getsockname()[1]
+        return str(TcpAddress(address.host, port)), port
+
+    async def _drain(self) -> None:
+        """Stop accepting, then let requests in flight finish within `timeouts.drain`."""
+        if self.admin is not None:
+            self.admin.draining = True
+        for running in self.accounts:
+            for server in running.servers:
+                server.close()
+            running.listener.drain()
+        limit_s = max(running.settings.timeouts.drain_s for running in self.accounts)
+        try:
+            async with asyncio.timeout(limit_s):
+                for running in self.accounts:
+                    await running.listener.idle.wait()
+        except TimeoutError:
+            left = sum(running.listener.in_flight for running in self.accounts)
+            self._log.warning("proxy.drain_cut", requests=left)
+        for running in self.accounts:
+            await running.listener.aclose()
+
+
+def build_origin(upstream: str) -> Origin:
+    """Return the origin of an upstream URL; `via` is new each time."""
+    url = URL(upstream)
+    assert url.raw_host is not None  # noqa: S101 - the configuration has checked it
+    host = f"[{url.raw_host}]" if ":" in url.raw_host else url.raw_host
+    authority = host if url.is_default_port() else f"{host}:{url.port}"
+    return Origin(
+        scheme=url.scheme,
+        authority=authority.encode("ascii"),
+        base_path=url.raw_path.rstrip("/").encode("ascii"),
+        via=f"cfproxy-{secrets.token_hex(4)}".encode("ascii"),
+    )

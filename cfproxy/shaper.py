@@ -1,0 +1,252 @@
+"""Fair, bounded, cancellable waiting for the pace.
+
+Owns: who waits, in which order they are let go, and who is refused instead.
+Must not know: what a flow is made of (whoever calls chooses the key), HTTP, sockets.
+Invariants:
+1. Inside a flow nobody is overtaken. Between flows turns go round; a flow that has just come to wait
+   is served first, but at most every second turn goes to such newcomers. So a lone caller beside a
+   bulk job gets the very next slot or the one after it, and no crowd of newcomers starves a bulk job.
+2. At most `queue` callers wait. When all places are taken, one of a shorter flow takes the place of
+   the longest flow's newest, which waited least and would wait longest: so a bulk job locks nobody
+   out, and no place is kept empty for that.
+3. Nobody leaves later than `max_wait_s` after asking. Whoever cannot make it is refused as soon as
+   that is certain: on asking, when a pause begins, or when the last slot in time went to another.
+4. A slot granted to a caller that is gone goes to the next one.
+5. Picking costs the same however many wait. While nobody waits there is no task and no timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from cfproxy.errors import QueueFull, QueueRefusal, QueueTimeout
+from cfproxy.pacing import Pace
+from cfproxy.ports import Clock
+
+RETRY_AFTER_MIN_S = 1.0
+FULL = "as many requests wait for their turn as may; send fewer at once or raise pacing.queue"
+TOO_LONG = "the turn of this request comes too late; send fewer at once or raise pacing.max_wait"
+
+# Resolves to the instant of departure, or to a refusal: an exception set on a future whose caller was
+# cancelled in the same turn of the loop would be logged as never retrieved.
+_Waiter = asyncio.Future[float | QueueRefusal]
+_Flow = OrderedDict[_Waiter, None]
+
+
+@dataclass(frozen=True, slots=True)
+class ShaperState:
+    """What can be seen of a shaper at one instant."""
+
+    waiting: int
+    departures: int
+    rate: float | None  # departures per window in use now; None when pacing is off
+    paused_until: float | None  # monotonic instant; None when not paused
+    oldest_wait_s: float  # 0 when nobody waits
+
+
+class Shaper:
+    """The queue of everybody who shares one limit.
+
+    Args:
+        pace: the limit; nobody else may take from it.
+        clock: only `monotonic` and `sleep` are used.
+        queue: how many may wait; 0 refuses whoever cannot leave at once.
+        max_wait_s: seconds that anybody waits at most.
+    """
+
+    def __init__(self, pace: Pace, clock: Clock, queue: int, max_wait_s: float) -> None:
+        self._pace = pace
+        self._clock = clock
+        self._queue = queue
+        self._max_wait_s = max_wait_s
+        self._line = _Line()
+        self._timer: asyncio.Task[None] | None = None
+
+    async def slot(self, flow: Hashable) -> float:
+        """Wait for this caller's turn and return the seconds that it took.
+
+        The slot is an instant: send at once, or ask again. A caller that is cancelled loses its
+        place at once and spends no slot.
+
+        Raises:
+            QueueFull: no place to wait.
+            QueueTimeout: the turn cannot come within `max_wait_s`.
+        """
+        now = self._clock.monotonic()
+        if not self._line and self._pace.take(now):
+            return 0.0
+        self._admit(flow, now)
+        waiter: _Waiter = asyncio.get_running_loop().create_future()
+        self._line.push(flow, waiter, now)
+        if self._timer is None:
+            self._timer = asyncio.create_task(self._run())
+        try:
+            outcome = await waiter
+        except asyncio.CancelledError:
+            self._abandon(waiter)
+            raise
+        if isinstance(outcome, QueueRefusal):
+            raise outcome
+        return outcome - now
+
+    def pause(self, until: float) -> None:
+        """Let nobody leave before the monotonic instant `until`; see `Pace.pause`."""
+        now = self._clock.monotonic()
+        self._pace.pause(until, now)
+        self._refuse_late(now)
+        self._rest()
+
+    def slow_down(self) -> bool:
+        """Step the rate down after a 429; see `Pace.slow_down`."""
+        return self._pace.slow_down(self._clock.monotonic())
+
+    def state(self) -> ShaperState:
+        """Return what can be seen now."""
+        now, oldest, paused_until = self._clock.monotonic(), self._line.oldest(), self._pace.paused_until
+        return ShaperState(
+            waiting=len(self._line),
+            departures=self._pace.departures,
+            rate=self._pace.rate(now),
+            paused_until=paused_until if paused_until > now else None,
+            oldest_wait_s=0.0 if oldest is None else now - oldest[1],
+        )
+
+    async def _run(self) -> None:
+        while self._line:
+            await self._clock.sleep(max(0.0, self._pace.ready_at - self._clock.monotonic()))
+            self._release(self._clock.monotonic())
+        self._timer = None
+
+    def _release(self, now: float) -> None:
+        """Let go everybody whose turn has come."""
+        self._refuse_late(now)
+        while self._line and self._pace.ready_at <= now:
+            waiter = self._line.pick()
+            # One that was cancelled a moment ago is still in line until its task has run.
+            if not waiter.done():
+                self._pace.take(now)
+                waiter.set_result(now)
+        self._refuse_late(now)
+
+    def _admit(self, flow: Hashable, now: float) -> None:
+        """Make sure that there is a place for one more of `flow`, or raise."""
+        latest_at = now + self._max_wait_s
+        # The first estimate needs no sum; it decides nearly always.
+        if (
+            self._pace.eta(len(self._line), now) > latest_at
+            and self._pace.eta(self._line.ahead(flow), now) > latest_at
+        ):
+            raise self._refusal(QueueTimeout, TOO_LONG, now)
+        if len(self._line) < self._queue:
+            return
+        victim = self._line.evict_for(flow)
+        if victim is None:
+            raise self._refusal(QueueFull, FULL, now)
+        if not victim.done():
+            victim.set_result(self._refusal(QueueFull, FULL, now))
+
+    def _refuse_late(self, now: float) -> None:
+        """Refuse whoever's time is up before the next departure can be."""
+        earliest_at = max(now, self._pace.ready_at)
+        while (oldest := self._line.oldest()) is not None and oldest[1] + self._max_wait_s < earliest_at:
+            self._line.discard(oldest[0])
+            if not oldest[0].done():
+                oldest[0].set_result(self._refusal(QueueTimeout, TOO_LONG, now))
+
+    def _abandon(self, waiter: _Waiter) -> None:
+        """Clear up after a caller that was cancelled, in line or just as its turn came."""
+        self._line.discard(waiter)
+        outcome = None if waiter.cancelled() else waiter.result()
+        if isinstance(outcome, float) and self._pace.give_back(outcome):
+            self._release(self._clock.monotonic())
+        self._rest()
+
+    def _rest(self) -> None:
+        if self._timer is not None and not self._line:
+            self._timer.cancel()
+            self._timer = None
+
+    def _refusal(self, kind: type[QueueRefusal], text: str, now: float) -> QueueRefusal:
+        # Until all who wait now can have left: coming back earlier only fills the queue again.
+        return kind(text, max(RETRY_AFTER_MIN_S, self._pace.eta(len(self._line), now) - now))
+
+
+class _Line:
+    """Who waits: FIFO inside a flow, turns between flows (deficit round robin with a quantum of one)."""
+
+    def __init__(self) -> None:
+        self._seats: OrderedDict[_Waiter, tuple[Hashable, _Flow, float]] = OrderedDict()
+        # Newcomers, and those that had a turn. A flow that its turn emptied stays among the latter
+        # until it comes up again, so that a caller who returns at once is no newcomer.
+        self._fresh: OrderedDict[Hashable, _Flow] = OrderedDict()
+        self._served: OrderedDict[Hashable, _Flow] = OrderedDict()
+        self._fresh_first = True
+        self._levels: list[dict[Hashable, _Flow]] = []  # [n]: the flows with more than n waiters
+
+    def __len__(self) -> int:
+        return len(self._seats)
+
+    def push(self, key: Hashable, waiter: _Waiter, since: float) -> None:
+        flow = self._find(key)
+        if flow is None:
+            flow = self._fresh[key] = OrderedDict()
+        if len(flow) == len(self._levels):
+            self._levels.append({})
+        self._levels[len(flow)][key] = flow
+        flow[waiter] = None
+        self._seats[waiter] = (key, flow, since)
+
+    def pick(self) -> _Waiter:
+        """Take out whose turn it is; somebody must be in line."""
+        turns = (self._fresh, self._served) if self._fresh_first else (self._served, self._fresh)
+        for ring in turns:
+            while ring:
+                key, flow = ring.popitem(last=False)
+                if flow:
+                    self._served[key] = flow
+                    self._fresh_first = ring is self._served
+                    waiter = next(iter(flow))
+                    self.discard(waiter)
+                    return waiter
+        raise LookupError("nobody waits")
+
+    def discard(self, waiter: _Waiter) -> None:
+        """Take out this one, wherever it stands; nothing happens when it is not in line."""
+        seat = self._seats.pop(waiter, None)
+        if seat is None:
+            return
+        key, flow, _ = seat
+        del flow[waiter]
+        level = self._levels[len(flow)]
+        del level[key]
+        if not level:
+            self._levels.pop()
+        if not flow:
+            self._fresh.pop(key, None)
+        if not self._seats:
+            self._served.clear()
+
+    def evict_for(self, key: Hashable) -> _Waiter | None:
+        """Take out the newest of the longest flow, if that one stays no shorter than `key`'s becomes."""
+        if len(self._levels) <= len(self._find(key) or ()) + 1:
+            return None
+        waiter = next(reversed(next(reversed(self._levels[-1].values()))))
+        self.discard(waiter)
+        return waiter
+
+    def oldest(self) -> tuple[_Waiter, float] | None:
+        """Return who waits longest, and since when."""
+        for waiter, (_, _, since) in self._seats.items():
+            return waiter, since
+        return None
+
+    def ahead(self, key: Hashable) -> int:
+        """Return how many leave before one more of `key`, at least: as many of every flow as of its own."""
+        return sum(map(len, self._levels[: len(self._find(key) or ())]))
+
+    def _find(self, key: Hashable) -> _Flow | None:
+        flow = self._fresh.get(key)
+        return self._served.get(key) if flow is None else flow

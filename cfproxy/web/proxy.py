@@ -1,0 +1,379 @@
+"""The proxy listener: from a client's connection to `forward`, and the answer back.
+
+Owns: reading requests from aiohttp's low-level server, writing answers byte for byte.
+Must not know: tokens, OAuth, how an upstream is reached.
+
+There is no router and no reserved path: every target belongs to the upstream. Invariants:
+1. After the first byte of an answer nothing but that answer follows; if it can't be completed the
+   connection is cut, so that truncation shows.
+2. One log line a request; no query value, header or body is in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http import HttpVersion10
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler
+from structlog.typing import FilteringBoundLogger
+
+from cfproxy.access import AccessRules
+from cfproxy.errors import BadTarget, CfproxyError, ShuttingDown, UpstreamError
+from cfproxy.forward import Forwarder, KeptBody, Outcome
+from cfproxy.ports import Call
+from cfproxy.upstream import HttpAnswer
+from cfproxy.web.problems import render_problem, row_of
+from cfproxy.wire import (
+    Origin,
+    check_head,
+    incoming_headers,
+    outgoing_head,
+    outgoing_target,
+    read_framing,
+)
+
+MAX_HEADER_BYTES = 32 * 1024
+KEEPALIVE_S = 75.0
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_TOO_LARGE = b'cfproxy; received-status=401; details="request body too large to replay after the 401"'
+
+
+@dataclass(frozen=True, slots=True)
+class ProxySettings:
+    """What a listener needs to know.
+
+    Args:
+        account: whose token it adds.
+        origin: the upstream.
+        rules: who may call.
+        body_memory_bytes, body_max_bytes: bounds of what is kept of a body for a second try.
+        idle_s: seconds that a client may leave an answer unread.
+        on_request: called with status and seconds of every request.
+    """
+
+    account: str
+    origin: Origin
+    rules: AccessRules
+    body_memory_bytes: int
+    body_max_bytes: int
+    idle_s: float
+    on_request: Callable[[str, int, float], None]
+
+
+class ProxyListener:
+    """Handles the requests of one account's listener.
+
+    Args:
+        settings: see there.
+        forwarder: sends what was accepted.
+        log: where the request lines go.
+    """
+
+    def __init__(self, settings: ProxySettings, forwarder: Forwarder, log: FilteringBoundLogger) -> None:
+        self._settings = settings
+        self._forwarder = forwarder
+        self._log = log.bind(account=settings.account)
+        self._ids = itertools.count(1)
+        self._id_prefix = f"{time.time_ns() // 1_000_000:x}"
+        self._server: web.Server | None = None
+        self.port: int | None = None  # set once it listens; None for a Unix socket
+        self.draining = False
+        self.in_flight = 0
+        self.idle = asyncio.Event()  # set when nothing is in flight any more after `drain`
+
+    def drain(self) -> None:
+        """Refuse new requests, and let each connection end with the request it is at."""
+        self.draining = True
+        if not self.in_flight:
+            self.idle.set()
+
+    async def aclose(self) -> None:
+        """Cut what is still open."""
+        if self._server is not None:
+            await self._server.shutdown(0)
+
+    def build_server(self) -> web.Server:
+        """Return the factory of protocols for `loop.create_server`."""
+        self._server = _Server(
+            self.handle,
+            handler_cancellation=True,  # a client that hung up gives its place in the queue back
+            access_log=None,
+            auto_decompress=False,
+            keepalive_timeout=KEEPALIVE_S,
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
+            tcp_keepalive=True,
+        )
+        return self._server
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request (the handler of aiohttp's low-level server)."""
+        started_at = time.perf_counter()
+        reply = _Reply(request, keep_alive=not self.draining, idle_s=self._settings.idle_s)
+        request_id = f"{self._id_prefix}-{next(self._ids):x}"
+        target = request._message.path.encode("utf-8", "surrogateescape")  # noqa: SLF001 - the bytes as they came
+        body: KeptBody | None = None
+        outcome: Outcome | None = None
+        error: CfproxyError | None = None
+        self.in_flight += 1
+        try:
+            call, flow, caller = self._accept(request, target, reply)
+            body = call.body if isinstance(call.body, KeptBody) else None
+            outcome = await self._forwarder.forward(call, flow)
+            await self._relay(reply, outcome, caller)
+        except CfproxyError as caught:
+            error = caught
+            if reply.begun:
+                reply.cut()
+            else:
+                await self._refuse(reply, error, request_id)
+        except ConnectionError:
+            reply.cut()  # the client left
+        finally:
+            self.in_flight -= 1
+            if self.draining and not self.in_flight:
+                self.idle.set()
+            if body is not None:
+                body.close()
+            if outcome is not None:
+                await outcome.answer.aclose()
+            seconds = time.perf_counter() - started_at
+            self._settings.on_request(request.method, reply.status, seconds)
+            event = self._describe(request, target, reply, outcome)
+            self._log_request(error, reply, request_id=request_id, ms=round(seconds * 1000, 1), **event)
+        return reply
+
+    def _accept(self, request: web.BaseRequest, target: bytes, reply: _Reply) -> tuple[Call, Hashable, bytes]:
+        """Check the request and build what goes up; no await, so nothing changes in between."""
+        settings = self._settings
+        headers = request._message.raw_headers  # noqa: SLF001 - names and values as they came
+        version = (request.version.major, request.version.minor)
+        if self.draining:
+            raise ShuttingDown("cfproxy is shutting down; send the request again in a moment")
+        host = request.headers.get("Host", "")
+        local = None if request.transport is None else request.transport.get_extra_info("sockname")
+        address = local[0] if isinstance(local, tuple) else None
+        settings.rules.check_host(host, self.port, address)
+        settings.rules.check_origin(headers, f"http://{host}")
+        key = settings.rules.check_key(headers)
+        check_head(request.method, version, headers, settings.origin.via)
+        framing = read_framing(version, headers)
+        settings.rules.check_target(request.method, target)
+        outgoing = outgoing_target(target, settings.origin.base_path)
+        head = outgoing_head(request.method, outgoing, headers, settings.origin, framing)
+        body = None
+        if framing.has_body:
+            reader = _BodyReader(request.content, reply if "Expect" in request.headers else None)
+            body = KeptBody(
+                reader.read,
+                memory_bytes=settings.body_memory_bytes,
+                max_bytes=settings.body_max_bytes,
+            )
+        # Who shares one turn in the queue: a program on a machine, not one of its many connections.
+        flow = (settings.account, key, request.remote, request.headers.get("User-Agent"))
+        call = Call(request.method, head, body, framing.chunked)
+        return call, flow, f"http://{host}".encode("latin-1", "replace")
+
+    async def _relay(self, reply: _Reply, outcome: Outcome, caller: bytes) -> None:
+        answer = outcome.answer
+        assert isinstance(answer, HttpAnswer)  # noqa: S101 - the one adapter there is
+        headers = incoming_headers(answer.raw_headers, self._settings.origin, caller)
+        if outcome.too_large:
+            headers.append((b"Proxy-Status", _TOO_LARGE))
+        reply.begin(answer.status, answer.reason, headers)
+        while piece := await answer.read():
+            await reply.write(piece)
+        await reply.end()
+
+    async def _refuse(self, reply: _Reply, error: CfproxyError, request_id: str) -> None:
+        row, headers, document = render_problem(error, request_id)
+        headers.append((b"Content-Length", b"%d" % len(document)))
+        if isinstance(error, BadTarget):
+            reply.keep_alive_wanted = False  # what follows on this connection may be part of the attack
+        reply.begin(row.status, HTTPStatus(row.status).phrase, headers)
+        await reply.write(document)
+        await reply.end()
+
+    @staticmethod
+    def _describe(
+        request: web.BaseRequest, target: bytes, reply: _Reply, outcome: Outcome | None
+    ) -> dict[str, Any]:
+        event: dict[str, Any] = {
+            "method": request.method,
+            "path": target.partition(b"?")[0].decode("ascii", "backslashreplace"),
+            "status": reply.status,
+            "bytes": reply.body_bytes,
+        }
+        if outcome is not None and outcome.queued_s:
+            event["queued_ms"] = round(outcome.queued_s * 1000, 1)
+        if outcome is not None and outcome.retried:
+            event["retried"] = True
+        return event
+
+    def _log_request(self, error: CfproxyError | None, reply: _Reply, **event: Any) -> None:
+        if isinstance(error, UpstreamError):
+            self._log.warning("request.failed", problem=row_of(error).slug, cut=reply.cut_off, **event)
+        elif error is not None:
+            self._log.info("request.refused", problem=row_of(error).slug, **event)
+        elif reply.complete:
+            self._log.info("request.forwarded", **event)
+        else:
+            self._log.info("request.abandoned", **event)  # the client left before its answer was whole
+
+
+class _BodyReader:
+    """Reads a client's body, and answers `Expect: 100-continue` when the first piece is wanted."""
+
+    def __init__(self, content: StreamReader, expecting: _Reply | None) -> None:
+        self._content = content
+        self._expecting = expecting
+
+    async def read(self) -> bytes:
+        if self._expecting is not None:
+            self._expecting.go_on()
+            self._expecting = None
+        try:
+            return await self._content.readany()
+        except ConnectionError:
+            raise
+        except (web.RequestPayloadError, ValueError, web.HTTPException):
+            raise BadTarget(
+                "the request body is not well-formed; check Content-Length or the chunks"
+            ) from None
+
+
+class _Reply(web.StreamResponse):
+    """An answer written to the client's transport as bytes, past aiohttp's header handling.
+
+    aiohttp's own response adds `Date`, `Server` and `Content-Type`, and re-encodes header values.
+    """
+
+    def __init__(self, request: web.BaseRequest, *, keep_alive: bool, idle_s: float) -> None:
+        super().__init__()
+        self._client = request
+        self._old_client = request.version <= HttpVersion10
+        self._no_body = request.method == "HEAD"
+        self._idle_s = idle_s
+        self._chunked_out = False
+        self.keep_alive_wanted = keep_alive and request.keep_alive and not self._old_client
+        self.begun = False
+        self.complete = False
+        self.cut_off = False
+        self.body_bytes = 0
+
+    # What aiohttp's server calls after the handler: everything has been written by then.
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Do nothing: `begin` has written the head."""
+
+    async def write_eof(self, data: Any = b"") -> None:
+        """Do nothing: `end` has written the end."""
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether the connection serves another request after this one."""
+        return self.keep_alive_wanted
+
+    def go_on(self) -> None:
+        """Tell a client that waits with its body to send it (RFC 9110 §10.1.1)."""
+        transport = self._client.transport
+        if transport is not None and not self.begun and not self._old_client:
+            transport.write(_CONTINUE)
+
+    def begin(self, status: int, reason: str, headers: list[tuple[bytes, bytes]]) -> None:
+        """Write the head; framing follows from the headers and from what the client understands."""
+        self.set_status(status)
+        self._no_body = self._no_body or status in {204, 304}
+        has_length = any(name.lower() == b"content-length" for name, _ in headers)
+        self._chunked_out = not (has_length or self._no_body or self._old_client)
+        if not has_length and not self._no_body and self._old_client:
+            self.keep_alive_wanted = False  # HTTP/1.0: the end of the connection is the end of the body
+        lines = [b"HTTP/1.1 %d %s\r\n" % (status, reason.encode("utf-8", "surrogateescape"))]
+        lines += [b"%s: %s\r\n" % header for header in headers]
+        if self._chunked_out:
+            lines.append(b"Transfer-Encoding: chunked\r\n")
+        if not self.keep_alive_wanted:
+            lines.append(b"Connection: close\r\n")
+        lines.append(b"\r\n")
+        self.begun = True
+        self._send(b"".join(lines))
+
+    async def write(self, data: Any) -> None:
+        """Write a piece of the body and wait while the client reads slower than we write."""
+        if self._no_body or not data:
+            return
+        self.body_bytes += len(data)
+        self._send(b"%x\r\n%s\r\n" % (len(data), data) if self._chunked_out else data)
+        if self._client.protocol.writing_paused:
+            try:
+                async with asyncio.timeout(self._idle_s):
+                    await self._client.writer.drain()
+            except TimeoutError:
+                raise ConnectionResetError from None  # reads nothing: gone, as far as we are concerned
+
+    async def end(self) -> None:
+        """Write the end of the body."""
+        if self._chunked_out:
+            self._send(b"0\r\n\r\n")
+        self.complete = True
+
+    def cut(self) -> None:
+        """Close the connection now, so that the client sees that its answer is not whole."""
+        self.cut_off = True
+        self.keep_alive_wanted = False
+        if self._client.transport is not None:
+            self._client.transport.abort()
+
+    def _send(self, data: bytes) -> None:
+        transport = self._client.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError
+        transport.write(data)
+
+
+class _Server(web.Server):
+    """aiohttp's low-level server with our answers to what its parser refuses."""
+
+    def __init__(self, handler: Any, **options: Any) -> None:
+        super().__init__(handler, handler_cancellation=options.pop("handler_cancellation"))
+        self._options = options
+
+    def __call__(self) -> RequestHandler:
+        # Not the parent's: that one drops all options when one of them is misspelt.
+        return _Connection(self, loop=asyncio.get_running_loop(), **self._options)
+
+
+class _Connection(RequestHandler):
+    """One client connection; a malformed request gets a problem document and no stack trace."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,  # noqa: ARG002 - the parent's signature
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - it may hold what the client sent
+    ) -> web.StreamResponse:
+        """Answer what could not be parsed, or what a fault of ours left without an answer."""
+        if status != 400 and exc is not None:
+            self.log_exception("request.crashed", exc_info=exc)
+        error: CfproxyError = BadTarget("the request is not well-formed HTTP/1.1, or its header is too long")
+        if status != 400:
+            error = CfproxyError("an internal fault; the log has it under request.crashed")
+        row, headers, document = render_problem(error, "unparsed")
+        reply = web.Response(
+            status=row.status,
+            body=document,
+            headers={name.decode(): value.decode() for name, value in headers},
+        )
+        reply.force_close()
+        return reply

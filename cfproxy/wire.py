@@ -1,0 +1,256 @@
+"""Which headers and targets pass, in both directions: bytes in, bytes out.
+
+Owns: the head that goes up, the headers that come down.
+Must not know: sockets, tokens, who may call (that is `access`).
+
+Invariants:
+1. The origin is the configuration's: no byte of a request chooses scheme, host or port.
+2. The target goes up as it came; what could be read in two ways is refused, not mended.
+3. Names are compared lower-cased with `_` as `-`, because some servers fold them so.
+4. Framing is ours: `Content-Length` is the parsed one, `Transfer-Encoding` is never copied.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cfproxy.errors import BadTarget, LoopDetected, NotAllowed, UpgradeNotSupported
+
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+# RFC 9110 §7.6.1, and the older names that mean the same.
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+# What a client must not tell the upstream in our name.
+OWNED = frozenset(
+    {
+        b"authorization",
+        b"expect",
+        b"forwarded",
+        b"host",
+        b"via",
+        b"x-cfproxy-key",
+        b"x-real-ip",
+        b"x-client-ip",
+        b"true-client-ip",
+        b"cf-connecting-ip",
+        b"x-original-url",
+        b"x-original-host",
+        b"x-rewrite-url",
+        b"x-http-host-override",
+        b"x-host",
+    }
+)
+OWNED_PREFIX = b"x-forwarded-"
+_NOT_SENT_UP = HOP_BY_HOP | OWNED
+
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_BAD_IN_TARGET = re.compile(rb"[\x00-\x20\x7f#\\]")
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_DOT_SEGMENT = re.compile(rb"(?:^|[/\\]|%2f|%5c)(?:\.|%2e){1,2}(?:[/\\?;]|%2f|%5c|$)", re.IGNORECASE)
+_COOKIE_DOMAIN = re.compile(rb";\s*domain\s*=[^;]*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The one place that requests go to.
+
+    Args:
+        scheme: `http` or `https`.
+        authority: `host[:port]` as it stands in `Host`.
+        base_path: prefix of every target, without trailing slash; often empty.
+        via: our pseudonym in `Via` (RFC 9110 §7.6.3), unlike any other process's.
+    """
+
+    scheme: str
+    authority: bytes
+    base_path: bytes
+    via: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How a request's body is delimited: by length, in chunks, or not there at all."""
+
+    length: int | None
+    chunked: bool
+
+    @property
+    def has_body(self) -> bool:
+        """Whether any byte of a body can follow."""
+        return self.chunked or bool(self.length)
+
+
+def folded(name: bytes) -> bytes:
+    """Return a header name as it is compared: lower case, `_` as `-`."""
+    return name.lower().replace(b"_", b"-")
+
+
+def read_framing(version: tuple[int, int], headers: RawHeaders) -> Framing:
+    """Return the one way in which these headers delimit a body (RFC 9112 §6.3).
+
+    Raises:
+        BadTarget: two readers could disagree.
+    """
+    lengths = [value for name, value in headers if name.lower() == b"content-length"]
+    codings = [value for name, value in headers if name.lower() == b"transfer-encoding"]
+    for name, _ in headers:
+        if b"_" in name and folded(name) in {b"content-length", b"transfer-encoding"}:
+            raise BadTarget("a header name imitates a framing header; send it as Content-Length")
+    if codings:
+        if lengths or len(codings) > 1 or codings[0].strip().lower() != b"chunked" or version < (1, 1):
+            raise BadTarget("the body's length is ambiguous; send either Content-Length or chunked, once")
+        return Framing(None, chunked=True)
+    if not lengths:
+        return Framing(None, chunked=False)
+    text = lengths[0].strip()
+    if len(lengths) > 1 or not text.isdigit() or len(text) > 18:
+        raise BadTarget("the Content-Length is not one plain number; send exactly one")
+    return Framing(int(text), chunked=False)
+
+
+def check_head(method: str, version: tuple[int, int], headers: RawHeaders, via: bytes) -> None:
+    """Refuse what is not a plain HTTP request for an upstream.
+
+    Raises:
+        BadTarget, NotAllowed, UpgradeNotSupported, LoopDetected
+    """
+    hosts = 0
+    for name, value in headers:
+        if _CONTROL.search(value) or not _TOKEN.fullmatch(name):
+            raise BadTarget("a header holds a control byte; remove it")
+        low = name.lower()
+        if low == b"host":
+            hosts += 1
+        elif low == b"upgrade":
+            raise UpgradeNotSupported("the API speaks plain HTTP only; send the request without Upgrade")
+        elif low == b"via" and via in value:
+            raise LoopDetected("this request has come back to the proxy it left; check the upstream setting")
+    if hosts > 1 or (not hosts and version >= (1, 1)):
+        raise BadTarget("HTTP/1.1 wants exactly one Host header (RFC 9112 §3.2)")
+    if method == "CONNECT":
+        raise BadTarget("this is a reverse proxy: send the request itself, without CONNECT")
+    if method == "TRACE":
+        # An upstream that echoes the request would show the token (RFC 9110 §9.3.8).
+        raise NotAllowed("TRACE is never forwarded, since its answer would show the access token")
+
+
+def outgoing_target(target: bytes, base_path: bytes) -> bytes:
+    """Return the target to send: `base_path` and the client's bytes, unchanged.
+
+    Raises:
+        BadTarget: not origin-form (RFC 9112 §3.2.1), or it would leave `base_path`.
+    """
+    if not target.startswith(b"/"):
+        raise BadTarget("the request target is not a path; send 'GET /v1/…', not a whole URL")
+    if _BAD_IN_TARGET.search(target):
+        raise BadTarget("the request target holds a byte that must be percent-encoded")
+    if not base_path:
+        return target
+    if has_dot_segment(target):
+        raise BadTarget("a dot segment could leave the upstream's base path; send the path without it")
+    return base_path + target
+
+
+def has_dot_segment(target: bytes) -> bool:
+    """Return whether the target's path holds `.` or `..` as a segment, encoded or not."""
+    return _DOT_SEGMENT.search(target.partition(b"?")[0]) is not None
+
+
+def outgoing_head(method: str, target: bytes, headers: RawHeaders, origin: Origin, framing: Framing) -> bytes:
+    """Return the request head up to where `Authorization` and the empty line follow.
+
+    Args:
+        method: as parsed.
+        target: from `outgoing_target`.
+        headers: the client's, raw, in order.
+        origin: where it goes.
+        framing: from `read_framing`.
+    """
+    drop = _NOT_SENT_UP
+    listed = _listed_in_connection(headers)
+    if listed:
+        drop = drop | listed
+    lines = [b"%s %s HTTP/1.1\r\nHost: %s\r\n" % (method.encode("ascii"), target, origin.authority)]
+    vias = []
+    for name, value in headers:
+        low = folded(name)
+        if low == b"content-length":
+            if framing.length is not None:
+                lines.append(b"%s: %d\r\n" % (name, framing.length))
+        elif low in drop or low.startswith(OWNED_PREFIX):
+            if low == b"via":
+                vias.append(value)
+        else:
+            lines.append(b"%s: %s\r\n" % (name, value))
+    if framing.chunked:
+        lines.append(b"Transfer-Encoding: chunked\r\n")
+    vias.append(b"1.1 " + origin.via)
+    lines.append(b"Via: %s\r\n" % b", ".join(vias))
+    return b"".join(lines)
+
+
+def incoming_headers(headers: RawHeaders, origin: Origin, caller: bytes) -> list[tuple[bytes, bytes]]:
+    """Return the upstream's headers as the client gets them, without framing that is per connection.
+
+    Args:
+        headers: the upstream's, raw, in order.
+        origin: where they come from.
+        caller: `scheme://authority` under which the client knows us.
+    """
+    drop = HOP_BY_HOP | _listed_in_connection(headers)
+    passed = []
+    for name, value in headers:
+        low = name.lower()
+        if low in drop:
+            continue
+        if low == b"location":
+            passed.append((name, _callers_location(value, origin, caller)))
+        elif low == b"set-cookie":
+            # Its domain is the upstream's: the client would throw such a cookie away.
+            passed.append((name, _COOKIE_DOMAIN.sub(b"", value)))
+        else:
+            passed.append((name, value))
+    return passed
+
+
+def _listed_in_connection(headers: RawHeaders) -> frozenset[bytes]:
+    """Return the names that `Connection` declares to be hop-by-hop; framing is never among them."""
+    names: set[bytes] = set()
+    for name, value in headers:
+        if name.lower() == b"connection":
+            names.update(folded(part.strip()) for part in value.split(b","))
+    return frozenset(names - {b"", b"close", b"keep-alive", b"content-length"})
+
+
+def _callers_location(value: bytes, origin: Origin, caller: bytes) -> bytes:
+    scheme, separator, rest = value.partition(b"://")
+    if not separator or scheme.lower() != origin.scheme.encode():
+        return value
+    authority = re.split(rb"[/?#]", rest, maxsplit=1)[0]
+    if _with_port(authority, scheme) != _with_port(origin.authority, scheme):
+        return value
+    path = rest[len(authority) :]
+    if origin.base_path and (path == origin.base_path or path.startswith(origin.base_path + b"/")):
+        path = path[len(origin.base_path) :]
+    return caller + path
+
+
+def _with_port(authority: bytes, scheme: bytes) -> bytes:
+    low = authority.lower()
+    if re.search(rb":\d+$", low):
+        return low
+    return low.rstrip(b":") + (b":443" if scheme.lower() == b"https" else b":80")

@@ -1,0 +1,50 @@
+"""Records for the tests of stores."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from cfproxy.ports import Attempt
+from cfproxy.secret import Secret
+from cfproxy.token import Login, Token
+
+NOW = 1_700_000_000.0
+
+posix_only = pytest.mark.skipif(os.name != "posix", reason="modes, owners and signals of POSIX")
+root_only = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0,
+    reason="only root may mount file systems and give files away",
+)
+
+
+def build_login(account: str = "default", **changes: Any) -> Login:
+    fields: dict[str, Any] = {
+        "account": account,
+        "client_id": "app",
+        "token_url": "https://accounts.example/connect/token",
+        "scope": "cfgateway offline_access",
+        "token": Token(Secret("access-1"), NOW, 3600.0),
+        "refresh_token": Secret("refresh-1"),
+        "serial": 1,
+        "login_at": NOW,
+    }
+    return Login(**(fields | changes))
+
+
+def build_attempt(
+    account: str = "default",
+    state: str = "state-1",
+    created_at: float = NOW,
+    verifier: str | None = "verifier-1",
+) -> Attempt:
+    return Attempt(
+        account=account,
+        state=Secret(state),
+        verifier=None if verifier is None else Secret(verifier),
+        redirect_uri="https://studio.example/callback",
+        client_id="app",
+        created_at=created_at,
+    )

@@ -1,0 +1,418 @@
+"""The connection to the token endpoint, against servers that do what servers do on a bad day."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import socket
+import ssl
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pytest
+import trustme
+
+from cfproxy import __version__
+from cfproxy.endpoint import REPLY_MAX_BYTES, HttpTokenEndpoint
+from cfproxy.errors import CfproxyError, GrantRefused, Misconfigured, TokenEndpointUnavailable
+from cfproxy.ports import TokenEndpoint
+from cfproxy.secret import Secret
+
+CLIENT_SECRET = "MARKERclientMARKER"
+REFRESH_TOKEN = "MARKERrefreshMARKER"
+ACCESS_TOKEN = "MARKERaccessMARKER"
+MARKER = "MARKER"
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+def answer(status: int, document: Any = None, *headers: str, body: bytes | None = None) -> bytes:
+    content = json.dumps(document).encode() if body is None else body
+    lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(content)}", "Content-Type: application/json"]
+    return "\r\n".join([*lines, *headers, "", ""]).encode() + content
+
+
+GOOD = answer(200, {"access_token": ACCESS_TOKEN, "token_type": "Bearer", "expires_in": 60})
+
+
+class RawServer:
+    """A server that records every request and answers with given bytes, or runs a given handler."""
+
+    def __init__(self, script: bytes | Handler) -> None:
+        self.script = script
+        self.heads: list[str] = []
+        self.forms: list[dict[str, str]] = []
+        self.connections = 0
+        self.origin = ""
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            length = int(head.lower().split("content-length:")[1].split("\r\n")[0])
+            self.heads.append(head)
+            self.forms.append(dict(parse_qsl((await reader.readexactly(length)).decode())))
+            if isinstance(self.script, bytes):
+                writer.write(self.script)
+                await writer.drain()
+            else:
+                await self.script(reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def listening(
+    script: bytes | Handler, context: ssl.SSLContext | None = None
+) -> AsyncIterator[RawServer]:
+    ours = RawServer(script)
+    async with await asyncio.start_server(ours, "127.0.0.1", 0, ssl=context) as server:
+        scheme = "http" if context is None else "https"
+        ours.origin = f"{scheme}://localhost:{server.sockets[0].getsockname()[1]}"
+        yield ours
+
+
+def endpoint_at(origin: str, **options: Any) -> HttpTokenEndpoint:
+    settings: dict[str, Any] = {
+        "client_id": "app-1",
+        "client_secret": Secret(CLIENT_SECRET),
+        "token_url": f"{origin}/connect/token",
+        "revocation_url": f"{origin}/connect/revocation",
+        "scope": "cfgateway offline_access",
+        "timeout_s": 10,
+        "connect_timeout_s": 5,
+    }
+    return HttpTokenEndpoint(**settings | options)
+
+
+async def refuse(endpoint: TokenEndpoint) -> TokenEndpointUnavailable:
+    """Return the error of a refresh, having searched all that a debugger or log could print of it."""
+    with pytest.raises(TokenEndpointUnavailable) as caught:
+        await endpoint.refresh(Secret(REFRESH_TOKEN))
+    assert_silent(caught.value)
+    assert "localhost" in str(caught.value) or ".invalid" in str(caught.value)
+    return caught.value
+
+
+def assert_silent(error: CfproxyError) -> None:
+    assert error.__cause__ is None
+    assert error.__context__ is None
+    # Our package's frames only: this file's own hold the markers.
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [frame for frame in frames if "cfproxy" in frame.f_globals["__name__"]]
+    assert ours
+    shown = [str(error), repr(error), *(repr(frame.f_locals) for frame in ours)]
+    assert not [text for text in shown if MARKER in text]
+    assert "\n" not in str(error)
+
+
+# --- what goes out -------------------------------------------------------------------------
+
+
+async def test_a_refresh_is_one_plain_form() -> None:
+    """A refresh is one POST with the app and the token as form fields, and only the headers we chose."""
+    async with listening(GOOD) as server:
+        reply = await endpoint_at(server.origin).refresh(Secret(REFRESH_TOKEN))
+    assert (reply.access_token.reveal(), reply.lifetime_s) == (ACCESS_TOKEN, 60.0)
+    assert server.forms == [
+        {
+            "grant_type": "refresh_token",
+            "refresh_token": REFRESH_TOKEN,
+            "client_id": "app-1",
+            "client_secret": CLIENT_SECRET,
+            "scope": "cfgateway offline_access",
+        }
+    ]
+    request_line, *lines = server.heads[0].strip().split("\r\n")
+    assert request_line == "POST /connect/token HTTP/1.1"
+    headers = dict(line.split(": ", 1) for line in lines)
+    assert headers.pop("Content-Length").isdigit()
+    assert headers == {
+        "Host": server.origin.removeprefix("http://"),
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",
+        "Connection": "close",
+        "Content-Type": "application/x-www-form-urlencoded",
+        "User-Agent": f"cfproxy/{__version__}",
+    }
+
+
+async def test_a_code_goes_out_with_its_redirect_uri_and_verifier() -> None:
+    """An exchange carries the code, the redirect_uri it was issued for and PKCE's verifier."""
+    async with listening(GOOD) as server:
+        await endpoint_at(server.origin).exchange(Secret("c"), "https://r.example/cb", Secret("v"))
+        await endpoint_at(server.origin, client_secret=None).client_credentials()
+    assert server.forms[0]["code_verifier"] == "v"
+    assert server.forms[0]["redirect_uri"] == "https://r.example/cb"
+    assert server.forms[1] == {
+        "grant_type": "client_credentials",
+        "client_id": "app-1",
+        "scope": "cfgateway offline_access",
+    }
+
+
+async def test_cookies_are_not_replayed() -> None:
+    """A cookie that the server sets is forgotten with the answer."""
+    async with listening(answer(200, {"access_token": "a"}, "Set-Cookie: session=1; Path=/")) as server:
+        endpoint = endpoint_at(server.origin)
+        for _ in range(2):
+            await endpoint.client_credentials()
+    assert "cookie" not in "".join(server.heads).lower()
+    assert server.connections == 2
+
+
+async def test_the_environment_neither_diverts_nor_signs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Proxies and .netrc entries of the environment are ignored: secrets go to the endpoint alone."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine localhost login u password p\n")
+    netrc.chmod(0o600)
+    async with listening(GOOD) as thief, listening(GOOD) as server:
+        for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, thief.origin)
+        monkeypatch.setenv("NETRC", str(netrc))
+        await endpoint_at(server.origin).refresh(Secret(REFRESH_TOKEN))
+    assert thief.connections == 0
+    assert "authorization" not in server.heads[0].lower()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_never_followed(status: int) -> None:
+    """The server that a redirect names sees nothing, whatever the status."""
+    async with (
+        listening(GOOD) as thief,
+        listening(answer(status, {}, f"Location: {thief.origin}/connect/token")) as server,
+    ):
+        error = await refuse(endpoint_at(server.origin))
+    assert thief.connections == 0
+    assert error.sent
+    assert "redirects are never followed" in str(error)
+
+
+# --- what certainly did not arrive ---------------------------------------------------------
+
+
+async def test_a_refused_connection_sent_nothing() -> None:
+    """Where nobody listens, what was to be presented is certainly unused."""
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        error = await refuse(endpoint_at(f"http://localhost:{reserved.getsockname()[1]}"))
+    assert not error.sent
+    assert "cannot be reached" in str(error)
+
+
+async def test_an_unknown_name_sent_nothing() -> None:
+    """A name that does not resolve is told apart from a server that is down."""
+    error = await refuse(endpoint_at("https://accounts.invalid"))
+    assert not error.sent
+    assert "does not resolve" in str(error)
+
+
+async def test_an_untrusted_certificate_gets_nothing() -> None:
+    """A server whose certificate does not verify sees neither form nor secret."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    async with listening(GOOD, context) as server:
+        error = await refuse(endpoint_at(server.origin))
+    assert not error.sent
+    assert "certificate" in str(error)
+    assert server.forms == []
+
+
+async def test_a_trusted_certificate_gets_the_form() -> None:
+    """With the right CA the same server is talked to."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    async with listening(GOOD, context) as server:
+        reply = await endpoint_at(server.origin, ssl_context=trust).client_credentials()
+    assert reply.access_token.reveal() == ACCESS_TOKEN
+
+
+async def test_a_server_without_tls_gets_nothing() -> None:
+    """Plain HTTP behind an https address fails in the handshake, before the form."""
+
+    async def answer_in_clear(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer(400, {}))
+        writer.close()
+
+    async with await asyncio.start_server(answer_in_clear, "127.0.0.1", 0) as plain:
+        error = await refuse(endpoint_at(f"https://localhost:{plain.sockets[0].getsockname()[1]}"))
+    assert not error.sent
+    assert "TLS handshake" in str(error)
+
+
+async def test_a_handshake_that_stalls_sent_nothing() -> None:
+    """Connecting has a limit of its own, TLS included."""
+    held: list[asyncio.StreamWriter] = []
+    async with await asyncio.start_server(lambda _, writer: held.append(writer), "127.0.0.1", 0) as silent:
+        origin = f"https://localhost:{silent.sockets[0].getsockname()[1]}"
+        error = await refuse(endpoint_at(origin, connect_timeout_s=0.05))
+        for writer in held:
+            writer.close()
+    assert not error.sent
+    assert "in time" in str(error)
+
+
+# --- what may have arrived -----------------------------------------------------------------
+
+
+async def hang(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+async def reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+
+
+async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n")
+    while True:
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(0.005)
+
+
+async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\n\r\n")
+    for piece in [b"\0" * 1000] * 2000:
+        writer.write(piece)
+        await writer.drain()
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        (hang, "in time"),
+        (drip, "in time"),
+        (reset, "broke off"),
+        (flood, "more than 64 KiB"),
+        (GOOD[:-5], "broke off"),
+        (b"", "broke off"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "did not answer in HTTP"),
+        (answer(200, {}, "X-Big: " + "x" * 20000), "did not answer in HTTP"),
+        (answer(200, {}, *(f"X-{number}: 1" for number in range(500))), "did not answer in HTTP"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n", "did not answer in HTTP"),
+        (answer(200, body=gzip.compress(b"{}")), "not a token"),
+        (answer(200, None, "Content-Encoding: gzip", body=gzip.compress(b"{}")), "compressed"),
+        (answer(200, None, "Content-Encoding: br", body=b"x"), "compressed"),
+        (answer(500, {}), "500"),
+        (answer(200, None, body=f"<html>{REFRESH_TOKEN}</html>".encode()), "not a token"),
+        (answer(200, None, body=b""), "not a token"),
+        (answer(400, {"error": "odd", "error_description": CLIENT_SECRET}), "400"),
+        (answer(200, {"access_token": f"{ACCESS_TOKEN}\n"}), "usable"),
+    ],
+)
+async def test_what_may_have_arrived_is_not_called_unused(script: bytes | Handler, says: str) -> None:
+    """Once the first byte was written the outcome is unknown, and the request is not repeated."""
+    timeout_s = 0.1 if script in {hang, drip} else 10
+    async with listening(script) as server:
+        error = await refuse(endpoint_at(server.origin, timeout_s=timeout_s))
+    assert error.sent
+    assert says in str(error)
+    assert server.connections == 1
+
+
+async def test_an_answer_may_be_as_large_as_the_limit() -> None:
+    """64 KiB are read, one byte more is not."""
+    document = b'{"access_token":"a"}'
+    async with listening(answer(200, body=document.ljust(REPLY_MAX_BYTES))) as server:
+        assert (await endpoint_at(server.origin).client_credentials()).access_token == Secret("a")
+        server.script = answer(200, body=document.ljust(REPLY_MAX_BYTES + 1))
+        await refuse(endpoint_at(server.origin))
+
+
+async def test_a_wish_to_be_left_alone_is_passed_on() -> None:
+    """A 503's Retry-After reaches whoever decides when to try again."""
+    async with listening(answer(503, {}, "Retry-After: 17")) as server:
+        error = await refuse(endpoint_at(server.origin))
+    assert error.retry_after_s == 17.0
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [("invalid_grant", GrantRefused), ("invalid_client", Misconfigured)]
+)
+async def test_a_refusal_shows_nothing_of_what_was_presented(code: str, kind: type[CfproxyError]) -> None:
+    """Refusals are told apart, and neither text nor traceback nor locals hold what the server echoed."""
+    echo = answer(400, {"error": code, "error_description": f"bad {REFRESH_TOKEN} {CLIENT_SECRET}"})
+    async with listening(echo) as server:
+        with pytest.raises(kind) as caught:
+            await endpoint_at(server.origin).refresh(Secret(REFRESH_TOKEN))
+    assert_silent(caught.value)
+
+
+async def test_a_secret_that_is_no_text_shows_nowhere() -> None:
+    """A client secret with stray bytes is sent as it is, rather than shown in an encoding error."""
+    async with listening(GOOD) as server:
+        await endpoint_at(server.origin, client_secret=Secret("s\udce4\ud800")).client_credentials()
+    assert server.connections == 1
+
+
+# --- revocation ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("script", "revoked"),
+    [
+        (answer(200, {}), True),
+        (answer(404, {}), False),
+        (answer(400, {"error": "unsupported_token_type"}), False),
+    ],
+)
+async def test_a_token_is_revoked_where_the_server_can(script: bytes, revoked: bool) -> None:
+    """RFC 7009: the answer tells whether the token is revoked or the server can't."""
+    async with listening(script) as server:
+        assert await endpoint_at(server.origin).revoke(Secret("t"), "refresh_token") is revoked
+    assert server.heads[0].startswith("POST /connect/revocation ")
+    assert server.forms[0]["token_type_hint"] == "refresh_token"
+
+
+async def test_a_failed_revocation_shows_nothing() -> None:
+    """Trouble while revoking is an error without the token in it; without a URL there is nothing to ask."""
+    async with listening(answer(500, {})) as server:
+        with pytest.raises(TokenEndpointUnavailable, match="the revocation endpoint at localhost") as caught:
+            await endpoint_at(server.origin).revoke(Secret(REFRESH_TOKEN), "refresh_token")
+        assert_silent(caught.value)
+        assert not await endpoint_at(server.origin, revocation_url=None).revoke(Secret("t"), "access_token")
+    assert server.connections == 1
+
+
+# --- where secrets may go --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["token_url", "revocation_url"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://accounts.example/token",
+        "http://127.0.0.1.example/token",
+        "http://localhost.example/token",
+        "ftp://localhost/token",
+        "accounts.example/token",
+        "https://user:pass@accounts.example/token",
+        "https://accounts.example/token#x",
+        "https://accounts.example:99999/token",
+        "https://",
+        "",
+    ],
+)
+def test_secrets_never_travel_in_clear(key: str, url: str) -> None:
+    """Only https, or http on this machine, may receive a secret; the message names the key to correct."""
+    with pytest.raises(Misconfigured, match=key):
+        endpoint_at("https://accounts.example", **{key: url})
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8443", "[::1]:9", "127.9.9.9"])
+def test_loopback_may_do_without_tls(host: str) -> None:
+    """A stand-in on this machine needs no certificate."""
+    assert isinstance(endpoint_at(f"http://{host}"), HttpTokenEndpoint)

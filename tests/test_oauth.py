@@ -1,0 +1,399 @@
+"""What goes to the authorization server, and what its answers mean."""
+
+from __future__ import annotations
+
+import json
+import re
+import traceback
+from typing import Any
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from oauthlib.oauth2 import BackendApplicationClient, WebApplicationClient
+
+from cfproxy import oauth
+from cfproxy.errors import GrantRefused, Misconfigured, TokenEndpointUnavailable
+from cfproxy.ports import TokenReply
+from cfproxy.secret import Secret
+
+MARKER = "MARKERsecretMARKER"
+AUTHORIZE = "https://accounts.example/connect/authorize"
+REDIRECT = "https://integration.example/cb?kind=cf&x=1"
+SCOPE = "cfgateway offline_access"
+JSON = "application/json"
+
+texts = st.text(st.characters(codec="ascii", min_codepoint=0x20, max_codepoint=0x7E), min_size=1)
+
+
+def reply(document: Any, status: int = 200, **options: str) -> TokenReply:
+    return oauth.parse_reply(status, JSON, json.dumps(document).encode(), **options)
+
+
+def good(**changes: Any) -> dict[str, Any]:
+    return {"access_token": "at", "token_type": "Bearer", "expires_in": 3600} | changes
+
+
+def assert_silent(error: BaseException) -> None:
+    """Fail when the marker shows anywhere that a log might print."""
+    shown = [str(error), repr(error), *traceback.format_exception(error)]
+    assert not [text for text in shown if MARKER in text]
+
+
+# --- the authorize URL ---------------------------------------------------------------------
+
+
+def test_the_challenge_is_that_of_the_rfc() -> None:
+    """The S256 challenge of RFC 7636 appendix B's verifier is the one printed there."""
+    verifier = Secret("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk")
+    assert oauth.challenge_s256(verifier) == "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
+
+
+def test_states_and_verifiers_are_fresh_and_long_enough() -> None:
+    """Each has 256 random bits in 43 unreserved characters, the least that RFC 7636 §4.1 allows."""
+    for make in (oauth.new_state, oauth.new_verifier):
+        values = {make().reveal() for _ in range(100)}
+        assert len(values) == 100
+        assert all(re.fullmatch(r"[A-Za-z0-9_-]{43}", value) for value in values)
+
+
+@given(client_id=texts, redirect_uri=texts, state=texts, scope=texts)
+def test_the_authorize_url_says_what_was_given(
+    client_id: str, redirect_uri: str, state: str, scope: str
+) -> None:
+    """Whatever the values, the server reads them back exactly, each once."""
+    url = oauth.build_authorize_url(
+        AUTHORIZE,
+        client_id=client_id,
+        redirect_uri=redirect_uri,
+        scope=scope,
+        state=Secret(state),
+        challenge=None,
+    )
+    assert dict(parse_qsl(urlsplit(url).query, strict_parsing=True)) == {
+        "response_type": "code",
+        "client_id": client_id,
+        "redirect_uri": redirect_uri,
+        "scope": scope,
+        "state": state,
+    }
+    assert " " not in url
+    assert "+" not in url
+
+
+@pytest.mark.parametrize("challenge", [None, "a-challenge"])
+def test_the_authorize_url_agrees_with_oauthlib(challenge: str | None) -> None:
+    """Another client library asks for the same login in the same words."""
+    pkce = {} if challenge is None else {"code_challenge": challenge, "code_challenge_method": "S256"}
+    theirs = WebApplicationClient("app 1").prepare_request_uri(
+        AUTHORIZE, redirect_uri=REDIRECT, scope=SCOPE, state="s/1+", **pkce
+    )
+    ours = oauth.build_authorize_url(
+        AUTHORIZE,
+        client_id="app 1",
+        redirect_uri=REDIRECT,
+        scope=SCOPE,
+        state=Secret("s/1+"),
+        challenge=challenge,
+    )
+    assert parse_qs(urlsplit(ours).query) == parse_qs(urlsplit(theirs).query)
+    assert ours.partition("?")[0] == theirs.partition("?")[0]
+
+
+def test_a_query_of_the_authorize_url_is_kept() -> None:
+    """A query that the configured authorize_url has stays as it is (RFC 6749 §3.1)."""
+    url = oauth.build_authorize_url(
+        f"{AUTHORIZE}?tenant=a%20b#x",
+        client_id="c",
+        redirect_uri="https://r.example/",
+        scope="a b",
+        state=Secret("s"),
+        challenge=None,
+    )
+    assert url == (
+        f"{AUTHORIZE}?tenant=a%20b&response_type=code&client_id=c"
+        "&redirect_uri=https%3A%2F%2Fr.example%2F&scope=a%20b&state=s"
+    )
+
+
+# --- the forms -----------------------------------------------------------------------------
+
+
+def test_the_forms_agree_with_oauthlib() -> None:
+    """Another client library sends the same fields for an exchange, a refresh and client credentials."""
+    web = WebApplicationClient("app 1")
+    exchange = web.prepare_request_body(
+        code="c/1", redirect_uri=REDIRECT, client_secret="s&1", code_verifier="v" * 43, scope=SCOPE
+    )
+    ours = oauth.exchange_form(
+        "app 1", Secret("s&1"), SCOPE, code=Secret("c/1"), redirect_uri=REDIRECT, verifier=Secret("v" * 43)
+    )
+    assert dict(parse_qsl(exchange)) == ours
+
+    refresh = web.prepare_refresh_body(
+        refresh_token="r=1", scope=SCOPE, client_id="app 1", client_secret="s&1"
+    )
+    assert dict(parse_qsl(refresh)) == oauth.refresh_form("app 1", Secret("s&1"), SCOPE, Secret("r=1"))
+
+    app = BackendApplicationClient("app 1").prepare_request_body(
+        scope="cfgateway", client_secret="s&1", include_client_id=True
+    )
+    assert dict(parse_qsl(app)) == oauth.client_credentials_form("app 1", Secret("s&1"), "cfgateway")
+
+
+def test_an_app_without_a_secret_sends_none() -> None:
+    """A public client's forms have no client_secret field, and none without PKCE has a verifier."""
+    exchange = oauth.exchange_form("c", None, SCOPE, code=Secret("x"), redirect_uri=REDIRECT, verifier=None)
+    assert set(exchange) == {"grant_type", "client_id", "scope", "code", "redirect_uri"}
+    assert oauth.revoke_form("c", None, Secret("t"), "access_token") == {
+        "token": "t",
+        "token_type_hint": "access_token",
+        "client_id": "c",
+    }
+
+
+# --- replies -------------------------------------------------------------------------------
+
+
+@given(
+    access_token=st.from_regex(r"\A[!-~]+\Z"),
+    refresh_token=st.none() | texts,
+    expires_in=st.integers(1, 10**8),
+)
+def test_a_reply_reads_as_oauthlib_reads_it(
+    access_token: str, refresh_token: str | None, expires_in: int
+) -> None:
+    """Every good answer means the same to another client library."""
+    document = good(access_token=access_token, expires_in=expires_in, scope=SCOPE)
+    document |= {} if refresh_token is None else {"refresh_token": refresh_token}
+    theirs = WebApplicationClient("c").parse_request_body_response(json.dumps(document))
+    ours = reply(document)
+    assert ours.access_token.reveal() == theirs["access_token"]
+    assert ours.lifetime_s == theirs["expires_in"]
+    assert (ours.refresh_token and ours.refresh_token.reveal()) == theirs.get("refresh_token")
+    assert ours.scope == SCOPE
+
+
+@pytest.mark.parametrize(
+    ("expires_in", "lifetime_s"), [(3600, 3600.0), (0.5, 0.5), ("3600", 3600.0), ("59.5", 59.5)]
+)
+def test_a_lifetime_is_a_number_of_seconds(expires_in: object, lifetime_s: float) -> None:
+    """`expires_in` counts as a number, and as the text of one."""
+    assert reply(good(expires_in=expires_in)).lifetime_s == lifetime_s
+
+
+@pytest.mark.parametrize(
+    "expires_in",
+    [
+        *(None, 0, -1, 1e10, 10**400, float("nan"), float("inf"), float("-inf")),
+        *("", "0", "-1", "soon", "1e3", "nan", "٣", "9" * 400),
+        *(True, False, [60], {}),
+    ],
+)
+def test_a_lifetime_that_cannot_be_meant_is_unknown(expires_in: object) -> None:
+    """The token counts all the same: a rotated refresh token may stand beside a strange number."""
+    assert reply(good(expires_in=expires_in)).lifetime_s is None
+
+
+def test_an_answer_without_lifetime_refresh_token_or_type_is_an_answer() -> None:
+    """`expires_in`, `refresh_token`, `scope` and `token_type` may be missing."""
+    assert reply({"access_token": "at"}) == TokenReply(Secret("at"), None, None, None)
+    empty = good(refresh_token="", scope=None, token_type=None)
+    assert reply(empty).refresh_token is None
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        good(access_token=""),
+        good(access_token=None),
+        good(access_token=["at"]),
+        good(access_token="at\r\nX-Evil: 1"),
+        good(access_token="a t"),
+        good(access_token="tökén"),
+        good(access_token="at\n"),
+        good(token_type="mac"),
+        good(token_type=["Bearer"]),
+        good(refresh_token=7),
+        good(refresh_token="rt\ud800"),
+        good(error={"code": 1}),
+        good(error="server_error"),
+        {"error": "temporarily_unavailable"},
+        {},
+        [],
+        "at",
+        None,
+    ],
+)
+def test_an_unusable_token_is_no_token(document: Any) -> None:
+    """What could not be sent as a bearer token, or break a header, is refused as a whole."""
+    with pytest.raises(TokenEndpointUnavailable) as caught:
+        reply(document)
+    assert caught.value.sent
+
+
+@pytest.mark.parametrize("token_type", ["bearer", "Bearer", "BEARER"])
+def test_the_token_type_is_read_without_case(token_type: str) -> None:
+    """RFC 6749 §5.1: the type's case does not matter."""
+    assert reply(good(token_type=token_type)).access_token == Secret("at")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"\xff\xfe{}", b"<html>log in</html>", b"[" * 60000, b'{"a":' * 10000, b"1" * 5000, b'{"access_'],
+)
+def test_an_answer_that_is_not_json_is_worth_another_try(body: bytes) -> None:
+    """Web pages, nothing, half an answer and hostile nesting are all the endpoint's trouble, not ours."""
+    for status in (200, 400, 500):
+        with pytest.raises(TokenEndpointUnavailable) as caught:
+            oauth.parse_reply(status, "text/html", body, where="the token endpoint at accounts.example")
+        assert str(caught.value).startswith("the token endpoint at accounts.example answered ")
+
+
+def test_a_byte_order_mark_does_not_hide_an_answer() -> None:
+    """Some servers start their JSON with a byte order mark."""
+    assert oauth.parse_reply(200, JSON, b"\xef\xbb\xbf" + json.dumps(good()).encode()).lifetime_s == 3600
+
+
+@pytest.mark.parametrize("status", [200, 400, 401])
+def test_only_invalid_grant_refuses_the_grant(status: int) -> None:
+    """`invalid_grant` ends a login, also in a 200; a server in trouble that says so is not believed."""
+    with pytest.raises(GrantRefused):
+        reply({"error": "invalid_grant"}, status)
+    for trouble in (302, 429, 500, 503):
+        with pytest.raises(TokenEndpointUnavailable):
+            reply({"error": "invalid_grant"}, trouble)
+
+
+@pytest.mark.parametrize(
+    ("code", "fix"),
+    [
+        ("invalid_client", "client_secret"),
+        ("unauthorized_client", "grant"),
+        ("invalid_scope", "scope"),
+        ("unsupported_grant_type", "token_url"),
+        ("invalid_request", "pkce"),
+    ],
+)
+def test_a_refused_app_is_told_what_to_correct(code: str, fix: str) -> None:
+    """Each refusal of the app names the key to correct and where Creative Force shows its value."""
+    with pytest.raises(Misconfigured) as caught:
+        reply({"error": code}, 400)
+    assert code in str(caught.value)
+    assert fix in str(caught.value)
+    assert "Registered Apps" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [301, 307, 400, 404, 405, 415, 500, 502, 503])
+def test_other_failures_are_for_now(status: int) -> None:
+    """Redirects, unknown refusals and server errors say nothing about the grant."""
+    with pytest.raises(TokenEndpointUnavailable, match=str(status)):
+        reply({"error": "something_new"}, status)
+
+
+@pytest.mark.parametrize(
+    ("status", "header", "seconds"),
+    [
+        (503, "7", 7.0),
+        (429, " 30 ", 30.0),
+        (503, "86400", 300.0),
+        (503, "9" * 18, 300.0),
+        (503, "0", 1.0),
+        (503, "-5", 1.0),
+        (503, "Wed, 21 Oct 2015 07:28:00 GMT", 1.0),
+        (503, "", 1.0),
+        (500, "7", 1.0),
+    ],
+)
+def test_the_servers_wish_to_be_left_alone_is_heard(status: int, header: str, seconds: float) -> None:
+    """Retry-After in seconds counts with 429 and 503, for five minutes at most."""
+    with pytest.raises(TokenEndpointUnavailable) as caught:
+        reply({}, status, retry_after=header)
+    assert caught.value.retry_after_s == seconds
+
+
+@pytest.mark.parametrize(
+    ("description", "word"),
+    [
+        ("Invalid 'redirect_uri' in request.", oauth.REFUSED_REDIRECT_URI),
+        ("Mismatching redirect URI.", oauth.REFUSED_REDIRECT_URI),
+        ("Code challenge failed.", oauth.REFUSED_VERIFIER),
+        ("The code has expired", oauth.REFUSED_EXPIRED),
+        ("code was already used", oauth.REFUSED_USED),
+        ("the grant was refused", ""),
+        (f"no such code: {MARKER}", ""),
+        (None, ""),
+        (["redirect_uri"], ""),
+    ],
+)
+def test_a_description_is_classified_and_never_repeated(description: object, word: str) -> None:
+    """The server's words may echo a secret: only our own word for them is kept."""
+    with pytest.raises(GrantRefused) as caught:
+        reply({"error": "invalid_grant", "error_description": description}, 400)
+    assert caught.value.description == word
+    assert_silent(caught.value)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text() | st.just(MARKER),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+documents = st.dictionaries(
+    st.sampled_from(
+        ["access_token", "token_type", "expires_in", "refresh_token", "scope", "error", "error_description"]
+    ),
+    json_values | st.sampled_from(["invalid_grant", "invalid_client", "Bearer", f"x\r\n{MARKER}"]),
+)
+bodies = st.binary() | documents.map(lambda document: json.dumps(document).encode())
+
+
+@given(status=st.integers(100, 599), content_type=st.text(), body=bodies, retry_after=st.text())
+@example(status=200, content_type="", body=b'{"access_token":"' + MARKER.encode() + b'\\n"}', retry_after="")
+def test_no_answer_surprises_or_leaks(status: int, content_type: str, body: bytes, retry_after: str) -> None:
+    """Whatever comes back, it is a token or one of three errors, and none of them quotes it."""
+    try:
+        answer = oauth.parse_reply(status, content_type, body, retry_after=retry_after)
+    except (GrantRefused, Misconfigured, TokenEndpointUnavailable) as error:
+        assert_silent(error)
+    else:
+        value = answer.access_token.reveal()
+        assert value
+        assert all("!" <= character <= "~" for character in value)
+        assert MARKER not in repr(answer.access_token)
+        assert answer.lifetime_s is None or 0 < answer.lifetime_s <= oauth.LIFETIME_MAX_S
+        if answer.refresh_token is not None:
+            urlencode({"refresh_token": answer.refresh_token.reveal()})
+
+
+# --- revocation ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "revoked"),
+    [
+        (200, None, True),
+        (204, None, True),
+        (404, None, False),
+        (405, None, False),
+        (501, None, False),
+        (400, "unsupported_token_type", False),
+        (401, "unsupported_token_type", False),
+    ],
+)
+def test_a_server_revokes_or_cannot(status: int, error: str | None, revoked: bool) -> None:
+    """RFC 7009: 200 is done; no such endpoint or no such kind of token means that the server can't."""
+    assert oauth.parse_revocation(status, JSON, json.dumps({"error": error}).encode()) is revoked
+
+
+@given(
+    status=st.integers(100, 599).filter(lambda status: status not in {200, 204, 404, 405, 501}), body=bodies
+)
+def test_any_other_answer_to_a_revocation_is_trouble(status: int, body: bytes) -> None:
+    """An answer that says neither is an error, and does not show what came."""
+    assume(b"unsupported_token_type" not in body)
+    with pytest.raises(TokenEndpointUnavailable) as caught:
+        oauth.parse_revocation(status, JSON, body)
+    assert_silent(caught.value)

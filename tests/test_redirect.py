@@ -1,0 +1,221 @@
+"""What people paste after logging in, and what it means."""
+
+from __future__ import annotations
+
+import traceback
+from urllib.parse import quote, urlencode
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cfproxy.errors import LoginFailed
+from cfproxy.redirect import (
+    REDIRECT_MAX_CHARS,
+    UNRECOGNISED,
+    Redirect,
+    base_of,
+    check_redirect,
+    explain_error,
+    origin_of,
+    parse_redirect,
+)
+from cfproxy.secret import Secret
+
+MARKER = "MARKERsecretMARKER"
+BASE = "https://integration.example/cb"
+QUERY = "code=8659m1X-k&scope=cfgateway%20offline_access&state=st-1"
+CAME = Redirect(code=Secret("8659m1X-k"), state="st-1")
+WHOLE = Redirect(code=Secret("8659m1X-k"), state="st-1", base=BASE)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"{BASE}?{QUERY}", WHOLE),
+        (f"{BASE}#{QUERY}", WHOLE),
+        (f"{BASE}?{QUERY}#_=_", WHOLE),
+        (f"{BASE}?{QUERY}&", WHOLE),
+        (f"  '{BASE}?{QUERY}'\n", WHOLE),
+        (f"<{BASE}?{QUERY}>", WHOLE),
+        (f"“{BASE}?{QUERY}”", WHOLE),
+        (f"{BASE}?code=8659\n  m1X-k&scope=cfgateway offline_access&st\r\nate=st-1", WHOLE),
+        (f"HTTPS://Integration.Example:443/cb?{QUERY}", WHOLE),
+        (f"integration.example/cb?{QUERY}", CAME),
+        (f"?{QUERY}", CAME),
+        (QUERY, CAME),
+        (QUERY.removeprefix("code="), CAME),
+        ("8659m1X-k", Redirect(code=Secret("8659m1X-k"))),
+        (" 8659m1\nX-k& ", Redirect(code=Secret("8659m1X-k"))),
+        ("4/0Ab_cd==", Redirect(code=Secret("4/0Ab_cd=="))),
+        ("?error=access_denied&state=st-1", Redirect(error="access_denied", state="st-1")),
+        (f"{BASE}?error=access_denied", Redirect(error="access_denied", base=BASE)),
+        (f"?error={MARKER}", Redirect(error=UNRECOGNISED)),
+        (
+            f"?{QUERY}&iss=https%3A%2F%2Faccounts.example",
+            Redirect(code=Secret("8659m1X-k"), state="st-1", iss="https://accounts.example"),
+        ),
+        (BASE, Redirect(base=BASE)),
+        (f"{BASE}?code=&state=1", Redirect(base=BASE)),
+    ],
+)
+def test_people_paste_the_redirect_in_many_forms(text: str, expected: Redirect) -> None:
+    """A whole address, its query, or the code alone; wrapped, quoted, or cut off at the front."""
+    assert parse_redirect(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("", "neither"),
+        ("hello", "neither"),
+        ("I could not log in", "neither"),
+        ("scope=cfgateway&state=1", "no code"),
+        (f"?{QUERY}&code=other", "'code' twice"),
+        (f"?{QUERY}&state=other", "'state' twice"),
+        (f"?{QUERY}#state=other", "'state' twice"),
+        (f"{BASE}?code=8659m1X-k", "no state"),
+        ("?code=a%0Ab&state=1", "damaged"),
+        ("?code=a%FFb&state=1", "damaged"),
+        ("x" * (REDIRECT_MAX_CHARS + 1), "too long"),
+        ("?" + "a=1&" * 200, "too many"),
+    ],
+)
+def test_rubbish_is_refused_with_the_next_step(text: str, hint: str) -> None:
+    """What cannot be a redirect is refused in one line that says what to paste instead."""
+    with pytest.raises(LoginFailed, match=hint) as caught:
+        parse_redirect(text)
+    assert "\n" not in str(caught.value)
+
+
+def fold(text: str, width: int) -> str:
+    return "\r\n".join(text[start : start + width] for start in range(0, len(text), width))
+
+
+@given(
+    code=st.from_regex(r"\A[!-~]{8,60}\Z"),
+    state=st.from_regex(r"\A[!-~]{1,60}\Z"),
+    width=st.integers(20, 80),
+    mark=st.sampled_from("?#"),
+)
+def test_a_terminals_line_breaks_do_not_matter(code: str, state: str, width: int, mark: str) -> None:
+    """However the address is folded, the code and state come out as the server made them."""
+    query = urlencode({"code": code, "state": state}, quote_via=quote)
+    came = parse_redirect(fold(f"{BASE}{mark}{query}", width))
+    assert came == Redirect(code=Secret(code), state=state, base=BASE)
+
+
+fragments = st.sampled_from(
+    [
+        "code=",
+        "state=",
+        "error=",
+        "iss=",
+        "&",
+        "?",
+        "#",
+        "://",
+        "https",
+        "%",
+        "\n",
+        "[",
+        "]",
+        "@",
+        " ",
+        MARKER,
+    ]
+)
+pasted = st.text() | st.lists(fragments | st.text(max_size=3)).map("".join)
+
+
+@given(pasted)
+@example(f"https://[{MARKER}?code=1&state=2")
+@example("?code=%ff&state=\ud800")
+def test_nothing_pasted_surprises_or_leaks(text: str) -> None:
+    """Whatever is pasted, it is a redirect or a LoginFailed, and neither shows what it was."""
+    shown = []
+    try:
+        came = parse_redirect(text)
+        shown = [repr(came)]
+        check_redirect(came, redirect_uri=BASE, authorize_url="https://accounts.example/a", again="again")
+    except LoginFailed as error:
+        shown += [str(error), repr(error), *traceback.format_exception(error)]
+    else:
+        assert (came.code is None) != (came.error is None)
+    assert not [line for line in shown if MARKER in line]
+
+
+# --- whether it is the answer to our login ---------------------------------------------------
+
+
+def check(came: Redirect, redirect_uri: str = BASE) -> None:
+    check_redirect(
+        came,
+        redirect_uri=redirect_uri,
+        authorize_url="https://accounts.example/connect/authorize?tenant=1",
+        again="begin again",
+    )
+
+
+@pytest.mark.parametrize(
+    "redirect_uri",
+    [
+        BASE,
+        f"{BASE}?kind=cf",
+        f"{BASE}/",
+        "http://integration.example/cb",
+        "https://INTEGRATION.example:443/cb",
+    ],
+)
+def test_a_web_servers_tidying_is_no_other_place(redirect_uri: str) -> None:
+    """A final slash, a change to https, a default port and capital letters make no difference."""
+    check(WHOLE, redirect_uri)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (f"https://elsewhere.example/cb?{QUERY}", "not at redirect_uri"),
+        (f"https://integration.example/other?{QUERY}", "not at redirect_uri"),
+        ("https://accounts.example/connect/authorize?client_id=1&state=2", "open it in a browser"),
+        ("https://accounts.example/home/error?errorId=CfDJ8", "page of the accounts server"),
+        (f"{BASE}?{QUERY}&iss=https%3A%2F%2Fevil.example", "iss differs"),
+        (f"{BASE}?{QUERY}&iss=accounts.example", "iss differs"),
+        (BASE, "has no code"),
+    ],
+)
+def test_an_address_that_is_not_our_answer_is_explained(text: str, hint: str) -> None:
+    """Another place, another server and an address without a code each have a message of their own."""
+    with pytest.raises(LoginFailed, match=hint) as caught:
+        check(parse_redirect(text))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("iss", ["https://accounts.example", "https://ACCOUNTS.example:443/realms/x"])
+def test_the_issuer_is_known_by_its_origin(iss: str) -> None:
+    """RFC 9207: the server may name itself, also with a path; it has to be authorize_url's."""
+    check(Redirect(code=Secret("c"), state="s", iss=iss))
+
+
+def test_each_kind_of_refusal_has_its_own_message() -> None:
+    """A person's no, a server in trouble and a refused app read differently."""
+    messages = {
+        explain_error(error, "begin again")
+        for error in (
+            "access_denied",
+            "server_error",
+            "temporarily_unavailable",
+            "invalid_scope",
+            UNRECOGNISED,
+        )
+    }
+    assert len(messages) == 5
+    assert all("begin again" in message for message in messages)
+
+
+def test_addresses_compare_by_place() -> None:
+    """User, query, default port and capital letters do not count; what is no address compares as nothing."""
+    assert base_of("https://u:p@Host.Example:443?x=1#y") == "https://host.example/"
+    assert base_of("http://host.example:443/a") == "http://host.example:443/a"
+    assert origin_of("https://host.example/a/b?c") == "https://host.example"
+    assert origin_of("https://[::1") == base_of("mailto:someone") == ""
