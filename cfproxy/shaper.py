@@ -3,9 +3,10 @@
 Owns: who waits, in which order they are let go, and who is refused instead.
 Must not know: what a flow is made of (whoever calls chooses the key), HTTP, sockets.
 Invariants:
-1. Inside a flow nobody is overtaken. Between flows turns go round; a flow that has just come to wait
-   is served first, but at most every second turn goes to such newcomers. So a lone caller beside a
-   bulk job gets the very next slot or the one after it, and no crowd of newcomers starves a bulk job.
+1. Inside a flow nobody is overtaken. Flows stand in a ring and have one turn each in a round. One that
+   comes from elsewhere may jump it, the latest first, but every second turn stays the ring's: a lone
+   caller beside bulk jobs gets the next slot or the one after it, and nobody waits for more than
+   twice as many turns as there are flows before him in the ring.
 2. At most `queue` callers wait. When all places are taken, one of a shorter flow takes the place of
    the longest flow's newest, which waited least and would wait longest: so a bulk job locks nobody
    out, and no place is kept empty for that.
@@ -18,6 +19,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -27,13 +29,17 @@ from cfproxy.pacing import Pace
 from cfproxy.ports import Clock
 
 RETRY_AFTER_MIN_S = 1.0
+# Who comes back later than this does not live from answer to answer, like a job's connections do.
+NEWCOMER_AFTER_S = 0.5
 FULL = "as many requests wait for their turn as may; send fewer at once or raise pacing.queue"
 TOO_LONG = "the turn of this request comes too late; send fewer at once or raise pacing.max_wait"
 
-# Resolves to the instant of departure, or to a refusal: an exception set on a future whose caller was
-# cancelled in the same turn of the loop would be logged as never retrieved.
+# Resolves to the instant of departure or a refusal, which nobody need retrieve, unlike an exception.
 _Waiter = asyncio.Future[float | QueueRefusal]
-_Flow = OrderedDict[_Waiter, None]
+
+
+class _Flow(OrderedDict[_Waiter, None]):
+    served_at = -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +58,7 @@ class Shaper:
 
     Args:
         pace: the limit; nobody else may take from it.
-        clock: only `monotonic` and `sleep` are used.
+        clock: its monotonic side is used.
         queue: how many may wait; 0 refuses whoever cannot leave at once.
         max_wait_s: seconds that anybody waits at most.
     """
@@ -66,10 +72,9 @@ class Shaper:
         self._timer: asyncio.Task[None] | None = None
 
     async def slot(self, flow: Hashable) -> float:
-        """Wait for this caller's turn and return the seconds that it took.
+        """Wait for this caller's turn and return the seconds that it took; then send at once.
 
-        The slot is an instant: send at once, or ask again. A caller that is cancelled loses its
-        place at once and spends no slot.
+        A caller that is cancelled loses its place at once and spends no slot.
 
         Raises:
             QueueFull: no place to wait.
@@ -105,14 +110,10 @@ class Shaper:
 
     def state(self) -> ShaperState:
         """Return what can be seen now."""
-        now, oldest, paused_until = self._clock.monotonic(), self._line.oldest(), self._pace.paused_until
-        return ShaperState(
-            waiting=len(self._line),
-            departures=self._pace.departures,
-            rate=self._pace.rate(now),
-            paused_until=paused_until if paused_until > now else None,
-            oldest_wait_s=0.0 if oldest is None else now - oldest[1],
-        )
+        now, oldest, pace = self._clock.monotonic(), self._line.oldest(), self._pace
+        until = pace.paused_until if pace.paused_until > now else None
+        oldest_wait_s = 0.0 if oldest is None else now - oldest[1]
+        return ShaperState(len(self._line), pace.departures, pace.rate(now), until, oldest_wait_s)
 
     async def _run(self) -> None:
         while self._line:
@@ -124,7 +125,7 @@ class Shaper:
         """Let go everybody whose turn has come."""
         self._refuse_late(now)
         while self._line and self._pace.ready_at <= now:
-            waiter = self._line.pick()
+            waiter = self._line.pick(now)
             # One that was cancelled a moment ago is still in line until its task has run.
             if not waiter.done():
                 self._pace.take(now)
@@ -133,12 +134,9 @@ class Shaper:
 
     def _admit(self, flow: Hashable, now: float) -> None:
         """Make sure that there is a place for one more of `flow`, or raise."""
-        latest_at = now + self._max_wait_s
+        eta, latest_at = self._pace.eta, now + self._max_wait_s
         # The first estimate needs no sum; it decides nearly always.
-        if (
-            self._pace.eta(len(self._line), now) > latest_at
-            and self._pace.eta(self._line.ahead(flow), now) > latest_at
-        ):
+        if eta(len(self._line), now) > latest_at and eta(self._line.ahead(flow), now) > latest_at:
             raise self._refusal(QueueTimeout, TOO_LONG, now)
         if len(self._line) < self._queue:
             return
@@ -179,39 +177,45 @@ class _Line:
 
     def __init__(self) -> None:
         self._seats: OrderedDict[_Waiter, tuple[Hashable, _Flow, float]] = OrderedDict()
-        # Newcomers, and those that had a turn. A flow that its turn emptied stays among the latter
-        # until it comes up again, so that a caller who returns at once is no newcomer.
-        self._fresh: OrderedDict[Hashable, _Flow] = OrderedDict()
-        self._served: OrderedDict[Hashable, _Flow] = OrderedDict()
-        self._fresh_first = True
+        # A flow that its turn emptied keeps its place until that comes up: returning gains nothing.
+        self._ring: OrderedDict[Hashable, _Flow] = OrderedDict()
+        self._newcomers: OrderedDict[Hashable, _Flow] = OrderedDict()  # those of the ring that may jump it
+        self._jump_next = True
         self._levels: list[dict[Hashable, _Flow]] = []  # [n]: the flows with more than n waiters
 
     def __len__(self) -> int:
         return len(self._seats)
 
     def push(self, key: Hashable, waiter: _Waiter, since: float) -> None:
-        flow = self._find(key)
+        flow = self._ring.get(key)
         if flow is None:
-            flow = self._fresh[key] = OrderedDict()
+            flow = self._ring[key] = _Flow()
+        if not flow and since - flow.served_at >= NEWCOMER_AFTER_S:
+            self._newcomers[key] = flow
         if len(flow) == len(self._levels):
             self._levels.append({})
         self._levels[len(flow)][key] = flow
         flow[waiter] = None
         self._seats[waiter] = (key, flow, since)
 
-    def pick(self) -> _Waiter:
+    def pick(self, now: float) -> _Waiter:
         """Take out whose turn it is; somebody must be in line."""
-        turns = (self._fresh, self._served) if self._fresh_first else (self._served, self._fresh)
-        for ring in turns:
-            while ring:
-                key, flow = ring.popitem(last=False)
-                if flow:
-                    self._served[key] = flow
-                    self._fresh_first = ring is self._served
-                    waiter = next(iter(flow))
-                    self.discard(waiter)
-                    return waiter
-        raise LookupError("nobody waits")
+        if self._jump_next and self._newcomers:
+            # The latest first, for a lone caller's sake: the crowd before him has its places in the ring.
+            key, flow = self._newcomers.popitem()
+            self._jump_next = False
+        else:
+            key, flow = self._ring.popitem(last=False)
+            while not flow:
+                key, flow = self._ring.popitem(last=False)
+            self._newcomers.pop(key, None)
+            self._jump_next = True
+        self._ring[key] = flow  # a jump uses up the turn in the ring
+        self._ring.move_to_end(key)
+        flow.served_at = now
+        waiter = next(iter(flow))
+        self.discard(waiter)
+        return waiter
 
     def discard(self, waiter: _Waiter) -> None:
         """Take out this one, wherever it stands; nothing happens when it is not in line."""
@@ -224,14 +228,14 @@ class _Line:
         del level[key]
         if not level:
             self._levels.pop()
-        if not flow:
-            self._fresh.pop(key, None)
+        if not flow and self._newcomers.pop(key, None) is not None:
+            del self._ring[key]
         if not self._seats:
-            self._served.clear()
+            self._ring.clear()
 
     def evict_for(self, key: Hashable) -> _Waiter | None:
         """Take out the newest of the longest flow, if that one stays no shorter than `key`'s becomes."""
-        if len(self._levels) <= len(self._find(key) or ()) + 1:
+        if len(self._levels) <= len(self._ring.get(key, ())) + 1:
             return None
         waiter = next(reversed(next(reversed(self._levels[-1].values()))))
         self.discard(waiter)
@@ -239,14 +243,10 @@ class _Line:
 
     def oldest(self) -> tuple[_Waiter, float] | None:
         """Return who waits longest, and since when."""
-        for waiter, (_, _, since) in self._seats.items():
-            return waiter, since
-        return None
+        return next(((waiter, seat[2]) for waiter, seat in self._seats.items()), None)
 
     def ahead(self, key: Hashable) -> int:
-        """Return how many leave before one more of `key`, at least: as many of every flow as of its own."""
-        return sum(map(len, self._levels[: len(self._find(key) or ())]))
-
-    def _find(self, key: Hashable) -> _Flow | None:
-        flow = self._fresh.get(key)
-        return self._served.get(key) if flow is None else flow
+        """Return how many leave before one more of `key`, at least."""
+        # Its own, and as many of each other flow; but its first may jump, and its second come up at once.
+        own = len(self._ring.get(key, ()))
+        return min(own, 1) + sum(map(len, self._levels[: max(0, own - 1)]))

@@ -99,13 +99,14 @@ def test_the_schema_accepts_what_the_program_accepts() -> None:
 def test_the_schema_refuses_unknown_keys_and_bad_values() -> None:
     """An editor underlines a misspelt key, a wrong unit and a secret of a wrong shape."""
     validator = jsonschema.Draft202012Validator(json_schema())
-    for wrong in (
+    wrongs: list[dict[str, Any]] = [
         {"client": "x"},
         {"pacing": {"per": "1 week"}},
         {"client_secret": {"vault": "x"}},
         {"accounts": {"acme": {"log": {}}}},
         {"accounts": {"Acme": {}}},
-    ):
+    ]
+    for wrong in wrongs:
         assert not validator.is_valid(wrong), wrong
 
 

@@ -15,7 +15,7 @@ from cfproxy.errors import GrantRefused, LoginFailed, Misconfigured
 from cfproxy.secret import Secret
 from cfproxy.stores.memory import MemoryStore
 from tests.authlib_server import App, Server
-from tests.login_kit import SteadyClock
+from tests.clock import FakeClock
 
 APP = App("app-1", "s3cret-of-app-1", "https://integration.example/cb?kind=cf")
 SCOPE = "cfgateway offline_access"
@@ -52,7 +52,7 @@ def plan_at(origin: str, *, pkce: bool = True) -> login.LoginPlan:
         refresh_token_lifetime_s=30 * 86400.0,
         store=MemoryStore(),
         endpoint=endpoint_at(origin),
-        clock=SteadyClock(1000.0),
+        clock=FakeClock(),
     )
 
 

@@ -11,7 +11,7 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, cast, get_args
 
 from aiohttp import web
@@ -24,7 +24,7 @@ _CHUNK = b"\xff\x00garbage" * 8192
 _HTML = "<!doctype html><title>Maintenance</title><h1>We will be right back</h1>"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Fault:
     """One fault, for the next `times` requests.
 
@@ -108,10 +108,9 @@ def take(queue: list[Fault]) -> Fault | None:
     """Return the fault for the request at hand and count it down; None when there is none."""
     if not queue:
         return None
-    fault = queue[0]
-    fault.times -= 1
-    if fault.times <= 0:
-        queue.pop(0)
+    fault = queue.pop(0)
+    if fault.times > 1:
+        queue.insert(0, replace(fault, times=fault.times - 1))
     return fault
 
 

@@ -34,7 +34,7 @@ def read_query(url: str) -> dict[str, str]:
 
 
 async def test_consent_leads_to_a_code(world: World) -> None:
-    """ "Yes, Allow" redirects with code, scope, the state as it was sent, and the issuer."""
+    """Pressing "Yes, Allow" redirects with code, scope, the state as it was sent, and the issuer."""
     redirected = await approve(world.authorize_url())
     answer = read_query(redirected)
     assert redirected.startswith(f"{CALLBACK}?")
@@ -45,7 +45,7 @@ async def test_consent_leads_to_a_code(world: World) -> None:
 
 
 async def test_denial_leads_to_an_error(world: World) -> None:
-    """ "No" redirects with `access_denied` and the state."""
+    """Pressing "No" redirects with `access_denied` and the state."""
     redirected = await approve(world.authorize_url(), decision="deny")
     assert read_query(redirected) == {
         "error": "access_denied",

@@ -22,7 +22,8 @@ async def call(world: World, server: Server) -> tuple[int, str, bytes]:
     if server == "token":
         pending = world.call("POST", "/connect/token", headers={}, data=form)
     else:
-        pending = world.call("GET", "/v1/productiontypes")
+        # POST, because the client repeats other methods on its own when a connection breaks.
+        pending = world.call("POST", "/v1/_status/200")
     async with pending as response:
         return response.status, response.content_type, await response.read()
 
@@ -68,12 +69,13 @@ async def test_garbage_has_the_size_that_was_asked_for(world: World, server: Ser
 
 @BOTH
 async def test_a_reset_cuts_the_connection_before_anything_is_done(world: World, server: Server) -> None:
-    """After `reset` nothing was issued and nothing was changed."""
-    login = world.sandbox.issue_login()
+    """After `reset` the connection is gone, and no token was issued."""
     world.sandbox.inject(server, Fault("reset"))
     with pytest.raises(aiohttp.ClientConnectionError):
         await call(world, server)
-    assert (await world.refresh(login["refresh_token"]))[0] == 200
+    assert [each.outcome for each in world.sandbox.token_requests] == (
+        ["fault:reset"] if server == "token" else []
+    )
 
 
 async def test_a_lost_answer_has_spent_the_refresh_token(world: World) -> None:
@@ -86,14 +88,18 @@ async def test_a_lost_answer_has_spent_the_refresh_token(world: World) -> None:
     assert [each.outcome for each in world.sandbox.token_requests] == ["issued", "invalid_grant"]
 
 
-async def test_a_lost_answer_of_the_api_has_changed_the_job(world: World) -> None:
-    """After `lost` a PUT has happened although nobody was told."""
-    job = (await world.get("/v1/jobs?pageSize=1"))["pageData"][0]
-    world.sandbox.inject("api", Fault("lost"))
+@pytest.mark.parametrize(("kind", "assets"), [("lost", 1), ("reset", 0)])
+async def test_a_lost_call_of_the_api_had_its_effect(
+    world: World, kind: Literal["lost", "reset"], assets: int
+) -> None:
+    """After `lost` a POST has happened although nobody was told; after `reset` it has not."""
+    product_id = (await world.get("/v1/products?pageSize=1"))["pageData"][0]["id"]
+    body = {"fileName": "a.jpg", "productId": product_id}
+    world.sandbox.inject("api", Fault(kind))
     with pytest.raises(aiohttp.ClientConnectionError):
-        await world.status("PUT", f"/v1/jobs/{job['id']}", json={"name": "Renamed"})
-    assert (await world.get(f"/v1/jobs/{job['id']}"))["name"] == "Renamed"
-    assert world.sandbox.api_statuses[444] == 1
+        await world.status("POST", "/v1/assets/get-presigned-url", json=body)
+    assert len((await world.get(f"/v1/products/{product_id}"))["assetIds"]) == assets
+    assert world.sandbox.api_statuses == {200: 2, 444: 1}
 
 
 async def test_a_slow_answer_was_processed_before_it_was_late(world: World) -> None:

@@ -34,7 +34,7 @@ async def test_a_code_becomes_tokens(world: World) -> None:
     answer = WebApplicationClient("sandbox-client").parse_request_body_response(text)
     assert answer["expires_in"] == 3600
     assert answer["token_type"] == "Bearer"
-    assert answer["scope"] == "cfgateway offline_access".split()
+    assert answer["scope"] == ["cfgateway", "offline_access"]
     assert answer["refresh_token"]
     assert [each.value for each in world.sandbox.access_tokens] == [answer["access_token"]]
 
@@ -144,7 +144,7 @@ async def test_a_rotated_refresh_token_works_once(world: World) -> None:
 
 
 async def test_a_detected_reuse_revokes_the_whole_login(world: World) -> None:
-    """With `reuse_detection: revoke` a replay kills the refresh token that is in use, too; other logins live."""
+    """With `reuse_detection: revoke` a replay kills the refresh token in use, too; other logins live."""
     world.behaviour.reuse_detection = "revoke"
     first = world.sandbox.issue_login()["refresh_token"]
     other = world.sandbox.issue_login()["refresh_token"]

@@ -70,9 +70,10 @@ class World:
     @asynccontextmanager
     async def call(self, method: str, target: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:
         """Call the sandbox with the target exactly as given, with a good token unless headers are given."""
-        options = {"headers": self.bearer(), "allow_redirects": False} | options
+        if "headers" not in options:
+            options["headers"] = self.bearer()
         address = URL(self.sandbox.url + target, encoded=True)
-        async with self.client.request(method, address, **options) as response:
+        async with self.client.request(method, address, allow_redirects=False, **options) as response:
             yield response
 
     async def get(self, target: str) -> Any:
@@ -89,7 +90,7 @@ class World:
 
 @asynccontextmanager
 async def open_world(behaviour: Behaviour | None = None) -> AsyncIterator[World]:
-    """Start a sandbox and a client that keeps no connection, so that nothing is retried behind a test's back."""
+    """Start a sandbox and a client that opens a connection for every call."""
     clock = HandClock()
     sandbox = Sandbox(behaviour, clock)
     await sandbox.start()

@@ -1,0 +1,63 @@
+# `make demo` and `make test` do all the set-up themselves: Python 3.11+, pip and make are enough.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+# pip of the base interpreter installs into .venv: so that systems without ensurepip will do.
+INSTALL := $(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command 'make lock'
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types rings bench lock clean
+
+help:
+	@echo 'make demo    sandbox, login and proxy in one command; prints a curl to try'
+	@echo 'make test    the whole test suite'
+	@echo 'make check   lint, types and the rule that a module imports lower rings only'
+	@echo 'make bench   memory and speed, measured side by side'
+	@echo 'make lock    resolve the dependencies anew, with hashes'
+	@echo 'make clean   remove what these commands made'
+
+demo: .venv/run.stamp
+	$(BIN)/cfproxy demo
+
+test: .venv/test.stamp
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint types rings
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/test.stamp
+	$(BIN)/mypy
+
+rings: .venv/test.stamp
+	$(BIN)/lint-imports
+
+bench: .venv/test.stamp
+	$(BIN)/python bench/memory.py
+
+lock: .venv/test.stamp
+	$(INSTALL) uv
+	$(BIN)/$(LOCK) --extra fast --extra redis pyproject.toml -o requirements.lock
+	$(BIN)/$(LOCK) --all-extras -c requirements.lock pyproject.toml -o .ci/requirements-test.lock
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
+
+.venv/pyvenv.cfg:
+	@test -n "$(PYTHON)" || { echo 'cfproxy needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3'; exit 1; }
+	$(PYTHON) -m venv --without-pip .venv
+
+.venv/run.stamp: .venv/pyvenv.cfg requirements.lock pyproject.toml
+	$(INSTALL) --require-hashes -r requirements.lock
+	$(INSTALL) --no-deps -e .
+	@touch $@
+
+.venv/test.stamp: .venv/pyvenv.cfg .ci/requirements-test.lock pyproject.toml
+	$(INSTALL) --require-hashes -r .ci/requirements-test.lock
+	$(INSTALL) --no-deps -e .
+	@touch $@
