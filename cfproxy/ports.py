@@ -161,7 +161,7 @@ class TokenStore(Protocol):
         """Try whether a record could be saved now, leaving nothing behind."""
 
     async def put_attempt(self, attempt: Attempt) -> None:
-        """Remember an attempt for `ATTEMPT_LIFETIME_S`."""
+        """Remember an attempt for `ATTEMPT_LIFETIME_S`; one that was taken can be put back."""
 
     async def take_attempt(self, account: str, state: str | None, now: float) -> Attempt:
         """Return an attempt and mark it used, so that nobody takes it again.

@@ -75,9 +75,6 @@ class Store(MemoryStore):
 
     async def put_attempt(self, attempt: Attempt) -> None:
         await self._step("put")
-        # Whoever puts an attempt back withdraws the mark that it was used.
-        entries = self._attempts.get(attempt.account, [])
-        entries[:] = [entry for entry in entries if entry.attempt.state != attempt.state]
         await super().put_attempt(attempt)
 
     async def take_attempt(self, account: str, state: str | None, now: float) -> Attempt:

@@ -26,6 +26,8 @@ from cfproxy.stores.disk import FILE_MAX_BYTES, Folder
 from cfproxy.stores.locking import hold
 from cfproxy.token import Login
 
+USED_SUFFIX = ".used.json"
+
 
 class FileStore:
     """Keep logins in `directory`, for any number of processes of one user."""
@@ -147,7 +149,10 @@ class FileStore:
 
     def _put(self, attempt: Attempt) -> None:
         self._prune(attempt.account, attempt.created_at)
-        self._folder.write(_attempt_names(attempt)[0], _render(to_document(Entry(attempt))))
+        name, used_name = _attempt_names(attempt)
+        self._folder.write(name, _render(to_document(Entry(attempt))))
+        # Whoever puts an attempt back withdraws the mark that it was used; until then the mark counts.
+        self._folder.remove([used_name])
 
     def _take(self, account: str, state: str | None, now: float) -> Attempt:
         while True:
@@ -179,7 +184,9 @@ class FileStore:
         if content is None:
             return None
         where = self._where(name)
-        return from_document(_parse(content, where), where)
+        entry = from_document(_parse(content, where), where)
+        # The name decides: a taker that was killed, or found the disk full, left the content as it was.
+        return entry.spent() if name.endswith(USED_SUFFIX) else entry
 
     def _prune(self, account: str, now: float) -> None:
         """Remove expired attempts where that is possible; what cannot be read is left alone."""
@@ -213,7 +220,7 @@ def _attempt_names(attempt: Attempt) -> tuple[str, str]:
 def _names_of_state(account: str, state: Secret) -> tuple[str, str]:
     """Return an attempt's file name before and after it is taken."""
     base = f"{_stem(account)}.login-{state.fingerprint()}"
-    return f"{base}.json", f"{base}.used.json"
+    return f"{base}.json", f"{base}{USED_SUFFIX}"
 
 
 def _render(document: dict[str, Any]) -> bytes:

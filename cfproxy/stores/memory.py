@@ -80,7 +80,10 @@ class MemoryStore:
     async def put_attempt(self, attempt: Attempt) -> None:
         """Remember an attempt for `ATTEMPT_LIFETIME_S`."""
         self._prune(attempt.account, attempt.created_at)
-        self._attempts.setdefault(attempt.account, []).append(Entry(attempt))
+        kept = self._attempts.setdefault(attempt.account, [])
+        # Whoever puts an attempt back withdraws the mark that it was used.
+        kept[:] = [entry for entry in kept if entry.attempt.state != attempt.state]
+        kept.append(Entry(attempt))
 
     async def take_attempt(self, account: str, state: str | None, now: float) -> Attempt:
         """Return an attempt, the newest with `state=None`, and mark it used.

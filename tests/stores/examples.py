@@ -1,14 +1,17 @@
-"""Records for the tests of stores."""
+"""Records and questions that the tests of stores share."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cfproxy.errors import StoreUnusable
 from cfproxy.ports import Attempt
 from cfproxy.secret import Secret
+from cfproxy.stores.file import FileStore
 from cfproxy.token import Login, Token
 
 NOW = 1_700_000_000.0
@@ -48,3 +51,21 @@ def build_attempt(
         client_id="app",
         created_at=created_at,
     )
+
+
+def put(path: Path, content: bytes) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.write_bytes(content)
+    path.chmod(0o600)
+
+
+async def refusal(store: FileStore) -> str:
+    """Return the words with which load, save and probe all refuse the record."""
+    words = []
+    for refused in (store.load("default"), store.save(build_login(serial=2)), store.probe("default")):
+        with pytest.raises(StoreUnusable) as caught:
+            await refused
+        words.append(str(caught.value))
+    assert len(set(words)) == 1
+    assert "\n" not in words[0]
+    return words[0]

@@ -176,6 +176,17 @@ async def test_an_attempt_is_taken_once(reopen: Opener) -> None:
     assert await gone(reopen(), None, NOW + 2) == "used"
 
 
+async def test_an_attempt_that_was_put_back_is_taken_again(store: TokenStore) -> None:
+    """A login that failed before its code was spent can be finished once more with the same address."""
+    attempt = build_attempt()
+    await store.put_attempt(attempt)
+    for state in ("state-1", None):
+        assert await store.take_attempt("default", state, NOW) == attempt
+        await store.put_attempt(attempt)
+    assert await store.take_attempt("default", "state-1", NOW) == attempt
+    assert await gone(store, "state-1") == "used"
+
+
 async def test_an_attempt_without_a_verifier_is_kept_as_well(store: TokenStore) -> None:
     """`pkce: false` logins have attempts too."""
     attempt = build_attempt(verifier=None)
