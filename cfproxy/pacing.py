@@ -22,12 +22,12 @@ from collections import deque
 from dataclasses import dataclass
 
 # Requests that leave a window apart reach a limiter closer together when the first one travels longer.
-# 30 ms of a second covers the jitter of an ordinary line, half a millisecond more the grain of timers;
-# a larger guard would cost more than the 3 % of the rate that pacing is meant to cost at most.
-GUARD = 0.0305
-BEAT = 0.93  # of per_s / rate, between two departures of a steady flow
+# 30 ms of a second covers the jitter of an ordinary line, nearly one more the grain of timers on both
+# sides. There is no room for a larger guard: 97 % of the rate is to be used, and 1 / 1.0309 is just that.
+GUARD = 0.0309
+BEAT = 0.92  # of per_s / rate, between two departures of a steady flow
 BURST = 0.5  # of the rate, at once after an idle time
-TAIL = 1.5  # gaps left free at the end of a window that a burst began, so that the next one can keep ahead
+TAIL = 2  # gaps left free at the end of a window that a burst began, so that the next one can keep ahead
 STEP_DOWN = 0.8
 SHARE_MIN = 0.1
 RECOVERY_PER_S = 0.01
@@ -124,13 +124,10 @@ class Pace:
         return True
 
     def give_back(self, at: float) -> bool:
-        """Undo the departure at `at`, which did not happen; False when others have left since.
-
-        It is then too late: the log must not show an earlier instant in place of a later one.
-        """
-        if self._rate is None or not self._log or self._log[-1] != at:
+        """Undo the departure at `at`, which did not happen; False when none of that instant is remembered."""
+        if at not in self._log:
             return False
-        self._log.pop()
+        self._log.remove(at)
         self._departures -= 1
         self._ready_at = max(at, self._paused_until, self._room_at(self._shape_at(at)))
         return True

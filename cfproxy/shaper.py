@@ -10,10 +10,10 @@ Invariants:
 2. At most `queue` callers wait. When all places are taken, one of a shorter flow takes the place of
    the longest flow's newest, which waited least and would wait longest: so a bulk job locks nobody
    out, and no place is kept empty for that.
-3. Nobody leaves later than `max_wait_s` after asking. Whoever cannot make it is refused as soon as
-   that is certain: on asking, when a pause begins, or when the last slot in time went to another.
-4. A slot granted to a caller that is gone goes to the next one.
-5. Picking costs the same however many wait. While nobody waits there is no task and no timer.
+3. Nobody leaves later than `max_wait_s` after asking. Who cannot make it is refused as soon as that is
+   certain: on asking, when a pause begins, or when the last slot in time went to another.
+4. A slot granted to a caller that is gone goes to the next one. Picking costs the same however many
+   wait. While nobody waits there is no task and no timer.
 """
 
 from __future__ import annotations
@@ -224,9 +224,8 @@ class _Line:
             return
         key, flow, _ = seat
         del flow[waiter]
-        level = self._levels[len(flow)]
-        del level[key]
-        if not level:
+        del self._levels[len(flow)][key]
+        if not self._levels[-1]:
             self._levels.pop()
         if not flow and self._newcomers.pop(key, None) is not None:
             del self._ring[key]
@@ -237,9 +236,8 @@ class _Line:
         """Take out the newest of the longest flow, if that one stays no shorter than `key`'s becomes."""
         if len(self._levels) <= len(self._ring.get(key, ())) + 1:
             return None
-        waiter = next(reversed(next(reversed(self._levels[-1].values()))))
-        self.discard(waiter)
-        return waiter
+        self.discard(newest := next(reversed(next(reversed(self._levels[-1].values())))))
+        return newest
 
     def oldest(self) -> tuple[_Waiter, float] | None:
         """Return who waits longest, and since when."""

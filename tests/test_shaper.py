@@ -394,6 +394,19 @@ async def test_a_cancelled_caller_leaves_the_queue_at_once(scene: Scene) -> None
     assert scene.clock.sleeping == 0
 
 
+async def test_flows_that_are_gone_leave_nothing_behind(scene: Scene) -> None:
+    """However many flows come and hang up or are served, only those that wait are remembered."""
+    await fill(scene, "patient", 3)
+    for caller in [caller for number in range(50) for caller in scene.ask(number)]:
+        await scene.clock.settle()
+        caller.task.cancel()
+    await scene.clock.settle()
+    assert list(scene.shaper._line._ring) == ["patient"]
+    await scene.clock.advance(1.0)
+    assert len(scene.left) == 13
+    assert not scene.shaper._line._ring
+
+
 @pytest.mark.parametrize("turns", range(60))
 @pytest.mark.parametrize("others", [0, 1])
 async def test_a_slot_is_not_lost_whenever_its_caller_is_cancelled(turns: int, others: int) -> None:
