@@ -24,7 +24,7 @@ from cfproxy.sandbox.faults import Fault
 from cfproxy.sandbox.gateway import Gateway
 from cfproxy.sandbox.grants import AccessToken, Grants
 from cfproxy.sandbox.journal import Journal, TokenRequest
-from cfproxy.sandbox.studio import Studio
+from cfproxy.sandbox.studio import Record, Studio
 
 # A burst of connections must meet the API's limit, not the kernel's.
 _BACKLOG = 4096
@@ -122,6 +122,11 @@ class Sandbox:
     def access_tokens(self) -> list[AccessToken]:
         """Every access token issued, oldest first."""
         return list(self._grants.access_tokens.values())
+
+    @property
+    def assets(self) -> list[Record]:
+        """Every asset announced, oldest first; once uploaded, with `sizeBytes` and `sha256`."""
+        return list(self._studio.assets.values())
 
     def issue_code(
         self, redirect_uri: str | None = None, scope: str = "cfgateway offline_access", challenge: str = ""

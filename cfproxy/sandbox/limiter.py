@@ -50,7 +50,7 @@ class Limiter:
     def _fixed(self, caller: _Caller, now: float) -> float | None:
         per_s = self._behaviour.limit_per_s
         # A window in the future means that the clock was set back.
-        if not 0 <= now - caller.window_from < per_s:
+        if not caller.window_from <= now < caller.window_from + per_s:
             caller.window_from, caller.in_window = now, 0
         caller.in_window += 1
         if caller.in_window <= self._behaviour.limit_rate:
@@ -60,7 +60,7 @@ class Limiter:
     def _sliding(self, caller: _Caller, now: float) -> float | None:
         per_s, rate = self._behaviour.limit_per_s, self._behaviour.limit_rate
         counted = caller.counted_at
-        while counted and not 0 <= now - counted[0] < per_s:
+        while counted and not counted[0] <= now < counted[0] + per_s:
             counted.popleft()
         admitted = len(counted) < rate
         if admitted or self._behaviour.blocked_calls_count:

@@ -55,9 +55,9 @@ async def _echo(request: web.Request) -> web.Response:
 async def _bytes(request: web.Request, count: str) -> web.StreamResponse:
     """Stream that many bytes; `chunked=1` leaves the length out, `cut=K` drops the connection after K."""
     size_bytes = int(count)
-    cut_after = int(_number(request, "cut", size_bytes))
     if size_bytes > BYTES_MAX:
         raise invalid("n", f"The field n must be between 0 and {BYTES_MAX}.")
+    cut_after = int(_number(request, "cut", size_bytes))
     response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
     if request.query.get("chunked", "0") == "0":
         response.content_length = size_bytes

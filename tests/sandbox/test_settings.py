@@ -120,11 +120,20 @@ def test_several_settings_change_together_or_not_at_all() -> None:
     """One bad setting among good ones changes nothing, and all problems are told at once."""
     behaviour = Behaviour()
     with pytest.raises(InvalidSettings) as caught:
-        behaviour.update({"rotation": False, "limit_rate": True, "nonsense": 1, "redirect_uris": "https://x"})
+        behaviour.update(
+            {
+                "rotation": False,
+                "limit_rate": True,
+                "nonsense": 1,
+                "redirect_uris": "https://x",
+                "grants": [1],
+            }
+        )
     assert caught.value.problems == [
         "limit_rate: expected a whole number, 1 or more",
         "nonsense: there is no such setting",
         "redirect_uris: expected a list of texts",
+        "grants: expected a list of texts without spaces",
     ]
     assert behaviour == Behaviour()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import json
@@ -10,8 +9,6 @@ from typing import Any
 
 import pytest
 from oauthlib.oauth2 import BackendApplicationClient, InvalidGrantError, WebApplicationClient
-
-from cfproxy.sandbox import Sandbox
 
 from .world import APP, CALLBACK, World
 
@@ -132,76 +129,6 @@ async def test_pkce_is_checked_when_the_login_used_it(
     assert (await world.exchange(code, **fields))[0] == status
 
 
-async def test_a_rotated_refresh_token_works_once(world: World) -> None:
-    """With rotation each refresh gives a new refresh token; the old one gets `invalid_grant` from then on."""
-    first = world.sandbox.issue_login()["refresh_token"]
-    status, answer = await world.refresh(first)
-    assert status == 200
-    assert answer["refresh_token"] != first
-    assert await world.refresh(first) == (400, {"error": "invalid_grant"})
-    assert world.sandbox.reuse_seen == 1
-    assert (await world.refresh(answer["refresh_token"]))[0] == 200
-
-
-async def test_a_detected_reuse_revokes_the_whole_login(world: World) -> None:
-    """With `reuse_detection: revoke` a replay kills the refresh token in use, too; other logins live."""
-    world.behaviour.reuse_detection = "revoke"
-    first = world.sandbox.issue_login()["refresh_token"]
-    other = world.sandbox.issue_login()["refresh_token"]
-    _, answer = await world.refresh(first)
-    await world.refresh(first)
-    assert await world.refresh(answer["refresh_token"]) == (400, {"error": "invalid_grant"})
-    assert world.sandbox.token_requests[-1].reason == "login revoked"
-    assert (await world.refresh(other))[0] == 200
-
-
-async def test_of_parallel_refreshes_one_wins(world: World) -> None:
-    """The refresh token is marked used before any answer leaves."""
-    first = world.sandbox.issue_login()["refresh_token"]
-    answers = await asyncio.gather(*(world.refresh(first) for _ in range(10)))
-    assert sorted(status for status, _ in answers) == [200] + [400] * 9
-
-
-async def test_without_rotation_the_refresh_token_stays(world: World) -> None:
-    """A server that does not rotate repeats the refresh token, or leaves it out of its answer."""
-    world.behaviour.rotation = False
-    first = world.sandbox.issue_login()["refresh_token"]
-    assert (await world.refresh(first))[1]["refresh_token"] == first
-    world.behaviour.refresh_token_in_reply = False
-    status, answer = await world.refresh(first)
-    assert (status, "refresh_token" in answer) == (200, False)
-    world.behaviour.rotation = True
-    assert "refresh_token" in (await world.refresh(first))[1]
-
-
-@pytest.mark.parametrize("rotation", [True, False])
-@pytest.mark.parametrize(("expiry", "status"), [("absolute", 400), ("sliding", 200)])
-async def test_a_login_ends_as_configured(world: World, rotation: bool, expiry: str, status: int) -> None:
-    """`absolute` counts the refresh token's lifetime from the login, `sliding` from the last refresh."""
-    world.behaviour.update({"rotation": rotation, "refresh_expiry": expiry})
-    token = world.sandbox.issue_login()["refresh_token"]
-    world.clock.now += 20 * 86400
-    token = (await world.refresh(token))[1]["refresh_token"]
-    world.clock.now += 20 * 86400
-    assert (await world.refresh(token))[0] == status
-    world.clock.now += 30 * 86400
-    assert (await world.refresh(token))[1] == {"error": "invalid_grant"}
-
-
-async def test_a_refresh_may_ask_for_less_but_not_for_more(world: World) -> None:
-    """The scope of a refresh lies within the login's, and a refused scope does not spend the token."""
-    token = world.sandbox.issue_login()["refresh_token"]
-    assert await world.refresh(token, scope="cfgateway admin") == (400, {"error": "invalid_scope"})
-    assert (await world.refresh(token, scope="cfgateway"))[1]["scope"] == "cfgateway"
-
-
-async def test_a_refresh_token_belongs_to_its_app(world: World) -> None:
-    """Another app's credentials do not help."""
-    token = world.sandbox.issue_login()["refresh_token"]
-    world.behaviour.client_id = "another"
-    assert await world.refresh(token, client_id="another") == (400, {"error": "invalid_grant"})
-
-
 async def test_an_app_may_use_only_the_grants_it_is_registered_for(world: World) -> None:
     """Another grant gets `unauthorized_client`; refreshing belongs to the authorization code grant."""
     world.behaviour.grants = ("client_credentials",)
@@ -273,63 +200,3 @@ async def test_every_call_is_kept_for_a_look(world: World) -> None:
         ("refresh_token", "invalid_grant", 1_900_000_000.5),
         ("", "415", 1_900_000_000.5),
     ]
-
-
-async def test_access_tokens_can_look_like_jwts(world: World) -> None:
-    """With `token_format: jwt` a token has three parts, its claims tell its expiry, and the API takes it."""
-    world.behaviour.token_format = "jwt"
-    _, answer = await world.token("client_credentials")
-    claims_part = answer["access_token"].split(".")[1]
-    claims = json.loads(base64.urlsafe_b64decode(claims_part + "=" * (-len(claims_part) % 4)))
-    assert claims["iss"] == world.sandbox.url
-    assert claims["exp"] == claims["iat"] + 3600 == world.clock.now + 3600
-    headers = {"Authorization": f"Bearer {answer['access_token']}"}
-    assert await world.status("GET", "/v1/jobs", headers=headers) == 200
-
-
-@pytest.mark.parametrize("kind", ["access_token", "refresh_token"])
-async def test_a_revoked_token_is_worthless(world: World, kind: str) -> None:
-    """Revoking an access token kills that one, revoking a refresh token its whole login (RFC 7009)."""
-    login, other = world.sandbox.issue_login(), world.bearer()
-    form = {**APP, "token": login[kind], "token_type_hint": kind}
-    assert await world.status("POST", "/connect/revocation", headers={}, data=form) == 200
-    headers = {"Authorization": f"Bearer {login['access_token']}"}
-    assert await world.status("GET", "/v1/jobs", headers=headers) == 401
-    assert await world.status("GET", "/v1/jobs", headers=other) == 200
-    assert (await world.refresh(login["refresh_token"]))[0] == (200 if kind == "access_token" else 400)
-
-
-@pytest.mark.parametrize(
-    ("changes", "status", "error"),
-    [
-        ({"token": "never-issued"}, 200, None),
-        ({"client_secret": "wrong"}, 400, "invalid_client"),
-        ({"token": ""}, 400, "invalid_request"),
-        ({"token_type_hint": "id_token"}, 400, "unsupported_token_type"),
-    ],
-)
-async def test_revocation_answers_as_its_rfc_says(
-    world: World, changes: dict[str, str], status: int, error: str | None
-) -> None:
-    """An unknown token is no error; a wrong app, no token or an unknown kind of token is."""
-    form = {**APP, "token": "never-issued", **changes}
-    async with world.call("POST", "/connect/revocation", headers={}, data=form) as response:
-        assert response.status == status
-        assert (await response.json())["error"] == error if error else not await response.read()
-
-
-async def test_the_discovery_document_names_the_endpoints(world: World) -> None:
-    """The addresses in the discovery document are the sandbox's own."""
-    async with world.call("GET", "/.well-known/openid-configuration", headers={}) as response:
-        document = await response.json()
-    assert document["issuer"] == world.sandbox.url
-    assert document["token_endpoint"] == f"{world.sandbox.url}/connect/token"
-    assert document["authorization_response_iss_parameter_supported"] is True
-
-
-async def test_tokens_issued_without_a_request_are_as_good() -> None:
-    """A test can begin with a login instead of making one."""
-    async with Sandbox() as sandbox:
-        answer = sandbox.issue_login("cfgateway")
-        assert sandbox.access_tokens[0].value == answer["access_token"]
-        assert sandbox.token_requests == []
