@@ -292,18 +292,20 @@ class _Builder:
     def _mapping(self, node: yaml.MappingNode, path: Keys) -> Tree:
         own: Tree = {}
         merged: Tree = {}
+        seen: set[str] = set()
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag not in _TAGS:
                 raise _BadYaml(f"line {line}: a key must be plain text")
-            here = (*path, key_node.value)
-            value = self.build(value_node, here)
+            key = key_node.value
+            if key in seen:
+                self.twice.append(((*path, key), f"is given twice (again in line {line})"))
+            seen.add(key)
+            value = self.build(value_node, (*path, key))
             if key_node.tag == f"{_YAML}merge":
-                merged = _merge_key(value, line) | merged
-                continue
-            if key_node.value in own:
-                self.twice.append((here, f"is given twice (again in line {line})"))
-            own[key_node.value] = value
+                merged = _merge_key(value, line)
+            else:
+                own[key] = value
         return merged | own
 
 

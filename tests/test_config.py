@@ -12,8 +12,10 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from cfproxy.config import (
+    Access,
     Account,
     Pacing,
     Settings,
@@ -196,13 +198,13 @@ def test_anchors_and_merge_keys_work(load: Loader) -> None:
         "accounts:\n"
         "  a: &a {client_id: x, redirect_uri: 'https://example.com/cb', pkce: off}\n"
         "  b: {<<: *a, listen: 8082}\n"
-        "  c: {<<: [{listen: 8083}, *a], client_id: y}\n"
+        "  c: {<<: [{listen: 8083, client_id: y}, *a], redirect_uri: 'https://example.com/c'}\n"
     )
     a, b, c = got.accounts.values()
     assert (a.client_id, b.client_id, c.client_id) == ("x", "x", "y")
     assert not a.pkce
     assert not b.pkce
-    assert c.listen == TcpAddress("127.0.0.1", 8083)
+    assert (c.listen, c.redirect_uri) == (TcpAddress("127.0.0.1", 8083), "https://example.com/c")
 
 
 # --- notations ------------------------------------------------------------------------------
@@ -319,6 +321,16 @@ def test_a_secret_comes_from_the_text_a_variable_or_a_file(load: Loader) -> None
     assert load.account("", environ).client_secret == Secret("from env")
 
 
+def test_a_secret_file_is_a_short_text(load: Loader) -> None:
+    """Binary content, an endless file and an unknown home folder are told as such."""
+    (load.folder / "binary").write_bytes(b"\xff")
+    (load.folder / "long").write_bytes(b"x" * 70_000)
+    text = "client_secret: {file: %s}"
+    assert "names a file that is not UTF-8 text" in load.problem(text % "binary")
+    assert "names a file of more than 65536 bytes" in load.problem(text % "long")
+    assert "home folder is unknown" in load.problem(text % "~no-such-user-here/x")
+
+
 def test_a_file_store_has_a_folder(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     """`file` is the user's state folder, `file:DIR` starts at the configuration's folder, memory has none."""
     assert load.account("store: file:tokens").store == f"file:{load.folder / 'tokens'}"
@@ -421,9 +433,9 @@ def test_account_names_are_file_names(load: Loader, name: str) -> None:
 
 def test_default_is_the_top_level(load: Loader) -> None:
     """`accounts.default` beside a client_id at the top would be a second one."""
-    assert load.problem("accounts: {default: {listen: 8090}}").startswith(
-        "config.yaml: accounts.default: is taken"
-    )
+    taken, missing = load.problems("client_id: a\naccounts: {default: {listen: 8090}}")
+    assert taken.startswith("config.yaml: accounts.default: is taken")
+    assert missing.startswith("config.yaml: redirect_uri: needed")
 
 
 @pytest.mark.parametrize("key", ["admin", "log", "accounts"])
@@ -610,10 +622,13 @@ def test_an_account_without_client_id_is_named(load: Loader) -> None:
         ('client_secret: "a\\nb"', "client_secret: must not hold line breaks"),
         ("tls: {ca_file: nope.pem}", "tls.ca_file: names a file that can't be read"),
         ("{: }", "line 3, column"),
+        ("accounts: {a: {listen: 8090, pkce:off}}", "accounts.a.pkce: needs a space after its colon"),
         ("pacing: !!python/object:os.system {}", "line 3: tags (words that begin with !) can't be used"),
         ("!x y: z", "line 3: a key must be plain text"),
         ("? [a]\n: b", "line 3: a key must be plain text"),
         ("<<: 5", "line 3: << takes a mapping"),
+        ("<<: {pkce: on}\n<<: {pkce: off}", "?: is given twice (again in line 4)"),
+        ("upstream: https://u:p@a.b", "upstream: must not hold a user name or password"),
         ('scope: "\\UFFFFFFFF"', "holds a character or an escape that YAML does not have"),
         ("scope: \x07", "holds a character or an escape that YAML does not have"),
         ("pkce: true\npkce: true", "pkce: is given twice (again in line 4)"),
@@ -843,6 +858,24 @@ def test_every_kind_of_secret_is_redacted(load: Loader) -> None:
     assert MARKER not in render_settings(got) + repr(got)
 
 
+def test_settings_can_be_made_by_hand() -> None:
+    """A program gives values of the settings' own types, by the attributes' names."""
+    listen = UnixAddress("/run/cf.sock")
+    account = Account(
+        name="a", client_id="x", client_secret=Secret("s"), listen=listen, pacing=Pacing(rate=None, per_s=2.0)
+    )
+    assert (account.listen, account.client_secret) == (listen, Secret("s"))
+    assert (account.pacing.rate, account.pacing.per_s) == (None, 2.0)
+
+
+def test_settings_made_by_hand_hide_their_input_too() -> None:
+    """A program that builds settings with a value of a wrong kind gets an error without that value."""
+    with pytest.raises(ValidationError) as caught:
+        Access(keys=({"vault": MARKER},))  # type: ignore[arg-type] # the mistake under test
+    assert "must be text, {env: NAME} or {file: PATH}" in str(caught.value)
+    assert MARKER not in str(caught.value) + repr(caught.value)
+
+
 _fragments = st.sampled_from(
     [
         *("client_id: ", "accounts: ", "pacing: ", "listen: ", "upstream: https://", "store: file:", "~x/"),
@@ -927,6 +960,14 @@ def test_a_file_that_was_asked_for_must_exist(
     (tmp_path / "config.yaml").write_text(BASE)
     with pytest.raises(ConfigError, match=r"nope\.yaml: does not exist \(named by (-c|CFPROXY_CONFIG)\)"):
         find_config(explicit, environ, tmp_path)
+
+
+def test_a_path_that_cannot_be_looked_up_is_told_when_it_is_read(tmp_path: Path) -> None:
+    """It is neither skipped nor a traceback."""
+    path = find_config("x" * 5_000, {}, tmp_path)
+    assert path is not None
+    with pytest.raises(ConfigError, match="can't be read"):
+        load_settings(path, {})
 
 
 def test_addresses_are_values() -> None:
