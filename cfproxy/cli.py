@@ -296,18 +296,28 @@ def token_command(account: str | None) -> int:
     """Print a fresh access token, for scripts."""
     settings = _settings()
     chosen = _account(settings, account)
-    log = build_logger("debug" if _debug() else "error", "console")
-    token = run_loop(_token(service.build_broker(chosen, service.build_store(chosen), log)))
+    log = build_logger("debug" if _debug() else "silent", "console")
+    store = service.build_store(chosen)
+    token, unsaved = run_loop(_token(service.build_broker(chosen, store, log), store, chosen.name))
     click.echo(token.value.reveal())
+    if unsaved is not None:
+        # Unlike a running proxy, this process has no later chance to save what it got.
+        raise errors.StoreUnavailable(f"the token above is good, but it is not saved: {unsaved}")
     return 0
 
 
-async def _token(broker: Broker) -> Token:
+async def _token(broker: Broker, store: TokenStore, account: str) -> tuple[Token, errors.CfproxyError | None]:
+    stored = await store.load(account)
+    if stored is not None and stored.token.remaining_s(service.SystemClock().time()) <= 0:
+        # A one-time refresh token must not be spent where its successor can't be kept.
+        await store.probe(account)
     await broker.start()
     try:
-        return await broker.get()
+        token = await broker.get()
     finally:
         await broker.aclose()
+    state = broker.state()
+    return token, state.store_error if state.unsaved else None
 
 
 @cli.command("logout")
@@ -331,7 +341,7 @@ def logout_command(account: str | None) -> int:
     return 0
 
 
-@cli.group("config")
+@cli.group("config", no_args_is_help=False)
 @common
 def config_group() -> None:
     """Write, check and show the configuration."""
@@ -428,7 +438,7 @@ async def _sandbox(host: str, port: int, behaviour: Behaviour) -> int:
 def demo_command(listen: str) -> int:
     """Run sandbox, login and proxy in one command; prints a curl to try."""
     host, port = _host_and_port(listen)
-    return run_loop(run_demo(host, port, build_logger("debug" if _debug() else "info", "auto")))
+    return run_loop(run_demo(host, port, build_logger("debug" if _debug() else "info", "console")))
 
 
 def _host_and_port(listen: str) -> tuple[str, int]:

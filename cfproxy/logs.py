@@ -16,14 +16,14 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, ExcInfo, FilteringBoundLogger, Processor
 
-LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "silent": 50}
 
 
 def build_logger(level: str, form: str, stream: TextIO | None = None) -> FilteringBoundLogger:
     """Configure structlog and the standard library's logging, return the logger.
 
     Args:
-        level: `debug`, `info`, `warning` or `error`.
+        level: `debug`, `info`, `warning` or `error`; `silent` for commands whose errors are their one line.
         form: `console`, `json`, or `auto`: console on a terminal, JSON lines elsewhere.
         stream: where lines go; standard error when None.
     """

@@ -1,0 +1,146 @@
+"""The command line's manners: one line on stderr, the right exit code, what each command prints."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from .kit import World
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["frobnicate"],
+        ["--frobnicate"],
+        ["status", "--frobnicate"],
+        ["login", "--account"],
+        ["login", "--print-url", "--finish", "x"],
+        ["status", "--account", "nobody"],
+        ["serve", "--account", "nobody"],
+        ["config"],
+        ["config", "frobnicate"],
+        ["sandbox", "--listen", "nowhere"],
+        ["sandbox", "--set", "no_such=1"],
+        ["-c", "missing.yaml"],
+        ["token", "-c", "missing.yaml"],
+    ],
+    ids=" ".join,
+)
+async def test_a_usage_error_is_one_line_and_exit_code_2(world: World, args: list[str]) -> None:
+    """Whatever is wrong with a command line, stderr gets one line, stdout none, and the code is 2."""
+    ran = await world.run(*args)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.line
+
+
+async def test_all_problems_of_a_configuration_are_told_at_once(world: World) -> None:
+    """`config check` lists every problem with file and key, one a line, and exits with 2."""
+    world.write_config(client_secret={"env": "NO_SUCH_NAME"}, listen="nowhere", pacing={"rate": -1}, oops=1)
+    ran = await world.run("config", "check")
+    assert (ran.code, ran.out) == (2, "")
+    told = ran.err.splitlines()
+    for key in ("client_secret", "listen", "pacing.rate", "oops"):
+        assert any(f"{world.config_path}: {key}: " in line for line in told), key
+    assert all(line.startswith("cfproxy: ") for line in told)
+    assert (await world.run("serve")).code == 2
+
+
+async def test_config_init_writes_a_file_that_is_private_and_never_overwritten(world: World) -> None:
+    """`config init` writes a file only its owner can read, and leaves one that is there alone."""
+    ran = await world.run("config", "init", "-c", "new/mine.yaml")
+    assert ran.code == 0
+    place = world.folder / "new" / "mine.yaml"
+    if os.name == "posix":
+        assert place.stat().st_mode & 0o777 == 0o600
+    world.environment["CF_CLIENT_SECRET"] = "x"
+    assert (await world.run("config", "check", "-c", str(place))).code == 0
+    place.write_text("changed", encoding="utf-8")
+    ran = await world.run("config", "init", "-c", str(place))
+    assert ran.code == 2
+    assert "there already" in ran.line
+    assert place.read_text(encoding="utf-8") == "changed"
+
+
+async def test_config_show_and_schema_describe_the_same_file(world: World) -> None:
+    """`config show` prints YAML without secrets; the file in use is valid against config schema."""
+    shown = await world.run("config", "show")
+    assert shown.code == 0
+    assert world.settings["client_secret"] not in shown.out
+    assert yaml.safe_load(shown.out)
+    schema = await world.run("config", "schema")
+    assert schema.code == 0
+    jsonschema.validate(world.settings, json.loads(schema.out))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(world.settings | {"oops": 1}, json.loads(schema.out))
+
+
+async def test_the_configuration_is_found_by_option_environment_and_place(world: World) -> None:
+    """-c wins over CFPROXY_CONFIG, which wins over ./config.yaml; -c may stand before the command."""
+    for name in ("one", "two"):
+        world.folder.joinpath(f"{name}.yaml").write_text(json.dumps(world.settings), encoding="utf-8")
+    assert "config.yaml: ok" in (await world.run("config", "check")).out
+    world.environment["CFPROXY_CONFIG"] = str(world.folder / "one.yaml")
+    assert "one.yaml: ok" in (await world.run("config", "check")).out
+    assert "two.yaml: ok" in (await world.run("config", "check", "-c", "two.yaml")).out
+    assert "two.yaml: ok" in (await world.run("-c", "two.yaml", "config", "check")).out
+
+
+async def test_status_is_for_people_and_json_for_machines(world: World) -> None:
+    """`status` tells in words and in JSON who is logged in and what expires when, without any network."""
+    await world.log_in()
+    await world.sandbox.close()
+    text = await world.run("status")
+    assert (text.code, text.err) == (0, "")
+    assert text.out.startswith("default: ok: logged in\n")
+    assert str(world.store_dir) in text.out
+    report = json.loads((await world.run("status", "--json")).out)["accounts"][0]
+    assert report["state"] == "ok"
+    assert 0 < report["access_token"]["usable_s"] <= 3600
+    assert 29 * 86400 < report["login"]["expires_in_s"] <= 30 * 86400
+
+
+async def test_token_prints_the_token_and_nothing_else(world: World) -> None:
+    """A script can use the output of `cfproxy token` as it is, also when a refresh was needed."""
+    await world.log_in()
+    world.age(7200)
+    ran = await world.run("token")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out == f"{world.sandbox.access_tokens[-1].value}\n"
+    assert world.document()["access_token"] == ran.out.strip()
+
+
+async def test_debug_shows_a_trace_and_the_line(world: World) -> None:
+    """--debug adds a traceback to the one line, before or after the command's name."""
+    for args in (["token", "--debug"], ["--debug", "token"]):
+        ran = await world.run(*args)
+        assert ran.code == 3
+        assert "Traceback" in ran.err
+        assert ran.err.splitlines()[-1].startswith("cfproxy: ")
+
+
+async def test_help_and_version_need_no_configuration(world: World) -> None:
+    """--help and --version work anywhere."""
+    world.config_path.unlink()
+    for args in (["--help"], ["-h"], ["login", "--help"], ["config", "show", "-h"]):
+        ran = await world.run(*args)
+        assert (ran.code, ran.err) == (0, "")
+        assert "Usage: cfproxy" in ran.out
+    assert (await world.run("--version")).out.startswith("cfproxy, version ")
+
+
+async def test_output_that_nobody_reads_is_no_crash(world: World) -> None:
+    """A closed pipe, as with `cfproxy config schema | head -1`, ends the command without a trace."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    err = Path(world.folder / "err")
+    with err.open("wb") as sink:
+        process = world.popen("config", "schema", stdout=writer, stderr=sink)
+    os.close(writer)
+    assert process.wait() == 1
+    assert err.read_bytes() == b""

@@ -1,0 +1,161 @@
+"""A store that can't be written: requests go on, the trouble shows everywhere, and it heals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .kit import World, until
+from .processes import Proxy
+
+DISK_BYTES = 64 * 1024
+# Long enough for a proxy to start and a disk to be filled, short enough to be waited for.
+LIFETIME_S = 6
+
+
+class Disk:
+    """A small file system of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def fill(self) -> None:
+        with (self.path / "filler").open("wb", buffering=0) as filler:
+            try:
+                while filler.write(b"x" * 512):
+                    pass
+            except OSError:
+                return
+
+    def free(self) -> None:
+        (self.path / "filler").unlink()
+
+    def remount(self, mode: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{mode}", str(self.path)], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A file system of 64 KiB."""
+    if not sys.platform.startswith("linux") or os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("needs Linux, root and mount")
+    path = tmp_path / "disk"
+    path.mkdir()
+    size = f"size={DISK_BYTES},mode=700"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(path)], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("may not mount here")
+    try:
+        yield Disk(path)
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+async def log_in_on(disk: Disk, world: World) -> None:
+    world.sandbox.behaviour.access_lifetime_s = LIFETIME_S
+    world.write_config(store=f"file:{disk.path / 'store'}")
+    await world.log_in()
+
+
+async def serve_past_a_refresh(world: World, proxy: Proxy) -> None:
+    """Call the API until a refresh has happened that could not be saved; no call may fail."""
+    unsaved = False
+    while not unsaved:
+        assert [await proxy.status() for _ in range(20)] == [200] * 20
+        unsaved = (await proxy.account())["store"]["unsaved"]
+    assert [await proxy.status() for _ in range(20)] == [200] * 20
+
+
+async def assert_trouble_shows(world: World, proxy: Proxy, words: str) -> None:
+    store = (await proxy.account())["store"]
+    assert (store["state"], store["unsaved"]) == ("store-unavailable", True)
+    assert words in store["detail"]
+    assert any(words in event["reason"] for event in proxy.events("store.failed"))
+    told = await world.run("status")
+    assert told.code == 4
+    assert words in told.out
+    told = await world.run("status", "--json")
+    assert told.code == 4
+    assert json.loads(told.out)["accounts"][0]["store"]["state"] == "store-unavailable"
+
+
+async def assert_healed(world: World, proxy: Proxy) -> None:
+    async def is_saved() -> bool:
+        report = await proxy.account()
+        return bool(report["store"]["state"] == "ok" and not report["store"]["unsaved"])
+
+    await until(is_saved, "the token is saved")
+    newest = [token.value for token in world.sandbox.access_tokens[-2:]]
+    assert world.document()["access_token"] in newest
+    assert await proxy.status() == 200
+    assert (await world.run("status")).code == 0
+    assert world.sandbox.reuse_seen == 0
+
+
+async def test_a_full_disk_costs_no_request_and_no_login(disk: Disk, world: World) -> None:
+    """On a full disk requests go on across refreshes; once there is room the token is saved."""
+    await log_in_on(disk, world)
+    async with world.serve() as proxy:
+        assert await proxy.status() == 200
+        disk.fill()
+        await serve_past_a_refresh(world, proxy)
+        await assert_trouble_shows(world, proxy, "No space left")
+        disk.free()
+        await assert_healed(world, proxy)
+    async with world.serve() as proxy:
+        assert await proxy.status() == 200
+
+
+async def test_a_read_only_store_costs_no_request_and_no_login(disk: Disk, world: World) -> None:
+    """A disk that turned read-only is the same: requests go on, and the token is saved when it is back."""
+    await log_in_on(disk, world)
+    async with world.serve() as proxy:
+        assert await proxy.status() == 200
+        disk.remount("ro")
+        await serve_past_a_refresh(world, proxy)
+        await assert_trouble_shows(world, proxy, "Read-only")
+        disk.remount("rw")
+        await assert_healed(world, proxy)
+
+
+async def test_a_rejected_token_is_replaced_on_a_full_disk(disk: Disk, world: World) -> None:
+    """A token that the API rejects serves nobody: it is refreshed although that can't be saved yet."""
+    await log_in_on(disk, world)
+    world.sandbox.behaviour.access_lifetime_s = 3600
+    await world.log_in()
+    async with world.serve() as proxy:
+        disk.fill()
+        world.sandbox.revoke_access_tokens()
+        assert await proxy.status() == 200
+        disk.free()
+        await assert_healed(world, proxy)
+
+
+async def test_a_command_spends_no_refresh_token_that_it_cannot_replace(disk: Disk, world: World) -> None:
+    """`cfproxy token` has no later chance to save: on a full disk it refuses, and the login stays good."""
+    await log_in_on(disk, world)
+    world.age(7200)
+    disk.fill()
+    requests = len(world.sandbox.token_requests)
+    ran = await world.run("token")
+    assert (ran.code, ran.out) == (4, "")
+    assert "No space left" in ran.line
+    assert len(world.sandbox.token_requests) == requests
+    disk.free()
+    assert (await world.run("token")).code == 0
+
+
+async def test_a_login_is_not_begun_where_it_cannot_be_kept(disk: Disk, world: World) -> None:
+    """A full disk stops a login before its code is spent."""
+    await log_in_on(disk, world)
+    disk.fill()
+    ran = await world.run("login", "--print-url")
+    assert (ran.code, ran.out) == (4, "")
+    assert "No space left" in ran.line

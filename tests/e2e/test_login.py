@@ -1,0 +1,230 @@
+"""Logging in and out through the command line, in every way and with every failure."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+
+from cfproxy.sandbox import Fault, approve
+
+from .kit import World, until
+from .processes import Ran
+
+SECRETS_FILE = "*.login-*.json"
+
+
+async def begin(world: World, *args: str) -> str:
+    """Run `login --print-url`; the one line on its stdout is the address."""
+    ran = await world.run("login", "--print-url", *args)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.count("\n") == 1
+    return ran.out.strip()
+
+
+async def come_back(world: World) -> str:
+    """Begin a login and consent; return the redirected address."""
+    return await approve(await begin(world))
+
+
+def code_of(address: str) -> str:
+    return dict(parse_qsl(urlsplit(address).query))["code"]
+
+
+async def finish(world: World, text: str, stdin: str = "") -> Ran:
+    return await world.run("login", "--finish", text, stdin=stdin)
+
+
+@pytest.mark.parametrize("form", ["whole address", "query", "bare code", "stdin"])
+async def test_what_came_back_may_be_given_in_any_form(world: World, form: str) -> None:
+    """The whole address, its query, the code alone and standard input all finish a login."""
+    address = await come_back(world)
+    texts = {"whole address": address, "query": urlsplit(address).query, "bare code": code_of(address)}
+    ran = await finish(world, texts.get(form, "-"), stdin=f"{address}\n")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out == "Logged in as account 'default' (cfgateway offline_access).\n"
+    assert (await world.run("status")).code == 0
+    token = await world.run("token")
+    assert token.out.strip() == world.sandbox.access_tokens[-1].value
+
+
+async def test_the_prompt_takes_the_address_from_a_pipe(world: World) -> None:
+    """`cfproxy login` prints the address and reads what came back from its standard input."""
+    process = await asyncio.create_subprocess_exec(
+        *world.command("login", "--no-browser"),
+        cwd=world.folder,
+        env=world.full_environment(),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    url = (await process.stdout.readline()).decode().strip()
+    out, err = await process.communicate(f"{await approve(url)}\n".encode())
+    assert process.returncode == 0
+    assert b"Logged in" in out
+    assert b"redirect_uri" in err
+    assert (await world.run("status")).code == 0
+
+
+async def test_an_empty_prompt_fails_with_advice(world: World) -> None:
+    """Without anybody to paste, the login fails and names the two-step way."""
+    ran = await world.run("login", "--no-browser")
+    assert ran.code == 1
+    assert "--print-url" in ran.err.splitlines()[-1]
+
+
+async def test_each_failure_has_its_own_line(world: World) -> None:
+    """Whatever goes wrong with a login is told in one line of its own, with exit code 1."""
+    lines: dict[str, str] = {}
+
+    async def fail(name: str, text: str, code: int = 1) -> None:
+        ran = await finish(world, text)
+        assert (ran.code, ran.out) == (code, ""), (name, ran)
+        lines[name] = ran.line
+
+    await fail("nothing pending", "some-code-of-mine")
+    address = await come_back(world)
+    state = dict(parse_qsl(urlsplit(address).query))["state"]
+    await fail("wrong state", address.replace(state, "x" * len(state)))
+    await fail("another place", address.replace("integration.example", "evil.example"))
+    await fail("another issuer", address.replace("iss=http", "iss=https"))
+    await fail("rubbish", "<html>")
+    await fail("no code", "https://integration.example/callback")
+    assert (await finish(world, address)).code == 0
+    await fail("replayed", address)
+    await fail("denied", await approve(await begin(world), decision="deny"))
+    address = await come_back(world)
+    world.sandbox._grants.codes[code_of(address)].used = True
+    await fail("used code", address)
+    world.sandbox.behaviour.code_lifetime_s = 0
+    await fail("expired code", await come_back(world))
+    # The server's `invalid_grant` does not tell these two apart, so one line names both.
+    assert lines.pop("expired code") == lines["used code"]
+    world.sandbox.behaviour.code_lifetime_s = 1800
+    world.sandbox.inject("token", Fault("status", status=503))
+    await fail("server error", await come_back(world), code=5)
+    assert len(set(lines.values())) == len(lines), lines
+    for name, line in lines.items():
+        assert "cfproxy login" in line or "paste" in line or "copy" in line, (name, line)
+    # Nothing of it touched the login that was there.
+    assert (await world.run("token")).code == 0
+
+
+async def test_a_redirect_uri_that_is_not_registered_is_named(world: World) -> None:
+    """The accounts server shows an error page then; the address of that page leads to the right advice."""
+    world.write_config(redirect_uri="https://integration.example/another")
+    url = await begin(world)
+    ran = await finish(world, url)
+    assert ran.code == 1
+    error_page = f"{world.sandbox.url}/connect/error?id=1"
+    ran = await finish(world, error_page)
+    assert ran.code == 1
+    assert "redirect_uri" in ran.line
+
+
+async def test_a_redirect_uri_that_was_changed_in_between_is_named(world: World) -> None:
+    """A login begun with another redirect_uri than the configured one cannot be finished by mistake."""
+    world.sandbox.behaviour.redirect_uris = ("https://integration.example/callback", "https://other.example/")
+    address = await come_back(world)
+    world.write_config(redirect_uri="https://other.example/")
+    ran = await finish(world, address)
+    assert ran.code == 1
+    assert "redirect_uri" in ran.line
+
+
+async def test_a_wrong_secret_can_be_mended_and_the_same_code_used(world: World) -> None:
+    """A server that refuses the app keeps the code good: mend the secret, give the same address again."""
+    right = world.settings["client_secret"]
+    world.write_config(client_secret="not-the-secret")
+    address = await come_back(world)
+    ran = await finish(world, address)
+    assert ran.code == 5
+    assert "client_secret" in ran.line
+    world.write_config(client_secret=right)
+    assert (await finish(world, address)).code == 0
+
+
+@pytest.mark.parametrize("require", [True, False])
+async def test_pkce_can_be_switched_off(world: World, require: bool) -> None:
+    """With `pkce: false` no challenge is sent; a server that demands one is understood."""
+    world.write_config(pkce=False)
+    world.sandbox.behaviour.require_pkce = require
+    url = await begin(world)
+    assert "code_challenge" not in url
+    ran = await finish(world, await approve(url))
+    if require:
+        assert ran.code == 1
+        assert "pkce" in ran.line
+    else:
+        assert ran.code == 0
+
+
+async def test_a_running_proxy_picks_a_login_up_and_notices_a_logout(world: World) -> None:
+    """A proxy starts without a login, serves as soon as there is one, and stops when it is gone."""
+    async with world.serve() as proxy:
+        assert await proxy.problem() == ("login-required", None)
+        assert await proxy.ready() == 503
+        assert (await finish(world, await come_back(world))).code == 0
+
+        async def answers(wanted: int) -> bool:
+            return await proxy.status() == wanted and await proxy.ready() == wanted
+
+        await until(lambda: answers(200), "the login is picked up")
+        ran = await world.run("logout")
+        assert ran.code == 0
+        assert "the server has revoked them" in ran.out
+        await until(lambda: answers(503), "the logout is noticed")
+        assert await proxy.problem() == ("login-required", None)
+    assert list(world.store_dir.glob("*.json")) == []
+
+
+async def test_logout_forgets_the_tokens_also_when_the_server_does_not_answer(world: World) -> None:
+    """A logout works without a login, with one, and without the server; then `token` asks for a login."""
+    assert "was not logged in" in (await world.run("logout")).out
+    await world.log_in()
+    assert (await world.run("logout")).code == 0
+    assert [token.revoked for token in world.sandbox.access_tokens] == [True]
+    await world.log_in()
+    world.write_config(revocation_url="http://127.0.0.1:9/connect/revocation")
+    ran = await world.run("logout")
+    assert ran.code == 0
+    assert "could not be asked" in ran.out
+    ran = await world.run("token")
+    assert (ran.code, ran.out) == (3, "")
+    assert ran.line.endswith("run: cfproxy login")
+    told = await world.run("status", "--json")
+    assert told.code == 3
+    assert json.loads(told.out)["accounts"][0]["state"] == "login-required"
+
+
+async def test_client_credentials_serve_without_a_login(world: World) -> None:
+    """An app with client credentials serves at once; `login` only tries whether its settings are right."""
+    world.write_config(grant="client_credentials", redirect_uri=None)
+    async with world.serve() as proxy:
+        assert await proxy.status() == 200
+        assert await proxy.ready() == 200
+        world.sandbox.revoke_access_tokens()
+        assert await proxy.status() == 200
+    assert [each.grant for each in world.sandbox.token_requests] == ["client_credentials"] * 2
+    assert (await world.run("login")).code == 0
+    assert (await world.run("status")).code == 0
+    assert (await world.run("login", "--print-url")).code == 2
+    world.write_config(client_secret="not-the-secret")
+    ran = await world.run("login")
+    assert ran.code == 5
+    assert "client_secret" in ran.line
+
+
+async def test_a_finished_attempt_leaves_no_verifier_on_disk(world: World) -> None:
+    """What a login needed in between is private while it is pending and holds no secret afterwards."""
+    address = await come_back(world)
+    (pending,) = world.store_dir.glob(SECRETS_FILE)
+    verifier = json.loads(pending.read_text(encoding="utf-8"))["verifier"]
+    assert verifier
+    assert (await finish(world, address)).code == 0
+    left = "".join(Path(path).read_text(encoding="utf-8") for path in world.store_dir.glob("*"))
+    assert verifier not in left
