@@ -64,6 +64,10 @@ class UsageError(CfproxyError):
     """The command line asks for something that does not exist."""
 
 
+class ListenError(CfproxyError):
+    """A listener's address can't be had, or its files can't be read."""
+
+
 class Misconfigured(CfproxyError):
     """The token endpoint refuses this app's settings (`invalid_client` and the like)."""
 

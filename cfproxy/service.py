@@ -24,7 +24,7 @@ from cfproxy.access import AccessRules
 from cfproxy.broker import Broker, BrokerState
 from cfproxy.config import Account, Settings, TcpAddress, UnixAddress
 from cfproxy.endpoint import HttpTokenEndpoint
-from cfproxy.errors import CfproxyError
+from cfproxy.errors import ListenError
 from cfproxy.forward import Forwarder
 from cfproxy.login import LoginPlan
 from cfproxy.metrics import Metrics
@@ -56,10 +56,6 @@ class SystemClock:
     async def sleep(self, delay_s: float) -> None:
         """Sleep."""
         await asyncio.sleep(delay_s)
-
-
-class ListenError(CfproxyError):
-    """A listener's address can't be had."""
 
 
 def build_app(account: Account) -> App:
@@ -201,6 +197,8 @@ class Service:
             )
             if (error := running.broker.state().error) is not None:
                 self._log.warning("account.not_ready", account=running.app.account, reason=error.message)
+        if self.admin_url is not None:
+            self._log.info("admin.started", listen=self.admin_url.removeprefix("http://"))
         return self
 
     async def __aexit__(

@@ -1,0 +1,112 @@
+"""`cfproxy login` and `cfproxy logout`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import webbrowser
+
+import click
+
+from cfproxy import login
+from cfproxy.commands.options import account_option, choose, common, load
+from cfproxy.config import Account
+from cfproxy.errors import LoginFailed, UsageError
+from cfproxy.login import LoginPlan
+from cfproxy.running import run_loop
+from cfproxy.service import build_login_plan, build_store
+
+
+@click.command("login")
+@common
+@account_option
+@click.option("--no-browser", is_flag=True, help="Print the address only, open nothing.")
+@click.option("--print-url", is_flag=True, help="Print the authorize URL, remember the attempt, exit.")
+@click.option("--finish", metavar="URL_OR_CODE", help="Finish that attempt; '-' reads standard input.")
+def login_command(
+    account: str | None,
+    no_browser: bool,
+    print_url: bool,
+    finish: str | None,
+) -> int:
+    """Log in, or log in anew; a running proxy picks it up."""
+    if print_url and finish is not None:
+        raise UsageError("--print-url and --finish are two steps: use one at a time")
+    settings = load()
+    chosen = choose(settings, account)
+    if chosen.store == "memory":
+        raise UsageError(
+            "store: memory ends with each process, so a login here would reach nobody; set store: file"
+        )
+    if finish == "-":
+        finish = sys.stdin.read()
+    return _log_in(chosen, print_url=print_url, finish=finish, browser=not no_browser)
+
+
+def _log_in(account: Account, *, print_url: bool, finish: str | None, browser: bool) -> int:
+    plan = _plan(account)
+    if account.grant == "client_credentials":
+        if print_url or finish is not None:
+            raise UsageError("client_credentials has no login in a browser; run: cfproxy login")
+        run_loop(login.login_app(plan))
+        click.echo(f"Account '{account.name}' got a token: client_id and client_secret are right.")
+        return 0
+    if finish is None:
+        url, _ = run_loop(login.begin(plan))
+        if print_url:
+            click.echo(url)
+            return 0
+        # Outside of an event loop: one that waits for a thread at a prompt can't be interrupted.
+        finish = _ask_for_redirect(url, browser=browser)
+    done = run_loop(login.finish(plan, finish))
+    click.echo(f"Logged in as account '{account.name}' ({done.scope}).")
+    return 0
+
+
+def _ask_for_redirect(url: str, *, browser: bool) -> str:
+    click.echo("Open this address, log in to Creative Force and click 'Yes, Allow':\n", err=True)
+    click.echo(url)
+    if browser and _has_desktop():
+        webbrowser.open(url)
+    click.echo(
+        "\nThe browser then goes to your redirect URI; whether that page loads does not matter.\n"
+        "Copy the whole address from its address bar and paste it here (a bare code will do too).\n"
+        "An error page of Creative Force instead? Then redirect_uri differs from the registered one.",
+        err=True,
+    )
+    click.echo("> ", err=True, nl=False)
+    line = sys.stdin.readline()
+    if not line.strip():
+        raise LoginFailed("nothing was pasted; without a terminal use --print-url, then --finish URL")
+    return line
+
+
+def _plan(account: Account) -> LoginPlan:
+    return build_login_plan(account, build_store(account))
+
+
+def _has_desktop() -> bool:
+    """Whether a browser would open in a window; a text browser would take the terminal over."""
+    return sys.platform in {"win32", "darwin"} or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
+
+
+@click.command("logout")
+@common
+@account_option
+def logout_command(account: str | None) -> int:
+    """Revoke the tokens where the server can, and forget them."""
+    settings = load()
+    chosen = choose(settings, account)
+    done = run_loop(login.logout(_plan(chosen)))
+    if not done.found:
+        click.echo(f"Account '{chosen.name}' was not logged in.")
+        return 0
+    told = {
+        True: "the server has revoked them",
+        False: "the server does not revoke; they die by age",
+        None: "the server could not be asked to revoke them; they die by age",
+    }
+    click.echo(f"Account '{chosen.name}' is logged out. Its tokens are forgotten; {told[done.revoked]}.")
+    return 0

@@ -1,0 +1,93 @@
+"""Options and look-ups that commands share.
+
+Owns: how `-c`, `--debug` and `--account` are given and read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cfproxy.config import Account, Settings, find_config, load_settings
+from cfproxy.errors import UsageError
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _remember(ctx: click.Context, option: click.Parameter, value: object) -> None:
+    # `meta` is shared by a command and its groups: the option may stand before or after the command's name.
+    if value and option.name is not None:
+        ctx.meta[f"cfproxy.{option.name}"] = value
+
+
+def common(function: _F) -> _F:
+    """Give a command `-c` and `--debug`; `load` and `is_debug` read them."""
+    config = click.option(
+        "-c",
+        "--config",
+        metavar="FILE",
+        expose_value=False,
+        callback=_remember,
+        help="The configuration file; default: $CFPROXY_CONFIG, ./config.yaml, the user's config folder.",
+    )
+    debug = click.option(
+        "--debug", is_flag=True, expose_value=False, callback=_remember, help="Show tracebacks."
+    )
+    return config(debug(function))
+
+
+account_option = click.option("--account", metavar="NAME", help="The account, where there are several.")
+
+
+def config_path() -> str | None:
+    """Return what `-c` says."""
+    path: str | None = click.get_current_context().meta.get("cfproxy.config")
+    return path
+
+
+def is_debug() -> bool:
+    """Whether `--debug` was given."""
+    return bool(click.get_current_context().meta.get("cfproxy.debug"))
+
+
+def load() -> Settings:
+    """Load the configuration.
+
+    Raises:
+        ConfigError
+    """
+    return load_settings(find_config(config_path(), os.environ, Path.cwd()), os.environ)
+
+
+def choose(settings: Settings, name: str | None) -> Account:
+    """Return the named account; without a name `default`, or the only one there is.
+
+    Raises:
+        UsageError
+    """
+    known = ", ".join(settings.accounts)
+    if name is None:
+        if "default" in settings.accounts:
+            return settings.accounts["default"]
+        if len(settings.accounts) == 1:
+            return next(iter(settings.accounts.values()))
+        raise UsageError(f"there are several accounts; choose one with --account: {known}")
+    if name not in settings.accounts:
+        raise UsageError(f"there is no account '{name}'; there are: {known}")
+    return settings.accounts[name]
+
+
+def host_and_port(listen: str) -> tuple[str, int]:
+    """Read `HOST:PORT`.
+
+    Raises:
+        UsageError
+    """
+    host, separator, port = listen.rpartition(":")
+    if not separator or not port.isdigit() or int(port) > 65535:
+        raise UsageError("--listen wants HOST:PORT, such as 127.0.0.1:9400")
+    return host.strip("[]") or "127.0.0.1", int(port)

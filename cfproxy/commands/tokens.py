@@ -1,0 +1,90 @@
+"""`cfproxy status` and `cfproxy token`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from cfproxy.broker import Broker
+from cfproxy.commands.options import account_option, choose, common, is_debug, load
+from cfproxy.config import Account
+from cfproxy.errors import CfproxyError, StoreUnavailable, StoreUnusable
+from cfproxy.logs import build_logger
+from cfproxy.ports import TokenStore
+from cfproxy.report import render_text, report_stored
+from cfproxy.running import run_loop
+from cfproxy.service import SystemClock, build_app, build_broker, build_store
+from cfproxy.token import Login, Token
+
+
+@click.command("status")
+@common
+@account_option
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def status_command(account: str | None, as_json: bool) -> int:
+    """Show who is logged in and what expires when; asks no network."""
+    settings = load()
+    chosen = [choose(settings, account)] if account else list(settings.accounts.values())
+    reports = run_loop(_report(chosen))
+    click.echo(json.dumps({"accounts": reports}, indent=2) if as_json else render_text(reports))
+    states = {report["state"] for report in reports} | {report["store"]["state"] for report in reports}
+    if states & {"store-unusable", "store-unavailable"}:
+        return 4
+    return 3 if "login-required" in states else 0
+
+
+async def _report(accounts: list[Account]) -> list[dict[str, Any]]:
+    reports = []
+    for account in accounts:
+        store = build_store(account)
+        stored, store_error = await _stored(account, store)
+        now = SystemClock().time()
+        report = report_stored(build_app(account), stored, now, store.location, store_error)
+        report["listen"] = str(account.listen)
+        report["upstream"] = account.upstream
+        reports.append(report)
+    return reports
+
+
+async def _stored(account: Account, store: TokenStore) -> tuple[Login | None, CfproxyError | None]:
+    stored = None
+    try:
+        stored = await store.load(account.name)
+        if stored is not None:
+            await store.probe(account.name)
+    except (StoreUnavailable, StoreUnusable) as error:
+        return stored, error
+    return stored, None
+
+
+@click.command("token")
+@common
+@account_option
+def token_command(account: str | None) -> int:
+    """Print a fresh access token, for scripts."""
+    settings = load()
+    chosen = choose(settings, account)
+    log = build_logger("debug" if is_debug() else "silent", "console")
+    store = build_store(chosen)
+    token, unsaved = run_loop(_token(build_broker(chosen, store, log), store, chosen.name))
+    click.echo(token.value.reveal())
+    if unsaved is not None:
+        # Unlike a running proxy, this process has no later chance to save what it got.
+        raise StoreUnavailable(f"the token above is good, but it is not saved: {unsaved}")
+    return 0
+
+
+async def _token(broker: Broker, store: TokenStore, account: str) -> tuple[Token, CfproxyError | None]:
+    stored = await store.load(account)
+    if stored is not None and stored.token.remaining_s(SystemClock().time()) <= 0:
+        # A one-time refresh token must not be spent where its successor can't be kept.
+        await store.probe(account)
+    await broker.start()
+    try:
+        token = await broker.get()
+    finally:
+        await broker.aclose()
+    state = broker.state()
+    return token, state.store_error if state.unsaved else None
