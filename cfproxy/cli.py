@@ -51,7 +51,7 @@ def run(args: list[str]) -> int:
         return EXIT_INTERRUPTED
     except click.ClickException as error:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "cfproxy"
-        click.echo(f"cfproxy: {error.format_message().rstrip(".")}; see: {command} --help", err=True)
+        click.echo(f"cfproxy: {error.format_message().rstrip('.')}; see: {command} --help", err=True)
         return EXIT_USAGE
     except errors.CfproxyError as error:
         if debug:

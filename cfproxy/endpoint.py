@@ -10,7 +10,6 @@ form nor answer: not in its text, not in its chain, not in its frames' locals.
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from yarl import URL
 
 from cfproxy import __version__, oauth
 from cfproxy.errors import CfproxyError, Misconfigured, TokenEndpointUnavailable
+from cfproxy.hosts import is_loopback
 from cfproxy.ports import TokenReply
 from cfproxy.secret import Secret
 
@@ -196,16 +196,9 @@ def _checked(key: str, text: str) -> URL:
         raise Misconfigured(f"{key} is not an absolute https URL; correct it in the configuration")
     if url.raw_user is not None or url.raw_password is not None or url.raw_fragment:
         raise Misconfigured(f"{key} must have neither a user nor a fragment; correct it in the configuration")
-    if url.scheme == "http" and not _is_loopback(host):
+    if url.scheme == "http" and not is_loopback(host):
         raise Misconfigured(f"{key} must be https, or the client secret would travel in clear")
     return url
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _trace(progress: _Progress) -> aiohttp.TraceConfig:

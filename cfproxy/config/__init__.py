@@ -1,0 +1,154 @@
+"""The configuration as the rest of the program sees it.
+
+Owns: finding the file, loading it with the environment, and what is printed about settings: the effective
+ones, their JSON Schema, a file to start from.
+Must not know: who uses it.
+Invariant: `load_settings` returns settings that fit together, or raises one `ConfigError` with every
+problem (`findings.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import yaml
+
+from cfproxy.config.addresses import TcpAddress, UnixAddress
+from cfproxy.config.assembly import build_settings
+from cfproxy.config.findings import ENVIRONMENT, Findings
+from cfproxy.config.key_tree import merge, sections_of
+from cfproxy.config.references import Context
+from cfproxy.config.settings import (
+    Access,
+    Account,
+    AccountKeys,
+    FileKeys,
+    Log,
+    Model,
+    Pacing,
+    Retry,
+    Settings,
+    Timeouts,
+    Tls,
+)
+from cfproxy.config.sources import read_environment, read_file
+from cfproxy.errors import ConfigError, Problem
+
+__all__ = [
+    "Access",
+    "Account",
+    "Log",
+    "Pacing",
+    "Retry",
+    "Settings",
+    "TcpAddress",
+    "Timeouts",
+    "Tls",
+    "UnixAddress",
+    "find_config",
+    "json_schema",
+    "load_settings",
+    "render_settings",
+    "starter_file",
+]
+
+_STARTER = """\
+# Settings of cfproxy. `cfproxy config check` validates them, `cfproxy config schema` describes every key.
+
+# The app's id, from Creative Force: Studio settings, Integrations, Registered Apps.
+client_id: your-client-id
+
+# The app's secret: text, {env: NAME} or {file: PATH}.
+client_secret: {env: CF_CLIENT_SECRET}
+
+# The grant that the app is registered with: authorization_code or client_credentials.
+grant: authorization_code
+
+# The redirect URI exactly as registered; remove the line with client_credentials.
+redirect_uri: https://example.com/callback
+"""
+
+
+def find_config(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> Path | None:
+    """Return the file to read: `explicit`, `$CFPROXY_CONFIG`, `config.yaml` in `cwd` or the user's folder.
+
+    Returns None when nothing was asked for and neither place has one.
+
+    Raises:
+        ConfigError: a file that was asked for does not exist.
+    """
+    asked = [(explicit, "-c"), (environ.get("CFPROXY_CONFIG"), "CFPROXY_CONFIG")]
+    for name, origin in asked:
+        if name:
+            if not _exists(cwd / name):
+                text = f"does not exist (named by {origin}); `cfproxy config init` writes one"
+                raise ConfigError("no such configuration file", (Problem(name, "", text),))
+            return cwd / name
+    places = (cwd / "config.yaml", platformdirs.user_config_path("cfproxy") / "config.yaml")
+    return next((place for place in places if _exists(place)), None)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return True  # reading it will tell what is wrong
+
+
+def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
+    """Read the file, if any, and the environment, which wins.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    findings = Findings(ENVIRONMENT if path is None else str(path))
+    low = {} if path is None else read_file(path, findings)
+    high = read_environment(environ, findings)
+    if low is None:
+        raise findings.error()
+    context = Context(environ, Path() if path is None else path.parent)
+    settings = build_settings(merge(low, high), context, findings)
+    if findings.found:
+        raise findings.error()
+    return settings
+
+
+def render_settings(settings: Settings) -> str:
+    """Return the effective configuration as YAML that reads back; secrets are `[redacted]`."""
+    accounts = {
+        name: account.model_dump(mode="json", by_alias=True, exclude={"name"})
+        for name, account in settings.accounts.items()
+    }
+    tree = accounts.pop("default", {})
+    tree |= settings.model_dump(mode="json", by_alias=True, include={"admin", "log"})
+    tree |= {"accounts": accounts}
+    text: str = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10_000)
+    return re.sub(r"://[^/\s@]*@", "://[redacted]@", text)
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of the file."""
+    schema: dict[str, Any] = _without_titles(FileKeys.model_json_schema())
+    models: list[type[Model]] = [FileKeys, AccountKeys, *sections_of(FileKeys)]
+    for model in models:
+        part = schema["$defs"].get(model.__name__, schema)
+        # pydantic shows a default as the program holds it; a reader of the schema wants the file's notation.
+        for key, value in model().model_dump(mode="json", by_alias=True).items():
+            part["properties"][key]["default"] = value
+    schema["properties"]["accounts"]["propertyNames"] = {"pattern": "^[a-z0-9][a-z0-9_-]{0,63}$"}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "cfproxy", **schema}
+
+
+def _without_titles(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _without_titles(value) for key, value in node.items() if key != "title"}
+    return [_without_titles(item) for item in node] if isinstance(node, list) else node
+
+
+def starter_file() -> str:
+    """Return what a new user's file says: the four keys that have no default."""
+    return _STARTER

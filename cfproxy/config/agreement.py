@@ -1,0 +1,77 @@
+"""Which settings have to agree with each other.
+
+Owns: the conflicts within one account and between accounts, as functions that yield them.
+Must not know: where a setting is written, which values were broken (`assembly.py`).
+Invariant: no text holds a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from cfproxy.config.addresses import TcpAddress, UnixAddress
+from cfproxy.config.settings import Access, Account
+
+EXPOSED = (
+    "can be reached from other machines, and whoever reaches this port acts as you; "
+    "set access.keys, or access.allow_remote: true if that is meant"
+)
+
+_WILDCARDS = {"0.0.0.0": ".", "::": ":"}  # noqa: S104 - recognised here, not listened on
+
+
+def own_conflicts(account: Account) -> Iterator[tuple[set[str], tuple[str, ...], str]]:
+    """Yield what contradicts itself in one account: the keys involved, the place and the text."""
+    if account.grant == "authorization_code" and account.redirect_uri is None:
+        text = "needed for login: the redirect URI as registered with the app (or grant: client_credentials)"
+        yield {"client_id", "grant", "redirect_uri"}, ("redirect_uri",), text
+    if account.grant == "client_credentials" and account.client_secret is None:
+        text = "needed with grant: client_credentials"
+        yield {"client_id", "grant", "client_secret"}, ("client_secret",), text
+    if account.retry.body_memory_bytes > account.retry.body_max_bytes:
+        yield {"retry"}, ("retry",), "body_memory must not be larger than body_max"
+    if is_exposed(account.listen, account.access):
+        yield {"listen", "access"}, ("listen",), EXPOSED
+
+
+def is_exposed(address: TcpAddress | UnixAddress | None, access: Access) -> bool:
+    """Return whether other machines can reach an address although nobody said that they may."""
+    open_to_all = not access.keys and not access.allow_remote
+    return isinstance(address, TcpAddress) and not address.is_loopback and open_to_all
+
+
+def listen_conflicts(admin: TcpAddress | None, accounts: Mapping[str, Account]) -> Iterator[tuple[str, str]]:
+    """Yield the accounts whose listen address somebody before them has, and the text."""
+    taken: list[tuple[str, TcpAddress | UnixAddress]] = [("admin", admin)] if admin else []
+    for name, account in accounts.items():
+        owner = next((owner for owner, address in taken if _overlap(address, account.listen)), None)
+        if owner:
+            text = f"{account.listen} is taken by {owner}; give this account a listen address of its own"
+            yield name, text
+        taken.append((f"account '{name}'", account.listen))
+
+
+def _overlap(one: TcpAddress | UnixAddress, other: TcpAddress | UnixAddress) -> bool:
+    """Tell whether two listeners would want the same place, wildcards and localhost considered."""
+    if not isinstance(one, TcpAddress) or not isinstance(other, TcpAddress):
+        return one == other
+    if one.port != other.port or one.port == 0:
+        return False
+    localhost = ("127.0.0.1", "::1")
+    return any(
+        a == b or _WILDCARDS.get(a, "none") in b or _WILDCARDS.get(b, "none") in a
+        for a in (localhost if one.host == "localhost" else (one.host,))
+        for b in (localhost if other.host == "localhost" else (other.host,))
+    )
+
+
+def pacing_conflicts(accounts: Mapping[str, Account]) -> Iterator[tuple[str, str]]:
+    """Yield the accounts that pace an upstream otherwise than one before them, and the text."""
+    first: dict[str, Account] = {}
+    for name, account in accounts.items():
+        other = first.setdefault(account.upstream_origin, account)
+        if other.pacing != account.pacing:
+            text = (
+                f"must be as in account '{other.name}': the upstream is the same, its limit is per IP address"
+            )
+            yield name, text

@@ -1,0 +1,63 @@
+"""Names and addresses of machines, as URLs, `Host` headers and listeners have them.
+
+Owns: how a host is written, and which hosts are this machine.
+Must not know: DNS, settings, requests.
+Invariants: nothing is looked up; an answer is the same with every version of Python; no error holds the
+text that was given.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
+_AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?")
+_LOOPBACK_V4 = ipaddress.IPv4Network("127.0.0.0/8")
+_LOOPBACK_V6 = ipaddress.IPv6Address("::1")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a name or address, without brackets, can only mean this machine.
+
+    True for `localhost` and the names below it (RFC 6761 §6.3), in any case and with a final dot, for
+    127.0.0.0/8 and for ::1. False for IPv4-mapped addresses (::ffff:127.0.0.1), which Python's versions
+    judge differently, for addresses with a zone (::1%1), and for whatever is no plain address (127.1).
+    """
+    labels = host.lower().removesuffix(".").split(".")
+    if labels[-1] == "localhost":
+        return all(labels)
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address in _LOOPBACK_V4 if address.version == 4 else address == _LOOPBACK_V6
+
+
+def parse_name(text: str) -> str:
+    """Return a host name or IP address in lower case without brackets."""
+    want = "must have a valid host name or IP address"
+    try:
+        if text.startswith("["):
+            return str(ipaddress.IPv6Address(text[1:-1]))
+        if text.rsplit(".", 1)[-1].isdigit():
+            return str(ipaddress.IPv4Address(text))
+    except ValueError:
+        raise ValueError(want) from None
+    name = text.lower().removesuffix(".")
+    if not re.fullmatch(rf"{_LABEL}(?:\.{_LABEL})*", name):
+        raise ValueError(want)
+    return name
+
+
+def parse_authority(text: str, want: str) -> tuple[str, int | None]:
+    """Return the host and the port of `host`, `host:port` or `[::1]:port`; `want` is the error's text."""
+    match = _AUTHORITY.fullmatch(text)
+    if not match or int(match[2] or 1) not in range(65_536):
+        raise ValueError(want)
+    return parse_name(match[1]), None if match[2] is None else int(match[2])
+
+
+def bracketed(host: str) -> str:
+    """Return a host as URLs have it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host

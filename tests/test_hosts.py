@@ -1,0 +1,89 @@
+"""Which hosts are this machine: what may go in clear, what may listen without a key, which Host is ours."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfproxy.hosts import bracketed, is_loopback, parse_authority
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "LocalHost",
+        "localhost.",
+        "api.localhost",
+        "a.b.localhost.",
+        "127.0.0.1",
+        "127.255.9.1",
+        "::1",
+    ],
+)
+def test_this_machine_has_these_names_and_addresses(host: str) -> None:
+    """It is localhost and the names below it, in any case and with a final dot, 127.0.0.0/8 and ::1."""
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *(
+            "",
+            ".",
+            ".localhost",
+            "a..localhost",
+            "localhost..",
+            "localhost.evil.com",
+            "evillocalhost",
+            "localhos",
+        ),
+        *("127.0.0.1.evil.com", "127.0.0.1.", "127.1", "2130706433", "0x7f.0.0.1", "128.0.0.1", "0.0.0.0"),
+        *(
+            "::",
+            "::2",
+            "[::1]",
+            "::1%1",
+            "::127.0.0.1",
+            "192.168.1.5",
+            " 127.0.0.1",
+            "localhost:80",
+            "l\u00f6calhost",
+        ),
+    ],
+)
+def test_whatever_else_looks_like_this_machine_is_not(host: str) -> None:
+    """A name below another domain, a shortened or numeric address, a wildcard, an address with a zone."""
+    assert not is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["::ffff:127.0.0.1", "::ffff:7f00:1", "::FFFF:127.0.0.2"])
+def test_an_ipv4_mapped_address_is_not_taken_for_this_machine(host: str) -> None:
+    """Versions of Python judge ::ffff:127.0.0.1 differently; the answer here is the same with all."""
+    assert not is_loopback(host)
+
+
+@given(st.ip_addresses(v=4))
+def test_of_ipv4_only_127_is_this_machine(address: ipaddress.IPv4Address) -> None:
+    """The first octet decides."""
+    assert is_loopback(str(address)) == str(address).startswith("127.")
+
+
+@given(st.text(max_size=20))
+def test_no_name_below_another_domain_is_this_machine(text: str) -> None:
+    """Whatever stands before the domain, odd characters included."""
+    assert not is_loopback(f"{text}.example")
+    assert not is_loopback(f"localhost.{text}.example")
+
+
+@given(st.ip_addresses(), st.integers(0, 65_535))
+def test_an_address_and_its_port_read_back(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int
+) -> None:
+    """An IPv6 address stands in brackets, so that its port can be told from it."""
+    host = str(address)
+    assert parse_authority(f"{bracketed(host)}:{port}", "wanted") == (host, port)
