@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ipaddress
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes
 
 from cfproxy.errors import BadTarget, CrossSite, HostNotAllowed, KeyRequired, NotAllowed
+from cfproxy.hosts import is_loopback
 from cfproxy.secret import Secret
 from cfproxy.wire import RawHeaders, has_dot_segment
 
-_ENCODED_SEPARATOR = re.compile(rb"%(?:2f|5c|00)|\\|//", re.IGNORECASE)
+_TWO_READINGS = re.compile(rb"%(?:2f|5c|00|(?![0-9a-f]{2}))|\\|//", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class AccessRules:
         origins: web origins (`scheme://host[:port]`) whose pages may call.
         keys: any one of them opens; none at all means that no key is asked for.
         methods: allowed methods; empty for all.
-        paths: patterns of whole paths, `*` within a segment, `**` across; a leading `!` denies.
+        paths: patterns of whole decoded paths, `*` within a segment, `**` across; a leading `!` denies,
+            in upper and lower case and with or without a final slash, since an API may not care.
             Without an allowing pattern everything that is not denied is allowed.
     """
 
@@ -45,7 +47,7 @@ class AccessRules:
 
     def __post_init__(self) -> None:
         allow = tuple(_compiled(p) for p in self.paths if not p.startswith("!"))
-        deny = tuple(_compiled(p[1:]) for p in self.paths if p.startswith("!"))
+        deny = tuple(_compiled(p[1:], denies=True) for p in self.paths if p.startswith("!"))
         object.__setattr__(self, "_allow", allow)
         object.__setattr__(self, "_deny", deny)
 
@@ -64,11 +66,11 @@ class AccessRules:
             return
         name, given_port = split_host(host)
         right_port = given_port == port or (given_port is None and port == 80)
-        if right_port and (is_loopback_name(name) or name == local_address):
+        if right_port and (is_loopback(name) or name == local_address):
             return
         for allowed in self.hosts:
             allowed_name, allowed_port = split_host(allowed.lower())
-            if name == allowed_name and (allowed_port is None or allowed_port == given_port):
+            if name and name == allowed_name and (allowed_port is None or allowed_port == given_port):
                 return
         raise HostNotAllowed(
             "this Host is not one of ours; call http://localhost with the listener's port, "
@@ -128,8 +130,11 @@ class AccessRules:
         if not self.paths:
             return
         path = target.partition(b"?")[0]
-        if has_dot_segment(path) or _ENCODED_SEPARATOR.search(path):
-            raise BadTarget("while access.paths has rules, a path must have no dot segment, '//' or %2F")
+        if has_dot_segment(path) or _TWO_READINGS.search(path):
+            raise BadTarget(
+                "while access.paths has rules, a path must have no dot segment, '//', %2F or lone %"
+            )
+        path = unquote_to_bytes(path)
         if any(rule.fullmatch(path) for rule in self._deny) or (
             self._allow and not any(rule.fullmatch(path) for rule in self._allow)
         ):
@@ -143,16 +148,6 @@ def split_host(host: str) -> tuple[str, int | None]:
         return "", None
     name = match[1].lower().strip("[]").removesuffix(".")
     return name, int(match[2]) if match[2] else None
-
-
-def is_loopback_name(name: str) -> bool:
-    """Return whether a name or address can only mean this machine (RFC 6761 §6.3)."""
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def _keys_in(headers: RawHeaders) -> Iterable[Secret]:
@@ -172,8 +167,10 @@ def _keys_in(headers: RawHeaders) -> Iterable[Secret]:
                 yield Secret(pair.partition(":")[2])
 
 
-def _compiled(pattern: str) -> re.Pattern[bytes]:
+def _compiled(pattern: str, *, denies: bool = False) -> re.Pattern[bytes]:
     parts = re.split(r"(\*\*|\*)", pattern)
-    kinds = {"**": ".*", "*": "[^/]*"}
-    text = "".join(kinds.get(part) or re.escape(part) for part in parts)
-    return re.compile(text.encode(), re.DOTALL)
+    kinds = {"**": b".*", "*": b"[^/]*"}
+    text = b"".join(kinds.get(part) or re.escape(unquote_to_bytes(part)) for part in parts)
+    if denies:
+        return re.compile(text + b"/?", re.DOTALL | re.IGNORECASE)
+    return re.compile(text, re.DOTALL)

@@ -1,25 +1,34 @@
-"""One proxied request, and its one retry.
+"""One proxied request, from its token to the answer that counts.
 
-Owns: the order of token, slot, sending, and what follows a 401; the kept copy of a request body.
+Owns: the order of token, slot, sending, and what follows a 401, 429 or 503; the kept copy of a request body.
 Must not know: sockets, headers, who may call.
 
 Invariants:
 1. A request never leaves without a token that is valid at that instant, nor without a slot.
-2. At most one retry, only after a 401, only with another token, and only if the whole body is at hand.
+2. At most one try more after a 401, and only with another token; at most two after a 429 or a 503 with
+   Retry-After; only if the whole body is at hand. What the upstream said last is what the client gets.
 3. The body streams while it is kept: keeping it delays nothing.
 """
 
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import IO
 
+from cfproxy.errors import QueueRefusal
 from cfproxy.ports import Answer, Call, Pacer, TokenSource, Upstream
 from cfproxy.token import Token
+from cfproxy.wire import IDEMPOTENT, retry_after_s
 
 PIECE_BYTES = 64 * 1024
+# The API counts by the second, so a second is over soon; a header that asks for hours may be in error.
+RETRY_AFTER_DEFAULT_S = 1.0
+RETRY_AFTER_MAX_S = 300.0
+POSTPONED_MAX = 2
+MOMENT_S = 1e-9  # tells the queue that a request returns even if it has not waited yet
 
 
 @dataclass(slots=True)
@@ -29,13 +38,15 @@ class Outcome:
     Args:
         answer: to be relayed and closed by the caller.
         queued_s: seconds spent waiting for slots.
-        retried: whether it is the answer to the second try.
+        retried: whether a 401 was followed by a try with another token.
+        postponed: how often it went again after a 429 or 503.
         too_large: a 401 that was not retried because the body was too large to be kept.
     """
 
     answer: Answer
     queued_s: float
     retried: bool = False
+    postponed: int = 0
     too_large: bool = False
 
 
@@ -47,48 +58,100 @@ class Forwarder:
         pacer: gives slots.
         upstream: sends.
         retry_unauthorized: whether a 401 is answered by a refresh and a second try.
+        retry_too_many: whether a request that met the upstream's limit (429, or 503 with Retry-After)
+            goes again when its time has come.
+        now: the wall clock, against which the date in a Retry-After is read.
     """
 
     def __init__(
-        self, source: TokenSource, pacer: Pacer, upstream: Upstream, *, retry_unauthorized: bool
+        self,
+        source: TokenSource,
+        pacer: Pacer,
+        upstream: Upstream,
+        *,
+        retry_unauthorized: bool,
+        retry_too_many: bool,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._source = source
         self._pacer = pacer
         self._upstream = upstream
         self._retry_unauthorized = retry_unauthorized
+        self._retry_too_many = retry_too_many
+        self._now = now
 
     async def forward(self, call: Call, flow: Hashable) -> Outcome:
-        """Send `call`, once more if a 401 is the token's fault, and return the answer.
+        """Send `call`, again where that helps, and return the last answer.
 
         Raises:
             whatever `TokenSource.get`, `Pacer.slot` and `Upstream.send` raise
         """
-        token, queued_s = await self._token_and_slot(flow)
-        answer = await self._upstream.send(call, token)
-        outcome = Outcome(answer, queued_s)
-        if answer.status != 401 or not self._retry_unauthorized:
-            return outcome
+        token, queued_s = await self._token_and_slot(flow, 0.0)
+        outcome = Outcome(await self._upstream.send(call, token), queued_s)
+        while (again := await self._token_for_another_try(outcome, call, flow, token)) is not None:
+            token = again
+            if call.body is not None:
+                call.body.restart()
+            outcome.answer = await self._upstream.send(call, token)
+        return outcome
+
+    async def _token_for_another_try(
+        self, outcome: Outcome, call: Call, flow: Hashable, token: Token
+    ) -> Token | None:
+        """Decide what follows from an answer: another try, with this token and a slot, or None."""
+        try:
+            if outcome.answer.status == 401:
+                return await self._after_unauthorized(outcome, call, flow, token)
+            if outcome.answer.status in {429, 503}:
+                return await self._after_too_many(outcome, call, flow)
+        except BaseException:
+            await outcome.answer.aclose()
+            raise
+        return None
+
+    async def _after_unauthorized(
+        self, outcome: Outcome, call: Call, flow: Hashable, token: Token
+    ) -> Token | None:
+        if outcome.retried:
+            self._source.distrust(token)
+            return None
+        if not self._retry_unauthorized:
+            return None
         if call.body is not None and not call.body.replayable:
             outcome.too_large = True
-            return outcome
-        try:
-            fresh = await self._source.replace(token)
-            if fresh.value == token.value:
-                return outcome  # as far as known another token would fare no better
-        except BaseException:
-            await answer.aclose()
-            raise
-        await answer.aclose()
-        queued_s += await self._pacer.slot(flow)
-        if call.body is not None:
-            call.body.restart()
-        answer = await self._upstream.send(call, fresh)
-        if answer.status == 401:
-            self._source.distrust(fresh)
-        return Outcome(answer, queued_s, retried=True)
+            return None
+        fresh = await self._source.replace(token)
+        if fresh.value == token.value:
+            return None  # as far as known another token would fare no better
+        outcome.retried = True
+        await outcome.answer.aclose()
+        fresh, queued_s = await self._token_and_slot(flow, max(outcome.queued_s, MOMENT_S))
+        outcome.queued_s += queued_s
+        return fresh
 
-    async def _token_and_slot(self, flow: Hashable) -> tuple[Token, float]:
-        """Return a token that is valid at the instant of a slot.
+    async def _after_too_many(self, outcome: Outcome, call: Call, flow: Hashable) -> Token | None:
+        status = outcome.answer.status
+        asked_s = retry_after_s(outcome.answer.raw_headers, self._now())
+        if status == 503 and asked_s is None:
+            return None  # out of order, not out of patience
+        pause_s = RETRY_AFTER_DEFAULT_S if asked_s is None else min(asked_s, RETRY_AFTER_MAX_S)
+        self._pacer.back_off(pause_s, slower=status == 429)
+        # A 429 was not processed; whether a 503 was, nobody knows (RFC 9110 §9.2.2, RFC 6585 §4).
+        harmless = status == 429 or call.method in IDEMPOTENT
+        at_hand = call.body is None or call.body.replayable
+        if not (self._retry_too_many and harmless and at_hand) or outcome.postponed == POSTPONED_MAX:
+            return None
+        try:
+            token, queued_s = await self._token_and_slot(flow, max(outcome.queued_s, MOMENT_S))
+        except QueueRefusal:
+            return None  # not within `max_wait`: the upstream's own answer says it best
+        await outcome.answer.aclose()
+        outcome.postponed += 1
+        outcome.queued_s += queued_s
+        return token
+
+    async def _token_and_slot(self, flow: Hashable, waited_s: float) -> tuple[Token, float]:
+        """Return a token that is valid at the instant of a slot, and the seconds that it took.
 
         The token comes first, so that nobody who can't be served takes a place in the queue. If it had to
         be replaced while waiting, the wait for the refresh may have used the slot up: take another one.
@@ -96,7 +159,7 @@ class Forwarder:
         queued_s = 0.0
         token = await self._source.get()
         while True:
-            queued_s += await self._pacer.slot(flow)
+            queued_s += await self._pacer.slot(flow, waited_s + queued_s)
             current = await self._source.get()
             if current is token:
                 return token, queued_s

@@ -6,7 +6,7 @@ Must not know: any implementation.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -179,15 +179,19 @@ class TokenStore(Protocol):
 class Pacer(Protocol):
     """When a request may leave."""
 
-    async def slot(self, flow: Hashable) -> float:
+    async def slot(self, flow: Hashable, waited_s: float = 0.0) -> float:
         """Wait for the next free departure and take it; return the seconds waited.
 
         Args:
             flow: whoever shares one turn: flows are served in rotation, each in its own order.
+            waited_s: seconds that this request has waited before, when an earlier slot was in vain.
 
         Raises:
             QueueFull, QueueTimeout
         """
+
+    def back_off(self, pause_s: float, *, slower: bool) -> None:
+        """Let nobody leave for `pause_s` seconds; `slower`: and fewer for a while after that."""
 
 
 class Answer(Protocol):
@@ -197,6 +201,10 @@ class Answer(Protocol):
     def status(self) -> int:
         """The status code; never 1xx."""
 
+    @property
+    def raw_headers(self) -> Iterable[tuple[bytes, bytes]]:
+        """The header fields as they came, in order."""
+
     async def read(self) -> bytes:
         """Return the next piece of the body as it came, b"" after the last one.
 
@@ -205,7 +213,10 @@ class Answer(Protocol):
         """
 
     async def aclose(self) -> None:
-        """Let go: the connection is kept for reuse if the exchange is complete, cut otherwise."""
+        """Let go: the connection is kept for reuse if the exchange is complete, cut otherwise.
+
+        A second call does nothing.
+        """
 
 
 class RequestBody(Protocol):

@@ -225,9 +225,14 @@ class Service:
         )
         self._stack.push_async_callback(upstream.aclose)
         forwarder = Forwarder(
-            broker, self._shaper(account), upstream, retry_unauthorized=account.retry.unauthorized
+            broker,
+            self._shaper(account),
+            upstream,
+            retry_unauthorized=account.retry.unauthorized,
+            retry_too_many=account.retry.too_many_requests,
         )
         listen = account.listen
+        any_retry = account.retry.unauthorized or account.retry.too_many_requests
         settings = ProxySettings(
             account=account.name,
             origin=build_origin(account.upstream),
@@ -239,7 +244,7 @@ class Service:
                 paths=account.access.paths,
             ),
             body_memory_bytes=account.retry.body_memory_bytes,
-            body_max_bytes=account.retry.body_max_bytes if account.retry.unauthorized else 0,
+            body_max_bytes=account.retry.body_max_bytes if any_retry else 0,
             idle_s=account.timeouts.idle_s,
             on_request=lambda method, status, s: self._metrics.count_request(account.name, method, status, s),
         )

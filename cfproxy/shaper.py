@@ -69,12 +69,18 @@ class Shaper:
         self._queue = queue
         self._max_wait_s = max_wait_s
         self._line = _Line()
+        self._returned: dict[_Waiter, float] = {}  # since when they wait in all; a few at the most
         self._timer: asyncio.Task[None] | None = None
 
-    async def slot(self, flow: Hashable) -> float:
+    async def slot(self, flow: Hashable, waited_s: float = 0.0) -> float:
         """Wait for this caller's turn and return the seconds that it took; then send at once.
 
         A caller that is cancelled loses its place at once and spends no slot.
+
+        Args:
+            flow: whoever shares one turn.
+            waited_s: seconds that this request has waited already, for a slot that did not serve it:
+                it stands first in its flow, where it was, and has so much less time left.
 
         Raises:
             QueueFull: no place to wait.
@@ -83,9 +89,12 @@ class Shaper:
         now = self._clock.monotonic()
         if not self._line and self._pace.take(now):
             return 0.0
-        self._admit(flow, now)
+        self._admit(flow, now, waited_s)
         waiter: _Waiter = asyncio.get_running_loop().create_future()
         self._line.push(flow, waiter, now)
+        if waited_s:
+            self._line.put_first(flow, waiter)
+            self._returned[waiter] = now - waited_s
         if self._timer is None:
             self._timer = asyncio.create_task(self._run())
         try:
@@ -93,6 +102,8 @@ class Shaper:
         except asyncio.CancelledError:
             self._abandon(waiter)
             raise
+        finally:
+            self._returned.pop(waiter, None)
         if isinstance(outcome, QueueRefusal):
             raise outcome
         return outcome - now
@@ -103,6 +114,12 @@ class Shaper:
         self._pace.pause(until, now)
         self._refuse_late(now)
         self._rest()
+
+    def back_off(self, pause_s: float, *, slower: bool) -> None:
+        """Do what an upstream asks for that answers 429 (`slower`) or 503 with Retry-After."""
+        if slower:
+            self.slow_down()
+        self.pause(self._clock.monotonic() + pause_s)
 
     def slow_down(self) -> bool:
         """Step the rate down after a 429; see `Pace.slow_down`."""
@@ -132,11 +149,12 @@ class Shaper:
                 waiter.set_result(now)
         self._refuse_late(now)
 
-    def _admit(self, flow: Hashable, now: float) -> None:
+    def _admit(self, flow: Hashable, now: float, waited_s: float) -> None:
         """Make sure that there is a place for one more of `flow`, or raise."""
-        eta, latest_at = self._pace.eta, now + self._max_wait_s
+        eta, latest_at = self._pace.eta, now + self._max_wait_s - waited_s
+        ahead = 0 if waited_s else self._line.ahead(flow)
         # The first estimate needs no sum; it decides nearly always.
-        if eta(len(self._line), now) > latest_at and eta(self._line.ahead(flow), now) > latest_at:
+        if eta(len(self._line), now) > latest_at and eta(ahead, now) > latest_at:
             raise self._refusal(QueueTimeout, TOO_LONG, now)
         if len(self._line) < self._queue:
             return
@@ -150,9 +168,15 @@ class Shaper:
         """Refuse whoever's time is up before the next departure can be."""
         earliest_at = max(now, self._pace.ready_at)
         while (oldest := self._line.oldest()) is not None and oldest[1] + self._max_wait_s < earliest_at:
-            self._line.discard(oldest[0])
-            if not oldest[0].done():
-                oldest[0].set_result(self._refusal(QueueTimeout, TOO_LONG, now))
+            self._refuse(oldest[0], now)
+        for waiter, since in list(self._returned.items()):
+            if since + self._max_wait_s < earliest_at:
+                self._refuse(waiter, now)
+
+    def _refuse(self, waiter: _Waiter, now: float) -> None:
+        self._line.discard(waiter)
+        if not waiter.done():
+            waiter.set_result(self._refusal(QueueTimeout, TOO_LONG, now))
 
     def _abandon(self, waiter: _Waiter) -> None:
         """Clear up after a caller that was cancelled, in line or just as its turn came."""
@@ -197,6 +221,10 @@ class _Line:
         self._levels[len(flow)][key] = flow
         flow[waiter] = None
         self._seats[waiter] = (key, flow, since)
+
+    def put_first(self, key: Hashable, waiter: _Waiter) -> None:
+        """Move a waiter in line before all others of its flow."""
+        self._ring[key].move_to_end(waiter, last=False)
 
     def pick(self, now: float) -> _Waiter:
         """Take out whose turn it is; somebody must be in line."""

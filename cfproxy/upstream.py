@@ -9,14 +9,17 @@ the request, follows redirects, keeps cookies and decodes bodies. Invariants:
 2. A connection goes back to the pool only after a complete answer to a completely sent request.
 3. A request is sent again on a new connection only if the first one was a reused one that turned out
    to be closed, nothing of an answer came, and sending twice is harmless (RFC 9110 §9.2.2).
+4. A connection on which anything came unasked is not used again: it would be taken for the next answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ssl
 from collections.abc import Iterator
+from typing import Any
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -24,7 +27,7 @@ from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
 from aiohttp.http import RawResponseMessage, StreamWriter
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.streams import StreamReader
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from yarl import URL
 
 from cfproxy.errors import (
@@ -35,8 +38,8 @@ from cfproxy.errors import (
 )
 from cfproxy.ports import Call, RequestBody
 from cfproxy.token import Token
+from cfproxy.wire import IDEMPOTENT
 
-IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
 # Below the idle time of the usual load balancers (60 s), so that it is us who close first.
 KEEPALIVE_S = 50.0
 DNS_TTL_S = 30
@@ -64,6 +67,9 @@ class HttpUpstream:
             ttl_dns_cache=DNS_TTL_S,
             ssl=tls if tls is not None else True,
         )
+        # The one place to hang our marks on: the connector makes the protocols.
+        factory = functools.partial(_Protocol, loop=asyncio.get_running_loop())
+        self._connector._factory = factory  # type: ignore[assignment] # noqa: SLF001 - a subclass will do
         # What the connector asks for: an address. It is never sent.
         self._address = ClientRequest("GET", self._url, loop=asyncio.get_running_loop())
 
@@ -76,16 +82,11 @@ class HttpUpstream:
         authorization = token.value.reveal().encode("ascii")
         head = b"%sAuthorization: Bearer %s\r\n\r\n" % (call.head, authorization)
         while True:
-            connection = await self._connect()
-            # The connector does not tell a reused connection from a new one.
-            marks = vars(connection.protocol)
-            reused = marks.get("cfproxy_used", False)
-            marks["cfproxy_used"] = True
-            exchange = _Exchange(connection, self._idle_s)
+            exchange = _Exchange(await self._connect(), self._idle_s)
             try:
                 return await exchange.run(call, head)
             except UpstreamUnreachable as error:
-                if not reused or not (error.unsent or self._may_repeat(call)):
+                if not exchange.reused or not (error.unsent or self._may_repeat(call, exchange)):
                     raise
             finally:
                 if exchange.answer is None:
@@ -94,13 +95,37 @@ class HttpUpstream:
                 call.body.restart()
 
     @staticmethod
-    def _may_repeat(call: Call) -> bool:
-        return call.method in IDEMPOTENT and (call.body is None or call.body.replayable)
+    def _may_repeat(call: Call, exchange: _Exchange) -> bool:
+        if exchange.heard or call.method not in IDEMPOTENT:
+            return False
+        return call.body is None or call.body.replayable
 
     async def _connect(self) -> Connection:
         host = self._url.host
-        with _mapped_connect_errors(f"{host}:{self._url.port}"):
-            return await self._connector.connect(self._address, [], self._timeout)
+        while True:
+            with _mapped_connect_errors(f"{host}:{self._url.port}"):
+                connection = await self._connector.connect(self._address, [], self._timeout)
+            if not _protocol_of(connection).heard:
+                return connection
+            connection.close()
+
+
+class _Protocol(ResponseHandler):
+    """aiohttp's reading side, with what its pool does not tell."""
+
+    used = False  # whether a request was sent before
+    heard = False  # whether anything came since the last exchange ended
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came."""
+        self.heard = True
+        super().data_received(data)
+
+    def set_exception(self, exc: BaseException, *args: Any) -> None:
+        """Take note of a failure; of a malformed one aiohttp tells nobody who has the head already."""
+        super().set_exception(exc, *args)
+        if isinstance(exc, HttpProcessingError) and self._payload is not None:
+            self._payload.set_exception(exc)
 
 
 class HttpAnswer:
@@ -119,20 +144,31 @@ class HttpAnswer:
         self.chunked: bool = message.chunked
         self._payload = payload
         self._exchange = exchange
+        self._closed = False
+        # RFC 9112 §6.3: then the end of the connection is the end of the body.
+        self._until_close = (
+            payload is not EMPTY_PAYLOAD and not message.chunked and "Content-Length" not in message.headers
+        )
 
     async def read(self) -> bytes:
         """Return the next piece of the body, b"" after the last one."""
         try:
-            return await self._payload.readany()
+            piece = await self._payload.readany()
         except TimeoutError:
             raise UpstreamTimeout("the API stopped sending in the middle of its answer") from None
         except (aiohttp.ClientError, HttpProcessingError, OSError):
             raise UpstreamProtocol("the API's answer broke off in the middle") from None
+        if not piece and self._until_close and self._exchange.was_reset:
+            raise UpstreamProtocol("the API's answer broke off in the middle")
+        return piece
 
     async def aclose(self) -> None:
-        """Keep the connection if the exchange is complete, cut it otherwise."""
+        """Keep the connection if the exchange is complete, cut it otherwise; once is enough."""
+        if self._closed:
+            return
+        self._closed = True
         if self._payload.is_eof() and self._payload.exception() is None and self._exchange.fully_sent:
-            self._exchange.connection.release()
+            self._exchange.release()
         else:
             await self._exchange.abandon()
 
@@ -141,12 +177,23 @@ class _Exchange:
     """One request and its answer on one connection."""
 
     def __init__(self, connection: Connection, idle_s: float) -> None:
-        assert connection.protocol is not None  # noqa: S101 - the connector gives open connections
-        self.connection = connection
         self.answer: HttpAnswer | None = None
-        self._protocol: ResponseHandler = connection.protocol
+        self._connection = connection
+        self._protocol = _protocol_of(connection)
+        self.reused = self._protocol.used
+        self._protocol.used = True
         self._idle_s = idle_s
         self._upload: asyncio.Task[None] | None = None
+
+    @property
+    def heard(self) -> bool:
+        return self._protocol.heard
+
+    @property
+    def was_reset(self) -> bool:
+        """Whether the connection ended otherwise than by an orderly close."""
+        error = self._protocol.exception()
+        return error is not None and not isinstance(error, aiohttp.ServerDisconnectedError)
 
     @property
     def fully_sent(self) -> bool:
@@ -182,30 +229,35 @@ class _Exchange:
     async def abandon(self) -> None:
         """Stop sending and cut the connection."""
         await self._stop_upload()
-        self.connection.close()
+        if self._protocol.transport is not None:
+            # Not just closed: that would first wait until the peer has read what is still to be written.
+            self._protocol.transport.abort()
+        self._connection.close()
+
+    def release(self) -> None:
+        """Give the connection back for the next exchange."""
+        self._protocol.heard = False
+        self._connection.release()
 
     async def _read_head(self) -> tuple[RawResponseMessage, StreamReader]:
         try:
             while True:
                 message, payload = await self._protocol.read()
                 # RFC 9110 §15.2: any number of interim answers may precede the final one.
-                if not 100 <= message.code <= 199:
+                if message.code >= 200:
                     return message, payload
                 if message.code == 101:
                     raise UpstreamProtocol("the API switched protocols although nobody asked")
+                if message.code < 100:
+                    raise UpstreamProtocol("the API's answer has no status code")
+                if self._upload is None or self._upload.done():
+                    self._protocol.start_timeout()  # the parser stops it after every head without a body
         except TimeoutError:
             raise UpstreamTimeout("the API did not answer within timeouts.idle") from None
         except HttpProcessingError:
             raise UpstreamProtocol("the API's answer is not well-formed HTTP") from None
         except (aiohttp.ClientError, OSError):
-            self._raise_what_the_upload_met()
             raise UpstreamUnreachable("the API closed the connection before it answered") from None
-
-    def _raise_what_the_upload_met(self) -> None:
-        if self._upload is not None and self._upload.done() and not self._upload.cancelled():
-            error = self._upload.exception()
-            if error is not None:
-                raise error
 
     async def _send_body(self, body: RequestBody, *, chunked: bool) -> None:
         writer = StreamWriter(self._protocol, asyncio.get_running_loop())
@@ -227,14 +279,22 @@ class _Exchange:
             self._protocol.start_timeout()
 
     def _upload_ended(self, upload: asyncio.Task[None]) -> None:
-        if not upload.cancelled() and upload.exception() is not None:
+        error = None if upload.cancelled() else upload.exception()
+        if error is not None:
             # Wake whoever waits for the answer: the request can't be completed.
-            self.connection.close()
+            self._protocol.set_exception(error)
+            if self._protocol.transport is not None:
+                self._protocol.transport.abort()
 
     async def _stop_upload(self) -> None:
         if self._upload is not None and not self._upload.done():
             self._upload.cancel()
             await asyncio.wait({self._upload})
+
+
+def _protocol_of(connection: Connection) -> _Protocol:
+    assert isinstance(connection.protocol, _Protocol)  # noqa: S101 - the connector makes no other ones
+    return connection.protocol
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 
 from cfproxy.errors import BadTarget, LoopDetected, NotAllowed, UpgradeNotSupported
 
@@ -56,6 +57,9 @@ OWNED = frozenset(
 )
 OWNED_PREFIX = b"x-forwarded-"
 _NOT_SENT_UP = HOP_BY_HOP | OWNED
+
+# RFC 9110 §9.2.2: sending them twice does no more than sending them once.
+IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BAD_IN_TARGET = re.compile(rb"[\x00-\x20\x7f#\\]")
@@ -209,12 +213,12 @@ def incoming_headers(headers: RawHeaders, origin: Origin, caller: bytes) -> list
     Args:
         headers: the upstream's, raw, in order.
         origin: where they come from.
-        caller: `scheme://authority` under which the client knows us.
+        caller: `scheme://authority` under which the client knows us; empty when it named none.
     """
     drop = HOP_BY_HOP | _listed_in_connection(headers)
     passed = []
     for name, value in headers:
-        low = name.lower()
+        low = folded(name)
         if low in drop:
             continue
         if low == b"location":
@@ -237,16 +241,31 @@ def _listed_in_connection(headers: RawHeaders) -> frozenset[bytes]:
 
 
 def _callers_location(value: bytes, origin: Origin, caller: bytes) -> bytes:
-    scheme, separator, rest = value.partition(b"://")
-    if not separator or scheme.lower() != origin.scheme.encode():
+    """Return where the client finds what the upstream points to."""
+    path = _path_on(origin, value)
+    if path is None:
         return value
+    absolute = not value.startswith(b"/")
+    inside = path[len(origin.base_path) :]
+    if not path.startswith(origin.base_path) or (origin.base_path and inside[:1] not in b"/?#"):
+        # Outside of the base path, where this proxy does not lead.
+        return value if absolute else b"%s://%s%s" % (origin.scheme.encode(), origin.authority, path)
+    if not inside.startswith(b"/"):
+        inside = b"/" + inside
+    return caller + inside if absolute else inside
+
+
+def _path_on(origin: Origin, location: bytes) -> bytes | None:
+    """Return the path and what follows of a URL or absolute path on `origin`; None for any other place."""
+    if location.startswith(b"/"):
+        return None if location.startswith(b"//") else location
+    scheme, separator, rest = location.partition(b"://")
+    if not separator or scheme.lower() != origin.scheme.encode():
+        return None
     authority = re.split(rb"[/?#]", rest, maxsplit=1)[0]
     if _with_port(authority, scheme) != _with_port(origin.authority, scheme):
-        return value
-    path = rest[len(authority) :]
-    if origin.base_path and (path == origin.base_path or path.startswith(origin.base_path + b"/")):
-        path = path[len(origin.base_path) :]
-    return caller + path
+        return None
+    return rest[len(authority) :]
 
 
 def _with_port(authority: bytes, scheme: bytes) -> bytes:
@@ -254,3 +273,22 @@ def _with_port(authority: bytes, scheme: bytes) -> bytes:
     if re.search(rb":\d+$", low):
         return low
     return low.rstrip(b":") + (b":443" if scheme.lower() == b"https" else b":80")
+
+
+def retry_after_s(headers: RawHeaders, now: float) -> float | None:
+    """Return the seconds that a `Retry-After` asks for (RFC 9110 §10.2.3); None without a readable one.
+
+    Args:
+        headers: the answer's, raw.
+        now: the wall clock, for one that gives a date.
+    """
+    for name, value in headers:
+        if name.lower() == b"retry-after":
+            text = value.decode("latin-1").strip()
+            if text.isascii() and text.isdigit():
+                return float(text[:9])
+            try:
+                return max(0.0, parsedate_to_datetime(text).timestamp() - now)
+            except (ValueError, OverflowError):
+                return None
+    return None

@@ -498,3 +498,58 @@ async def test_ten_thousand_waiting_callers_are_cheap() -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert scene.shaper.state().waiting == 0
+
+
+# --- who comes back from a slot that was in vain ------------------------------------------
+
+
+async def test_who_returns_stands_first_in_its_flow(scene: Scene) -> None:
+    """A request that the upstream sent away does not queue up behind those that came after it."""
+    await fill(scene, "bulk", 20)
+    slot = asyncio.create_task(scene.shaper.slot("bulk", 0.001))
+    await scene.clock.advance(0.2)
+    assert slot.done()
+    assert len([caller for caller in scene.left if caller.flow == "bulk"]) < 5
+
+
+async def test_who_returns_does_not_stand_before_other_flows(scene: Scene) -> None:
+    """Coming back is no way round the turns of the others."""
+    scene.ask("earlier", 10)
+    await scene.clock.settle()
+    others = scene.ask("a") + scene.ask("b") + scene.ask("c")
+    await scene.clock.advance(1.0)
+    assert all(caller.left_at is not None for caller in others)
+    slots = [asyncio.create_task(scene.shaper.slot("late", 0.001)) for _ in range(30)]
+    more = scene.ask("a") + scene.ask("b")
+    await scene.clock.advance(0.5)
+    assert all(caller.left_at is not None for caller in more)
+    assert not all(slot.done() for slot in slots)
+    for slot in slots:
+        slot.cancel()
+
+
+async def test_who_returns_has_only_the_rest_of_its_time() -> None:
+    """`max_wait` bounds all of a request's waiting, and it is told as soon as that is certain."""
+    scene = Scene(max_wait_s=10.0)
+    scene.ask("earlier", 10)
+    await scene.clock.settle()
+    scene.shaper.pause(scene.clock.monotonic() + 4.0)
+    with pytest.raises(QueueTimeout):
+        await scene.shaper.slot("a", 7.0)
+    patient = asyncio.create_task(scene.shaper.slot("a", 5.0))
+    await scene.clock.settle()
+    scene.shaper.pause(scene.clock.monotonic() + 6.0)
+    await scene.clock.settle()
+    assert isinstance(patient.exception(), QueueTimeout)
+    assert scene.shaper.state().waiting == 0
+    await scene.aclose()
+
+
+async def test_a_busy_upstream_slows_everybody_down_and_pauses_them(scene: Scene) -> None:
+    """`back_off` is what a 429 asks for; a 503 with Retry-After asks for the pause alone."""
+    scene.shaper.back_off(1.0, slower=False)
+    assert scene.shaper.state().rate == 20.0
+    assert scene.shaper.state().paused_until == scene.clock.monotonic() + 1.0
+    scene.shaper.back_off(2.0, slower=True)
+    assert scene.shaper.state().rate == 16.0
+    assert scene.shaper.state().paused_until == scene.clock.monotonic() + 2.0

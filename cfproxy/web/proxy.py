@@ -12,7 +12,11 @@ There is no router and no reserved path: every target belongs to the upstream. I
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import socket
+import struct
+import sys
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -20,7 +24,7 @@ from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
-from aiohttp.http import HttpVersion10
+from aiohttp.http import HttpVersion10, RawRequestMessage
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler
 from structlog.typing import FilteringBoundLogger
@@ -42,6 +46,10 @@ from cfproxy.wire import (
 
 MAX_HEADER_BYTES = 32 * 1024
 KEEPALIVE_S = 75.0
+CUT_S = 0.1  # for handlers to end after they were cancelled; to aiohttp 0 means for ever
+CLIENT_LEFT = 499  # what logs and metrics say, as nginx has it; never sent
+# `struct linger`, on and 0 s: closing the socket resets the connection.
+_RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _TOO_LARGE = b'cfproxy; received-status=401; details="request body too large to replay after the 401"'
 
@@ -86,8 +94,13 @@ class ProxyListener:
         self._server: web.Server | None = None
         self.port: int | None = None  # set once it listens; None for a Unix socket
         self.draining = False
-        self.in_flight = 0
+        self._replies: set[_Reply] = set()
         self.idle = asyncio.Event()  # set when nothing is in flight any more after `drain`
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are being worked at."""
+        return len(self._replies)
 
     def drain(self) -> None:
         """Refuse new requests, and let each connection end with the request it is at."""
@@ -98,7 +111,7 @@ class ProxyListener:
     async def aclose(self) -> None:
         """Cut what is still open."""
         if self._server is not None:
-            await self._server.shutdown(0)
+            await self._server.shutdown(CUT_S)
 
     def build_server(self) -> web.Server:
         """Return the factory of protocols for `loop.create_server`."""
@@ -117,13 +130,13 @@ class ProxyListener:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request (the handler of aiohttp's low-level server)."""
         started_at = time.perf_counter()
-        reply = _Reply(request, keep_alive=not self.draining, idle_s=self._settings.idle_s)
+        reply = _Reply(request, self, self._settings.idle_s)
         request_id = f"{self._id_prefix}-{next(self._ids):x}"
         target = request._message.path.encode("utf-8", "surrogateescape")  # noqa: SLF001 - the bytes as they came
         body: KeptBody | None = None
         outcome: Outcome | None = None
         error: CfproxyError | None = None
-        self.in_flight += 1
+        self._replies.add(reply)
         try:
             call, flow, caller = self._accept(request, target, reply)
             body = call.body if isinstance(call.body, KeptBody) else None
@@ -137,8 +150,14 @@ class ProxyListener:
                 await self._refuse(reply, error, request_id)
         except ConnectionError:
             reply.cut()  # the client left
+        except BaseException as fault:
+            if isinstance(fault, Exception):
+                reply.set_status(500)
+            if reply.begun:
+                reply.cut()  # or the server would write another answer into this one
+            raise
         finally:
-            self.in_flight -= 1
+            self._replies.discard(reply)
             if self.draining and not self.in_flight:
                 self.idle.set()
             if body is not None:
@@ -180,7 +199,7 @@ class ProxyListener:
         # Who shares one turn in the queue: a program on a machine, not one of its many connections.
         flow = (settings.account, key, request.remote, request.headers.get("User-Agent"))
         call = Call(request.method, head, body, framing.chunked)
-        return call, flow, f"http://{host}".encode("latin-1", "replace")
+        return call, flow, b"http://%s" % host.encode("utf-8", "surrogateescape") if host else b""
 
     async def _relay(self, reply: _Reply, outcome: Outcome, caller: bytes) -> None:
         answer = outcome.answer
@@ -197,7 +216,7 @@ class ProxyListener:
         row, headers, document = render_problem(error, request_id)
         headers.append((b"Content-Length", b"%d" % len(document)))
         if isinstance(error, BadTarget):
-            reply.keep_alive_wanted = False  # what follows on this connection may be part of the attack
+            reply.close_after()  # what follows on this connection may be part of the attack
         reply.begin(row.status, HTTPStatus(row.status).phrase, headers)
         await reply.write(document)
         await reply.end()
@@ -216,6 +235,8 @@ class ProxyListener:
             event["queued_ms"] = round(outcome.queued_s * 1000, 1)
         if outcome is not None and outcome.retried:
             event["retried"] = True
+        if outcome is not None and outcome.postponed:
+            event["postponed"] = outcome.postponed
         return event
 
     def _log_request(self, error: CfproxyError | None, reply: _Reply, **event: Any) -> None:
@@ -256,14 +277,17 @@ class _Reply(web.StreamResponse):
     aiohttp's own response adds `Date`, `Server` and `Content-Type`, and re-encodes header values.
     """
 
-    def __init__(self, request: web.BaseRequest, *, keep_alive: bool, idle_s: float) -> None:
-        super().__init__()
+    def __init__(self, request: web.BaseRequest, listener: ProxyListener, idle_s: float) -> None:
+        super().__init__(status=CLIENT_LEFT)  # until it begins
         self._client = request
+        self._listener = listener
+        self._transport = request.transport
         self._old_client = request.version <= HttpVersion10
         self._no_body = request.method == "HEAD"
         self._idle_s = idle_s
         self._chunked_out = False
-        self.keep_alive_wanted = keep_alive and request.keep_alive and not self._old_client
+        self._until_close = False
+        self._keep = request.keep_alive and not self._old_client
         self.begun = False
         self.complete = False
         self.cut_off = False
@@ -280,27 +304,33 @@ class _Reply(web.StreamResponse):
     @property
     def keep_alive(self) -> bool:
         """Whether the connection serves another request after this one."""
-        return self.keep_alive_wanted
+        return self._keep and not self._listener.draining
+
+    def close_after(self) -> None:
+        """Let the connection end with this answer."""
+        self._keep = False
 
     def go_on(self) -> None:
         """Tell a client that waits with its body to send it (RFC 9110 §10.1.1)."""
-        transport = self._client.transport
-        if transport is not None and not self.begun and not self._old_client:
-            transport.write(_CONTINUE)
+        if not self.begun and not self._old_client:
+            self._send(_CONTINUE)
 
     def begin(self, status: int, reason: str, headers: list[tuple[bytes, bytes]]) -> None:
         """Write the head; framing follows from the headers and from what the client understands."""
         self.set_status(status)
         self._no_body = self._no_body or status in {204, 304}
+        if status >= 400 and not self._client.content.is_eof():
+            # The rest of the request's body is not wanted, and may or may not come (RFC 9110 §10.1.1).
+            self._keep = False
         has_length = any(name.lower() == b"content-length" for name, _ in headers)
         self._chunked_out = not (has_length or self._no_body or self._old_client)
-        if not has_length and not self._no_body and self._old_client:
-            self.keep_alive_wanted = False  # HTTP/1.0: the end of the connection is the end of the body
+        # HTTP/1.0: the end of the connection is the end of the body.
+        self._until_close = not (has_length or self._no_body or self._chunked_out)
         lines = [b"HTTP/1.1 %d %s\r\n" % (status, reason.encode("utf-8", "surrogateescape"))]
         lines += [b"%s: %s\r\n" % header for header in headers]
         if self._chunked_out:
             lines.append(b"Transfer-Encoding: chunked\r\n")
-        if not self.keep_alive_wanted:
+        if not self.keep_alive:
             lines.append(b"Connection: close\r\n")
         lines.append(b"\r\n")
         self.begun = True
@@ -328,15 +358,20 @@ class _Reply(web.StreamResponse):
     def cut(self) -> None:
         """Close the connection now, so that the client sees that its answer is not whole."""
         self.cut_off = True
-        self.keep_alive_wanted = False
-        if self._client.transport is not None:
-            self._client.transport.abort()
+        self._keep = False
+        if self._transport is None:
+            return
+        if self._until_close:
+            with contextlib.suppress(OSError):  # gone already
+                self._transport.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, _RESET
+                )
+        self._transport.abort()
 
     def _send(self, data: bytes) -> None:
-        transport = self._client.transport
-        if transport is None or transport.is_closing():
+        if self._transport is None or self._transport.is_closing():
             raise ConnectionResetError
-        transport.write(data)
+        self._transport.write(data)
 
 
 class _Server(web.Server):
@@ -355,6 +390,19 @@ class _Connection(RequestHandler):
     """One client connection; a malformed request gets a problem document and no stack trace."""
 
     __slots__ = ()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came; if it breaks the body that is being read, tell the reader, as aiohttp does not."""
+        super().data_received(data)
+        if not self._messages or isinstance(self._messages[-1][0], RawRequestMessage):
+            return
+        bodies = [body for _, body in self._messages]
+        if self._current_request is not None:
+            bodies.append(self._current_request.content)
+        for body in bodies:
+            if not body.is_eof():
+                body.set_exception(web.RequestPayloadError("malformed"))
+                body.feed_eof()  # there is nothing to be waited for after the answer
 
     def handle_error(
         self,

@@ -1,0 +1,238 @@
+"""HTTP/1.1 as bytes: origin servers that follow a script, and a client that sees what came.
+
+Owns: messages with every byte of their heads, the script's side and the client's side of a connection.
+Must not know: cfproxy, or any HTTP library: it is what both are measured against.
+Invariant: nothing is normalised; a body that ended too early is marked, never mended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import struct
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+
+LIMIT_BYTES = 1 << 20
+# Turns of the event loop without any progress after which nothing moves any more: on loopback the kernel
+# delivers within the call that sends, so a turn without progress already means that somebody waits.
+STILL_TURNS = 300
+
+# `struct linger`: on, for 0 s.
+LINGER_NOT = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass
+class Message:
+    """A request or an answer as it came.
+
+    Args:
+        start: request line or status line.
+        headers: names and values, byte for byte, in order.
+        body: without the framing of chunks.
+        chunks: the chunks of a chunked body.
+        complete: False when the connection ended before the message did.
+    """
+
+    start: bytes
+    headers: Headers = field(default_factory=list)
+    body: bytes = b""
+    chunks: list[bytes] = field(default_factory=list)
+    complete: bool = True
+
+    @property
+    def method(self) -> bytes:
+        return self.start.split(b" ")[0]
+
+    @property
+    def target(self) -> bytes:
+        return self.start.split(b" ")[1]
+
+    @property
+    def status(self) -> int:
+        return int(self.start.split(b" ")[1])
+
+    def all(self, name: bytes) -> list[bytes]:
+        return [value for given, value in self.headers if given.lower() == name.lower()]
+
+    @property
+    def names(self) -> list[bytes]:
+        return [name for name, _ in self.headers]
+
+
+class Wire:
+    """One end of a connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def send(self, *pieces: bytes) -> None:
+        self.writer.write(b"".join(pieces))
+        await self.writer.drain()
+
+    async def read_head(self) -> Message:
+        lines = (await self.reader.readuntil(b"\r\n\r\n"))[:-4].split(b"\r\n")
+        headers = [
+            (name, value.strip(b" ")) for name, _, value in (line.partition(b":") for line in lines[1:])
+        ]
+        return Message(lines[0], headers)
+
+    async def read_chunk(self) -> bytes:
+        size = int((await self.reader.readuntil(b"\r\n")).split(b";")[0], 16)
+        return (await self.reader.readexactly(size + 2))[:-2]
+
+    async def read_body(self, message: Message, *, until_end: bool = False) -> None:
+        """Read the body that follows `message`; `until_end`: the connection's end may delimit it."""
+        pieces: list[bytes] = []
+        try:
+            if message.all(b"transfer-encoding") == [b"chunked"]:
+                while chunk := await self.read_chunk():
+                    pieces.append(chunk)
+                message.chunks = pieces
+            elif lengths := message.all(b"content-length"):
+                left = int(lengths[0])
+                while left:
+                    pieces.append(await self.reader.read(left))
+                    left -= len(pieces[-1])
+                    if not pieces[-1]:
+                        raise EOFError
+            elif until_end:
+                while piece := await self.reader.read(LIMIT_BYTES):
+                    pieces.append(piece)
+        except (EOFError, ConnectionError):  # EOFError: asyncio's IncompleteReadError too
+            message.complete = False
+        message.body = b"".join(pieces)
+
+    async def read_answer(self, method: bytes = b"GET") -> Message:
+        message = await self.read_head()
+        if method != b"HEAD" and message.status >= 200 and message.status not in {204, 304}:
+            await self.read_body(message, until_end=True)
+        return message
+
+    async def ended(self) -> bool:
+        """Wait for the other side to close; False when it says something instead."""
+        try:
+            return not await self.reader.read(1)
+        except ConnectionError:
+            return True
+
+    def abort(self) -> None:
+        """Reset the connection: an abort alone would end it like a close."""
+        sock = self.writer.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)
+        self.writer.transport.abort()
+
+
+class Peer(Wire):
+    """The origin's end of one connection."""
+
+    def __init__(self, origin: Origin, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        super().__init__(reader, writer)
+        self._origin = origin
+
+    async def take_head(self) -> Message:
+        """Read a request's head; its body is left to the script."""
+        message = await self.read_head()
+        self._origin.requests.append(message)
+        return message
+
+    async def take(self) -> Message:
+        """Read a whole request."""
+        message = await self.take_head()
+        await self.read_body(message)
+        return message
+
+
+Script = Callable[[Peer], Awaitable[None]]
+
+
+class Origin:
+    """A server that runs its script on every connection and remembers what came."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.requests: list[Message] = []
+        self.connections = 0
+        self.host = ""
+        self.url = ""
+        self._peers: set[Peer] = set()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        peer = Peer(self, reader, writer)
+        self._peers.add(peer)
+        try:
+            await self.script(peer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the other side left
+        finally:
+            self._peers.discard(peer)
+            writer.close()
+
+    def abort(self) -> None:
+        for peer in self._peers:
+            peer.abort()
+
+
+@contextlib.asynccontextmanager
+async def serving(script: Script, tls: ssl.SSLContext | None = None) -> AsyncIterator[Origin]:
+    """Run an origin server on loopback."""
+    origin = Origin(script)
+    server = await asyncio.start_server(origin, "127.0.0.1", 0, ssl=tls, limit=LIMIT_BYTES)
+    port = server.sockets[0].getsockname()[1]
+    origin.host = f"127.0.0.1:{port}"
+    origin.url = f"{'http' if tls is None else 'https'}://{origin.host}"
+    try:
+        yield origin
+    finally:
+        server.close()
+        origin.abort()
+
+
+def answering(*replies: bytes) -> Script:
+    """Return a script that gives each whole request the next reply; the last one for all that follow."""
+    left = list(replies)
+
+    async def script(peer: Peer) -> None:
+        while True:
+            await peer.take()
+            await peer.send(left.pop(0) if len(left) > 1 else left[0])
+
+    return script
+
+
+def reply(status: str, body: bytes = b"", *headers: bytes) -> bytes:
+    """Return an answer's bytes; `status` is code and reason."""
+    lines = [b"HTTP/1.1 " + status.encode("latin-1"), *headers, b"Content-Length: %d" % len(body), b"", b""]
+    return b"\r\n".join(lines) + body
+
+
+def chunked(*pieces: bytes) -> bytes:
+    """Return a chunked body's bytes, with its end."""
+    return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+OK = reply("200 OK", b"ok")
+
+
+async def until_still(count: Callable[[], int]) -> int:
+    """Return `count()` once it has stopped growing: whoever drives it waits for somebody."""
+    seen, still = count(), 0
+    while still < STILL_TURNS:
+        await asyncio.sleep(0)
+        still = still + 1 if count() == seen else 0
+        seen = count()
+    return seen
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the event loop turn until `condition` holds; the test's own time limit ends a wait in vain."""
+    while not condition():
+        await asyncio.sleep(0.001)

@@ -1,0 +1,301 @@
+"""Who may call: the checks that keep web pages, neighbours and the wrong paths out."""
+
+from __future__ import annotations
+
+import base64
+import re
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cfproxy.access import AccessRules, split_host
+from cfproxy.errors import BadTarget, CrossSite, HostNotAllowed, KeyRequired, NotAllowed
+from cfproxy.hosts import is_loopback
+from cfproxy.secret import Secret
+
+OWN = "http://localhost:8080"
+KEY = Secret("s3cret:key-ü")
+
+
+# --- Host ---------------------------------------------------------------------------------
+
+
+def host_passes(host: str, *hosts: str, port: int | None = 8080, local: str | None = "127.0.0.1") -> bool:
+    try:
+        AccessRules(hosts=hosts).check_host(host, port, local)
+    except HostNotAllowed:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost:8080",
+        "LOCALHOST.:8080",
+        "a.localhost:8080",
+        "127.0.0.1:8080",
+        "127.9.9.9:8080",
+        "[::1]:8080",
+    ],
+)
+def test_every_name_of_this_machine_passes_with_the_right_port(host: str) -> None:
+    """Loopback names and addresses are ours, whichever one the client prefers."""
+    assert host_passes(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example:8080",
+        "localhost:8081",
+        "localhost",
+        "localhost.evil.example:8080",
+        "evil.example",
+        "127.0.0.1",
+        "192.168.1.5:8080",
+        "[::2]:8080",
+        "localhost:8080@evil",
+        "evil/localhost:8080",
+        "localhost:",
+        "a b",
+        "٠",
+    ],
+)
+def test_a_name_that_is_not_ours_is_refused(host: str) -> None:
+    """DNS rebinding, foreign names, wrong ports and malformed values end with 421."""
+    assert not host_passes(host)
+
+
+def test_the_address_that_was_dialled_is_ours() -> None:
+    """A client that dials the machine's own address may name it."""
+    assert host_passes("192.168.1.5:8080", local="192.168.1.5")
+    assert not host_passes("192.168.1.6:8080", local="192.168.1.5")
+
+
+def test_port_80_may_be_left_out() -> None:
+    """On the default port a client sends no port."""
+    assert host_passes("localhost", port=80)
+    assert not host_passes("localhost", port=8080)
+
+
+def test_configured_hosts_pass_with_any_port_or_with_their_own() -> None:
+    """`access.hosts` allows a name on every port, or with a port only on that one."""
+    assert host_passes("Proxy.Studio:9", "proxy.studio")
+    assert host_passes("proxy.studio:9", "Proxy.studio:9")
+    assert not host_passes("proxy.studio:8", "proxy.studio:9")
+    assert not host_passes("x.proxy.studio", "proxy.studio")
+
+
+def test_a_malformed_host_never_matches_a_malformed_setting() -> None:
+    """Two values that can't be read are not thereby equal."""
+    assert not host_passes("a b", "http://proxy.studio/", "")
+
+
+def test_no_host_and_unix_sockets_are_not_asked() -> None:
+    """HTTP/1.0 without Host and Unix sockets are beyond the reach of web pages."""
+    assert host_passes("")
+    assert host_passes("anything", port=None)
+
+
+@given(st.text(max_size=12), st.none() | st.integers(0, 99999))
+@example("ü", 1)
+def test_reading_a_host_never_fails(name: str, port: int | None) -> None:
+    """Any value is either split into a plain lower-case name and its port, or gives no name."""
+    host = name if port is None else f"{name}:{port}"
+    split_name, split_port = split_host(host)
+    assert split_name == split_name.lower()
+    if split_name and not name.strip().startswith("["):
+        assert split_name == name.strip().partition(":")[0].lower().removesuffix(".")
+        assert split_port == port or ":" in name
+    assert is_loopback(split_name) in {True, False}
+
+
+# --- web pages of other sites -------------------------------------------------------------
+
+
+def origin_passes(*headers: tuple[bytes, bytes], origins: tuple[str, ...] = ()) -> bool:
+    try:
+        AccessRules(origins=origins).check_origin(headers, OWN)
+    except CrossSite:
+        return False
+    return True
+
+
+def test_programs_and_own_pages_pass() -> None:
+    """No Origin, our own Origin, and what Fetch Metadata calls `same-origin` or `none` pass."""
+    assert origin_passes()
+    assert origin_passes((b"Origin", b"HTTP://localhost:8080"), (b"Sec-Fetch-Site", b"same-origin"))
+    assert origin_passes((b"sec-fetch-site", b"none"))
+
+
+@pytest.mark.parametrize(
+    "origin", [b"https://evil.example", b"null", b"", b"http://localhost:8081", b"http://localhost"]
+)
+def test_a_foreign_origin_is_refused(origin: bytes) -> None:
+    """A page of another site, port or scheme can't drive the proxy."""
+    assert not origin_passes((b"oRiGiN", origin))
+
+
+@pytest.mark.parametrize("site", [b"cross-site", b"Same-Site", b" cross-site "])
+def test_cross_site_requests_without_origin_are_refused(site: bytes) -> None:
+    """Image tags and links carry no Origin, but Sec-Fetch-Site tells on them."""
+    assert not origin_passes((b"Sec-Fetch-Site", site))
+
+
+def test_listed_origins_pass_and_one_listed_does_not_vouch_for_another() -> None:
+    """`access.origins` opens to exactly the sites that it names."""
+    listed = ("https://app.studio",)
+    site = (b"Sec-Fetch-Site", b"cross-site")
+    assert origin_passes((b"Origin", b"https://APP.studio"), site, origins=listed)
+    assert not origin_passes((b"Origin", b"https://app.studio.evil"), site, origins=listed)
+    both = ((b"Origin", b"https://app.studio"), (b"Origin", b"https://evil"))
+    assert not origin_passes(*both, origins=listed)
+
+
+# --- keys ---------------------------------------------------------------------------------
+
+
+def key_in(*headers: tuple[bytes, bytes], keys: tuple[Secret, ...] = (Secret("other"), KEY)) -> Secret | None:
+    return AccessRules(keys=keys).check_key(headers)
+
+
+def basic(pair: str) -> bytes:
+    return b"basic " + base64.b64encode(pair.encode())
+
+
+def test_without_keys_nobody_is_asked_for_one() -> None:
+    """A loopback listener needs no key unless keys are configured."""
+    assert key_in(keys=()) is None
+
+
+def test_a_key_is_taken_from_any_field_that_a_tool_offers() -> None:
+    """The key works as X-Cfproxy-Key, as Basic password with any user, and as Bearer token."""
+    value = KEY.reveal().encode()
+    for header in (
+        (b"x-CFPROXY-key", b" " + value),
+        (b"Authorization", b"Bearer  " + value),
+        (b"authorization", basic(f"anyone:{KEY.reveal()}")),
+    ):
+        assert key_in((b"X", b"y"), header) == KEY
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        (b"X-Cfproxy-Key", b""),
+        (b"X-Cfproxy-Key", b"s3cret"),
+        (b"X_Cfproxy_Key", "s3cret:key-ü".encode()),
+        (b"Authorization", b"Basic !!!"),
+        (b"Authorization", b"Basic /w=="),
+        (b"Authorization", basic("s3cret:key-ü")),
+        (b"Authorization", b"s3cret:key-\xc3\xbc"),
+        (b"Authorization", b"Digest s3cret:key-\xc3\xbc"),
+        (b"X-Cfproxy-Key", b"\xff\xfe"),
+    ],
+)
+def test_no_key_or_a_wrong_one_is_refused(header: tuple[bytes, bytes]) -> None:
+    """Wrong, empty, misplaced and undecodable keys are all answered alike."""
+    with pytest.raises(KeyRequired) as caught:
+        key_in(header)
+    assert "s3cret" not in str(caught.value)
+
+
+# --- methods and paths --------------------------------------------------------------------
+
+
+def path_passes(target: bytes, *paths: str) -> bool:
+    try:
+        AccessRules(paths=paths).check_target("GET", target)
+    except NotAllowed:
+        return False
+    return True
+
+
+def test_methods_are_those_listed() -> None:
+    """`access.methods` lets exactly its methods through; an empty list lets all."""
+    AccessRules().check_target("FOO", b"/")
+    AccessRules(methods=("GET",)).check_target("GET", b"/")
+    for method in ("POST", "get"):
+        with pytest.raises(NotAllowed):
+            AccessRules(methods=("GET",)).check_target(method, b"/")
+
+
+def test_patterns_match_whole_paths() -> None:
+    """`*` stays within a segment, `**` crosses them, the query does not count."""
+    assert path_passes(b"/v1/jobs/7?x=/..", "/v1/jobs/*")
+    assert path_passes(b"/v1/a/b/c", "/v1/**")
+    for target in (b"/v1/jobs", b"/v1/jobs/7/steps", b"/x/v1/jobs/7", b"/v1/jobsX7", b"/V1/jobs/7"):
+        assert not path_passes(target, "/v1/jobs/*")
+
+
+def test_a_denial_beats_permission_and_stands_alone() -> None:
+    """`!` denies whatever else allows; with denials only, the rest is allowed."""
+    rules = ("/v1/**", "!/v1/secret/**")
+    assert [path_passes(t, *rules) for t in (b"/v1/x", b"/v1/secret/x", b"/v2/x")] == [True, False, False]
+    assert [path_passes(t, "!/v1/secret/**") for t in (b"/v2", b"/v1/secret/x")] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "target", [b"/v1/%73ecret", b"/V1/Secret", b"/v1/s%45cret", b"/v1/secret/", b"/v1/secret?a"]
+)
+def test_no_spelling_gets_round_a_denial(target: bytes) -> None:
+    """A denied path stays denied percent-encoded, in another case and with a final slash."""
+    assert not path_passes(target, "!/v1/secret")
+
+
+def test_a_permission_holds_for_the_path_that_the_api_reads() -> None:
+    """Permitted paths are compared decoded, so an encoded letter neither helps nor harms."""
+    assert path_passes(b"/v1/%6aobs", "/v1/jobs")
+    assert path_passes(b"/v1/a%20b", "/v1/a b")
+    assert path_passes(b"/v1/a%20b", "/v1/a%20b")
+    assert path_passes("/v1/ü".encode(), "/v1/ü")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"/v1/../x",
+        b"/v1/%2e%2E/x",
+        b"/v1//x",
+        b"/v1%2Fx",
+        b"/v1%5cx",
+        b"/v1/x%00",
+        b"//evil/v1",
+        b"/v1/.",
+        b"/v1/%u0061",
+    ],
+)
+def test_paths_with_two_readings_are_refused_while_there_are_rules(target: bytes) -> None:
+    """The filter must see the path that the API sees; without rules there is nothing to get round."""
+    with pytest.raises(BadTarget):
+        path_passes(target, "/**")
+    assert path_passes(target)
+
+
+_SEGMENT = st.text("ab.*", min_size=1, max_size=3)
+_PATTERN = st.lists(_SEGMENT, min_size=1, max_size=3).map(lambda parts: "/" + "/".join(parts))
+_PATH = st.lists(st.text("abAé%", min_size=1, max_size=3), min_size=1, max_size=3).map(
+    lambda parts: "/" + "/".join(part.replace("%", "%61") for part in parts)
+)
+
+
+@given(_PATTERN, _PATH)
+def test_a_denied_path_is_denied_by_whatever_comes_beside_it(pattern: str, path: str) -> None:
+    """No further rule can open what a `!` rule shuts, and `/**` alone opens everything."""
+    target = path.encode()
+    assert path_passes(target, "/**")
+    if not path_passes(target, f"!{pattern}"):
+        assert not path_passes(target, pattern, "/**", f"!{pattern}")
+
+
+@given(_PATH, st.data())
+def test_encoding_letters_changes_no_verdict(path: str, data: st.DataObject) -> None:
+    """However much of a path is percent-encoded, a rule says the same about it."""
+    raw = re.sub(rb"%61", b"a", path.encode())
+    encoded = b"".join(
+        b"%%%02x" % byte if byte != ord("/") and data.draw(st.booleans()) else bytes([byte]) for byte in raw
+    )
+    for rules in (("/a*",), ("!/*a",), ("/*/**", "!/é/*")):
+        assert path_passes(raw, *rules) == path_passes(encoded, *rules)

@@ -1,0 +1,413 @@
+"""What passes between client and API, byte by byte."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfproxy.errors import BadTarget, LoopDetected, NotAllowed, UpgradeNotSupported
+from cfproxy.wire import (
+    HOP_BY_HOP,
+    OWNED,
+    Framing,
+    Origin,
+    check_head,
+    folded,
+    incoming_headers,
+    outgoing_head,
+    outgoing_target,
+    read_framing,
+)
+
+Header = tuple[bytes, bytes]
+
+ORIGIN = Origin("https", b"gateway.example", b"", b"cfproxy-me")
+BASED = Origin("https", b"gateway.example", b"/base", b"cfproxy-me")
+CALLER = b"http://localhost:8080"
+NO_BODY = Framing(None, chunked=False)
+V11, V10 = (1, 1), (1, 0)
+
+
+def sent_up(*headers: Header, framing: Framing = NO_BODY) -> list[Header]:
+    """Return the header lines that go up, but for Host and Via of ours."""
+    lines = outgoing_head("GET", b"/", headers, ORIGIN, framing).split(b"\r\n")
+    assert lines[:2] == [b"GET / HTTP/1.1", b"Host: gateway.example"]
+    assert lines[-2:] == [b"Via: 1.1 cfproxy-me", b""]
+    return [(name, value) for name, _, value in (line.partition(b": ") for line in lines[2:-2])]
+
+
+def came_down(*headers: Header, origin: Origin = ORIGIN, caller: bytes = CALLER) -> list[Header]:
+    return incoming_headers(headers, origin, caller)
+
+
+def location(value: bytes, origin: Origin = ORIGIN, caller: bytes = CALLER) -> bytes:
+    [(_, given_value)] = came_down((b"Location", value), origin=origin, caller=caller)
+    return given_value
+
+
+# --- headers up ---------------------------------------------------------------------------
+
+
+def test_headers_go_up_in_order_with_case_duplicates_and_high_bytes() -> None:
+    """Order, letter case, repeated names and bytes outside ASCII reach the API as they were sent."""
+    headers = [(b"x-B", b"1"), (b"X-a", b"gr\xc3\xbc\xff"), (b"x-b", b"2"), (b"Accept", b""), (b"x-B", b"1")]
+    assert sent_up(*headers) == headers
+
+
+@pytest.mark.parametrize("name", sorted(OWNED - {b"via"} | {b"x-forwarded-for", b"x-forwarded-anything"}))
+def test_no_spelling_of_a_header_of_ours_goes_up(name: bytes) -> None:
+    """The client's word about identity, origin or access keys never reaches the API, underscores included."""
+    for spelling in (name, name.title(), name.upper(), name.replace(b"-", b"_")):
+        assert sent_up((spelling, b"forged")) == []
+
+
+@pytest.mark.parametrize("name", sorted(HOP_BY_HOP))
+def test_hop_by_hop_headers_end_here_in_both_directions(name: bytes) -> None:
+    """What belongs to one connection is not carried over to the next (RFC 9110 §7.6.1)."""
+    assert sent_up((name.title(), b"x")) == []
+    assert came_down((name.title(), b"x")) == []
+
+
+def test_headers_that_connection_lists_end_here_in_both_directions() -> None:
+    """`Connection: X-Mine` makes X-Mine a header of that connection only, in any spelling."""
+    headers = [
+        (b"Connection", b"close, x-mine"),
+        (b"X-Mine", b"1"),
+        (b"x-other", b"2"),
+        (b"connection", b"X_THIRD"),
+    ]
+    headers += [(b"X_Third", b"3")]
+    assert sent_up(*headers) == [(b"x-other", b"2")]
+    assert came_down(*headers) == [(b"x-other", b"2")]
+
+
+def test_connection_cannot_strip_the_framing() -> None:
+    """A client that lists Content-Length as hop-by-hop does not get a body without a length through."""
+    headers = [(b"Connection", b"content-length, authorization, host"), (b"Content-Length", b"3")]
+    assert sent_up(*headers, framing=Framing(3, chunked=False)) == [(b"Content-Length", b"3")]
+
+
+def test_content_length_goes_up_as_parsed_under_the_name_it_came_with() -> None:
+    """A length with leading zeros goes up as the number that was read from it."""
+    assert sent_up((b"content-LENGTH", b"007"), framing=Framing(7, chunked=False)) == [
+        (b"content-LENGTH", b"7")
+    ]
+
+
+def test_chunked_is_written_by_us_and_never_copied() -> None:
+    """A chunked body goes up under our own Transfer-Encoding line, once."""
+    headers = [(b"transfer-encoding", b"Chunked"), (b"X", b"1")]
+    assert sent_up(*headers, framing=Framing(None, chunked=True)) == [
+        (b"X", b"1"),
+        (b"Transfer-Encoding", b"chunked"),
+    ]
+
+
+def test_via_is_appended_to_the_path_so_far() -> None:
+    """Our pseudonym comes last in Via, after the proxies before us (RFC 9110 §7.6.3)."""
+    head = outgoing_head("GET", b"/", [(b"Via", b"1.0 a"), (b"via", b"1.1 b")], ORIGIN, NO_BODY)
+    assert head.endswith(b"\r\nVia: 1.0 a, 1.1 b, 1.1 cfproxy-me\r\n")
+
+
+_NAMES = st.text("ABCXYZabcxyz-_19", min_size=1, max_size=12).map(str.encode)
+_VALUES = st.binary(max_size=12).map(lambda raw: bytes(b for b in raw if b >= 0x20 and b != 0x7F).strip())
+_RESERVED = st.sampled_from(sorted(HOP_BY_HOP | OWNED | {b"x-forwarded-host"}))
+_TWISTED = st.builds(
+    lambda name, flags: (
+        bytes(
+            ord("_") if byte == ord("-") and flag else ord(chr(byte).upper()) if flag else byte
+            for byte, flag in zip(name, flags, strict=False)
+        )
+        + name[len(flags) :]
+    ),
+    _RESERVED,
+    st.lists(st.booleans(), max_size=24),
+)
+_LISTS = st.lists(_NAMES, max_size=2).map(b", ".join)
+_HEADERS = st.lists(
+    st.tuples(_NAMES, _VALUES) | st.tuples(_TWISTED, _VALUES) | st.tuples(st.just(b"Connection"), _LISTS),
+    max_size=12,
+)
+_TARGETS = st.binary(max_size=40).map(lambda raw: b"/" + raw) | st.sampled_from(
+    [b"//evil/p", b"/\\evil", b"/@evil", b"/..//evil", b"/http://evil/", b"/a?b#c"]
+)
+
+
+@given(_TARGETS, _HEADERS)
+def test_no_request_changes_the_origin_or_smuggles_a_reserved_header(
+    target: bytes, headers: list[Header]
+) -> None:
+    """Whatever target and headers come, the API's host stays ours and no reserved header survives."""
+    try:
+        target_sent = outgoing_target(target, b"/base")
+    except BadTarget:
+        return
+    head = outgoing_head("GET", target_sent, headers, BASED, NO_BODY)
+    lines = head.removesuffix(b"\r\n").split(b"\r\n")
+    assert lines[0] == b"GET /base%s HTTP/1.1" % target
+    names = [folded(line.partition(b":")[0]) for line in lines[1:]]
+    assert lines[1] == b"Host: gateway.example"
+    assert lines[-1].endswith(b"1.1 cfproxy-me")
+    assert names.count(b"host") == names.count(b"via") == 1
+    assert not (OWNED - {b"host", b"via"} | HOP_BY_HOP).intersection(names)
+    assert not any(name.startswith(b"x-forwarded-") for name in names)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([b"X-A", b"x-a", b"Accept", b"COOKIE", b"x_y"]), _VALUES)), _HEADERS
+)
+def test_end_to_end_headers_survive_among_any_others(free: list[Header], others: list[Header]) -> None:
+    """Headers that are nobody's business but the API's arrive in order, whatever stands between them."""
+    reserved = [h for h in others if folded(h[0]) in HOP_BY_HOP - {b"connection"}]
+    mixed = [header for pair in zip(free, reserved, strict=False) for header in pair] + free[len(reserved) :]
+    assert sent_up(*mixed) == free
+    assert came_down(*mixed) == free
+
+
+# --- targets ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"/",
+        b"//evil/p",
+        b"/a%2Fb%zz",
+        b"/a//b/../c",
+        b"/?",
+        b"/a?b=%20&c+d?e",
+        b'/[]|<>"{}^`',
+        b"/a:80@b;c",
+        b"/\xff",
+    ],
+)
+def test_a_path_goes_up_byte_by_byte(target: bytes) -> None:
+    """No byte of a path or query is normalised, decoded or encoded."""
+    assert outgoing_target(target, b"") == target
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"",
+        b"*",
+        b"http://evil/",
+        b"evil:443",
+        b"HTTPS://gateway.example/",
+        b"a",
+        b"?x",
+        b"/a b",
+        b"/a\tb",
+        b"/a#b",
+        b"/a\\b",
+        b"/a\x00",
+        b"/a\x7f",
+        b"/a\r\nX: y",
+    ],
+)
+def test_a_target_that_is_no_plain_path_is_refused(target: bytes) -> None:
+    """Whole URLs, authorities, `*` and bytes that two readers could take differently are not forwarded."""
+    with pytest.raises(BadTarget):
+        outgoing_target(target, b"")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"/..",
+        b"/../x",
+        b"/a/..",
+        b"/a/../b",
+        b"/%2e%2E/b",
+        b"/.%2e",
+        b"/a/..%2fb",
+        b"/a/..\\b",
+        b"/./a",
+        b"/..;/a",
+    ],
+)
+def test_no_target_leaves_the_base_path(target: bytes) -> None:
+    """An upstream with a base path refuses dot segments, encoded or not: they would lead out of it."""
+    with pytest.raises(BadTarget):
+        outgoing_target(target, b"/base")
+
+
+@pytest.mark.parametrize("target", [b"/a..b", b"/...", b"/a.b/c.", b"/a?x=/../y", b"/.a"])
+def test_dots_that_are_no_segment_pass_below_a_base_path(target: bytes) -> None:
+    """File names and queries with dots are not mistaken for dot segments."""
+    assert outgoing_target(target, b"/base") == b"/base" + target
+
+
+# --- what is refused ----------------------------------------------------------------------
+
+
+def check(method: str, *headers: Header, version: tuple[int, int] = V11, host: bool = True) -> None:
+    check_head(method, version, [*([(b"Host", b"h")] if host else []), *headers], b"cfproxy-me")
+
+
+def test_http_1_1_wants_one_host_and_http_1_0_at_most_one() -> None:
+    """A missing or repeated Host is refused (RFC 9112 §3.2); HTTP/1.0 may go without."""
+    check("GET")
+    check("GET", version=V10, host=False)
+    with pytest.raises(BadTarget):
+        check("GET", host=False)
+    for version in (V10, V11):
+        with pytest.raises(BadTarget):
+            check("GET", (b"hOST", b"h"), version=version)
+
+
+@pytest.mark.parametrize("byte", [*range(9), *range(10, 32), 127])
+def test_control_bytes_in_a_header_are_refused(byte: int) -> None:
+    """A control byte in a value is not forwarded: some reader takes it for the end of the line."""
+    with pytest.raises(BadTarget):
+        check("GET", (b"X", b"a" + bytes([byte]) + b"b"))
+
+
+def test_tabs_and_high_bytes_in_a_header_are_not_refused() -> None:
+    """A tab and bytes outside ASCII are legal in a value."""
+    check("GET", (b"X", b"a\tb\x80\xff"))
+
+
+@pytest.mark.parametrize("name", [b"", b"a b", b"a:", b"a\xff", b"a\r\nb", b"(a)"])
+def test_header_names_that_are_no_tokens_are_refused(name: bytes) -> None:
+    """A header name is a token and nothing else (RFC 9110 §5.1)."""
+    with pytest.raises(BadTarget):
+        check("GET", (name, b"x"))
+
+
+def test_connect_trace_upgrade_and_loops_are_refused() -> None:
+    """Tunnels, echoes of the token, protocol switches and our own requests coming back are turned down."""
+    for method, headers, refusal in (
+        ("CONNECT", [], BadTarget),
+        ("TRACE", [], NotAllowed),
+        ("GET", [(b"upgrade", b"h2c")], UpgradeNotSupported),
+        ("GET", [(b"Via", b"1.1 a, 1.1 cfproxy-me")], LoopDetected),
+    ):
+        with pytest.raises(refusal):
+            check(method, *headers)
+    check("GET", (b"Via", b"1.1 cfproxy-other"))
+
+
+# --- framing ------------------------------------------------------------------------------
+
+
+def test_framing_is_read_from_one_header() -> None:
+    """A body is announced by one Content-Length or by one `chunked`."""
+    assert read_framing(V11, []) == NO_BODY
+    assert read_framing(V11, [(b"content-length", b" 12 ")]) == Framing(12, chunked=False)
+    assert read_framing(V11, [(b"TRANSFER-encoding", b"Chunked")]) == Framing(None, chunked=True)
+
+
+def test_only_a_length_above_zero_or_chunks_make_a_body() -> None:
+    """`Content-Length: 0` announces no body."""
+    assert [Framing(0, chunked=False).has_body, NO_BODY.has_body] == [False, False]
+    assert [Framing(1, chunked=False).has_body, Framing(None, chunked=True).has_body] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"Content-Length", b"1"), (b"Content-Length", b"1")],
+        [(b"Content-Length", b"1, 1")],
+        [(b"Content-Length", b"+1")],
+        [(b"Content-Length", b"-1")],
+        [(b"Content-Length", b"")],
+        [(b"Content-Length", b"0x1")],
+        [(b"Content-Length", b"1_0")],
+        [(b"Content-Length", b"9" * 19)],
+        [(b"Content-Length", b"1"), (b"Transfer-Encoding", b"chunked")],
+        [(b"Content-Length", b"1"), (b"Transfer-Encoding", b"")],
+        [(b"Transfer-Encoding", b"")],
+        [(b"Transfer-Encoding", b"identity")],
+        [(b"Transfer-Encoding", b"gzip, chunked")],
+        [(b"Transfer-Encoding", b"chunked"), (b"Transfer-Encoding", b"chunked")],
+        [(b"Content_Length", b"1")],
+        [(b"TRANSFER_ENCODING", b"chunked")],
+    ],
+)
+def test_framing_that_could_be_read_in_two_ways_is_refused(headers: list[Header]) -> None:
+    """Two lengths, a length beside chunks, or look-alikes: the door of request smuggling stays shut."""
+    with pytest.raises(BadTarget):
+        read_framing(V11, headers)
+
+
+def test_http_1_0_has_no_chunks() -> None:
+    """Chunked transfer does not exist in HTTP/1.0 (RFC 9112 §6.1)."""
+    with pytest.raises(BadTarget):
+        read_framing(V10, [(b"Transfer-Encoding", b"chunked")])
+
+
+# --- headers down -------------------------------------------------------------------------
+
+
+def test_a_redirect_to_the_api_leads_through_the_proxy() -> None:
+    """A Location that names the API's own origin is rewritten to the address that the client called."""
+    for ours in (b"https://gateway.example/v1?a#b", b"HTTPS://Gateway.Example:443/v1?a#b"):
+        assert location(ours) == b"http://localhost:8080/v1?a#b"
+    assert location(b"https://gateway.example") == CALLER + b"/"
+    assert location(b"https://gateway.example?x") == CALLER + b"/?x"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"https://gateway.example.evil/",
+        b"https://gateway.example:444/",
+        b"https://user@gateway.example/",
+        b"http://gateway.example/",
+        b"https://evil/?https://gateway.example/",
+        b"//gateway.example/x",
+        b"/v1/x",
+        b"relative",
+        b"",
+        b"mailto:a@b",
+    ],
+)
+def test_a_redirect_elsewhere_is_untouched(value: bytes) -> None:
+    """Locations of other origins and relative ones pass as they came."""
+    assert location(value) == value
+
+
+def test_the_base_path_is_taken_off_redirects() -> None:
+    """With a base path, a Location inside it loses it, and one outside of it leads to the API itself."""
+    for base in (b"https://gateway.example/base", b"/base"):
+        caller = CALLER if base.startswith(b"https") else b""
+        assert location(base + b"/v1?x", BASED) == caller + b"/v1?x"
+        assert location(base, BASED) == caller + b"/"
+        assert location(base + b"?x", BASED) == caller + b"/?x"
+        assert location(base + b"ment/x", BASED) == b"https://gateway.example/basement/x"
+    assert location(b"//base/x", BASED) == b"//base/x"
+
+
+def test_a_caller_without_host_gets_a_relative_redirect() -> None:
+    """HTTP/1.0 without Host leaves nothing to name us by: the Location becomes a path."""
+    assert location(b"https://gateway.example/v1?x", caller=b"") == b"/v1?x"
+    assert location(b"https://gateway.example?x", caller=b"") == b"/?x"
+    assert location(b"https://gateway.example", caller=b"") == b"/"
+
+
+def test_a_cookie_loses_the_apis_domain_and_nothing_else() -> None:
+    """`Domain=` names the API's host, for which the client would refuse the cookie; all else stays."""
+    cookies = [
+        (b"Set-Cookie", b"a=1; Domain=gateway.example; Path=/; Secure"),
+        (b"set-cookie", b"domain=x;DOMAIN = .example"),
+        (b"Set-Cookie", b"b=Domain=y; HttpOnly"),
+    ]
+    assert came_down(*cookies) == [
+        (b"Set-Cookie", b"a=1; Path=/; Secure"),
+        (b"set-cookie", b"domain=x"),
+        (b"Set-Cookie", b"b=Domain=y; HttpOnly"),
+    ]
+
+
+def test_answer_headers_come_down_byte_by_byte() -> None:
+    """Order, case, duplicates and high bytes of an answer's headers reach the client unchanged."""
+    headers = [
+        (b"dATE", b"now"),
+        (b"X", b"\xff"),
+        (b"Server", b"s"),
+        (b"X", b""),
+        (b"WWW-Authenticate", b"Bearer"),
+    ]
+    assert came_down(*headers) == headers
