@@ -32,19 +32,34 @@ MOMENT_S = 1e-9  # tells the queue that a request returns even if it has not wai
 
 
 @dataclass(slots=True)
+class Times:
+    """Where the time of a request went, in seconds, all tries together.
+
+    Args:
+        queued_s: waiting for slots.
+        token_s: waiting for tokens.
+        upstream_s: from sending to the head of the answer.
+    """
+
+    queued_s: float = 0.0
+    token_s: float = 0.0
+    upstream_s: float = 0.0
+
+
+@dataclass(slots=True)
 class Outcome:
     """An answer and how it came about.
 
     Args:
         answer: to be relayed and closed by the caller.
-        queued_s: seconds spent waiting for slots.
+        times: where the time went, all tries together.
         retried: whether a 401 was followed by a try with another token.
         postponed: how often it went again after a 429 or 503.
         too_large: a 401 that was not retried because the body was too large to be kept.
     """
 
     answer: Answer
-    queued_s: float
+    times: Times
     retried: bool = False
     postponed: int = 0
     too_large: bool = False
@@ -86,14 +101,21 @@ class Forwarder:
         Raises:
             whatever `TokenSource.get`, `Pacer.slot` and `Upstream.send` raise
         """
-        token, queued_s = await self._token_and_slot(flow, 0.0)
-        outcome = Outcome(await self._upstream.send(call, token), queued_s)
+        times = Times()
+        token = await self._token_and_slot(flow, times)
+        outcome = Outcome(await self._send(call, token, times), times)
         while (again := await self._token_for_another_try(outcome, call, flow, token)) is not None:
             token = again
             if call.body is not None:
                 call.body.restart()
-            outcome.answer = await self._upstream.send(call, token)
+            outcome.answer = await self._send(call, token, times)
         return outcome
+
+    async def _send(self, call: Call, token: Token, times: Times) -> Answer:
+        began_at = time.perf_counter()
+        answer = await self._upstream.send(call, token)
+        times.upstream_s += time.perf_counter() - began_at
+        return answer
 
     async def _token_for_another_try(
         self, outcome: Outcome, call: Call, flow: Hashable, token: Token
@@ -120,14 +142,14 @@ class Forwarder:
         if call.body is not None and not call.body.replayable:
             outcome.too_large = True
             return None
+        began_at = time.perf_counter()
         fresh = await self._source.replace(token)
+        outcome.times.token_s += time.perf_counter() - began_at
         if fresh.value == token.value:
             return None  # as far as known another token would fare no better
         outcome.retried = True
         await outcome.answer.aclose()
-        fresh, queued_s = await self._token_and_slot(flow, max(outcome.queued_s, MOMENT_S))
-        outcome.queued_s += queued_s
-        return fresh
+        return await self._token_and_slot(flow, outcome.times, returns=True)
 
     async def _after_too_many(self, outcome: Outcome, call: Call, flow: Hashable) -> Token | None:
         status = outcome.answer.status
@@ -142,28 +164,38 @@ class Forwarder:
         if not (self._retry_too_many and harmless and at_hand) or outcome.postponed == POSTPONED_MAX:
             return None
         try:
-            token, queued_s = await self._token_and_slot(flow, max(outcome.queued_s, MOMENT_S))
+            token = await self._token_and_slot(flow, outcome.times, returns=True)
         except QueueRefusal:
             return None  # not within `max_wait`: the upstream's own answer says it best
         await outcome.answer.aclose()
         outcome.postponed += 1
-        outcome.queued_s += queued_s
         return token
 
-    async def _token_and_slot(self, flow: Hashable, waited_s: float) -> tuple[Token, float]:
-        """Return a token that is valid at the instant of a slot, and the seconds that it took.
+    async def _token_and_slot(self, flow: Hashable, times: Times, *, returns: bool = False) -> Token:
+        """Return a token that is valid at the instant of a slot.
 
         The token comes first, so that nobody who can't be served takes a place in the queue. If it had to
         be replaced while waiting, the wait for the refresh may have used the slot up: take another one.
+
+        Args:
+            flow: whose turn it takes.
+            times: what was waited goes there.
+            returns: an earlier slot was in vain.
         """
-        queued_s = 0.0
-        token = await self._source.get()
+        token = await self._get(times)
         while True:
-            queued_s += await self._pacer.slot(flow, waited_s + queued_s)
-            current = await self._source.get()
+            waited_s = max(times.queued_s, MOMENT_S) if returns else 0.0
+            times.queued_s += await self._pacer.slot(flow, waited_s)
+            current = await self._get(times)
             if current is token:
-                return token, queued_s
-            token = current
+                return token
+            token, returns = current, True
+
+    async def _get(self, times: Times) -> Token:
+        began_at = time.perf_counter()
+        token = await self._source.get()
+        times.token_s += time.perf_counter() - began_at
+        return token
 
 
 class KeptBody:

@@ -16,6 +16,7 @@ from cfproxy.errors import (
     StoreUnusable,
     TokenEndpointUnavailable,
 )
+from cfproxy.shaper import ShaperState
 from cfproxy.token import App, Login, instant, login_problem
 
 _STATES: dict[type[CfproxyError], str] = {
@@ -59,6 +60,18 @@ def report_running(app: App, state: BrokerState, now: float, location: str) -> d
     report["store"]["unsaved"] = state.unsaved
     report["refreshes"] = state.refreshes
     return report
+
+
+def report_pacing(state: ShaperState) -> dict[str, Any]:
+    """Describe the queue of one upstream."""
+    return {
+        "waiting": state.waiting,
+        "oldest_wait_s": round(state.oldest_wait_s, 3),
+        "departures": state.departures,
+        "refusals": state.refusals,
+        "rate": state.rate,
+        "paused": state.paused_until is not None,
+    }
 
 
 def _report(

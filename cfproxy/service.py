@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import secrets
 import ssl
 import time
@@ -217,6 +218,7 @@ class Service:
         broker = build_broker(account, store, self._log)
         self._stack.push_async_callback(broker.aclose)
         await broker.start()
+        self._metrics.accounts[account.name] = broker.state
         upstream = HttpUpstream(
             account.upstream,
             tls=build_tls(account),
@@ -246,7 +248,8 @@ class Service:
             body_memory_bytes=account.retry.body_memory_bytes,
             body_max_bytes=account.retry.body_max_bytes if any_retry else 0,
             idle_s=account.timeouts.idle_s,
-            on_request=lambda method, status, s: self._metrics.count_request(account.name, method, status, s),
+            server_timing=self._settings.log.server_timing,
+            on_request=functools.partial(self._metrics.count_request, account.name),
         )
         listener = ProxyListener(settings, forwarder, self._log)
         running = RunningAccount(account, build_app(account), broker, listener, store.location)
@@ -259,18 +262,26 @@ class Service:
         origin = account.upstream_origin
         if origin not in self._shapers:
             pacing = account.pacing
-            self._shapers[origin] = Shaper(
-                Pace(pacing.rate, pacing.per_s), SystemClock(), pacing.queue, pacing.max_wait_s
+            shaper = Shaper(Pace(pacing.rate, pacing.per_s), SystemClock(), pacing.queue, pacing.max_wait_s)
+            shaper.on_back_off = lambda pause_s, stepped: self._log.warning(
+                "pacing.backed_off",
+                upstream=origin,
+                pause_s=round(pause_s, 1),
+                stepped=stepped,
+                rate=shaper.state().rate,
             )
+            self._shapers[origin] = shaper
+            self._metrics.pacing[origin] = shaper.state
         return self._shapers[origin]
 
     async def _start_admin(self) -> None:
         address = self._settings.admin
         if address is None:
             return
-        first = self.accounts[0].settings.access
-        rules = AccessRules(hosts=first.hosts, keys=() if address.is_loopback else first.keys)
-        self.admin = Admin(list(self.accounts), self._metrics, rules, self.stop)
+        all_access = [running.settings.access for running in self.accounts]
+        keys = () if address.is_loopback else tuple(key for access in all_access for key in access.keys)
+        hosts = tuple(host for access in all_access for host in access.hosts)
+        self.admin = Admin(list(self.accounts), self._metrics, AccessRules(hosts=hosts, keys=keys), self.stop)
         runner = web.AppRunner(self.admin.build_app(), access_log=None, handle_signals=False)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from cfproxy.errors import QueueFull, QueueRefusal, QueueTimeout
@@ -48,6 +48,7 @@ class ShaperState:
 
     waiting: int
     departures: int
+    refusals: int  # of the upstream: 429s
     rate: float | None  # departures per window in use now; None when pacing is off
     paused_until: float | None  # monotonic instant; None when not paused
     oldest_wait_s: float  # 0 when nobody waits
@@ -71,6 +72,9 @@ class Shaper:
         self._line = _Line()
         self._returned: dict[_Waiter, float] = {}  # since when they wait in all; a few at the most
         self._timer: asyncio.Task[None] | None = None
+        self._refusals = 0
+        # Called with the pause, seconds, and whether the rate was stepped down.
+        self.on_back_off: Callable[[float, bool], None] = lambda pause_s, slower: None  # noqa: ARG005 - named for readers
 
     async def slot(self, flow: Hashable, waited_s: float = 0.0) -> float:
         """Wait for this caller's turn and return the seconds that it took; then send at once.
@@ -117,9 +121,10 @@ class Shaper:
 
     def back_off(self, pause_s: float, *, slower: bool) -> None:
         """Do what an upstream asks for that answers 429 (`slower`) or 503 with Retry-After."""
-        if slower:
-            self.slow_down()
+        stepped = slower and self.slow_down()
+        self._refusals += slower
         self.pause(self._clock.monotonic() + pause_s)
+        self.on_back_off(pause_s, stepped)
 
     def slow_down(self) -> bool:
         """Step the rate down after a 429; see `Pace.slow_down`."""
@@ -130,7 +135,9 @@ class Shaper:
         now, oldest, pace = self._clock.monotonic(), self._line.oldest(), self._pace
         until = pace.paused_until if pace.paused_until > now else None
         oldest_wait_s = 0.0 if oldest is None else now - oldest[1]
-        return ShaperState(len(self._line), pace.departures, pace.rate(now), until, oldest_wait_s)
+        return ShaperState(
+            len(self._line), pace.departures, self._refusals, pace.rate(now), until, oldest_wait_s
+        )
 
     async def _run(self) -> None:
         while self._line:

@@ -158,6 +158,7 @@ async def proxied(
     memory_bytes: int = 256 * 1024,
     max_bytes: int = 64 * 1024 * 1024,
     idle_s: float = 20.0,
+    server_timing: bool = False,
     upstream_url: str | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Proxied]:
@@ -180,7 +181,8 @@ async def proxied(
             body_memory_bytes=memory_bytes,
             body_max_bytes=max_bytes,
             idle_s=idle_s,
-            on_request=lambda method, status, _: counted.append((method, status)),
+            server_timing=server_timing,
+            on_request=lambda method, status, _, __: counted.append((method, status)),
         )
         forwarder = Forwarder(source, pacer, upstream, retry_unauthorized=retry, retry_too_many=retry)
         listener = ProxyListener(settings, forwarder, log)

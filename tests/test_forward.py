@@ -104,7 +104,7 @@ async def test_token_then_slot_then_the_token_of_that_instant() -> None:
     scene = Scene(200)
     outcome = await scene.forwarder.forward(GET, "me")
     assert scene.journal == ["get", "slot", "get", "send token-1"]
-    assert (outcome.answer.status, outcome.retried, outcome.queued_s) == (200, False, 0.25)
+    assert (outcome.answer.status, outcome.retried, outcome.times.queued_s) == (200, False, 0.25)
     assert scene.pacer.flows == ["me"]
 
 
@@ -119,7 +119,7 @@ async def test_a_token_replaced_while_waiting_takes_another_slot() -> None:
     scene.pacer.gate.set()
     outcome = await task
     assert scene.journal == ["get", "slot", "get", "slot", "get", "send token-2"]
-    assert outcome.queued_s == 0.5
+    assert outcome.times.queued_s == 0.5
 
 
 @pytest.mark.parametrize("error", [LoginRequired("x"), TokenEndpointUnavailable("x")])
@@ -157,7 +157,7 @@ async def test_a_401_is_answered_by_a_replacement_and_a_second_try_with_its_own_
         "get",
         "send token-2",
     ]
-    assert (outcome.answer.status, outcome.retried, outcome.queued_s) == (200, True, 0.5)
+    assert (outcome.answer.status, outcome.retried, outcome.times.queued_s) == (200, True, 0.5)
 
 
 async def test_the_second_try_too_leaves_with_the_token_of_its_instant() -> None:

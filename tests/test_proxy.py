@@ -451,3 +451,13 @@ def test_whatever_comes_goes_to_our_origin_with_one_token(
                 assert allowed.issuperset(names)
 
     asyncio.run(run())
+
+
+async def test_server_timing_tells_where_the_time_went() -> None:
+    """Behind an option, since it is a header that the API did not send."""
+    async with proxied(answering(reply("200 OK", b"{}")), server_timing=True) as world:
+        answer = await world.ask(b"GET / HTTP/1.1")
+        told = dict(part.split(";dur=") for part in dict(answer.headers)[b"Server-Timing"].decode().split(", "))
+        assert list(told) == ["queue", "token", "upstream"]
+        assert float(told["queue"]) == 250.0  # what the fake pacer says
+        assert all(float(milliseconds) >= 0 for milliseconds in told.values())

@@ -113,6 +113,7 @@ class Log(Model):
     format: Annotated[Literal["auto", "console", "json"], Word] = _key(
         "auto", "auto: console on a terminal, JSON lines elsewhere"
     )
+    server_timing: bool = _key(False, "tell each caller where the time went, in a Server-Timing header")
 
 
 class AccountKeys(Model):

@@ -18,7 +18,7 @@ from cfproxy.access import AccessRules
 from cfproxy.broker import BrokerState
 from cfproxy.errors import CfproxyError, CrossSite
 from cfproxy.metrics import Metrics
-from cfproxy.report import report_running, state_of
+from cfproxy.report import report_pacing, report_running, state_of
 from cfproxy.token import App
 from cfproxy.web.problems import render_problem
 
@@ -145,14 +145,12 @@ class Admin:
             report["listen"] = account.listen
             report["upstream"] = account.upstream_url
             reports.append(report)
-        return web.json_response({"accounts": reports})
+        pacing = {upstream: report_pacing(read()) for upstream, read in self._metrics.pacing.items()}
+        return web.json_response({"accounts": reports, "pacing": pacing})
 
     async def _render_metrics(self, _request: web.Request) -> web.Response:
         for account in self._accounts:
-            name, state = account.app.account, await account.look()
-            self._metrics.refreshes.labels(name).set(state.refreshes)
-            self._metrics.token_usable.labels(name).set(state.usable_s)
-            self._metrics.ready.labels(name).set(state.ready)
+            await account.look()
         return web.Response(
             body=self._metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )

@@ -31,7 +31,7 @@ from structlog.typing import FilteringBoundLogger
 
 from cfproxy.access import AccessRules
 from cfproxy.errors import BadTarget, CfproxyError, ShuttingDown, UpstreamError
-from cfproxy.forward import Forwarder, KeptBody, Outcome
+from cfproxy.forward import Forwarder, KeptBody, Outcome, Times
 from cfproxy.ports import Call
 from cfproxy.upstream import HttpAnswer
 from cfproxy.web.problems import render_problem, row_of
@@ -64,7 +64,8 @@ class ProxySettings:
         rules: who may call.
         body_memory_bytes, body_max_bytes: bounds of what is kept of a body for a second try.
         idle_s: seconds that a client may leave an answer unread.
-        on_request: called with status and seconds of every request.
+        server_timing: whether answers tell where the time went (`Server-Timing`).
+        on_request: called after every request: method, status, seconds, and the outcome if there is one.
     """
 
     account: str
@@ -73,7 +74,8 @@ class ProxySettings:
     body_memory_bytes: int
     body_max_bytes: int
     idle_s: float
-    on_request: Callable[[str, int, float], None]
+    server_timing: bool
+    on_request: Callable[[str, int, float, Outcome | None], None]
 
 
 class ProxyListener:
@@ -165,7 +167,7 @@ class ProxyListener:
             if outcome is not None:
                 await outcome.answer.aclose()
             seconds = time.perf_counter() - started_at
-            self._settings.on_request(request.method, reply.status, seconds)
+            self._settings.on_request(request.method, reply.status, seconds, outcome)
             event = self._describe(request, target, reply, outcome)
             self._log_request(error, reply, request_id=request_id, ms=round(seconds * 1000, 1), **event)
         return reply
@@ -207,6 +209,8 @@ class ProxyListener:
         headers = incoming_headers(answer.raw_headers, self._settings.origin, caller)
         if outcome.too_large:
             headers.append((b"Proxy-Status", _TOO_LARGE))
+        if self._settings.server_timing:
+            headers.append((b"Server-Timing", _render_times(outcome.times)))
         reply.begin(answer.status, answer.reason, headers)
         while piece := await answer.read():
             await reply.write(piece)
@@ -231,8 +235,8 @@ class ProxyListener:
             "status": reply.status,
             "bytes": reply.body_bytes,
         }
-        if outcome is not None and outcome.queued_s:
-            event["queued_ms"] = round(outcome.queued_s * 1000, 1)
+        if outcome is not None and outcome.times.queued_s:
+            event["queued_ms"] = round(outcome.times.queued_s * 1000, 1)
         if outcome is not None and outcome.retried:
             event["retried"] = True
         if outcome is not None and outcome.postponed:
@@ -248,6 +252,12 @@ class ProxyListener:
             self._log.info("request.forwarded", **event)
         else:
             self._log.info("request.abandoned", **event)  # the client left before its answer was whole
+
+
+def _render_times(times: Times) -> bytes:
+    """Return the value of `Server-Timing` (W3C Server Timing §3), in milliseconds."""
+    parts = (("queue", times.queued_s), ("token", times.token_s), ("upstream", times.upstream_s))
+    return ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in parts).encode()
 
 
 class _BodyReader:
