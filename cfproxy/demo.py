@@ -12,10 +12,11 @@ import click
 from structlog.typing import FilteringBoundLogger
 
 from cfproxy import login
+from cfproxy.building import build_login_plan
 from cfproxy.config import load_settings
 from cfproxy.running import wait_for_signal
 from cfproxy.sandbox import Behaviour, Sandbox, approve
-from cfproxy.service import Service, build_login_plan
+from cfproxy.service import Service
 from cfproxy.stores import open_store
 
 # Short enough to watch refreshes happen.

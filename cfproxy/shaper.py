@@ -159,10 +159,11 @@ class Shaper:
     def _admit(self, flow: Hashable, now: float, waited_s: float) -> None:
         """Make sure that there is a place for one more of `flow`, or raise."""
         eta, latest_at = self._pace.eta, now + self._max_wait_s - waited_s
-        ahead = 0 if waited_s else self._line.ahead(flow)
         # The first estimate needs no sum; it decides nearly always.
-        if eta(len(self._line), now) > latest_at and eta(ahead, now) > latest_at:
-            raise self._refusal(QueueTimeout, TOO_LONG, now)
+        if eta(len(self._line), now) > latest_at:
+            ahead = 0 if waited_s else self._line.ahead(flow)
+            if eta(ahead, now) > latest_at:
+                raise self._refusal(QueueTimeout, TOO_LONG, now)
         if len(self._line) < self._queue:
             return
         victim = self._line.evict_for(flow)

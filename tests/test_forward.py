@@ -281,7 +281,7 @@ async def drained(body: KeptBody, at_most: int | None = None) -> bytes:
 def test_every_replay_gives_the_same_bytes(
     pieces: list[bytes], memory_bytes: int, max_bytes: int, stops: list[int]
 ) -> None:
-    """However a body comes in pieces and wherever a try breaks off, the next sees it whole or is not begun."""
+    """However a body comes and wherever a try breaks off, the next sees it whole or is not begun."""
     whole = b"".join(pieces)
 
     async def replay() -> None:

@@ -500,6 +500,16 @@ async def test_ten_thousand_waiting_callers_are_cheap() -> None:
     assert scene.shaper.state().waiting == 0
 
 
+async def test_joining_a_long_queue_counts_nobody(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as the whole queue would leave in time, a caller's own place in it need not be worked out."""
+    counted: list[Hashable] = []
+    monkeypatch.setattr(_Line, "ahead", lambda _, key: counted.append(key))
+    scene.ask("bulk", 900)
+    await scene.clock.settle()
+    assert scene.shaper.state().waiting == 890
+    assert counted == []
+
+
 # --- who comes back from a slot that was in vain ------------------------------------------
 
 

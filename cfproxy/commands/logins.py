@@ -9,12 +9,12 @@ import webbrowser
 import click
 
 from cfproxy import login
+from cfproxy.building import build_login_plan, build_store
 from cfproxy.commands.options import account_option, choose, common, load
 from cfproxy.config import Account
 from cfproxy.errors import LoginFailed, UsageError
 from cfproxy.login import LoginPlan
 from cfproxy.running import run_loop
-from cfproxy.service import build_login_plan, build_store
 
 
 @click.command("login")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from cfproxy.broker import Broker
+from cfproxy.building import SystemClock, build_app, build_broker, build_store
 from cfproxy.commands.options import account_option, choose, common, is_debug, load
 from cfproxy.config import Account
 from cfproxy.errors import CfproxyError, StoreUnavailable, StoreUnusable
@@ -15,7 +16,6 @@ from cfproxy.logs import build_logger
 from cfproxy.ports import TokenStore
 from cfproxy.report import render_text, report_stored
 from cfproxy.running import run_loop
-from cfproxy.service import SystemClock, build_app, build_broker, build_store
 from cfproxy.token import Login, Token
 
 

@@ -22,11 +22,11 @@ from typing import Any
 import aiohttp
 import structlog
 
+from cfproxy.building import build_broker, build_store
 from cfproxy.config import load_settings
 from cfproxy.endpoint import HttpTokenEndpoint
 from cfproxy.ports import TokenReply
 from cfproxy.secret import Secret
-from cfproxy.service import build_broker, build_store
 
 CALLS = ("open", "write", "utime", "fsync", "close", "replace", "unlink")
 

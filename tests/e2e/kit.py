@@ -23,9 +23,9 @@ from typing import Any
 import aiohttp
 
 from cfproxy import login
+from cfproxy.building import build_login_plan, build_store
 from cfproxy.config import Account, load_settings
 from cfproxy.sandbox import Behaviour, Sandbox, approve
-from cfproxy.service import build_login_plan, build_store
 
 from .processes import PATIENCE_S, Proxy, Ran
 

@@ -16,9 +16,9 @@ import pytest
 import structlog
 
 from cfproxy.broker import Broker
+from cfproxy.building import build_broker, build_store
 from cfproxy.errors import LoginRequired
 from cfproxy.sandbox import Fault
-from cfproxy.service import build_broker, build_store
 
 from .kit import ROOT, World
 from .processes import PATIENCE_S

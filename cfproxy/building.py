@@ -1,0 +1,121 @@
+"""What an account's settings make: its app, store, endpoint, token source, login plan and origin.
+
+Owns: which setting goes where. Commands and the running proxy build the same things from them.
+Must not know: listeners, what runs when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import ssl
+import time
+
+from structlog.typing import FilteringBoundLogger
+from yarl import URL
+
+from cfproxy.broker import Broker
+from cfproxy.config import Account
+from cfproxy.endpoint import HttpTokenEndpoint
+from cfproxy.errors import ListenError
+from cfproxy.login import LoginPlan
+from cfproxy.ports import TokenStore
+from cfproxy.stores import open_store
+from cfproxy.token import App
+from cfproxy.wire import Origin
+
+
+class SystemClock:
+    """The machine's clocks (see `ports.Clock`)."""
+
+    def time(self) -> float:
+        """Return the wall clock."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Return the monotonic clock."""
+        return time.monotonic()
+
+    async def sleep(self, delay_s: float) -> None:
+        """Sleep."""
+        await asyncio.sleep(delay_s)
+
+
+def build_app(account: Account) -> App:
+    """Return what a stored login of this account must match."""
+    return App(account.name, account.client_id, account.token_url, account.scope, account.grant)
+
+
+def build_store(account: Account) -> TokenStore:
+    """Open the account's store."""
+    return open_store(account.store, account.store_dir)
+
+
+def build_endpoint(account: Account) -> HttpTokenEndpoint:
+    """Return the client of the account's token endpoint."""
+    return HttpTokenEndpoint(
+        client_id=account.client_id,
+        client_secret=account.client_secret,
+        token_url=account.token_url,
+        revocation_url=account.revocation_url,
+        scope=account.scope,
+        timeout_s=account.timeouts.token_s,
+        connect_timeout_s=account.timeouts.connect_s,
+        ssl_context=build_tls(account),
+    )
+
+
+def build_tls(account: Account) -> ssl.SSLContext | None:
+    """Return the context that trusts `tls.ca_file` besides the system's authorities; None without one."""
+    if account.tls.ca_file is None:
+        return None
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(account.tls.ca_file)
+    except (OSError, ssl.SSLError):
+        raise ListenError(f"tls.ca_file {account.tls.ca_file} holds no certificate in PEM form") from None
+    return context
+
+
+def build_login_plan(account: Account, store: TokenStore) -> LoginPlan:
+    """Return what `login` and `logout` work with."""
+    return LoginPlan(
+        account=account.name,
+        client_id=account.client_id,
+        scope=account.scope,
+        redirect_uri=account.redirect_uri,
+        authorize_url=account.authorize_url,
+        token_url=account.token_url,
+        pkce=account.pkce,
+        refresh_token_lifetime_s=account.refresh_token_lifetime_s,
+        store=store,
+        endpoint=build_endpoint(account),
+        clock=SystemClock(),
+        lock_timeout_s=account.timeouts.token_s + 30,
+    )
+
+
+def build_broker(account: Account, store: TokenStore, log: FilteringBoundLogger) -> Broker:
+    """Return the account's token source."""
+    return Broker(
+        build_app(account),
+        store,
+        build_endpoint(account),
+        SystemClock(),
+        log,
+        endpoint_timeout_s=account.timeouts.token_s,
+    )
+
+
+def build_origin(upstream: str) -> Origin:
+    """Return the origin of an upstream URL; `via` is new each time."""
+    url = URL(upstream)
+    assert url.raw_host is not None  # noqa: S101 - the configuration has checked it
+    host = f"[{url.raw_host}]" if ":" in url.raw_host else url.raw_host
+    authority = host if url.is_default_port() else f"{host}:{url.port}"
+    return Origin(
+        scheme=url.scheme,
+        authority=authority.encode("ascii"),
+        base_path=url.raw_path.rstrip("/").encode("ascii"),
+        via=f"cfproxy-{secrets.token_hex(4)}".encode("ascii"),
+    )
