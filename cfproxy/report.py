@@ -148,6 +148,9 @@ def render_text(reports: list[dict[str, Any]]) -> str:
         if report["access_token"] is not None:
             left = _span(report["access_token"]["usable_s"])
             lines.append(f"  access token  expires {report['access_token']['expires_at']} ({left})")
+        pacing = report["pacing"]
+        pace = "off" if pacing["rate"] is None else f"{pacing['rate']:g} requests in {pacing['per_s']:g} s"
+        lines.append(f"  pacing        {pace} (a running proxy's queue: /status.json of its admin listener)")
         store = report["store"]
         problem = "" if store["detail"] is None else f": {store['state']}: {store['detail']}"
         lines.append(f"  store         {store['location']}{problem}")

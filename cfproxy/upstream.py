@@ -228,11 +228,13 @@ class _Exchange:
 
     async def abandon(self) -> None:
         """Stop sending and cut the connection."""
-        await self._stop_upload()
-        if self._protocol.transport is not None:
-            # Not just closed: that would first wait until the peer has read what is still to be written.
-            self._protocol.transport.abort()
-        self._connection.close()
+        try:
+            await self._stop_upload()
+        finally:
+            if self._protocol.transport is not None:
+                # Not just closed: that would first wait until the peer has read what is still to be written.
+                self._protocol.transport.abort()
+            self._connection.close()
 
     def release(self) -> None:
         """Give the connection back for the next exchange."""

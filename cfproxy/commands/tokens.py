@@ -44,6 +44,12 @@ async def _report(accounts: list[Account]) -> list[dict[str, Any]]:
         report = report_stored(build_app(account), stored, now, store.location, store_error)
         report["listen"] = str(account.listen)
         report["upstream"] = account.upstream
+        report["pacing"] = {
+            "rate": account.pacing.rate,
+            "per_s": account.pacing.per_s,
+            "queue": account.pacing.queue,
+            "max_wait_s": account.pacing.max_wait_s,
+        }
         reports.append(report)
     return reports
 

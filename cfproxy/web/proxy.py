@@ -12,11 +12,7 @@ There is no router and no reserved path: every target belongs to the upstream. I
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import socket
-import struct
-import sys
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -24,9 +20,6 @@ from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
-from aiohttp.http import HttpVersion10, RawRequestMessage
-from aiohttp.streams import StreamReader
-from aiohttp.web_protocol import RequestHandler
 from structlog.typing import FilteringBoundLogger
 
 from cfproxy.access import AccessRules
@@ -35,6 +28,8 @@ from cfproxy.forward import Forwarder, KeptBody, Outcome, Times
 from cfproxy.ports import Call
 from cfproxy.upstream import HttpAnswer
 from cfproxy.web.problems import render_problem, row_of
+from cfproxy.web.reply import BodyReader, Reply
+from cfproxy.web.server import ProxyServer
 from cfproxy.wire import (
     Origin,
     check_head,
@@ -44,13 +39,7 @@ from cfproxy.wire import (
     read_framing,
 )
 
-MAX_HEADER_BYTES = 32 * 1024
-KEEPALIVE_S = 75.0
 CUT_S = 0.1  # for handlers to end after they were cancelled; to aiohttp 0 means for ever
-CLIENT_LEFT = 499  # what logs and metrics say, as nginx has it; never sent
-# `struct linger`, on and 0 s: closing the socket resets the connection.
-_RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _TOO_LARGE = b'cfproxy; received-status=401; details="request body too large to replay after the 401"'
 
 
@@ -96,7 +85,7 @@ class ProxyListener:
         self._server: web.Server | None = None
         self.port: int | None = None  # set once it listens; None for a Unix socket
         self.draining = False
-        self._replies: set[_Reply] = set()
+        self._replies: set[Reply] = set()
         self.idle = asyncio.Event()  # set when nothing is in flight any more after `drain`
 
     @property
@@ -117,22 +106,13 @@ class ProxyListener:
 
     def build_server(self) -> web.Server:
         """Return the factory of protocols for `loop.create_server`."""
-        self._server = _Server(
-            self.handle,
-            handler_cancellation=True,  # a client that hung up gives its place in the queue back
-            access_log=None,
-            auto_decompress=False,
-            keepalive_timeout=KEEPALIVE_S,
-            max_line_size=MAX_HEADER_BYTES,
-            max_field_size=MAX_HEADER_BYTES,
-            tcp_keepalive=True,
-        )
+        self._server = ProxyServer(self.handle)
         return self._server
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request (the handler of aiohttp's low-level server)."""
         started_at = time.perf_counter()
-        reply = _Reply(request, self, self._settings.idle_s)
+        reply = Reply(request, lambda: self.draining, self._settings.idle_s)
         request_id = f"{self._id_prefix}-{next(self._ids):x}"
         target = request._message.path.encode("utf-8", "surrogateescape")  # noqa: SLF001 - the bytes as they came
         body: KeptBody | None = None
@@ -172,7 +152,7 @@ class ProxyListener:
             self._log_request(error, reply, request_id=request_id, ms=round(seconds * 1000, 1), **event)
         return reply
 
-    def _accept(self, request: web.BaseRequest, target: bytes, reply: _Reply) -> tuple[Call, Hashable, bytes]:
+    def _accept(self, request: web.BaseRequest, target: bytes, reply: Reply) -> tuple[Call, Hashable, bytes]:
         """Check the request and build what goes up; no await, so nothing changes in between."""
         settings = self._settings
         headers = request._message.raw_headers  # noqa: SLF001 - names and values as they came
@@ -192,7 +172,7 @@ class ProxyListener:
         head = outgoing_head(request.method, outgoing, headers, settings.origin, framing)
         body = None
         if framing.has_body:
-            reader = _BodyReader(request.content, reply if "Expect" in request.headers else None)
+            reader = BodyReader(request.content, reply if "Expect" in request.headers else None)
             body = KeptBody(
                 reader.read,
                 memory_bytes=settings.body_memory_bytes,
@@ -203,7 +183,7 @@ class ProxyListener:
         call = Call(request.method, head, body, framing.chunked)
         return call, flow, b"http://%s" % host.encode("utf-8", "surrogateescape") if host else b""
 
-    async def _relay(self, reply: _Reply, outcome: Outcome, caller: bytes) -> None:
+    async def _relay(self, reply: Reply, outcome: Outcome, caller: bytes) -> None:
         answer = outcome.answer
         assert isinstance(answer, HttpAnswer)  # noqa: S101 - the one adapter there is
         headers = incoming_headers(answer.raw_headers, self._settings.origin, caller)
@@ -216,7 +196,7 @@ class ProxyListener:
             await reply.write(piece)
         await reply.end()
 
-    async def _refuse(self, reply: _Reply, error: CfproxyError, request_id: str) -> None:
+    async def _refuse(self, reply: Reply, error: CfproxyError, request_id: str) -> None:
         row, headers, document = render_problem(error, request_id)
         headers.append((b"Content-Length", b"%d" % len(document)))
         if isinstance(error, BadTarget):
@@ -227,7 +207,7 @@ class ProxyListener:
 
     @staticmethod
     def _describe(
-        request: web.BaseRequest, target: bytes, reply: _Reply, outcome: Outcome | None
+        request: web.BaseRequest, target: bytes, reply: Reply, outcome: Outcome | None
     ) -> dict[str, Any]:
         event: dict[str, Any] = {
             "method": request.method,
@@ -243,7 +223,7 @@ class ProxyListener:
             event["postponed"] = outcome.postponed
         return event
 
-    def _log_request(self, error: CfproxyError | None, reply: _Reply, **event: Any) -> None:
+    def _log_request(self, error: CfproxyError | None, reply: Reply, **event: Any) -> None:
         if isinstance(error, UpstreamError):
             self._log.warning("request.failed", problem=row_of(error).slug, cut=reply.cut_off, **event)
         elif error is not None:
@@ -258,180 +238,3 @@ def _render_times(times: Times) -> bytes:
     """Return the value of `Server-Timing` (W3C Server Timing §3), in milliseconds."""
     parts = (("queue", times.queued_s), ("token", times.token_s), ("upstream", times.upstream_s))
     return ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in parts).encode()
-
-
-class _BodyReader:
-    """Reads a client's body, and answers `Expect: 100-continue` when the first piece is wanted."""
-
-    def __init__(self, content: StreamReader, expecting: _Reply | None) -> None:
-        self._content = content
-        self._expecting = expecting
-
-    async def read(self) -> bytes:
-        if self._expecting is not None:
-            self._expecting.go_on()
-            self._expecting = None
-        try:
-            return await self._content.readany()
-        except ConnectionError:
-            raise
-        except (web.RequestPayloadError, ValueError, web.HTTPException):
-            raise BadTarget(
-                "the request body is not well-formed; check Content-Length or the chunks"
-            ) from None
-
-
-class _Reply(web.StreamResponse):
-    """An answer written to the client's transport as bytes, past aiohttp's header handling.
-
-    aiohttp's own response adds `Date`, `Server` and `Content-Type`, and re-encodes header values.
-    """
-
-    def __init__(self, request: web.BaseRequest, listener: ProxyListener, idle_s: float) -> None:
-        super().__init__(status=CLIENT_LEFT)  # until it begins
-        self._client = request
-        self._listener = listener
-        self._transport = request.transport
-        self._old_client = request.version <= HttpVersion10
-        self._no_body = request.method == "HEAD"
-        self._idle_s = idle_s
-        self._chunked_out = False
-        self._until_close = False
-        self._keep = request.keep_alive and not self._old_client
-        self.begun = False
-        self.complete = False
-        self.cut_off = False
-        self.body_bytes = 0
-
-    # What aiohttp's server calls after the handler: everything has been written by then.
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """Do nothing: `begin` has written the head."""
-
-    async def write_eof(self, data: Any = b"") -> None:
-        """Do nothing: `end` has written the end."""
-
-    @property
-    def keep_alive(self) -> bool:
-        """Whether the connection serves another request after this one."""
-        return self._keep and not self._listener.draining
-
-    def close_after(self) -> None:
-        """Let the connection end with this answer."""
-        self._keep = False
-
-    def go_on(self) -> None:
-        """Tell a client that waits with its body to send it (RFC 9110 §10.1.1)."""
-        if not self.begun and not self._old_client:
-            self._send(_CONTINUE)
-
-    def begin(self, status: int, reason: str, headers: list[tuple[bytes, bytes]]) -> None:
-        """Write the head; framing follows from the headers and from what the client understands."""
-        self.set_status(status)
-        self._no_body = self._no_body or status in {204, 304}
-        if status >= 400 and not self._client.content.is_eof():
-            # The rest of the request's body is not wanted, and may or may not come (RFC 9110 §10.1.1).
-            self._keep = False
-        has_length = any(name.lower() == b"content-length" for name, _ in headers)
-        self._chunked_out = not (has_length or self._no_body or self._old_client)
-        # HTTP/1.0: the end of the connection is the end of the body.
-        self._until_close = not (has_length or self._no_body or self._chunked_out)
-        lines = [b"HTTP/1.1 %d %s\r\n" % (status, reason.encode("utf-8", "surrogateescape"))]
-        lines += [b"%s: %s\r\n" % header for header in headers]
-        if self._chunked_out:
-            lines.append(b"Transfer-Encoding: chunked\r\n")
-        if not self.keep_alive:
-            lines.append(b"Connection: close\r\n")
-        lines.append(b"\r\n")
-        self.begun = True
-        self._send(b"".join(lines))
-
-    async def write(self, data: Any) -> None:
-        """Write a piece of the body and wait while the client reads slower than we write."""
-        if self._no_body or not data:
-            return
-        self.body_bytes += len(data)
-        self._send(b"%x\r\n%s\r\n" % (len(data), data) if self._chunked_out else data)
-        if self._client.protocol.writing_paused:
-            try:
-                async with asyncio.timeout(self._idle_s):
-                    await self._client.writer.drain()
-            except TimeoutError:
-                raise ConnectionResetError from None  # reads nothing: gone, as far as we are concerned
-
-    async def end(self) -> None:
-        """Write the end of the body."""
-        if self._chunked_out:
-            self._send(b"0\r\n\r\n")
-        self.complete = True
-
-    def cut(self) -> None:
-        """Close the connection now, so that the client sees that its answer is not whole."""
-        self.cut_off = True
-        self._keep = False
-        if self._transport is None:
-            return
-        if self._until_close:
-            with contextlib.suppress(OSError):  # gone already
-                self._transport.get_extra_info("socket").setsockopt(
-                    socket.SOL_SOCKET, socket.SO_LINGER, _RESET
-                )
-        self._transport.abort()
-
-    def _send(self, data: bytes) -> None:
-        if self._transport is None or self._transport.is_closing():
-            raise ConnectionResetError
-        self._transport.write(data)
-
-
-class _Server(web.Server):
-    """aiohttp's low-level server with our answers to what its parser refuses."""
-
-    def __init__(self, handler: Any, **options: Any) -> None:
-        super().__init__(handler, handler_cancellation=options.pop("handler_cancellation"))
-        self._options = options
-
-    def __call__(self) -> RequestHandler:
-        # Not the parent's: that one drops all options when one of them is misspelt.
-        return _Connection(self, loop=asyncio.get_running_loop(), **self._options)
-
-
-class _Connection(RequestHandler):
-    """One client connection; a malformed request gets a problem document and no stack trace."""
-
-    __slots__ = ()
-
-    def data_received(self, data: bytes) -> None:
-        """Take what came; if it breaks the body that is being read, tell the reader, as aiohttp does not."""
-        super().data_received(data)
-        if not self._messages or isinstance(self._messages[-1][0], RawRequestMessage):
-            return
-        bodies = [body for _, body in self._messages]
-        if self._current_request is not None:
-            bodies.append(self._current_request.content)
-        for body in bodies:
-            if not body.is_eof():
-                body.set_exception(web.RequestPayloadError("malformed"))
-                body.feed_eof()  # there is nothing to be waited for after the answer
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,  # noqa: ARG002 - the parent's signature
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002 - it may hold what the client sent
-    ) -> web.StreamResponse:
-        """Answer what could not be parsed, or what a fault of ours left without an answer."""
-        if status != 400 and exc is not None:
-            self.log_exception("request.crashed", exc_info=exc)
-        error: CfproxyError = BadTarget("the request is not well-formed HTTP/1.1, or its header is too long")
-        if status != 400:
-            error = CfproxyError("an internal fault; the log has it under request.crashed")
-        row, headers, document = render_problem(error, "unparsed")
-        reply = web.Response(
-            status=row.status,
-            body=document,
-            headers={name.decode(): value.decode() for name, value in headers},
-        )
-        reply.force_close()
-        return reply
