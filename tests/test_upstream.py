@@ -343,3 +343,28 @@ async def test_leaving_while_waiting_for_the_answer_closes_the_connection() -> N
         task.cancel()
         await asyncio.wait({task})
         await gone.wait()
+
+
+async def test_letting_go_ends_the_connection_even_when_it_is_interrupted() -> None:
+    """A request that is cancelled while its upload is being stopped leaves no connection behind."""
+    gone = asyncio.Event()
+
+    async def more() -> bytes:
+        await asyncio.get_running_loop().create_future()
+        return b""
+
+    async def script(peer: Peer) -> None:
+        await peer.take_head()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+        while not await peer.ended():
+            pass
+        gone.set()
+
+    async with upstream_of(script) as (_, upstream):
+        with closing(body_of(b"x", then=more)) as body:
+            answer = await upstream.send(call("POST", body), TOKEN)
+            letting_go = asyncio.create_task(answer.aclose())
+            await asyncio.sleep(0)
+            letting_go.cancel()
+            await asyncio.wait({letting_go})
+            await gone.wait()
