@@ -89,7 +89,9 @@ async def transfer(port: int, method: bytes) -> int:
     return arrived
 
 
-async def start_proxy(folder: Path, sandbox: Sandbox, origin_port: int) -> tuple[asyncio.subprocess.Process, int]:
+async def start_proxy(
+    folder: Path, sandbox: Sandbox, origin_port: int
+) -> tuple[asyncio.subprocess.Process, int]:
     listener = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
     listener.close()
