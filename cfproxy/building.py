@@ -43,7 +43,14 @@ class SystemClock:
 
 def build_app(account: Account) -> App:
     """Return what a stored login of this account must match."""
-    return App(account.name, account.client_id, account.token_url, account.scope, account.grant)
+    return App(
+        account.name,
+        account.client_id,
+        account.token_url,
+        account.upstream_origin,
+        account.scope,
+        account.grant,
+    )
 
 
 def build_store(account: Account) -> TokenStore:
@@ -86,6 +93,7 @@ def build_login_plan(account: Account, store: TokenStore) -> LoginPlan:
         redirect_uri=account.redirect_uri,
         authorize_url=account.authorize_url,
         token_url=account.token_url,
+        upstream=account.upstream_origin,
         pkce=account.pkce,
         refresh_token_lifetime_s=account.refresh_token_lifetime_s,
         store=store,

@@ -202,9 +202,10 @@ def _same_generation(one: Login | None, other: Login | None) -> bool:
     """Return whether both records hold the same tokens of the same login, whatever their marks."""
     if one is None or other is None:
         return one is other
-    return (one.client_id, one.token_url, one.login_at, one.token, one.refresh_token) == (
+    return (one.client_id, one.token_url, one.upstream, one.login_at, one.token, one.refresh_token) == (
         other.client_id,
         other.token_url,
+        other.upstream,
         other.login_at,
         other.token,
         other.refresh_token,

@@ -44,6 +44,7 @@ class LoginPlan:
         redirect_uri: as registered; None with client credentials.
         authorize_url: where the person's browser goes; its origin is the expected issuer (RFC 9207).
         token_url: goes into the record, which is used with no other one.
+        upstream: likewise; `scheme://host:port` of the API.
         pkce: whether to bind the code to this attempt (RFC 7636).
         refresh_token_lifetime_s: seconds that a login with a refresh token lasts.
         store: where attempts and the login are kept.
@@ -58,6 +59,7 @@ class LoginPlan:
     redirect_uri: str | None
     authorize_url: str
     token_url: str
+    upstream: str
     pkce: bool
     refresh_token_lifetime_s: float
     store: TokenStore
@@ -255,6 +257,7 @@ def _new_login(plan: LoginPlan, reply: TokenReply, asked_at: float, before: Logi
         account=plan.account,
         client_id=plan.client_id,
         token_url=plan.token_url,
+        upstream=plan.upstream,
         scope=reply.scope or plan.scope,
         token=token,
         refresh_token=reply.refresh_token,

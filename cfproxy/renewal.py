@@ -154,6 +154,7 @@ class Renewal:
                 account=self._app.account,
                 client_id=self._app.client_id,
                 token_url=self._app.token_url,
+                upstream=self._app.upstream,
                 scope=reply.scope or self._app.scope,
                 token=token,
                 refresh_token=None,

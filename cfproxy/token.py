@@ -61,6 +61,7 @@ class Login:
         account: the account's name.
         client_id: the app that it belongs to; another app's login is never used.
         token_url: the endpoint that issued it; a token is never shown to another one.
+        upstream: `scheme://host:port` of the API that it was made for; nor to another one of these.
         scope: what was granted, as the server said it, else as it was asked for.
         token: the newest access token.
         refresh_token: absent with client credentials.
@@ -77,6 +78,7 @@ class Login:
     account: str
     client_id: str
     token_url: str
+    upstream: str
     scope: str
     token: Token
     refresh_token: Secret | None
@@ -92,8 +94,9 @@ class Login:
         return replace(self, serial=self.serial + 1, **changes)
 
     def belongs_to(self, app: App) -> bool:
-        """Return whether this login was made by `app`, at the same token endpoint."""
-        return (self.client_id, self.token_url) == (app.client_id, app.token_url)
+        """Return whether this login was made by `app`, at the same token endpoint, for the same API."""
+        mine = (self.client_id, self.token_url, self.upstream)
+        return mine == (app.client_id, app.token_url, app.upstream)
 
     def to_document(self) -> dict[str, Any]:
         """Return the stored form: JSON types only, secrets in clear."""
@@ -102,6 +105,7 @@ class Login:
             "account": self.account,
             "client_id": self.client_id,
             "token_url": self.token_url,
+            "upstream": self.upstream,
             "scope": self.scope,
             "serial": self.serial,
             "login_at": self.login_at,
@@ -142,6 +146,7 @@ class Login:
             account=take.text("account"),
             client_id=take.text("client_id"),
             token_url=take.text("token_url"),
+            upstream=take.text("upstream"),
             scope=take.text("scope"),
             token=Token(
                 value=Secret(take.text("access_token")),
@@ -166,6 +171,7 @@ class App:
         account: the account's name.
         client_id: the app.
         token_url: the only place that its tokens are shown to, besides the upstream.
+        upstream: `scheme://host:port` of that one.
         scope: what is asked for.
         grant: how.
     """
@@ -173,6 +179,7 @@ class App:
     account: str
     client_id: str
     token_url: str
+    upstream: str
     scope: str
     grant: Literal["authorization_code", "client_credentials"]
 
@@ -191,7 +198,7 @@ def login_problem(login: Login | None, app: App) -> LoginRequired | None:
         return LoginRequired(f"{who} is not logged in; {cure}")
     if not login.belongs_to(app):
         return LoginRequired(
-            f"{who} is logged in as another app, or elsewhere (client_id or token_url changed); {cure}"
+            f"{who} is logged in as another app, or elsewhere (client_id, token_url or upstream changed); {cure}"
         )
     if login.answer_lost and login.presented_at is not None:
         return LoginRequired(

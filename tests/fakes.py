@@ -28,8 +28,9 @@ from cfproxy.token import UNKNOWN_LIFETIME_S, App, Login, Token
 from tests.clock import FakeClock
 
 TOKEN_URL = "https://accounts.example/connect/token"
-APP = App("default", "app", TOKEN_URL, "cfgateway offline_access", "authorization_code")
-CREDENTIALS_APP = App("default", "app", TOKEN_URL, "cfgateway", "client_credentials")
+UPSTREAM = "https://api.example:443"
+APP = App("default", "app", TOKEN_URL, UPSTREAM, "cfgateway offline_access", "authorization_code")
+CREDENTIALS_APP = App("default", "app", TOKEN_URL, UPSTREAM, "cfgateway", "client_credentials")
 
 LOST = "lost"  # the server does its part; its answer never arrives
 
@@ -228,6 +229,7 @@ class World:
             "account": self.app.account,
             "client_id": self.app.client_id,
             "token_url": self.app.token_url,
+            "upstream": self.app.upstream,
             "scope": self.app.scope,
             "token": Token(Secret("access-1"), self.clock.time(), 3600.0),
             "refresh_token": Secret("refresh-1"),

@@ -17,7 +17,7 @@ from cfproxy.errors import (
 )
 from cfproxy.secret import Secret
 from cfproxy.token import App, Token
-from tests.fakes import CREDENTIALS_APP, TOKEN_URL, World, down, open_world, refused
+from tests.fakes import CREDENTIALS_APP, TOKEN_URL, UPSTREAM, World, down, open_world, refused
 
 # Each way to fail, and what callers get once no valid token is left.
 FAILURES = [
@@ -35,7 +35,7 @@ FAILURES = [
 async def any_world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     grant = request.param
     scope = "cfgateway offline_access" if grant == "authorization_code" else "cfgateway"
-    async with open_world(App("default", "app", TOKEN_URL, scope, grant)) as world:
+    async with open_world(App("default", "app", TOKEN_URL, UPSTREAM, scope, grant)) as world:
         yield world
 
 

@@ -120,7 +120,14 @@ async def test_a_new_login_heals_a_refused_one(world: World) -> None:
     assert broker.state().error is None
 
 
-@pytest.mark.parametrize("change", [{"client_id": "another"}, {"token_url": "https://other.example/token"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"client_id": "another"},
+        {"token_url": "https://other.example/token"},
+        {"upstream": "https://other.example:443"},
+    ],
+)
 async def test_a_login_of_another_app_is_never_used(world: World, change: dict[str, str]) -> None:
     """A record made by another app, or at another endpoint, is neither sent upstream nor presented."""
     await world.put(**change)

@@ -48,6 +48,7 @@ def plan_at(origin: str, *, pkce: bool = True) -> login.LoginPlan:
         redirect_uri=APP.redirect_uri,
         authorize_url=f"{origin}/connect/authorize",
         token_url=f"{origin}/connect/token",
+        upstream="https://api.example:443",
         pkce=pkce,
         refresh_token_lifetime_s=30 * 86400.0,
         store=MemoryStore(),

@@ -129,6 +129,7 @@ class World:
             "redirect_uri": REDIRECT,
             "authorize_url": f"{ACCOUNTS}/connect/authorize",
             "token_url": f"{ACCOUNTS}/connect/token",
+            "upstream": "https://api.example:443",
             "pkce": True,
             "refresh_token_lifetime_s": MONTH_S,
             "store": self.store,

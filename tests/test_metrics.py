@@ -17,7 +17,16 @@ from tests.clock import FakeClock
 from tests.test_too_many import Refusal
 
 LOGIN = Login(
-    "default", "app", "https://t", "s", Token(Secret("marker"), 0.0, 60.0), None, 1, 0.0, 2_592_000.0
+    "default",
+    "app",
+    "https://t",
+    "https://a",
+    "s",
+    Token(Secret("marker"), 0.0, 60.0),
+    None,
+    1,
+    0.0,
+    2_592_000.0,
 )
 
 

@@ -28,6 +28,7 @@ def build_login(account: str = "default", **changes: Any) -> Login:
         "account": account,
         "client_id": "app",
         "token_url": "https://accounts.example/connect/token",
+        "upstream": "https://api.example:443",
         "scope": "cfgateway offline_access",
         "token": Token(Secret("access-1"), NOW, 3600.0),
         "refresh_token": Secret("refresh-1"),

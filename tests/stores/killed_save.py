@@ -23,7 +23,7 @@ STEPS = ("open", "write", "utime", "fsync", "close", "replace", "unlink")
 
 def build(serial: int) -> Login:
     token = Token(Secret(f"access-{serial}" * 100), 0.0, 60.0)
-    return Login("default", "app", "https://t", "s", token, Secret("r"), serial, 0.0)
+    return Login("default", "app", "https://t", "https://a", "s", token, Secret("r"), serial, 0.0)
 
 
 def arm(countdown: int, told: int) -> None:
