@@ -18,8 +18,9 @@ from urllib.parse import unquote_to_bytes
 from cfproxy.errors import BadTarget, CrossSite, HostNotAllowed, KeyRequired, NotAllowed
 from cfproxy.hosts import is_loopback
 from cfproxy.secret import Secret
-from cfproxy.wire import RawHeaders, has_dot_segment
+from cfproxy.wire import RawHeaders, folded, has_dot_segment
 
+METHOD_OVERRIDES = frozenset({b"x-http-method-override", b"x-method-override", b"x-http-method"})
 _TWO_READINGS = re.compile(rb"%(?:2f|5c|00|(?![0-9a-f]{2}))|\\|//", re.IGNORECASE)
 
 
@@ -118,8 +119,13 @@ class AccessRules:
             raise KeyRequired("an access key is needed: send it as X-Cfproxy-Key, or as the Basic password")
         return found
 
-    def check_target(self, method: str, target: bytes) -> None:
+    def check_target(self, method: str, target: bytes, headers: RawHeaders = ()) -> None:
         """Refuse methods and paths that the rules don't allow, judging the bytes that will be sent.
+
+        Args:
+            method: as it will be sent.
+            target: likewise.
+            headers: likewise; some servers take the method from one of them.
 
         Raises:
             NotAllowed: the rules say no.
@@ -127,6 +133,8 @@ class AccessRules:
         """
         if self.methods and method not in self.methods:
             raise NotAllowed("access.methods does not allow this method")
+        if self.methods and any(folded(name) in METHOD_OVERRIDES for name, _ in headers):
+            raise NotAllowed("while access.methods has rules, no header may name another method")
         if not self.paths:
             return
         path = target.partition(b"?")[0]

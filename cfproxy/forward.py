@@ -235,6 +235,8 @@ class KeptBody:
             self._kept.seek(self._replayed_bytes)
             piece = self._kept.read(PIECE_BYTES)
             self._replayed_bytes += len(piece)
+            if self._dropped:
+                self.stop_keeping()
             return piece
         if self._at_end:
             return b""
@@ -245,6 +247,12 @@ class KeptBody:
         elif not self._dropped:
             self._keep(piece)
         return piece
+
+    def stop_keeping(self) -> None:
+        """Keep no more, and forget what is kept as soon as it has been sent: there will be no further try."""
+        self._dropped = True
+        if self._replayed_bytes >= self._kept_bytes:
+            self.close()
 
     def close(self) -> None:
         """Forget what is kept."""

@@ -37,8 +37,9 @@ from cfproxy.shaper import Shaper
 from cfproxy.sockets import bound_unix_socket
 from cfproxy.token import App
 from cfproxy.upstream import HttpUpstream
-from cfproxy.web.admin import Admin
+from cfproxy.web.admin import Admin, AdminRules
 from cfproxy.web.proxy import ProxyListener, ProxySettings
+from cfproxy.web.server import build_connection
 
 BACKLOG = 4096
 
@@ -196,18 +197,32 @@ class Service:
         address = self._settings.admin
         if address is None:
             return
-        all_access = [running.settings.access for running in self.accounts]
-        keys = () if address.is_loopback else tuple(key for access in all_access for key in access.keys)
-        hosts = tuple(host for access in all_access for host in access.hosts)
-        self.admin = Admin(list(self.accounts), self._metrics, AccessRules(hosts=hosts, keys=keys), self.stop)
+        self.admin = Admin(list(self.accounts), self._metrics, self._admin_rules(address), self.stop)
         runner = web.AppRunner(self.admin.build_app(), access_log=None, handle_signals=False)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
         assert runner.server is not None  # noqa: S101 - set up a line above
         servers: list[asyncio.Server] = []
-        name, port = await self._listen(address, runner.server, servers)
+        name, port = await self._listen(address, functools.partial(build_connection, runner.server), servers)
         self.admin.port = port or 0
         self.admin_url = f"http://{name}"
+
+    def _admin_rules(self, address: TcpAddress) -> AdminRules:
+        """Return who may ask and act: all accounts are concerned, so only keys that all of them share."""
+        all_access = [running.settings.access for running in self.accounts]
+        keys = tuple(key for key in all_access[0].keys if all(key in access.keys for access in all_access))
+        keyed = any(access.keys for access in all_access)
+        if keyed and not keys and not address.is_loopback:
+            raise ListenError(
+                f"admin {address} is reachable from other machines and no key is shared by all accounts; "
+                "put one into access.keys at the top level, or set admin to a loopback address"
+            )
+        hosts = tuple(host for access in all_access for host in access.hosts)
+        return AdminRules(
+            looking=AccessRules(hosts=hosts, keys=() if address.is_loopback else keys),
+            keyed=keyed,
+            keys=keys,
+        )
 
     async def _listen(
         self,

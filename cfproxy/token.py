@@ -198,7 +198,7 @@ def login_problem(login: Login | None, app: App) -> LoginRequired | None:
         return LoginRequired(f"{who} is not logged in; {cure}")
     if not login.belongs_to(app):
         return LoginRequired(
-            f"{who} is logged in as another app, or elsewhere (client_id, token_url or upstream changed); {cure}"
+            f"{who} has the login of another app or API (client_id, token_url or upstream changed); {cure}"
         )
     if login.answer_lost and login.presented_at is not None:
         return LoginRequired(

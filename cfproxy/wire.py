@@ -252,6 +252,9 @@ def _callers_location(value: bytes, origin: Origin, caller: bytes) -> bytes:
         return value if absolute else b"%s://%s%s" % (origin.scheme.encode(), origin.authority, path)
     if not inside.startswith(b"/"):
         inside = b"/" + inside
+    # A path that begins with two slashes would be read as another host (RFC 3986 §4.2).
+    if inside[1:2] in {b"/", b"\\"}:
+        return (caller or b"/.") + inside
     return caller + inside if absolute else inside
 
 

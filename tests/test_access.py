@@ -299,3 +299,11 @@ def test_encoding_letters_changes_no_verdict(path: str, data: st.DataObject) -> 
     )
     for rules in (("/a*",), ("!/*a",), ("/*/**", "!/é/*")):
         assert path_passes(raw, *rules) == path_passes(encoded, *rules)
+
+
+@pytest.mark.parametrize("name", [b"X-HTTP-Method-Override", b"x_http_method", b"X-Method-Override"])
+def test_a_header_cannot_get_round_the_allowed_methods(name: bytes) -> None:
+    """Some servers take the method from a header; while methods are restricted none may name one."""
+    with pytest.raises(NotAllowed):
+        AccessRules(methods=("GET",)).check_target("GET", b"/", [(name, b"DELETE")])
+    AccessRules().check_target("GET", b"/", [(name, b"DELETE")])

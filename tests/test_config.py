@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,3 +185,27 @@ def test_a_path_that_cannot_be_looked_up_is_told_when_it_is_read(tmp_path: Path)
     assert path is not None
     with pytest.raises(ConfigError, match="can't be read"):
         load_settings(path, {})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX has owners and modes")
+def test_a_file_of_somebody_else_is_used_only_when_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """./config.yaml decides where tokens go: in a folder that others write to it may be a trap."""
+    place = tmp_path / "config.yaml"
+    place.write_text("")
+    assert find_config(None, {}, tmp_path) == place
+    place.chmod(0o666)
+    with pytest.raises(ConfigError, match="others may write it"):
+        find_config(None, {}, tmp_path)
+    assert find_config("config.yaml", {}, tmp_path) == place
+    place.chmod(0o664)
+    owner = place.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    if owner != 0:  # what root put there is as good as one's own
+        with pytest.raises(ConfigError, match="belongs to another user"):
+            find_config(None, {}, tmp_path)
+    else:
+        os.chown(place, 12345, -1)
+        with pytest.raises(ConfigError, match="belongs to another user"):
+            find_config(None, {}, tmp_path)

@@ -342,3 +342,14 @@ async def test_closing_forgets_what_was_kept() -> None:
     body.close()
     assert not body.replayable
     body.close()
+
+
+async def test_a_body_is_not_kept_longer_than_a_try_may_follow() -> None:
+    """Once the answer is final the copy goes, but not before all of it that is being resent was read."""
+    body = kept([b"ab", b"cd", b"ef"])
+    assert [await body.read(), await body.read()] == [b"ab", b"cd"]
+    body.restart()
+    body.stop_keeping()
+    assert not body.replayable
+    assert [await body.read(), await body.read(), await body.read()] == [b"abcd", b"ef", b""]
+    assert body._kept is None

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cfproxy.access import AccessRules
 from cfproxy.secret import Secret
+from cfproxy.web.proxy import PROGRAMS_MAX
 from cfproxy.wire import folded
 from tests.origin import OK, Message, Peer, answering, chunked, reply
 from tests.proxied import Proxied, proxied
@@ -369,12 +370,14 @@ async def test_a_request_after_a_refusal_is_served_where_that_is_safe() -> None:
     async with proxied(answering(OK)) as world:
         client = await world.client()
         assert problem(await client.ask(b"TRACE / HTTP/1.1")) == (403, "not-allowed")
-        upgrade = await client.ask(b"GET / HTTP/1.1", b"Connection: upgrade", b"Upgrade: h2c")
-        assert problem(upgrade) == (501, "upgrade-not-supported")
         assert (await client.ask(b"GET / HTTP/1.1")).body == b"ok"
         bad = await client.ask(b"GET http://x/ HTTP/1.1")
         assert (problem(bad), bad.all(b"Connection")) == ((400, "bad-target"), [b"close"])
         assert await client.ended()
+        other = await world.client()
+        upgrade = await other.ask(b"GET / HTTP/1.1", b"Connection: upgrade", b"Upgrade: h2c")
+        assert problem(upgrade) == (501, "upgrade-not-supported")
+        assert await other.ended()
 
 
 async def test_access_rules_are_asked_on_the_way() -> None:
@@ -462,3 +465,12 @@ async def test_server_timing_tells_where_the_time_went() -> None:
         assert list(told) == ["queue", "token", "upstream"]
         assert float(told["queue"]) == 250.0  # what the fake pacer says
         assert all(float(milliseconds) >= 0 for milliseconds in told.values())
+
+
+async def test_no_caller_can_invent_more_flows_than_there_are_places_in_a_queue() -> None:
+    """A program that changes its name with every request can't be everybody in the queue."""
+    async with proxied(answering(OK)) as world:
+        client = await world.client()
+        for number in range(3 * PROGRAMS_MAX):
+            await client.ask(b"GET / HTTP/1.1", b"User-Agent: %d" % number)
+        assert PROGRAMS_MAX / 2 < len(set(world.pacer.flows)) <= PROGRAMS_MAX

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import ssl
@@ -296,3 +297,18 @@ def test_the_timeout_of_a_hung_api_is_no_fault_of_ours() -> None:
 
     assert row_of(UpstreamTimeout("x")).status == 504
     assert reply("504 X").startswith(b"HTTP/1.1 504")
+
+
+async def test_a_client_that_stops_in_mid_upload_is_let_go() -> None:
+    """`timeouts.idle` is for both directions: a stalled upload holds no connection for ever."""
+
+    async def script(peer: Peer) -> None:
+        await peer.take_head()
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await peer.reader.readexactly(9)
+
+    async with proxied(script, idle_s=0.1) as world:
+        client = await world.client()
+        await client.send(client.compose(b"POST / HTTP/1.1", b"Content-Length: 9", body=b"half"))
+        assert problem(await client.read_answer(b"POST")) == (400, "bad-target")
+        assert await client.ended()

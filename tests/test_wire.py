@@ -380,6 +380,13 @@ def test_the_base_path_is_taken_off_redirects() -> None:
     assert location(b"//base/x", BASED) == b"//base/x"
 
 
+def test_a_redirect_inside_the_base_path_never_names_another_host() -> None:
+    """`//evil` behind the base path is a path there, and must not become an authority here."""
+    for path in (b"//evil.example/x", b"/\\evil.example/x"):
+        assert location(b"/base" + path, BASED) == CALLER + path
+        assert location(b"/base" + path, BASED, caller=b"") == b"/." + path
+
+
 def test_a_caller_without_host_gets_a_relative_redirect() -> None:
     """HTTP/1.0 without Host leaves nothing to name us by: the Location becomes a path."""
     assert location(b"https://gateway.example/v1?x", caller=b"") == b"/v1?x"

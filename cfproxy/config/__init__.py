@@ -9,7 +9,9 @@ problem (`findings.py`).
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,7 +91,25 @@ def find_config(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> 
                 raise ConfigError("no such configuration file", (Problem(name, "", text),))
             return cwd / name
     places = (cwd / "config.yaml", platformdirs.user_config_path("cfproxy") / "config.yaml")
-    return next((place for place in places if _exists(place)), None)
+    found = next((place for place in places if _exists(place)), None)
+    if found is not None and not _is_trusted(found):
+        text = "belongs to another user, or others may write it; to use it all the same name it: -c FILE"
+        raise ConfigError("a configuration file of somebody else", (Problem(str(found), "", text),))
+    return found
+
+
+def _is_trusted(path: Path) -> bool:
+    """Whether a file that nobody named was put there by this user or the system.
+
+    It decides where tokens and secrets go, and the current folder may be one that others write to.
+    """
+    if os.name != "posix":
+        return True
+    try:
+        status = path.stat()
+    except OSError:
+        return True  # reading it will tell what is wrong
+    return status.st_uid in {0, os.geteuid()} and not status.st_mode & stat.S_IWOTH
 
 
 def _exists(path: Path) -> bool:

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from aiohttp import web
 
 from cfproxy.access import AccessRules
 from cfproxy.broker import BrokerState
-from cfproxy.errors import CfproxyError, CrossSite
+from cfproxy.errors import CfproxyError, CrossSite, KeyRequired
 from cfproxy.metrics import Metrics
 from cfproxy.report import report_pacing, report_running, state_of
+from cfproxy.secret import Secret
 from cfproxy.token import App
 from cfproxy.web.problems import render_problem
 
@@ -52,6 +54,36 @@ class Account(Protocol):
         """Return the broker's state, having looked at the store if that is due."""
 
 
+@dataclass(frozen=True, slots=True)
+class AdminRules:
+    """Who may ask, and who may act.
+
+    Args:
+        looking: for every request.
+        keyed: whether callers of any account need a key; then so do actions.
+        keys: those that all accounts share.
+    """
+
+    looking: AccessRules
+    keyed: bool
+    keys: tuple[Secret, ...]
+
+    def check_action(self, request: web.Request) -> None:
+        """Refuse a POST of a web page, and one without a key where keys are asked for.
+
+        Raises:
+            CrossSite, KeyRequired
+        """
+        if not _has_custom_header(request):
+            raise CrossSite("send this POST with a header of your own, such as 'X-Cfproxy-Admin: 1'")
+        if self.keyed:
+            if not self.keys:
+                raise KeyRequired(
+                    "no access key is shared by all accounts; put one into access.keys at the top"
+                )
+            AccessRules(keys=self.keys).check_key(request.raw_headers)
+
+
 class Admin:
     """The admin endpoints.
 
@@ -59,12 +91,11 @@ class Admin:
         accounts: what to report on.
         metrics: what to expose.
         rules: who may call.
-        port: the listener's port.
         stop: ends the process in good order.
     """
 
     def __init__(
-        self, accounts: list[Account], metrics: Metrics, rules: AccessRules, stop: Callable[[], None]
+        self, accounts: list[Account], metrics: Metrics, rules: AdminRules, stop: Callable[[], None]
     ) -> None:
         self._accounts = accounts
         self._metrics = metrics
@@ -92,11 +123,12 @@ class Admin:
         try:
             host = request.headers.get("Host", "")
             local = None if request.transport is None else request.transport.get_extra_info("sockname")
-            self._rules.check_host(host, self.port, local[0] if isinstance(local, tuple) else None)
-            self._rules.check_origin(request.raw_headers, f"http://{host}")
-            self._rules.check_key(request.raw_headers)
-            if request.method not in {"GET", "HEAD"} and not _has_custom_header(request):
-                raise CrossSite("send this POST with a header of your own, such as 'X-Cfproxy-Admin: 1'")
+            looking = self._rules.looking
+            looking.check_host(host, self.port, local[0] if isinstance(local, tuple) else None)
+            looking.check_origin(request.raw_headers, f"http://{host}")
+            looking.check_key(request.raw_headers)
+            if request.method not in {"GET", "HEAD"}:
+                self._rules.check_action(request)
             response = await handler(request)
         except CfproxyError as error:
             row, headers, document = render_problem(error, "admin")

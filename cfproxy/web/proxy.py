@@ -23,7 +23,7 @@ from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
 from cfproxy.access import AccessRules
-from cfproxy.errors import BadTarget, CfproxyError, ShuttingDown, UpstreamError
+from cfproxy.errors import BadTarget, CfproxyError, ShuttingDown, UpgradeNotSupported, UpstreamError
 from cfproxy.forward import Forwarder, KeptBody, Outcome, Times
 from cfproxy.ports import Call
 from cfproxy.upstream import HttpAnswer
@@ -39,6 +39,7 @@ from cfproxy.wire import (
     read_framing,
 )
 
+PROGRAMS_MAX = 128
 CUT_S = 0.1  # for handlers to end after they were cancelled; to aiohttp 0 means for ever
 _TOO_LARGE = b'cfproxy; received-status=401; details="request body too large to replay after the 401"'
 
@@ -123,6 +124,8 @@ class ProxyListener:
             call, flow, caller = self._accept(request, target, reply)
             body = call.body if isinstance(call.body, KeptBody) else None
             outcome = await self._forwarder.forward(call, flow)
+            if body is not None:
+                body.stop_keeping()
             await self._relay(reply, outcome, caller)
         except CfproxyError as caught:
             error = caught
@@ -167,19 +170,23 @@ class ProxyListener:
         key = settings.rules.check_key(headers)
         check_head(request.method, version, headers, settings.origin.via)
         framing = read_framing(version, headers)
-        settings.rules.check_target(request.method, target)
+        settings.rules.check_target(request.method, target, headers)
         outgoing = outgoing_target(target, settings.origin.base_path)
         head = outgoing_head(request.method, outgoing, headers, settings.origin, framing)
         body = None
         if framing.has_body:
-            reader = BodyReader(request.content, reply if "Expect" in request.headers else None)
+            reader = BodyReader(
+                request.content, reply if "Expect" in request.headers else None, settings.idle_s
+            )
             body = KeptBody(
                 reader.read,
                 memory_bytes=settings.body_memory_bytes,
                 max_bytes=settings.body_max_bytes,
             )
-        # Who shares one turn in the queue: a program on a machine, not one of its many connections.
-        flow = (settings.account, key, request.remote, request.headers.get("User-Agent"))
+        # Who shares one turn in the queue: a program of a caller, not one of its many connections. The
+        # program's name is the caller's invention, so that there must be a bound to how many it can be.
+        program = hash(request.headers.get("User-Agent")) % PROGRAMS_MAX
+        flow = (settings.account, key or request.remote, program)
         call = Call(request.method, head, body, framing.chunked)
         return call, flow, b"http://%s" % host.encode("utf-8", "surrogateescape") if host else b""
 
@@ -199,7 +206,7 @@ class ProxyListener:
     async def _refuse(self, reply: Reply, error: CfproxyError, request_id: str) -> None:
         row, headers, document = render_problem(error, request_id)
         headers.append((b"Content-Length", b"%d" % len(document)))
-        if isinstance(error, BadTarget):
+        if isinstance(error, BadTarget | UpgradeNotSupported):
             reply.close_after()  # what follows on this connection may be part of the attack
         reply.begin(row.status, HTTPStatus(row.status).phrase, headers)
         await reply.write(document)

@@ -29,22 +29,26 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 class BodyReader:
     """Reads a client's body, and answers `Expect: 100-continue` when the first piece is wanted."""
 
-    def __init__(self, content: StreamReader, expecting: Reply | None) -> None:
+    def __init__(self, content: StreamReader, expecting: Reply | None, idle_s: float) -> None:
         self._content = content
+        self._idle_s = idle_s
         self._expecting = expecting
 
     async def read(self) -> bytes:
         """Return the next piece, b"" after the last one.
 
         Raises:
-            BadTarget: the body is not well-formed.
+            BadTarget: the body is not well-formed, or nothing of it came for too long.
             ConnectionError: the client left.
         """
         if self._expecting is not None:
             self._expecting.go_on()
             self._expecting = None
         try:
-            return await self._content.readany()
+            async with asyncio.timeout(self._idle_s):
+                return await self._content.readany()
+        except TimeoutError:
+            raise BadTarget("nothing of the request body came within timeouts.idle") from None
         except ConnectionError:
             raise
         except (web.RequestPayloadError, ValueError, web.HTTPException):

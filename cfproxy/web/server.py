@@ -31,18 +31,25 @@ class ProxyServer(web.Server):
 
     def __call__(self) -> RequestHandler:
         """Return the protocol of one more connection."""
-        # Not the parent's: that one drops all options when one of them is misspelt.
-        return _Connection(
-            self,
-            loop=asyncio.get_running_loop(),
-            access_log=None,  # type: ignore[arg-type] # None is how it is switched off
-            auto_decompress=False,
-            keepalive_timeout=KEEPALIVE_S,
-            max_line_size=MAX_HEADER_BYTES,
-            max_field_size=MAX_HEADER_BYTES,
-            read_bufsize=READ_BUFFER_BYTES,
-            tcp_keepalive=True,
-        )
+        return build_connection(self)
+
+
+def build_connection(server: web.Server) -> RequestHandler:
+    """Return the protocol of one more connection of `server`, which may be that of an application.
+
+    Called instead of the server itself: that one drops all options when one of them is misspelt.
+    """
+    return _Connection(
+        server,
+        loop=asyncio.get_running_loop(),
+        access_log=None,  # type: ignore[arg-type] # None is how it is switched off
+        auto_decompress=False,
+        keepalive_timeout=KEEPALIVE_S,
+        max_line_size=MAX_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES,
+        read_bufsize=READ_BUFFER_BYTES,
+        tcp_keepalive=True,
+    )
 
 
 class _Connection(RequestHandler):

@@ -1,0 +1,113 @@
+"""The admin listener: who may look, who may act, and what it says of malformed requests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+import structlog
+
+from cfproxy.config import load_settings
+from cfproxy.errors import ListenError
+from cfproxy.service import Service
+
+LOG = structlog.wrap_logger(None, processors=[structlog.testing.LogCapture()])
+ACTION = {"X-Cfproxy-Admin": "1"}
+
+
+@contextlib.asynccontextmanager
+async def serving(**changes: str) -> AsyncIterator[Service]:
+    """Run a proxy that has never been logged in, with these variables on top."""
+    environ = {
+        "CFPROXY_CLIENT_ID": "app",
+        "CFPROXY_REDIRECT_URI": "https://example.com/cb",
+        "CFPROXY_STORE": "memory",
+        "CFPROXY_LISTEN": "127.0.0.1:0",
+        "CFPROXY_ADMIN": "127.0.0.1:0",
+    }
+    async with Service(load_settings(None, environ | changes), (), LOG) as service:
+        yield service
+
+
+async def ask(service: Service, method: str, path: str, **headers: str) -> tuple[int, Any]:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.request(method, f"{service.admin_url}{path}", headers=headers) as response,
+    ):
+        assert response.headers["Cache-Control"] == "no-store"
+        assert "frame-ancestors 'none'" in response.headers["Content-Security-Policy"]
+        return response.status, await response.json(content_type=None)
+
+
+async def test_health_tells_alive_from_ready() -> None:
+    """A proxy without a login is alive and started, and says what keeps it from being ready."""
+    async with serving() as service:
+        assert (await ask(service, "GET", "/livez"))[0] == 200
+        assert (await ask(service, "GET", "/startupz"))[0] == 200
+        status, ready = await ask(service, "GET", "/readyz")
+        assert (status, ready["checks"][0]["state"]) == (503, "login-required")
+        assert "run: cfproxy login" in ready["checks"][0]["detail"]
+        status, report = await ask(service, "GET", "/status.json")
+        (pacing,) = report["pacing"].values()
+        assert (status, pacing["rate"], pacing["waiting"]) == (200, 20, 0)
+
+
+async def test_an_action_wants_a_header_that_no_form_can_send() -> None:
+    """A page of another site can post a form here, but not with a header of its own."""
+    async with serving() as service:
+        status, problem = await ask(service, "POST", "/shutdown")
+        assert (status, problem["type"]) == (403, "urn:cfproxy:problem:cross-site")
+        assert not service.stopped.is_set()
+        assert (await ask(service, "POST", "/shutdown", **ACTION))[0] == 202
+        assert service.stopped.is_set()
+
+
+async def test_where_callers_need_a_key_so_do_actions() -> None:
+    """Looking is free on loopback; stopping everybody is not, if calling the API isn't."""
+    async with serving(CFPROXY_ACCESS__KEYS="sesame") as service:
+        assert (await ask(service, "GET", "/status.json"))[0] == 200
+        assert (await ask(service, "POST", "/shutdown", **ACTION))[0] == 401
+        assert (await ask(service, "POST", "/shutdown", **{"X-Cfproxy-Key": "wrong"}))[0] == 401
+        assert not service.stopped.is_set()
+        assert (await ask(service, "POST", "/shutdown", **{"X-Cfproxy-Key": "sesame"}))[0] == 202
+
+
+ONE_TENANTS_KEY = {
+    "CFPROXY_ACCOUNTS__OTHER__CLIENT_ID": "app-2",
+    "CFPROXY_ACCOUNTS__OTHER__LISTEN": "127.0.0.1:0",
+    "CFPROXY_ACCOUNTS__OTHER__ACCESS__KEYS": "tenant",
+}
+
+
+async def test_one_accounts_key_does_not_act_on_all() -> None:
+    """What concerns every account takes a key that every account accepts."""
+    async with serving(**ONE_TENANTS_KEY) as service:
+        status, _ = await ask(service, "POST", "/shutdown", **{"X-Cfproxy-Key": "tenant"})
+        assert status == 401
+        assert not service.stopped.is_set()
+
+
+async def test_an_exposed_admin_listener_needs_a_key_that_all_accounts_share() -> None:
+    """Else one tenant's key would show the others."""
+    changes = {"CFPROXY_ADMIN": "0.0.0.0:0", "CFPROXY_ACCESS__ALLOW_REMOTE": "true"}
+    with pytest.raises(ListenError, match="no key is shared"):
+        async with serving(**ONE_TENANTS_KEY, **changes):
+            pass
+
+
+async def test_a_malformed_request_gets_a_problem_and_no_trace(caplog: pytest.LogCaptureFixture) -> None:
+    """As at the proxy's own listener; nothing of the request is repeated."""
+    async with serving() as service:
+        assert service.admin is not None
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.admin.port)
+        writer.write(b"GET /marker\xff HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["type"] == "urn:cfproxy:problem:bad-target"
+        assert b"marker" not in answer
+    assert caplog.records == []
