@@ -15,7 +15,7 @@ help:
 	@echo 'make demo    sandbox, login and proxy in one command; prints a curl to try'
 	@echo 'make test    the whole test suite'
 	@echo 'make check   lint, types and the rule that a module imports lower rings only'
-	@echo 'make bench   memory and speed, measured side by side'
+	@echo 'make bench   memory and pacing, measured; draws docs/pacing.svg (Linux, about five minutes)'
 	@echo 'make lock    resolve the dependencies anew, with hashes'
 	@echo 'make clean   remove what these commands made'
 
@@ -37,13 +37,16 @@ types: .venv/test.stamp
 rings: .venv/test.stamp
 	$(BIN)/lint-imports
 
-bench: .venv/test.stamp
+bench: .venv/bench.stamp
 	$(BIN)/python bench/memory.py
+	$(BIN)/python bench/pacing.py --results .venv/pacing.json
+	$(BIN)/python bench/pacing_plot.py .venv/pacing.json docs/pacing.svg
 
 lock: .venv/test.stamp
 	$(INSTALL) uv
 	$(BIN)/$(LOCK) --extra fast --extra redis pyproject.toml -o requirements.lock
 	$(BIN)/$(LOCK) --all-extras -c requirements.lock pyproject.toml -o .ci/requirements-test.lock
+	$(BIN)/$(LOCK) -c .ci/requirements-test.lock bench/requirements.in -o bench/requirements.lock
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
@@ -60,4 +63,8 @@ clean:
 .venv/test.stamp: .venv/pyvenv.cfg .ci/requirements-test.lock pyproject.toml
 	$(INSTALL) --require-hashes -r .ci/requirements-test.lock
 	$(INSTALL) --no-deps -e .
+	@touch $@
+
+.venv/bench.stamp: .venv/test.stamp bench/requirements.lock
+	$(INSTALL) --require-hashes -r bench/requirements.lock
 	@touch $@
