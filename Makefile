@@ -20,7 +20,7 @@ help:
 	@echo 'make clean   remove what these commands made'
 
 demo: .venv/run.stamp
-	$(BIN)/cfproxy demo
+	@$(BIN)/cfproxy demo || test $$? = 130  # Ctrl-C is how it ends
 
 test: .venv/test.stamp
 	$(BIN)/python -m pytest $(ARGS)

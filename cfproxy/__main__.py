@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from cfproxy.cli import run
@@ -9,7 +10,22 @@ from cfproxy.cli import run
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    _fill_standard_streams()
     sys.exit(run(sys.argv[1:]))
+
+
+def _fill_standard_streams() -> None:
+    """Open the null device wherever a standard stream is closed.
+
+    Else the first file or socket that is opened takes its number, and gets what is meant for the stream.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one, since those below are open.
+            null = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(null, mode, encoding="utf-8"))
 
 
 if __name__ == "__main__":

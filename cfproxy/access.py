@@ -116,7 +116,9 @@ class AccessRules:
                 if candidate == key:
                     found = key
         if found is None:
-            raise KeyRequired("an access key is needed: send it as X-Cfproxy-Key, or as the Basic password")
+            raise KeyRequired(
+                "an access key is needed: send it as X-Cfproxy-Key, Basic password or Bearer token"
+            )
         return found
 
     def check_target(self, method: str, target: bytes, headers: RawHeaders = ()) -> None:

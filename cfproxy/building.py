@@ -64,12 +64,18 @@ def build_endpoint(account: Account) -> HttpTokenEndpoint:
         client_id=account.client_id,
         client_secret=account.client_secret,
         token_url=account.token_url,
-        revocation_url=account.revocation_url,
+        # Client secret and tokens go to the token endpoint's server and to nobody else: where token_url
+        # was changed alone, the default revocation_url is somebody else's.
+        revocation_url=account.revocation_url if _same_server(account) else None,
         scope=account.scope,
         timeout_s=account.timeouts.token_s,
         connect_timeout_s=account.timeouts.connect_s,
         ssl_context=build_tls(account),
     )
+
+
+def _same_server(account: Account) -> bool:
+    return URL(account.revocation_url).origin() == URL(account.token_url).origin()
 
 
 def build_tls(account: Account) -> ssl.SSLContext | None:

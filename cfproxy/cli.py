@@ -1,6 +1,6 @@
 """The command line.
 
-Owns: commands, options, messages and exit codes; every error becomes one line that says what to do next.
+Owns: which commands there are, and exit codes; every error becomes one line that says what to do next.
 Must not know: how anything is done.
 """
 

@@ -268,7 +268,8 @@ def _new_login(plan: LoginPlan, reply: TokenReply, asked_at: float, before: Logi
 
 
 async def _revoke(plan: LoginPlan, login: Login) -> bool | None:
-    if (login.client_id, login.token_url) != (plan.client_id, plan.token_url):
+    mine = (plan.client_id, plan.token_url, plan.upstream)
+    if (login.client_id, login.token_url, login.upstream) != mine:
         return None  # A token is never shown to another server than its own.
     try:
         results = [await plan.endpoint.revoke(login.token.value, "access_token")]

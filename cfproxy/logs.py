@@ -8,6 +8,7 @@ what libraries log through the standard library comes out in the same form.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from types import TracebackType
@@ -29,13 +30,14 @@ def build_logger(level: str, form: str, stream: TextIO | None = None) -> Filteri
     """
     out = stream if stream is not None else sys.stderr
     console = form == "console" or (form == "auto" and out.isatty())
+    colors = out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     shared: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
     ]
     if console:
         last: Processor = structlog.dev.ConsoleRenderer(
-            colors=out.isatty(), exception_formatter=_plain_trace, sort_keys=False, pad_event_to=20
+            colors=colors, exception_formatter=_plain_trace, sort_keys=False, pad_event_to=20
         )
     else:
         shared.append(_trace_to_text)

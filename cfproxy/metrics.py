@@ -71,7 +71,7 @@ class Metrics:
         if outcome.retried:
             self._retries.labels(account, "401").inc()
         if outcome.postponed:
-            self._retries.labels(account, "429").inc(outcome.postponed)
+            self._retries.labels(account, "429 or 503").inc(outcome.postponed)
 
     def render(self) -> bytes:
         """Return the exposition in Prometheus' text format."""

@@ -1,7 +1,7 @@
 """Running things until they are told to stop.
 
 Owns: the event loop's choice, signals, and how a proxy or a sandbox is kept up by a command.
-Must not know: options and messages (`cli.py`).
+Must not know: options and messages (`commands/`).
 """
 
 from __future__ import annotations

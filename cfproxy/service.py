@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -136,7 +137,6 @@ class Service:
         store = self._stores.get(account.name) or build_store(account)
         broker = build_broker(account, store, self._log)
         self._stack.push_async_callback(broker.aclose)
-        await broker.start()
         self._metrics.accounts[account.name] = broker.state
         upstream = HttpUpstream(
             account.upstream,
@@ -174,6 +174,8 @@ class Service:
         running = RunningAccount(account, build_app(account), broker, listener, store.location)
         running.listen, port = await self._listen(listen, listener.build_server(), running.servers)
         listener.port = port
+        # Last: a proxy that finds its port taken must not have spent a one-time refresh token.
+        await broker.start()
         return running
 
     def _shaper(self, account: Account) -> Shaper:
@@ -238,7 +240,8 @@ class Service:
             else:
                 server = await loop.create_server(protocols, address.host, address.port, backlog=BACKLOG)
         except OSError as error:
-            reason = error.strerror or "it cannot be used"
+            # asyncio wraps the system's words in its own, which repeat the address.
+            reason = os.strerror(error.errno) if error.errno else error.strerror or "it cannot be used"
             raise ListenError(
                 f"cannot listen on {address}: {reason}; stop what uses it, or set another address"
             ) from None

@@ -27,7 +27,7 @@ class Token:
 
     Args:
         value: the bearer token; opaque, never parsed.
-        obtained_at: wall-clock instant at which the answer came, seconds since the epoch.
+        obtained_at: wall-clock instant at which it was asked for, seconds since the epoch.
         lifetime_s: seconds that it is good for, counted from `obtained_at`.
     """
 

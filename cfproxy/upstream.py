@@ -1,6 +1,6 @@
 """The HTTP client that talks to the API.
 
-Owns: connections, writing a request, reading an answer; the only place that knows aiohttp's client here.
+Owns: connections to it, writing a request, reading an answer.
 Must not know: tokens beyond one header line, the client's side, retries after a 401.
 
 It works below `ClientSession`, on aiohttp's connector and its response parser, because a session rebuilds
@@ -305,7 +305,7 @@ def _mapped_connect_errors(where: str) -> Iterator[None]:
         yield
     except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError):
         raise UpstreamTls(
-            f"{where} has no certificate that this machine trusts; run: cfproxy doctor, or set tls.ca_file",
+            f"{where} has no certificate that this machine trusts; if TLS is intercepted set tls.ca_file",
             unsent=True,
         ) from None
     except TimeoutError:
@@ -313,4 +313,6 @@ def _mapped_connect_errors(where: str) -> Iterator[None]:
             f"connecting to {where} took longer than timeouts.connect", unsent=True
         ) from None
     except (aiohttp.ClientError, OSError):
-        raise UpstreamUnreachable(f"no connection to {where}; run: cfproxy doctor", unsent=True) from None
+        raise UpstreamUnreachable(
+            f"no connection to {where}; check the network and the upstream setting", unsent=True
+        ) from None

@@ -76,7 +76,7 @@ async def test_a_failed_request_gets_its_problem_and_the_connection_lives_on(
 
 
 async def test_nobody_listening_and_nobody_known_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused connections and unknown names get the same slug, which the doctor tells apart."""
+    """Refused connections and unknown names get the same slug."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         async with proxied(answering(OK), upstream_url=f"http://127.0.0.1:{free.getsockname()[1]}") as world:

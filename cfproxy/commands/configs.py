@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import click
@@ -34,7 +35,8 @@ def config_init() -> int:
         raise UsageError(f"{place} is there already; edit it, or choose another with -c FILE") from None
     except OSError as error:
         raise UsageError(f"{place} cannot be written: {error.strerror}") from None
-    click.echo(f"Wrote {place}. Fill in the app's values, then run: cfproxy config check -c {place}")
+    check = f"cfproxy config check -c {shlex.quote(str(place))}"
+    click.echo(f"Wrote {place}. Fill in the app's values, then run: {check}")
     return 0
 
 
@@ -56,6 +58,7 @@ def config_show() -> int:
 
 
 @config_group.command("schema")
+@common
 def config_schema() -> int:
     """Print the JSON Schema of the configuration file."""
     click.echo(json.dumps(json_schema(), indent=2))

@@ -9,6 +9,7 @@ import click
 from cfproxy.commands.options import common, host_and_port, is_debug
 from cfproxy.demo import run_demo
 from cfproxy.errors import ListenError, UsageError
+from cfproxy.hosts import is_loopback
 from cfproxy.logs import build_logger
 from cfproxy.running import run_loop, wait_for_signal
 from cfproxy.sandbox import Behaviour, Sandbox, parse_setting
@@ -41,11 +42,12 @@ async def _sandbox(host: str, port: int, behaviour: Behaviour) -> int:
         raise ListenError(
             f"cannot listen on {host}:{port}: {error.strerror}; choose another with --listen"
         ) from None
+    redirect_uri = behaviour.redirect_uris[0] if behaviour.redirect_uris else f"{sandbox.url}/paste"
     try:
         click.echo(
             f"The sandbox plays both servers at {sandbox.url}\n"
             f"  client_id: {behaviour.client_id}\n  client_secret: {behaviour.client_secret}\n"
-            f"  redirect_uri: {behaviour.redirect_uris[0]}, or {sandbox.url}/paste\n"
+            f"  redirect_uri: {redirect_uri}\n"
             f"  authorize_url: {sandbox.url}/connect/authorize\n  token_url: {sandbox.url}/connect/token\n"
             f"  revocation_url: {sandbox.url}/connect/revocation\n  upstream: {sandbox.url}"
         )
@@ -60,4 +62,6 @@ async def _sandbox(host: str, port: int, behaviour: Behaviour) -> int:
 def demo_command(listen: str) -> int:
     """Run sandbox, login and proxy in one; print a curl to try."""
     host, port = host_and_port(listen)
+    if not is_loopback(host):
+        raise UsageError("the demo listens on this machine only: --listen 127.0.0.1:PORT or [::1]:PORT")
     return run_loop(run_demo(host, port, build_logger("debug" if is_debug() else "info", "console")))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,7 +88,7 @@ def find_config(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> 
     for name, origin in asked:
         if name:
             if not _exists(cwd / name):
-                text = f"does not exist (named by {origin}); `cfproxy config init` writes one"
+                text = f"does not exist (named by {origin}); run: cfproxy config init -c {shlex.quote(name)}"
                 raise ConfigError("no such configuration file", (Problem(name, "", text),))
             return cwd / name
     places = (cwd / "config.yaml", platformdirs.user_config_path("cfproxy") / "config.yaml")

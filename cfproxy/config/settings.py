@@ -80,7 +80,7 @@ class Access(Model):
     """Who may use the listener, and for what."""
 
     hosts: tuple[Host, ...] = _key((), "more Host headers to accept, as host or host:port")
-    origins: tuple[Origin, ...] = _key((), "web origins whose pages may call the proxy (CORS)")
+    origins: tuple[Origin, ...] = _key((), "web origins whose requests are not refused")
     keys: tuple[SecretText, ...] = _key((), "access keys; when there are any, each request needs one")
     methods: tuple[Method, ...] = _key((), "allowed methods; empty: all")
     paths: tuple[PathPattern, ...] = _key(
@@ -93,7 +93,7 @@ class Timeouts(Model):
     """How long to wait."""
 
     connect_s: Duration = _key(10.0, "for a connection to the upstream, TLS included", "connect")
-    idle_s: Duration = _key(300.0, "for the next byte from the upstream", "idle")
+    idle_s: Duration = _key(300.0, "without a byte in either direction", "idle")
     token_s: Duration = _key(30.0, "for an answer of the token endpoint", "token")
     drain_s: Duration = _key(9.0, "for running requests when the proxy stops", "drain")
 
@@ -181,7 +181,7 @@ class ProcessKeys(Model):
 
     admin: Admin = _key(
         TcpAddress("127.0.0.1", 8081),
-        "status page, login page, callback, health, metrics: host:port; off for none",
+        "health, status and metrics: host:port; off for none",
     )
     log: Log = _key(Log(), "what is logged, and how it looks")
 

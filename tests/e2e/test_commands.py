@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -144,3 +147,20 @@ async def test_output_that_nobody_reads_is_no_crash(world: World) -> None:
     os.close(writer)
     assert process.wait() == 1
     assert err.read_bytes() == b""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell closes the streams")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_standard_stream_does_no_harm(closed: str, tmp_path: Path) -> None:
+    """Daemons and cron start programs without them; no socket of ours may take their numbers."""
+    environ = os.environ | {
+        "CFPROXY_CLIENT_ID": "app",
+        "CFPROXY_REDIRECT_URI": "https://example.com/cb",
+        "CFPROXY_STORE": f"file:{tmp_path / 'state'}",
+    }
+    line = f"exec {shlex.quote(sys.executable)} -m cfproxy status {closed}"
+    done = subprocess.run(
+        ["/bin/sh", "-c", line], env=environ, cwd=tmp_path, capture_output=True, check=False
+    )
+    assert done.returncode == 3, done
+    assert done.stderr == b""
