@@ -189,7 +189,7 @@ async def test_logout_forgets_the_tokens_also_when_the_server_does_not_answer(wo
     assert (await world.run("logout")).code == 0
     assert [token.revoked for token in world.sandbox.access_tokens] == [True]
     await world.log_in()
-    world.write_config(revocation_url="http://127.0.0.1:9/connect/revocation")
+    await world.sandbox.close()
     ran = await world.run("logout")
     assert ran.code == 0
     assert "could not be asked" in ran.out
@@ -199,6 +199,20 @@ async def test_logout_forgets_the_tokens_also_when_the_server_does_not_answer(wo
     told = await world.run("status", "--json")
     assert told.code == 3
     assert json.loads(told.out)["accounts"][0]["state"] == "login-required"
+
+
+async def test_logout_sends_nothing_to_another_server_than_the_token_endpoints(world: World) -> None:
+    """A revocation_url elsewhere would be shown the client secret and both tokens."""
+    await world.log_in()
+    callers: list[asyncio.StreamWriter] = []
+    other = await asyncio.start_server(lambda _, writer: callers.append(writer), "127.0.0.1", 0)
+    port = other.sockets[0].getsockname()[1]
+    world.write_config(revocation_url=f"http://127.0.0.1:{port}/connect/revocation")
+    ran = await world.run("logout")
+    other.close()
+    assert (ran.code, callers) == (0, [])
+    assert "the server does not revoke" in ran.out
+    assert not any(token.revoked for token in world.sandbox.access_tokens)
 
 
 async def test_client_credentials_serve_without_a_login(world: World) -> None:
