@@ -25,7 +25,7 @@ from dataclasses import dataclass
 # 30 ms of a second covers the jitter of an ordinary line, nearly one more the grain of timers on both
 # sides. There is no room for a larger guard: 97 % of the rate is to be used, and 1 / 1.0309 is just that.
 GUARD = 0.0309
-BEAT = 0.92  # of per_s / rate, between two departures of a steady flow
+BEAT = 0.90  # of per_s / rate, between two departures of a steady flow
 BURST = 0.5  # of the rate, at once after an idle time
 TAIL = 2  # gaps left free at the end of a window that a burst began, so that the next one can keep ahead
 STEP_DOWN = 0.8
