@@ -1,0 +1,133 @@
+"""A login that is going to die is told of in time, and not too often."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfproxy.expiry import DAY_S, ExpiryWarning, WarnOnce, expiry_warning, span_text
+from cfproxy.secret import Secret
+from cfproxy.token import App, Login, Token
+
+APP = App("default", "app", "https://t/token", "https://api:443", "cfgateway", "authorization_code")
+LOGIN_AT = 1_700_000_000.0
+HOUR_S = 3600.0
+
+
+def a_login(life_s: float | None = 30 * DAY_S) -> Login:
+    return Login(
+        account="default",
+        client_id="app",
+        token_url="https://t/token",
+        upstream="https://api:443",
+        scope="cfgateway",
+        token=Token(Secret("access"), LOGIN_AT, HOUR_S),
+        refresh_token=Secret("refresh"),
+        serial=1,
+        login_at=LOGIN_AT,
+        login_expires_at=None if life_s is None else LOGIN_AT + life_s,
+    )
+
+
+def days_of_warnings(login: Login, *, days: int) -> list[tuple[float, int]]:
+    """Look every hour, and refresh the token as a running proxy does; return when which step was told."""
+    once, told = WarnOnce(), []
+    for hour in range(days * 24 + 1):
+        now = LOGIN_AT + hour * HOUR_S
+        refreshed = login.next(token=Token(Secret(f"access-{hour}"), now, HOUR_S))
+        if (warning := once.due(refreshed, APP, now)) is not None:
+            told.append((hour / 24, warning.step))
+    return told
+
+
+def test_a_login_of_thirty_days_is_warned_of_four_times() -> None:
+    """At 7 days, 2 days, 1 day and at its end, once each, whatever is refreshed meanwhile."""
+    assert days_of_warnings(a_login(), days=40) == [(23, 1), (28, 2), (29, 3), (30, 4)]
+
+
+def test_a_short_login_is_warned_of_in_proportion() -> None:
+    """A login of 14 days is not in danger from the day that it was made."""
+    assert [step for _, step in days_of_warnings(a_login(14 * DAY_S), days=20)] == [1, 2, 3, 4]
+    assert days_of_warnings(a_login(14 * DAY_S), days=20)[0] == (10.5, 1)
+
+
+def test_a_warning_names_the_end_and_the_command() -> None:
+    """Whoever reads it knows how long there is and what to type."""
+    warning = expiry_warning(a_login(), APP, LOGIN_AT + 23 * DAY_S + HOUR_S)
+    assert warning is not None
+    assert not warning.is_urgent
+    assert warning.message == (
+        "the login of account 'default' ends in 6 d 23 h, at 2023-12-14T22:13:20Z, whatever is refreshed "
+        "until then; renew it without a pause: cfproxy login"
+    )
+    over = expiry_warning(a_login(), replace(APP, account="acme"), LOGIN_AT + 30 * DAY_S)
+    assert over is not None
+    assert over.is_urgent
+    assert "may end with any refresh; renew it without a pause: cfproxy login --account acme" in over.message
+
+
+@pytest.mark.parametrize(
+    ("login", "app"),
+    [
+        (None, APP),
+        (a_login(None), APP),
+        (replace(a_login(), refused_at=LOGIN_AT), APP),
+        (a_login(), replace(APP, client_id="another")),
+        (a_login(), replace(APP, grant="client_credentials")),
+    ],
+    ids=["none", "no end known", "ended already", "another app's", "client credentials"],
+)
+def test_no_warning_where_nothing_is_about_to_die(login: Login | None, app: App) -> None:
+    """Where a login is missing or refused, that is said instead; an app renews its token by itself."""
+    assert expiry_warning(login, app, LOGIN_AT + 29.5 * DAY_S) is None
+
+
+def test_a_new_login_ends_the_warnings_and_is_warned_of_anew() -> None:
+    """The steps count from each login's own end."""
+    once, old = WarnOnce(), a_login()
+    assert once.due(old, APP, LOGIN_AT + 29 * DAY_S) is not None
+    new = replace(old, login_at=LOGIN_AT + 29 * DAY_S, login_expires_at=LOGIN_AT + 59 * DAY_S)
+    assert once.due(new, APP, LOGIN_AT + 29 * DAY_S) is None
+    assert once.due(new, APP, LOGIN_AT + 53 * DAY_S) is not None
+
+
+def test_a_machine_that_slept_tells_only_the_step_that_it_woke_in() -> None:
+    """A laptop closed for a week does not begin with a week of old news; a clock set back repeats nothing."""
+    once, login = WarnOnce(), a_login()
+    warning = once.due(login, APP, LOGIN_AT + 29.5 * DAY_S)
+    assert isinstance(warning, ExpiryWarning)
+    assert warning.step == 3
+    assert once.due(login, APP, LOGIN_AT + 24 * DAY_S) is None
+
+
+@given(st.floats(min_value=1.0, max_value=400 * DAY_S), st.floats(min_value=-10.0, max_value=500 * DAY_S))
+def test_the_step_only_grows_with_time(life_s: float, later_s: float) -> None:
+    """For any life and any instant: later never means less warned, and three quarters of a life are quiet."""
+    login = a_login(life_s)
+    steps = [
+        0 if (warning := expiry_warning(login, APP, LOGIN_AT + at)) is None else warning.step
+        for at in (later_s, later_s + 1, later_s + HOUR_S, later_s + 7 * DAY_S)
+    ]
+    assert steps == sorted(steps)
+    if life_s - later_s > life_s / 4 + 1:
+        assert steps[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (-5, "0 s"),
+        (59, "59 s"),
+        (61, "1 min 1 s"),
+        (7200, "2 h"),
+        (90061, "1 d 1 h"),
+        (86_460, "1 d"),
+    ],
+)
+def test_a_span_is_told_in_its_two_largest_units(seconds: float, text: str) -> None:
+    """Nobody wants to know the seconds of a week."""
+    assert span_text(seconds) == text
