@@ -48,11 +48,12 @@ class _Answer:
 class _Progress:
     """How far a request came; `sent` turns true just before its first byte is written."""
 
+    may_send: Callable[[], bool] | None = None
     sent: bool = False
 
 
 class _Unreadable(Exception):
-    """The answer cannot be used; the argument is a fixed text."""
+    """There is no answer that can be used; the argument is a fixed text."""
 
 
 class HttpTokenEndpoint:
@@ -90,9 +91,9 @@ class HttpTokenEndpoint:
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, connect=connect_timeout_s)
         self._ssl: ssl.SSLContext | bool = True if ssl_context is None else ssl_context
 
-    async def refresh(self, refresh_token: Secret) -> TokenReply:
+    async def refresh(self, refresh_token: Secret, may_send: Callable[[], bool] | None = None) -> TokenReply:
         """Spend `refresh_token`; see `ports.TokenEndpoint`."""
-        return _given(await self._ask_token(oauth.refresh_form(*self._app, refresh_token)))
+        return _given(await self._ask_token(oauth.refresh_form(*self._app, refresh_token), may_send))
 
     async def client_credentials(self) -> TokenReply:
         """Ask in the app's own name; see `ports.TokenEndpoint`."""
@@ -121,14 +122,21 @@ class HttpTokenEndpoint:
 
     # Below here errors are returned, not raised: frames that hold a form stay out of tracebacks.
 
-    async def _ask_token(self, form: dict[str, str]) -> TokenReply | CfproxyError:
-        return await self._ask(self._token_url, "token", form, oauth.parse_reply)
+    async def _ask_token(
+        self, form: dict[str, str], may_send: Callable[[], bool] | None = None
+    ) -> TokenReply | CfproxyError:
+        return await self._ask(self._token_url, "token", form, oauth.parse_reply, may_send)
 
     async def _ask(
-        self, url: URL, name: str, form: dict[str, str], parse: Callable[..., _T]
+        self,
+        url: URL,
+        name: str,
+        form: dict[str, str],
+        parse: Callable[..., _T],
+        may_send: Callable[[], bool] | None = None,
     ) -> _T | CfproxyError:
         where = f"the {name} endpoint at {url.raw_host}"
-        answer = await self._send(url, where, form)
+        answer = await self._send(url, where, form, _Progress(may_send))
         if isinstance(answer, CfproxyError):
             return answer
         try:
@@ -142,8 +150,9 @@ class HttpTokenEndpoint:
         except CfproxyError as error:
             return error.fresh()
 
-    async def _send(self, url: URL, where: str, form: dict[str, str]) -> _Answer | TokenEndpointUnavailable:
-        progress = _Progress()
+    async def _send(
+        self, url: URL, where: str, form: dict[str, str], progress: _Progress
+    ) -> _Answer | TokenEndpointUnavailable:
         try:
             return await self._post(url, form, progress)
         except (aiohttp.ClientError, OSError, ValueError, _Unreadable) as error:
@@ -205,6 +214,8 @@ def _trace(progress: _Progress) -> aiohttp.TraceConfig:
     """Return the hook that aiohttp calls once the connection stands, before it writes anything."""
 
     async def on_request_headers_sent(*_: object) -> None:
+        if progress.may_send is not None and not progress.may_send():
+            raise _Unreadable("was not asked: another cfproxy has taken this refresh over")
         progress.sent = True
 
     config = aiohttp.TraceConfig()

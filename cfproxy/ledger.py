@@ -21,7 +21,7 @@ from dataclasses import replace
 from structlog.typing import FilteringBoundLogger
 
 from cfproxy.errors import CfproxyError, LoginRequired, StoreUnavailable, StoreUnusable
-from cfproxy.ports import Clock, TokenStore
+from cfproxy.ports import Clock, Lease, TokenStore
 from cfproxy.token import App, Login, Token, instant, login_problem
 
 
@@ -81,10 +81,23 @@ class Ledger:
 
     def due(self) -> bool:
         """Return whether a refresh makes sense now."""
-        if self.problem() is not None:
-            return False
-        # An open mark: some process went away in the middle. Find out now, while the token still serves.
-        return self.login is None or self.login.presented_at is not None or self.fresh() is None
+        return self.problem() is None and self.due_in_s() <= 0
+
+    def due_in_s(self) -> float:
+        """Return the seconds until the token should be refreshed; not positive from then on."""
+        if self.login is None:
+            return 0.0
+        if self.login.presented_at is None:
+            return self.left_s() - self.login.token.early_s
+        # An open mark: somebody went away in the middle of a refresh. On one machine that one is gone for
+        # certain: find out now, while the token still serves. Elsewhere it may only have stood still, with
+        # the new token in its hands: it gets the time that is left.
+        return self.left_s() if self._store.shared else 0.0
+
+    @property
+    def shared(self) -> bool:
+        """Whether other machines use the store (see `TokenStore.shared`)."""
+        return self._store.shared
 
     def bury(self) -> None:
         """Don't send the token any more."""
@@ -92,7 +105,7 @@ class Ledger:
 
     # --- reading --------------------------------------------------------------------------
 
-    def lock(self, timeout_s: float) -> AbstractAsyncContextManager[None]:
+    def lock(self, timeout_s: float) -> AbstractAsyncContextManager[Lease]:
         """Exclude everybody else who changes this record (see `TokenStore.lock`)."""
         return self._store.lock(self._app.account, timeout_s)
 

@@ -6,7 +6,7 @@ Must not know: any implementation.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -71,13 +71,17 @@ class TokenReply:
 class TokenEndpoint(Protocol):
     """The authorization server's token and revocation endpoints, for one app."""
 
-    async def refresh(self, refresh_token: Secret) -> TokenReply:
+    async def refresh(self, refresh_token: Secret, may_send: Callable[[], bool] | None = None) -> TokenReply:
         """Spend `refresh_token` (RFC 6749 §6).
+
+        Args:
+            refresh_token: what to spend.
+            may_send: asked once, when the connection stands and nothing was written yet; None: yes.
 
         Raises:
             GrantRefused: `invalid_grant`.
             Misconfigured: the app's settings are refused.
-            TokenEndpointUnavailable: anything else.
+            TokenEndpointUnavailable: anything else, a refusal of `may_send` included.
         """
 
     async def client_credentials(self) -> TokenReply:
@@ -126,6 +130,14 @@ class AttemptGone(Exception):
         self.reason = reason
 
 
+class Lease:
+    """A lock that is held; this one for as long as its holder lives."""
+
+    def held(self) -> bool:
+        """Return whether it still excludes everybody else for certain; asks no network."""
+        return True
+
+
 class TokenStore(Protocol):
     """One record an account, and the login attempts under way.
 
@@ -133,10 +145,17 @@ class TokenStore(Protocol):
     """
 
     @property
+    def shared(self) -> bool:
+        """Whether other machines use it too.
+
+        Then a lock that is free does not prove that its last holder is gone: it may have stood still.
+        """
+
+    @property
     def location(self) -> str:
         """Where the records are, for people; without credentials."""
 
-    def lock(self, account: str, timeout_s: float) -> AbstractAsyncContextManager[None]:
+    def lock(self, account: str, timeout_s: float) -> AbstractAsyncContextManager[Lease]:
         """Exclude everybody else who refreshes this account, on this machine at least.
 
         Waits `timeout_s` at most, then raises `StoreUnavailable`. Does not exclude `load`.
@@ -174,6 +193,9 @@ class TokenStore(Protocol):
         Raises:
             AttemptGone
         """
+
+    async def aclose(self) -> None:
+        """Let go of connections; nothing is asked of the store afterwards."""
 
 
 class Pacer(Protocol):

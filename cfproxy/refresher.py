@@ -127,8 +127,8 @@ class Refresher:
             await asyncio.wait(going_on)
         if self._ledger.unsaved:
             with contextlib.suppress(CfproxyError):
-                async with self._ledger.lock(LAST_SAVE_WAIT_S):
-                    await self._renewal.run(None, ask=False)
+                async with self._ledger.lock(LAST_SAVE_WAIT_S) as lease:
+                    await self._renewal.run(None, lease, ask=False)
 
     # --- a look ---------------------------------------------------------------------------
 
@@ -173,8 +173,8 @@ class Refresher:
         try:
             if self._looking is not None:
                 await asyncio.wait({self._looking})
-            async with self._ledger.lock(self._lock_timeout_s):
-                await self._renewal.run(rejected, ask=ask)
+            async with self._ledger.lock(self._lock_timeout_s) as lease:
+                await self._renewal.run(rejected, lease, ask=ask)
         except CfproxyError as error:
             failure = error
         except Exception:  # noqa: BLE001 - logged whole, and
@@ -220,10 +220,7 @@ class Refresher:
         now = self._clock.monotonic()
         due_at = self._save_at if self._ledger.unsaved else math.inf
         if self._ledger.problem() is None:
-            login, wanted_at = self._ledger.login, now
-            if login is not None and login.presented_at is None:
-                wanted_at += self._ledger.left_s() - login.token.early_s
-            due_at = min(due_at, max(wanted_at, self.backoff.retry_at))
+            due_at = min(due_at, max(now + self._ledger.due_in_s(), self.backoff.retry_at))
         if due_at < math.inf:
             self._alarm = asyncio.create_task(self._wake(max(0.0, due_at - now)))
 

@@ -17,7 +17,7 @@ from structlog.typing import FilteringBoundLogger
 
 from cfproxy.errors import GrantRefused, Misconfigured, TokenEndpointUnavailable
 from cfproxy.ledger import Ledger
-from cfproxy.ports import Clock, TokenEndpoint, TokenReply
+from cfproxy.ports import Clock, Lease, TokenEndpoint, TokenReply
 from cfproxy.token import UNKNOWN_LIFETIME_S, App, Login, Token, instant
 
 
@@ -42,11 +42,12 @@ class Renewal:
         self._log = log
         self.count = 0  # how many tokens the endpoint gave us
 
-    async def run(self, rejected: Token | None, *, ask: bool) -> None:
+    async def run(self, rejected: Token | None, lease: Lease, *, ask: bool) -> None:
         """Make the ledger's token a good one. The caller holds the ledger's lock.
 
         Args:
             rejected: a token that the upstream rejected; another one is wanted.
+            lease: that lock.
             ask: whether the endpoint may be asked; if not, only what is unsaved is saved.
 
         Raises:
@@ -66,7 +67,7 @@ class Renewal:
         if self._app.grant == "client_credentials":
             await self._ask_for_credentials()
         elif ledger.login is not None and ledger.login.refresh_token is not None:
-            await self._spend_refresh_token(ledger.login, rejected)
+            await self._spend_refresh_token(ledger.login, rejected, lease)
 
     async def _ask_for_credentials(self) -> None:
         asked_at, asked_mono = self._clock.time(), self._clock.monotonic()
@@ -79,17 +80,19 @@ class Renewal:
             ) from error
         await self._publish(reply, asked_at, asked_mono)
 
-    async def _spend_refresh_token(self, before: Login, rejected: Token | None) -> None:
+    async def _spend_refresh_token(self, before: Login, rejected: Token | None, lease: Lease) -> None:
         assert before.refresh_token is not None  # noqa: S101 - for the type checker: `run` has seen to it
         asked_at, asked_mono = self._clock.time(), self._clock.monotonic()
         # An open mark keeps its time: it tells since when the outcome is unknown.
         await self._mark(before.next(presented_at=before.presented_at or asked_at), rejected)
         try:
-            reply = await self._endpoint.refresh(before.refresh_token)
+            reply = await self._endpoint.refresh(before.refresh_token, lease.held)
         except (TokenEndpointUnavailable, Misconfigured) as error:
             unspent = isinstance(error, Misconfigured) or not error.sent
-            # An older open mark stays: this attempt says nothing about that one.
-            if unspent and before.presented_at is None and self._ledger.login is not None:
+            # An older open mark stays: this attempt says nothing about that one. Whoever took our place in
+            # the meantime has made a mark of its own.
+            mine = before.presented_at is None and lease.held()
+            if unspent and mine and self._ledger.login is not None:
                 await self._ledger.keep(self._ledger.login.next(presented_at=None))
             raise
         except GrantRefused:
@@ -102,10 +105,12 @@ class Renewal:
 
         Raises:
             StoreUnavailable, StoreUnusable: it can't be saved, and the token in hand is still valid, so
-                the refresh can wait: what could not be marked could probably not be saved either.
+                the refresh can wait: what could not be marked could probably not be saved either. Or
+                other machines use the store.
         """
         token = self._ledger.usable()
-        if token is not None and (rejected is None or token.value != rejected.value):
+        # A mark that can't be saved in a shared store can't keep another machine from spending it, too.
+        if self._ledger.shared or (token is not None and (rejected is None or token.value != rejected.value)):
             await self._ledger.save(marked)
             return
         # Nothing is left that the upstream takes: serving callers from memory comes before the mark.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
@@ -21,7 +21,7 @@ from structlog.typing import FilteringBoundLogger
 
 from cfproxy.broker import Broker
 from cfproxy.errors import CfproxyError, GrantRefused, StoreUnavailable, TokenEndpointUnavailable
-from cfproxy.ports import TokenReply
+from cfproxy.ports import Lease, TokenReply
 from cfproxy.secret import Secret
 from cfproxy.stores.memory import MemoryStore
 from cfproxy.token import UNKNOWN_LIFETIME_S, App, Login, Token
@@ -81,7 +81,9 @@ class FakeEndpoint:
         self.most_in_flight = 0
         self._serial = count(2)
 
-    async def refresh(self, refresh_token: Secret) -> TokenReply:
+    async def refresh(self, refresh_token: Secret, may_send: Callable[[], bool] | None = None) -> TokenReply:
+        if may_send is not None and not may_send():
+            raise down(sent=False)
         return await self._answer(refresh_token.reveal())
 
     async def client_credentials(self) -> TokenReply:
@@ -134,6 +136,16 @@ def _whose(login: Login) -> tuple[str, float]:
     return login.client_id, login.login_at
 
 
+class FakeLease(Lease):
+    """A lock that can get lost while it is held."""
+
+    def __init__(self) -> None:
+        self.lost = False
+
+    def held(self) -> bool:
+        return not self.lost
+
+
 class FaultyStore(MemoryStore):
     """A store whose parts can be made to fail, and that takes a turn of the loop for everything."""
 
@@ -148,15 +160,21 @@ class FaultyStore(MemoryStore):
         self.slow_read: asyncio.Event | None = None  # what the next load reads arrives once this is set
         self.loads = 0
         self.locks = 0
+        self.lease = FakeLease()
+        self.elsewhere = False  # whether other machines use it, too
+
+    @property
+    def shared(self) -> bool:
+        return self.elsewhere
 
     @asynccontextmanager
-    async def lock(self, account: str, timeout_s: float) -> AsyncIterator[None]:
+    async def lock(self, account: str, timeout_s: float) -> AsyncIterator[Lease]:
         self.locks += 1
         await asyncio.sleep(0)
         if self.lock_fault is not None:
             raise self.lock_fault
         async with super().lock(account, timeout_s):
-            yield
+            yield self.lease
 
     async def load(self, account: str) -> Login | None:
         self.loads += 1

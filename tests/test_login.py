@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,7 +22,7 @@ from cfproxy.errors import (
     TokenEndpointUnavailable,
 )
 from cfproxy.login import LoggedOut, LoginPlan, begin, finish, login_app, logout
-from cfproxy.ports import ATTEMPT_LIFETIME_S, Attempt, TokenReply
+from cfproxy.ports import ATTEMPT_LIFETIME_S, Attempt, Lease, TokenReply
 from cfproxy.secret import Secret
 from cfproxy.stores.memory import MemoryStore
 from cfproxy.token import UNKNOWN_LIFETIME_S, Login
@@ -52,10 +52,10 @@ class Store(MemoryStore):
         self.done.append(name)
 
     @asynccontextmanager
-    async def lock(self, account: str, timeout_s: float) -> AsyncIterator[None]:
+    async def lock(self, account: str, timeout_s: float) -> AsyncIterator[Lease]:
         await self._step("lock")
-        async with super().lock(account, timeout_s):
-            yield
+        async with super().lock(account, timeout_s) as lease:
+            yield lease
         self.done.append("unlock")
 
     async def load(self, account: str) -> Login | None:
@@ -99,7 +99,7 @@ class Endpoint:
             raise outcome.fresh()
         return outcome
 
-    async def refresh(self, refresh_token: Secret) -> TokenReply:
+    async def refresh(self, refresh_token: Secret, may_send: Callable[[], bool] | None = None) -> TokenReply:
         raise AssertionError("a login refreshes nothing")
 
     async def client_credentials(self) -> TokenReply:

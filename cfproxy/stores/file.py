@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 from cfproxy.errors import StoreUnavailable, StoreUnusable
-from cfproxy.ports import Attempt
+from cfproxy.ports import Attempt, Lease
 from cfproxy.secret import Secret
 from cfproxy.stores.attempts import Entry, choose, from_document, to_document
 from cfproxy.stores.disk import FILE_MAX_BYTES, Folder
@@ -40,7 +40,12 @@ class FileStore:
         """Say where the records are, for people."""
         return str(self._folder.path)
 
-    def lock(self, account: str, timeout_s: float) -> AbstractAsyncContextManager[None]:
+    @property
+    def shared(self) -> bool:
+        """Say that the operating system guards its locks: a free one has no holder that lives."""
+        return False
+
+    def lock(self, account: str, timeout_s: float) -> AbstractAsyncContextManager[Lease]:
         """Exclude every other process and task that refreshes this account, waiting `timeout_s` at most.
 
         Raises:
@@ -108,6 +113,9 @@ class FileStore:
             StoreUnavailable, StoreUnusable
         """
         return await asyncio.to_thread(self._take, account, state, now)
+
+    async def aclose(self) -> None:
+        """Do nothing: no file is kept open."""
 
     # --- the record ----------------------------------------------------------------------
 

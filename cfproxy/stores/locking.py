@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import lock_descriptor, unlock_descriptor
 
 from cfproxy.errors import StoreUnavailable
+from cfproxy.ports import Lease
 from cfproxy.stores.disk import SAFE_FLAGS, Folder
 from cfproxy.stores.safety import check_file
 
@@ -27,7 +28,7 @@ LONGEST_PAUSE_S = 0.1
 
 
 @asynccontextmanager
-async def hold(folder: Folder, name: str, timeout_s: float, busy: str) -> AsyncIterator[None]:
+async def hold(folder: Folder, name: str, timeout_s: float, busy: str) -> AsyncIterator[Lease]:
     """Hold the lock file `name`, waiting `timeout_s` at most.
 
     Raises:
@@ -44,7 +45,7 @@ async def hold(folder: Folder, name: str, timeout_s: float, busy: str) -> AsyncI
         await asyncio.sleep(min(pause_s, left_s))
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
     try:
-        yield
+        yield Lease()
     finally:
         unlock(fd)
 

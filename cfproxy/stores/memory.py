@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from itertools import count
 
 from cfproxy.errors import StoreUnavailable
-from cfproxy.ports import Attempt
+from cfproxy.ports import Attempt, Lease
 from cfproxy.stores.attempts import Entry, choose
 from cfproxy.token import Login
 
@@ -34,8 +34,13 @@ class MemoryStore:
         """Say where the records are, for people."""
         return "memory"
 
+    @property
+    def shared(self) -> bool:
+        """Say that no other machine uses it."""
+        return False
+
     @asynccontextmanager
-    async def lock(self, account: str, timeout_s: float) -> AsyncIterator[None]:
+    async def lock(self, account: str, timeout_s: float) -> AsyncIterator[Lease]:
         """Exclude every other task that refreshes this account, waiting `timeout_s` at most.
 
         Raises:
@@ -51,7 +56,7 @@ class MemoryStore:
                 "try again"
             ) from error
         try:
-            yield
+            yield Lease()
         finally:
             lock.release()
 
@@ -98,6 +103,9 @@ class MemoryStore:
         entries = self._attempts[account]
         entries[entries.index(taken)] = taken.spent()
         return taken.attempt
+
+    async def aclose(self) -> None:
+        """Do nothing: the records stay as long as this object."""
 
     def _prune(self, account: str, now: float) -> None:
         kept = [entry for entry in self._attempts.get(account, ()) if not entry.expired(now)]

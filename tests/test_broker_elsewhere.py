@@ -1,0 +1,70 @@
+"""A store that other machines use too: a lock that is free proves nothing about its last holder."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from cfproxy.errors import StoreUnavailable, TokenEndpointUnavailable
+from cfproxy.secret import Secret
+from cfproxy.token import Token
+from tests.fakes import World, open_world
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    async with open_world() as world:
+        world.store.elsewhere = True
+        yield world
+
+
+async def test_an_open_mark_is_left_alone_while_the_token_serves(world: World) -> None:
+    """Whoever marked the refresh token may still have its answer: nobody else spends it before need."""
+    await world.put(presented_at=world.clock.time())
+    broker = await world.broker()
+    await world.clock.advance(3599)
+    assert (await broker.get()).value == Secret("access-1")
+    assert world.endpoint.calls == []
+    await world.clock.advance(1)
+    assert (await broker.get()).value == Secret("access-2")
+    assert world.endpoint.calls == ["refresh-1"]
+
+
+async def test_who_stood_still_saves_its_token_in_time(world: World) -> None:
+    """The new token of a machine that was stopped reaches the others, who spent nothing meanwhile."""
+    login = await world.put(presented_at=world.clock.time())
+    broker = await world.broker()
+    await world.clock.advance(1800)
+    token = Token(Secret("access-2"), world.clock.time(), 3600.0)
+    await world.put(token=token, refresh_token=Secret("refresh-2"), serial=2, login_at=login.login_at)
+    await world.clock.advance(2000)
+    assert (await broker.get()).value == Secret("access-2")
+    assert world.endpoint.calls == []
+
+
+async def test_a_lock_that_is_lost_before_sending_spends_nothing(world: World) -> None:
+    """The refresh token stays unspent, the caller is told, and the mark is left to who has the lock now."""
+    await world.put_expired()
+    world.store.lease.lost = True
+    broker = await world.broker()
+    with pytest.raises(TokenEndpointUnavailable):
+        await broker.get()
+    assert world.endpoint.calls == []
+    assert (await world.stored()).presented_at is not None
+    world.store.lease.lost = False
+    await world.clock.advance(120)
+    assert (await broker.get()).value == Secret("access-2")
+
+
+async def test_a_mark_that_cannot_be_saved_spends_nothing(world: World) -> None:
+    """Even with no valid token left: what others can't see marked, they would spend as well."""
+    await world.put_expired()
+    world.store.save_fault = StoreUnavailable("the store is out of reach")
+    broker = await world.broker()
+    with pytest.raises(StoreUnavailable):
+        await broker.get()
+    assert world.endpoint.calls == []
+    world.store.mend()
+    await world.clock.advance(120)
+    assert (await broker.get()).value == Secret("access-2")
