@@ -295,6 +295,11 @@ async def open_world(app: App = APP) -> AsyncIterator[World]:
     await world.aclose()
 
 
+def access(token: Token) -> str:
+    """Return the access token itself."""
+    return token.value.reveal()
+
+
 def at_once(call: Coroutine[Any, Any, Token]) -> Token:
     """Return what `call` returns; it must not wait for anything."""
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -11,19 +10,7 @@ from cfproxy.broker import Broker
 from cfproxy.errors import Misconfigured, TokenEndpointUnavailable
 from cfproxy.ports import TokenReply
 from cfproxy.secret import Secret
-from cfproxy.token import Token
-from tests.fakes import World, at_once, down, open_world, reply
-
-
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
-    async with open_world() as world:
-        yield world
-
-
-def value(token: Token) -> str:
-    return token.value.reveal()
-
+from tests.fakes import World, access, at_once, down, reply
 
 # --- one flight --------------------------------------------------------------------------
 
@@ -33,9 +20,9 @@ async def test_a_thousand_callers_of_an_expired_token_share_one_refresh(world: W
     await world.put_expired()
     broker = await world.broker()
     tokens = await asyncio.gather(*(broker.get() for _ in range(1000)))
-    assert {value(token) for token in tokens} == {"access-2"}
+    assert {access(token) for token in tokens} == {"access-2"}
     assert world.endpoint.calls == ["refresh-1"]
-    assert value((await world.stored()).token) == "access-2"
+    assert access((await world.stored()).token) == "access-2"
 
 
 async def test_a_hundred_rejections_of_one_token_cause_one_refresh(world: World) -> None:
@@ -43,7 +30,7 @@ async def test_a_hundred_rejections_of_one_token_cause_one_refresh(world: World)
     login = await world.put()
     broker = await world.broker()
     tokens = await asyncio.gather(*(broker.replace(login.token) for _ in range(100)))
-    assert {value(token) for token in tokens} == {"access-2"}
+    assert {access(token) for token in tokens} == {"access-2"}
     assert world.endpoint.calls == ["refresh-1"]
 
 
@@ -52,7 +39,7 @@ async def test_a_late_rejection_of_an_old_token_asks_nobody(world: World) -> Non
     login = await world.put()
     broker = await world.broker()
     await broker.replace(login.token)
-    assert value(at_once(broker.replace(login.token))) == "access-2"
+    assert access(at_once(broker.replace(login.token))) == "access-2"
     assert len(world.endpoint.calls) == 1
 
 
@@ -65,7 +52,7 @@ async def test_a_rejection_during_an_early_refresh_joins_it(world: World) -> Non
     late = asyncio.create_task(broker.replace(login.token))
     await world.clock.settle()
     world.endpoint.gate.set()
-    assert value(await late) == "access-2"
+    assert access(await late) == "access-2"
     assert len(world.endpoint.calls) == 1
 
 
@@ -93,7 +80,7 @@ async def test_a_valid_token_never_waits_for_a_refresh(world: World) -> None:
     broker = await world.broker()
     world.endpoint.gate.clear()
     for _ in range(36):
-        assert value(at_once(broker.get())) == "access-1"
+        assert access(at_once(broker.get())) == "access-1"
         await world.clock.advance(99.9)
     assert world.endpoint.in_flight == 1
     assert world.store.locks == 1
@@ -102,7 +89,7 @@ async def test_a_valid_token_never_waits_for_a_refresh(world: World) -> None:
     await world.clock.settle()
     assert not waiting.done()
     world.endpoint.gate.set()
-    assert value(await waiting) == "access-2"
+    assert access(await waiting) == "access-2"
 
 
 async def test_an_idle_proxy_keeps_its_token_fresh_with_one_alarm(world: World) -> None:
@@ -135,9 +122,9 @@ async def test_a_token_that_a_suspend_made_old_is_refreshed_by_the_next_request(
     await world.put()
     broker = await world.broker()
     world.clock.jump_wall(3400)
-    assert value(at_once(broker.get())) == "access-1"
+    assert access(at_once(broker.get())) == "access-1"
     await world.clock.settle()
-    assert value(at_once(broker.get())) == "access-2"
+    assert access(at_once(broker.get())) == "access-2"
 
 
 async def test_an_alarm_that_comes_too_early_is_set_again(world: World) -> None:
@@ -163,7 +150,7 @@ async def test_a_wall_clock_that_is_set_back_does_not_prolong_the_token(world: W
     world.clock.jump_wall(-86400)
     world.endpoint.always = down()
     await world.clock.advance(3599)
-    assert value(await broker.get()) == "access-1"
+    assert access(await broker.get()) == "access-1"
     await world.clock.advance(1)
     with pytest.raises(TokenEndpointUnavailable):
         await broker.get()
@@ -235,7 +222,7 @@ async def test_the_same_token_again_is_no_replacement(world: World) -> None:
     broker = await world.broker()
     world.endpoint.plan = [reply("access-1") for _ in range(9)]
     for _ in range(10):
-        assert value(await broker.replace(login.token)) == "access-1"
+        assert access(await broker.replace(login.token)) == "access-1"
     assert len(world.endpoint.calls) == 1
 
 
@@ -245,7 +232,7 @@ async def test_distrust_of_an_old_token_means_nothing(world: World) -> None:
     broker = await world.broker()
     current = await broker.replace(login.token)
     broker.distrust(login.token)
-    assert value(await broker.replace(current)) == "access-3"
+    assert access(await broker.replace(current)) == "access-3"
 
 
 async def test_a_rejected_token_waits_for_the_back_off_too(world: World) -> None:
@@ -257,7 +244,7 @@ async def test_a_rejected_token_waits_for_the_back_off_too(world: World) -> None
         with pytest.raises(Misconfigured):
             await broker.replace(login.token)
     assert len(world.endpoint.calls) == 1
-    assert value(await broker.get()) == "access-1"
+    assert access(await broker.get()) == "access-1"
 
 
 # --- what an answer holds ----------------------------------------------------------------
@@ -268,7 +255,7 @@ async def test_the_old_refresh_token_stays_good_when_none_comes(world: World) ->
     await world.put_expired()
     world.endpoint.plan = [reply("access-2")]
     broker = await world.broker()
-    assert value(await broker.get()) == "access-2"
+    assert access(await broker.get()) == "access-2"
     stored = await world.stored()
     assert stored.refresh_token == Secret("refresh-1")
     assert stored.presented_at is None

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
 from cfproxy.errors import CfproxyError, LoginRequired, StoreUnavailable
 from cfproxy.secret import Secret
-from tests.fakes import World, at_once, down, open_world
+from tests.fakes import World, at_once, down
 
 # More turns of the event loop than any call takes from its beginning to its end.
 TURNS = 25
-
-
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
-    async with open_world() as world:
-        yield world
 
 
 async def test_callers_who_leave_do_not_end_the_refresh_that_they_share(world: World) -> None:

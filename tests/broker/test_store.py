@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from cfproxy.broker import Broker
@@ -13,12 +11,6 @@ from cfproxy.token import Token
 from tests.fakes import CREDENTIALS_APP, World, at_once, down, open_world, refused
 
 FULL = StoreUnavailable("the disk is full")
-
-
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
-    async with open_world() as world:
-        yield world
 
 
 async def with_unsaved(world: World) -> Broker:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -16,8 +15,8 @@ from cfproxy.errors import (
     TokenEndpointUnavailable,
 )
 from cfproxy.secret import Secret
-from cfproxy.token import App, Token
-from tests.fakes import CREDENTIALS_APP, TOKEN_URL, UPSTREAM, World, down, open_world, refused
+from cfproxy.token import Token
+from tests.fakes import World, down, refused
 
 # Each way to fail, and what callers get once no valid token is left.
 FAILURES = [
@@ -29,26 +28,6 @@ FAILURES = [
     pytest.param(Misconfigured("the app is refused"), Misconfigured, id="invalid_client"),
     pytest.param(ValueError("a bug"), TokenEndpointUnavailable, id="a bug of ours"),
 ]
-
-
-@pytest.fixture(params=["authorization_code", "client_credentials"])
-async def any_world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    grant = request.param
-    scope = "cfgateway offline_access" if grant == "authorization_code" else "cfgateway"
-    async with open_world(App("default", "app", TOKEN_URL, UPSTREAM, scope, grant)) as world:
-        yield world
-
-
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
-    async with open_world() as world:
-        yield world
-
-
-@pytest.fixture
-async def credentials_world() -> AsyncIterator[World]:
-    async with open_world(CREDENTIALS_APP) as world:
-        yield world
 
 
 @pytest.mark.parametrize(("failure", "told"), FAILURES)

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
 from cfproxy.errors import LoginRequired, Misconfigured, StoreUnavailable, TokenEndpointUnavailable
 from cfproxy.secret import Secret
 from cfproxy.token import Token
-from tests.fakes import LOST, World, at_once, down, open_world
-
-
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
-    async with open_world() as world:
-        yield world
-
-
-def access(token: Token) -> str:
-    return token.value.reveal()
-
+from tests.fakes import LOST, World, access, at_once, down
 
 # --- invalid_grant -----------------------------------------------------------------------
 

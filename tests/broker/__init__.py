@@ -1,0 +1,1 @@
+"""The broker and what it consists of, on a fake clock."""
