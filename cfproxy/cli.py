@@ -14,23 +14,20 @@ from importlib import import_module
 
 import click
 
-from cfproxy import __version__, errors
+from cfproxy import __version__, errors, exits
 from cfproxy.commands.options import common
 
-EXIT_FAILURE = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 EXIT_CODES: tuple[tuple[type[errors.CfproxyError], int], ...] = (
-    (errors.ConfigError, EXIT_USAGE),
-    (errors.UsageError, EXIT_USAGE),
-    (errors.LoginRequired, 3),
-    (errors.StoreUnavailable, 4),
-    (errors.StoreUnusable, 4),
-    (errors.TokenEndpointUnavailable, 5),
-    (errors.Misconfigured, 5),
-    (errors.GrantRefused, 5),
-    (errors.UpstreamError, 5),
-    (errors.CfproxyError, EXIT_FAILURE),
+    (errors.ConfigError, exits.USAGE),
+    (errors.UsageError, exits.USAGE),
+    (errors.LoginRequired, exits.LOGIN_REQUIRED),
+    (errors.StoreUnavailable, exits.STORE),
+    (errors.StoreUnusable, exits.STORE),
+    (errors.TokenEndpointUnavailable, exits.ENDPOINT),
+    (errors.Misconfigured, exits.ENDPOINT),
+    (errors.GrantRefused, exits.ENDPOINT),
+    (errors.UpstreamError, exits.ENDPOINT),
+    (errors.CfproxyError, exits.FAILURE),
 )
 
 
@@ -48,11 +45,11 @@ def run(args: list[str]) -> int:
         code = cli.main(args=args, prog_name="cfproxy", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
         click.echo("cfproxy: interrupted", err=True)
-        return EXIT_INTERRUPTED
+        return exits.INTERRUPTED
     except click.ClickException as error:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "cfproxy"
         click.echo(f"cfproxy: {error.format_message().rstrip('.')}; see: {command} --help", err=True)
-        return EXIT_USAGE
+        return exits.USAGE
     except errors.CfproxyError as error:
         if debug:
             traceback.print_exception(error)
@@ -63,13 +60,13 @@ def run(args: list[str]) -> int:
         # Whoever read our output has gone; writing the rest would only fail again.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILURE
+        return exits.FAILURE
     except Exception as error:
         if debug:
             raise
         click.echo(f"cfproxy: internal fault ({type(error).__name__}); run it again with --debug", err=True)
-        return EXIT_FAILURE
-    return code if isinstance(code, int) else 0
+        return exits.FAILURE
+    return code if isinstance(code, int) else exits.DONE
 
 
 # Each command and where it is: only the module of the one that is called is imported.

@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
+from cfproxy import exits
 from cfproxy.config import Settings
 from cfproxy.service import Service
 
 _T = TypeVar("_T")
-EXIT_INTERRUPTED = 130
 
 
 def run_loop(work: Coroutine[Any, Any, _T]) -> _T:
@@ -40,13 +40,13 @@ async def wait_for_signal(stopped: asyncio.Event) -> int:
     A second signal ends the process at once.
     """
     loop = asyncio.get_running_loop()
-    code = 0
+    code = exits.DONE
 
     def on_signal(number: int) -> None:
         nonlocal code
         if stopped.is_set():
             os._exit(128 + number)
-        code = EXIT_INTERRUPTED if number == signal.SIGINT else 0
+        code = exits.INTERRUPTED if number == signal.SIGINT else exits.DONE
         stopped.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
