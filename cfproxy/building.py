@@ -18,6 +18,7 @@ from cfproxy.broker import Broker
 from cfproxy.config import Account
 from cfproxy.endpoint import HttpTokenEndpoint
 from cfproxy.errors import ListenError
+from cfproxy.hosts import render_authority
 from cfproxy.login import LoginPlan
 from cfproxy.ports import TokenStore
 from cfproxy.stores import open_store
@@ -93,13 +94,9 @@ def build_tls(account: Account) -> ssl.SSLContext | None:
 def build_login_plan(account: Account, store: TokenStore) -> LoginPlan:
     """Return what `login` and `logout` work with."""
     return LoginPlan(
-        account=account.name,
-        client_id=account.client_id,
-        scope=account.scope,
+        app=build_app(account),
         redirect_uri=account.redirect_uri,
         authorize_url=account.authorize_url,
-        token_url=account.token_url,
-        upstream=account.upstream_origin,
         pkce=account.pkce,
         refresh_token_lifetime_s=account.refresh_token_lifetime_s,
         store=store,
@@ -125,8 +122,7 @@ def build_origin(upstream: str) -> Origin:
     """Return the origin of an upstream URL; `via` is new each time."""
     url = URL(upstream)
     assert url.raw_host is not None  # noqa: S101 - the configuration has checked it
-    host = f"[{url.raw_host}]" if ":" in url.raw_host else url.raw_host
-    authority = host if url.is_default_port() else f"{host}:{url.port}"
+    authority = render_authority(url.raw_host, None if url.is_default_port() else url.port)
     return Origin(
         scheme=url.scheme,
         authority=authority.encode("ascii"),

@@ -14,7 +14,7 @@ from structlog.typing import FilteringBoundLogger
 from cfproxy import login
 from cfproxy.building import build_login_plan
 from cfproxy.config import load_settings
-from cfproxy.hosts import bracketed
+from cfproxy.hosts import render_authority
 from cfproxy.running import wait_for_signal
 from cfproxy.sandbox import Behaviour, Sandbox, approve
 from cfproxy.service import Service
@@ -45,8 +45,8 @@ async def run_demo(host: str, port: int, log: FilteringBoundLogger) -> int:
                 "CFPROXY_AUTHORIZE_URL": f"{sandbox.url}/connect/authorize",
                 "CFPROXY_TOKEN_URL": f"{sandbox.url}/connect/token",
                 "CFPROXY_REVOCATION_URL": f"{sandbox.url}/connect/revocation",
-                "CFPROXY_LISTEN": f"{bracketed(host)}:{free_port(host, port)}",
-                "CFPROXY_ADMIN": f"{bracketed(host)}:{free_port(host, port + 1 if port else 0)}",
+                "CFPROXY_LISTEN": render_authority(host, free_port(host, port)),
+                "CFPROXY_ADMIN": render_authority(host, free_port(host, port + 1 if port else 0)),
                 "CFPROXY_STORE": "memory",
             },
         )

@@ -58,6 +58,7 @@ def parse_authority(text: str, want: str) -> tuple[str, int | None]:
     return parse_name(match[1]), None if match[2] is None else int(match[2])
 
 
-def bracketed(host: str) -> str:
-    """Return a host as URLs have it: an IPv6 address in brackets."""
-    return f"[{host}]" if ":" in host else host
+def render_authority(host: str, port: int | None) -> str:
+    """Return `host`, `host:port` or `[::1]:port`: what `parse_authority` reads."""
+    bracketed = f"[{host}]" if ":" in host else host
+    return bracketed if port is None else f"{bracketed}:{port}"

@@ -28,7 +28,7 @@ from cfproxy.errors import (
 from cfproxy.ports import Attempt, AttemptGone, Clock, TokenEndpoint, TokenReply, TokenStore
 from cfproxy.redirect import check_redirect, explain_error, parse_redirect
 from cfproxy.secret import Secret
-from cfproxy.token import UNKNOWN_LIFETIME_S, Login, Token
+from cfproxy.token import UNKNOWN_LIFETIME_S, App, Login, Token
 
 _T = TypeVar("_T")
 
@@ -38,13 +38,9 @@ class LoginPlan:
     """All that a login needs to know.
 
     Args:
-        account: the account's name.
-        client_id: the app.
-        scope: what to ask for.
+        app: which app logs in where; it goes into the record, which is used with no other one.
         redirect_uri: as registered; None with client credentials.
         authorize_url: where the person's browser goes; its origin is the expected issuer (RFC 9207).
-        token_url: goes into the record, which is used with no other one.
-        upstream: likewise; `scheme://host:port` of the API.
         pkce: whether to bind the code to this attempt (RFC 7636).
         refresh_token_lifetime_s: seconds that a login with a refresh token lasts.
         store: where attempts and the login are kept.
@@ -53,13 +49,9 @@ class LoginPlan:
         lock_timeout_s: seconds to wait for a refresh under way elsewhere.
     """
 
-    account: str
-    client_id: str
-    scope: str
+    app: App
     redirect_uri: str | None
     authorize_url: str
-    token_url: str
-    upstream: str
     pkce: bool
     refresh_token_lifetime_s: float
     store: TokenStore
@@ -93,19 +85,19 @@ async def begin(plan: LoginPlan) -> tuple[str, Attempt]:
         raise LoginFailed("a login in the browser needs redirect_uri; set it as registered for the app")
     verifier = oauth.new_verifier() if plan.pkce else None
     attempt = Attempt(
-        account=plan.account,
+        account=plan.app.account,
         state=oauth.new_state(),
         verifier=verifier,
         redirect_uri=plan.redirect_uri,
-        client_id=plan.client_id,
+        client_id=plan.app.client_id,
         created_at=plan.clock.time(),
     )
     await plan.store.put_attempt(attempt)
     url = oauth.build_authorize_url(
         plan.authorize_url,
-        client_id=plan.client_id,
+        client_id=plan.app.client_id,
         redirect_uri=plan.redirect_uri,
-        scope=plan.scope,
+        scope=plan.app.scope,
         state=attempt.state,
         challenge=None if verifier is None else oauth.challenge_s256(verifier),
     )
@@ -131,12 +123,12 @@ async def finish(plan: LoginPlan, text: str) -> Login:
             await _take(plan, came.state)
         raise LoginFailed(explain_error(came.error, again))
     attempt = await _take(plan, came.state)
-    if attempt.client_id != plan.client_id:
+    if attempt.client_id != plan.app.client_id:
         raise LoginFailed(f"client_id was changed since this login was begun; {again}")
     assert came.code is not None  # noqa: S101 - check_redirect has seen to it
     code = _Code(came.code)
     try:
-        async with plan.store.lock(plan.account, plan.lock_timeout_s):
+        async with plan.store.lock(plan.app.account, plan.lock_timeout_s):
             return await _uninterrupted(_spend(plan, attempt, code))
     except (CfproxyError, asyncio.CancelledError):
         if code.is_unused:
@@ -161,7 +153,7 @@ async def login_app(plan: LoginPlan) -> Login:
         await plan.store.save(login)
         return login
 
-    async with plan.store.lock(plan.account, plan.lock_timeout_s):
+    async with plan.store.lock(plan.app.account, plan.lock_timeout_s):
         return await _uninterrupted(fetch())
 
 
@@ -173,12 +165,12 @@ async def logout(plan: LoginPlan) -> LoggedOut:
     """
 
     async def forget() -> LoggedOut:
-        login = await plan.store.load(plan.account)
+        login = await plan.store.load(plan.app.account)
         revoked = None if login is None else await _revoke(plan, login)
-        await plan.store.delete(plan.account)
+        await plan.store.delete(plan.app.account)
         return LoggedOut(found=login is not None, revoked=revoked)
 
-    async with plan.store.lock(plan.account, plan.lock_timeout_s):
+    async with plan.store.lock(plan.app.account, plan.lock_timeout_s):
         return await _uninterrupted(forget())
 
 
@@ -192,7 +184,7 @@ class _Code:
 
 async def _take(plan: LoginPlan, state: str | None) -> Attempt:
     try:
-        return await plan.store.take_attempt(plan.account, state, plan.clock.time())
+        return await plan.store.take_attempt(plan.app.account, state, plan.clock.time())
     except AttemptGone as gone:
         reason = gone.reason
     if reason == "used":
@@ -208,8 +200,8 @@ async def _take(plan: LoginPlan, state: str | None) -> Attempt:
 
 async def _load_before(plan: LoginPlan) -> Login | None:
     """Return the record to be replaced, having made sure that it can be."""
-    await plan.store.probe(plan.account)
-    return await plan.store.load(plan.account)
+    await plan.store.probe(plan.app.account)
+    return await plan.store.load(plan.app.account)
 
 
 async def _spend(plan: LoginPlan, attempt: Attempt, code: _Code) -> Login:
@@ -254,11 +246,11 @@ def _new_login(plan: LoginPlan, reply: TokenReply, asked_at: float, before: Logi
     token = Token(reply.access_token, asked_at, reply.lifetime_s or UNKNOWN_LIFETIME_S)
     lasts_s = token.lifetime_s if reply.refresh_token is None else plan.refresh_token_lifetime_s
     return Login(
-        account=plan.account,
-        client_id=plan.client_id,
-        token_url=plan.token_url,
-        upstream=plan.upstream,
-        scope=reply.scope or plan.scope,
+        account=plan.app.account,
+        client_id=plan.app.client_id,
+        token_url=plan.app.token_url,
+        upstream=plan.app.upstream,
+        scope=reply.scope or plan.app.scope,
         token=token,
         refresh_token=reply.refresh_token,
         serial=1 if before is None else before.serial + 1,
@@ -268,8 +260,7 @@ def _new_login(plan: LoginPlan, reply: TokenReply, asked_at: float, before: Logi
 
 
 async def _revoke(plan: LoginPlan, login: Login) -> bool | None:
-    mine = (plan.client_id, plan.token_url, plan.upstream)
-    if (login.client_id, login.token_url, login.upstream) != mine:
+    if not login.belongs_to(plan.app):
         return None  # A token is never shown to another server than its own.
     try:
         results = [await plan.endpoint.revoke(login.token.value, "access_token")]
@@ -281,8 +272,7 @@ async def _revoke(plan: LoginPlan, login: Login) -> bool | None:
 
 
 def _again(plan: LoginPlan) -> str:
-    account = "" if plan.account == "default" else f" --account {plan.account}"
-    return f"begin again with 'cfproxy login{account}'"
+    return f"begin again with: {plan.app.login_command}"
 
 
 async def _uninterrupted(work: Coroutine[Any, Any, _T]) -> _T:

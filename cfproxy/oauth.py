@@ -27,14 +27,10 @@ LIFETIME_MAX_S = 10 * 365 * 86400.0
 # What `GrantRefused.description` may say: our classification, never the server's words.
 REFUSED_REDIRECT_URI = "redirect_uri"
 REFUSED_VERIFIER = "code_verifier"
-REFUSED_EXPIRED = "expired"
-REFUSED_USED = "used"
 
 _REFUSALS = (
     (REFUSED_REDIRECT_URI, re.compile(r"redirect(ion)?[ _]ur[il]")),
     (REFUSED_VERIFIER, re.compile(r"pkce|code[ _](verifier|challenge)")),
-    (REFUSED_EXPIRED, re.compile(r"\bexpired\b")),
-    (REFUSED_USED, re.compile(r"\b(used|redeemed|consumed)\b")),
 )
 _APPS = "in Creative Force under Studio settings > Integrations > Registered Apps"
 _REPAIRS = {

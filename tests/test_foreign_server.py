@@ -14,6 +14,7 @@ from cfproxy.endpoint import HttpTokenEndpoint
 from cfproxy.errors import GrantRefused, LoginFailed, Misconfigured
 from cfproxy.secret import Secret
 from cfproxy.stores.memory import MemoryStore
+from cfproxy.token import App as ClientApp
 from tests.authlib_server import App, Server
 from tests.clock import FakeClock
 
@@ -42,13 +43,16 @@ def endpoint_at(origin: str, secret: str = APP.client_secret, scope: str = SCOPE
 
 def plan_at(origin: str, *, pkce: bool = True) -> login.LoginPlan:
     return login.LoginPlan(
-        account="default",
-        client_id=APP.client_id,
-        scope=SCOPE,
+        app=ClientApp(
+            account="default",
+            client_id=APP.client_id,
+            token_url=f"{origin}/connect/token",
+            upstream="https://api.example:443",
+            scope=SCOPE,
+            grant="authorization_code",
+        ),
         redirect_uri=APP.redirect_uri,
         authorize_url=f"{origin}/connect/authorize",
-        token_url=f"{origin}/connect/token",
-        upstream="https://api.example:443",
         pkce=pkce,
         refresh_token_lifetime_s=30 * 86400.0,
         store=MemoryStore(),
@@ -94,7 +98,9 @@ async def test_the_whole_way_from_login_over_refresh_to_logout(
 async def test_an_app_logs_in_without_a_person(server: tuple[Server, str]) -> None:
     """With client credentials a login is a token, without refresh token and without an end."""
     _, origin = server
-    plan = replace(plan_at(origin), scope="cfgateway", endpoint=endpoint_at(origin, scope="cfgateway"))
+    plan = plan_at(origin)
+    app = replace(plan.app, scope="cfgateway", grant="client_credentials")
+    plan = replace(plan, app=app, endpoint=endpoint_at(origin, scope="cfgateway"))
     done = await login.login_app(plan)
     assert done.refresh_token is None
     assert done.login_expires_at is None

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfproxy.hosts import bracketed, is_loopback, parse_authority
+from cfproxy.hosts import is_loopback, parse_authority, render_authority
 
 
 @pytest.mark.parametrize(
@@ -86,4 +86,4 @@ def test_an_address_and_its_port_read_back(
 ) -> None:
     """An IPv6 address stands in brackets, so that its port can be told from it."""
     host = str(address)
-    assert parse_authority(f"{bracketed(host)}:{port}", "wanted") == (host, port)
+    assert parse_authority(render_authority(host, port), "wanted") == (host, port)

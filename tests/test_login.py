@@ -25,12 +25,20 @@ from cfproxy.login import LoggedOut, LoginPlan, begin, finish, login_app, logout
 from cfproxy.ports import ATTEMPT_LIFETIME_S, Attempt, Lease, TokenReply
 from cfproxy.secret import Secret
 from cfproxy.stores.memory import MemoryStore
-from cfproxy.token import UNKNOWN_LIFETIME_S, Login
+from cfproxy.token import UNKNOWN_LIFETIME_S, App, Login
 from tests.clock import FakeClock
 
 REDIRECT = "https://integration.example/cb"
 ACCOUNTS = "https://accounts.example"
 MONTH_S = 30 * 86400.0
+APP = App(
+    "default",
+    "app-1",
+    f"{ACCOUNTS}/connect/token",
+    "https://api.example:443",
+    "cfgateway offline_access",
+    "authorization_code",
+)
 REPLY = TokenReply(Secret("at-1"), 3600.0, Secret("rt-1"), None)
 UNSENT = TokenEndpointUnavailable("the token endpoint at accounts.example cannot be reached", sent=False)
 LOST = TokenEndpointUnavailable("the token endpoint at accounts.example gave no whole answer in time")
@@ -123,13 +131,9 @@ class World:
         self.endpoint = Endpoint(self.store, *outcomes)
         self.clock = FakeClock()
         settings: dict[str, Any] = {
-            "account": "default",
-            "client_id": "app-1",
-            "scope": "cfgateway offline_access",
+            "app": APP,
             "redirect_uri": REDIRECT,
             "authorize_url": f"{ACCOUNTS}/connect/authorize",
-            "token_url": f"{ACCOUNTS}/connect/token",
-            "upstream": "https://api.example:443",
             "pkce": True,
             "refresh_token_lifetime_s": MONTH_S,
             "store": self.store,
@@ -280,8 +284,9 @@ async def test_each_cause_of_failure_has_its_own_message() -> None:
 
 async def test_the_next_step_names_the_account() -> None:
     """Who has more accounts than one is told which command to type."""
-    assert "'cfproxy login --account acme'" in await World(account="acme").failure("the-code-1")
-    assert "'cfproxy login'" in await World().failure("the-code-1")
+    acme = World(app=replace(APP, account="acme"))
+    assert "with: cfproxy login --account acme" in await acme.failure("the-code-1")
+    assert "with: cfproxy login" in await World().failure("the-code-1")
 
 
 async def test_a_denial_ends_its_attempt() -> None:
@@ -298,7 +303,7 @@ async def test_an_app_changed_meanwhile_gets_no_code() -> None:
     """A code of one app is not shown to the endpoint in the name of another one."""
     world = World(REPLY)
     address = await world.begun()
-    world.plan = replace(world.plan, client_id="app-2")
+    world.plan = replace(world.plan, app=replace(APP, client_id="app-2"))
     assert "client_id was changed" in await world.failure(address)
     assert world.endpoint.presented == []
 
@@ -437,5 +442,6 @@ async def test_a_token_is_not_shown_to_another_server(changes: dict[str, Any]) -
     """A record of another app or endpoint is forgotten without being presented anywhere."""
     world = World(REPLY)
     await finish(world.plan, await world.begun())
-    assert await logout(replace(world.plan, **changes)) == LoggedOut(found=True, revoked=None)
+    plan = replace(world.plan, app=replace(APP, **changes))
+    assert await logout(plan) == LoggedOut(found=True, revoked=None)
     assert len(world.endpoint.presented) == 1

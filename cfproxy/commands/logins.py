@@ -10,7 +10,7 @@ import click
 
 from cfproxy import login
 from cfproxy.building import build_login_plan, build_store
-from cfproxy.commands.options import account_option, choose, common, load
+from cfproxy.commands.options import account_option, common, load_account
 from cfproxy.config import Account
 from cfproxy.errors import LoginFailed, UsageError
 from cfproxy.login import LoginPlan
@@ -32,8 +32,7 @@ def login_command(
     """Log in, or log in anew; a running proxy picks it up."""
     if print_url and finish is not None:
         raise UsageError("--print-url and --finish are two steps: use one at a time")
-    settings = load()
-    chosen = choose(settings, account)
+    chosen = load_account(account)
     if chosen.store == "memory":
         raise UsageError(
             "store: memory ends with each process, so a login here would reach nobody; set store: file"
@@ -97,8 +96,7 @@ def _has_desktop() -> bool:
 @account_option
 def logout_command(account: str | None) -> int:
     """Revoke the tokens where the server can, and forget them."""
-    settings = load()
-    chosen = choose(settings, account)
+    chosen = load_account(account)
     done = run_loop(login.logout(_plan(chosen)))
     if not done.found:
         click.echo(f"Account '{chosen.name}' was not logged in.")

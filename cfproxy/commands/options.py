@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from cfproxy.config import Account, Settings, find_config, load_settings
+from cfproxy.config.addresses import parse_tcp_address
 from cfproxy.errors import UsageError
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -63,6 +64,15 @@ def load() -> Settings:
     return load_settings(find_config(config_path(), os.environ, Path.cwd()), os.environ)
 
 
+def load_account(name: str | None) -> Account:
+    """Load the configuration; return the account of `--account` (see `choose`).
+
+    Raises:
+        ConfigError, UsageError
+    """
+    return choose(load(), name)
+
+
 def choose(settings: Settings, name: str | None) -> Account:
     """Return the named account; without a name `default`, or the only one there is.
 
@@ -82,12 +92,13 @@ def choose(settings: Settings, name: str | None) -> Account:
 
 
 def host_and_port(listen: str) -> tuple[str, int]:
-    """Read `HOST:PORT`.
+    """Read the address that `--listen` gives, as the key `listen` is read.
 
     Raises:
         UsageError
     """
-    host, separator, port = listen.rpartition(":")
-    if not separator or not port.isdigit() or int(port) > 65535:
-        raise UsageError("--listen wants HOST:PORT, such as 127.0.0.1:9400")
-    return host.strip("[]") or "127.0.0.1", int(port)
+    try:
+        address = parse_tcp_address(listen)
+    except ValueError as error:
+        raise UsageError(f"--listen {error}") from None
+    return address.host, address.port

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from cfproxy import exits
 from cfproxy.broker import Broker
 from cfproxy.building import SystemClock, build_app, build_broker, build_store
-from cfproxy.commands.options import account_option, choose, common, is_debug, load
+from cfproxy.commands.options import account_option, choose, common, is_debug, load, load_account
 from cfproxy.config import Account
 from cfproxy.errors import CfproxyError, StoreUnavailable, StoreUnusable
 from cfproxy.logs import build_logger
@@ -31,8 +32,8 @@ def status_command(account: str | None, as_json: bool) -> int:
     click.echo(json.dumps({"accounts": reports}, indent=2) if as_json else render_text(reports))
     states = {report["state"] for report in reports} | {report["store"]["state"] for report in reports}
     if states & {"store-unusable", "store-unavailable"}:
-        return 4
-    return 3 if "login-required" in states else 0
+        return exits.STORE
+    return exits.LOGIN_REQUIRED if "login-required" in states else exits.DONE
 
 
 async def _report(accounts: list[Account]) -> list[dict[str, Any]]:
@@ -70,8 +71,7 @@ async def _stored(account: Account, store: TokenStore) -> tuple[Login | None, Cf
 @account_option
 def token_command(account: str | None) -> int:
     """Print a fresh access token, for scripts."""
-    settings = load()
-    chosen = choose(settings, account)
+    chosen = load_account(account)
     log = build_logger("debug" if is_debug() else "silent", "console")
     store = build_store(chosen)
     token, unsaved = run_loop(_token(build_broker(chosen, store, log), store, chosen.name))

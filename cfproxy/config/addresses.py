@@ -16,7 +16,7 @@ from typing import Annotated
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 from cfproxy.config.notation import STRING, is_off, text_of
-from cfproxy.hosts import bracketed, is_loopback, parse_authority
+from cfproxy.hosts import is_loopback, parse_authority, render_authority
 
 UNIX_PATH_MAX_BYTES = 103  # macOS has room for 104 with the final NUL, Linux for 108
 
@@ -33,7 +33,7 @@ class TcpAddress:
     port: int
 
     def __str__(self) -> str:
-        return f"{bracketed(self.host)}:{self.port}"
+        return render_authority(self.host, self.port)
 
     @property
     def is_loopback(self) -> bool:
@@ -127,7 +127,7 @@ def parse_url(value: object) -> str:
         raise ValueError("must have no query and no fragment")
     if {".", ".."} & set(path.lower().replace("%2e", ".").split("/")):
         raise ValueError("must have no . or .. in its path")
-    return f"{scheme}://{bracketed(host)}{'' if port is None else f':{port}'}{path}"
+    return f"{scheme}://{render_authority(host, port)}{path}"
 
 
 def parse_upstream(value: object) -> str:
@@ -146,14 +146,14 @@ def parse_redirect_uri(value: object) -> str:
 def url_origin(url: str) -> str:
     """Return `scheme://host:port` of a parsed URL, the port always there."""
     scheme, host, port, _ = _split_url(url, "must be a URL")
-    return f"{scheme}://{bracketed(host)}:{port or _DEFAULT_PORTS[scheme]}"
+    return f"{scheme}://{render_authority(host, port or _DEFAULT_PORTS[scheme])}"
 
 
 def parse_host(value: object) -> str:
     """Return `host` or `host:port` in lower case, as a Host header has it."""
     want = "must be host or host:port, without http://"
     host, port = parse_authority(text_of(value, want), want)
-    return bracketed(host) + ("" if port is None else f":{port}")
+    return render_authority(host, port)
 
 
 def parse_origin(value: object) -> str:
@@ -163,8 +163,8 @@ def parse_origin(value: object) -> str:
     if not match:
         raise ValueError(want)
     host, port = parse_authority(match[2], want)
-    shown = "" if port in {None, _DEFAULT_PORTS.get(match[1])} else f":{port}"
-    return f"{match[1]}://{bracketed(host)}{shown}"
+    shown = None if port == _DEFAULT_PORTS.get(match[1]) else port
+    return f"{match[1]}://{render_authority(host, shown)}"
 
 
 Url = Annotated[str, PlainValidator(parse_url), WithJsonSchema({**STRING, "format": "uri"})]
