@@ -44,7 +44,7 @@ bench: .venv/bench.stamp
 
 lock: .venv/test.stamp
 	$(INSTALL) uv
-	$(BIN)/$(LOCK) --extra fast --extra redis pyproject.toml -o requirements.lock
+	$(BIN)/$(LOCK) --extra encrypt --extra fast --extra redis pyproject.toml -o requirements.lock
 	$(BIN)/$(LOCK) --all-extras -c requirements.lock pyproject.toml -o .ci/requirements-test.lock
 	$(BIN)/$(LOCK) -c .ci/requirements-test.lock bench/requirements.in -o bench/requirements.lock
 

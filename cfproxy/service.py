@@ -160,7 +160,7 @@ class Service:
             rules=AccessRules(
                 hosts=account.access.hosts,
                 origins=account.access.origins,
-                keys=account.access.keys,
+                keys=tuple(key.secret for key in account.access.keys),
                 methods=account.access.methods,
                 paths=account.access.paths,
             ),
@@ -172,8 +172,11 @@ class Service:
         )
         listener = ProxyListener(settings, forwarder, self._log)
         running = RunningAccount(account, build_app(account), broker, listener, store.location)
-        running.listen, port = await self._listen(listen, listener.build_server(), running.servers)
-        listener.port = port
+        running.listen = "off"
+        if listen is not None:
+            running.listen, listener.port = await self._listen(
+                listen, listener.build_server(), running.servers
+            )
         # Last: a proxy that finds its port taken must not have spent a one-time refresh token.
         await broker.start()
         return running
@@ -212,7 +215,8 @@ class Service:
     def _admin_rules(self, address: TcpAddress) -> AdminRules:
         """Return who may ask and act: all accounts are concerned, so only keys that all of them share."""
         all_access = [running.settings.access for running in self.accounts]
-        keys = tuple(key for key in all_access[0].keys if all(key in access.keys for access in all_access))
+        everywhere = [{key.secret for key in access.keys if key.account is None} for access in all_access]
+        keys = tuple(set.intersection(*everywhere))
         keyed = any(access.keys for access in all_access)
         if keyed and not keys and not address.is_loopback:
             raise ListenError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from cfproxy.config import AccessKey
 from cfproxy.secret import Secret
 from tests.config_loader import BASE, Loader
 
@@ -24,7 +25,8 @@ def test_an_account_inherits_what_it_does_not_set(load: Loader) -> None:
     assert list(got.accounts) == ["default", "acme"]
     acme = got.accounts["acme"]
     assert (acme.name, acme.client_id, acme.redirect_uri) == ("acme", "b", "https://example.com/cb")
-    assert (acme.access.methods, acme.access.keys, acme.pacing.queue) == (("GET",), (Secret("b"),), 5)
+    keys = (AccessKey(Secret("b")),)
+    assert (acme.access.methods, acme.access.keys, acme.pacing.queue) == (("GET",), keys, 5)
 
 
 def test_without_a_client_id_at_the_top_there_is_no_default_account(load: Loader) -> None:

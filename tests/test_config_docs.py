@@ -20,7 +20,8 @@ def _leaf_keys(node: dict[str, Any], schema: dict[str, Any], prefix: str = "") -
     """Return each key of the schema, dotted, with its own part of the schema; `accounts` is one key."""
     leaves: dict[str, dict[str, Any]] = {}
     for key, part in node["properties"].items():
-        reference = part.get("$ref", "").rpartition("/")[2]
+        forms = [part, *part.get("anyOf", [])]  # a section, or the one value that stands for it
+        reference = next((form["$ref"].rpartition("/")[2] for form in forms if "$ref" in form), "")
         if reference:
             leaves |= _leaf_keys(schema["$defs"][reference], schema, f"{prefix}{key}.")
         else:

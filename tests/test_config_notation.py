@@ -181,7 +181,7 @@ def test_a_secret_file_is_a_short_text(load: Loader) -> None:
 
 def test_a_file_store_has_a_folder(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     """`file` is the user's state folder, `file:DIR` starts at the configuration's folder, memory has none."""
-    assert load.account("store: file:tokens").store == f"file:{load.folder / 'tokens'}"
+    assert load.account("store: file:tokens").store.url == f"file:{load.folder / 'tokens'}"
     assert load.account("store: file:tokens").store_dir == load.folder / "tokens"
     home = Path("~").expanduser()
     assert load.account("store: file:~/cf").store_dir == home / "cf"

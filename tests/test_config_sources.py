@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfproxy.config import TcpAddress, load_settings, render_settings
+from cfproxy.config import AccessKey, TcpAddress, load_settings, render_settings
 from cfproxy.errors import ConfigError
 from cfproxy.secret import Secret
 from tests.config_loader import BASE, ENVIRON, Loader, outcome
@@ -135,7 +135,7 @@ def test_variables_carry_lists_mappings_and_accounts() -> None:
     )
     default, acme, b = got.accounts.values()
     assert default.access.methods == ("GET", "HEAD")
-    assert default.access.keys == (Secret("a,b"), Secret("c"))
+    assert default.access.keys == (AccessKey(Secret("a,b")), AccessKey(Secret("c")))
     assert (default.timeouts.connect_s, default.timeouts.idle_s) == (3.0, 4.0)
     assert (acme.name, acme.client_id, str(acme.listen)) == ("acme", "acme-app", "127.0.0.1:8090")
     assert (b.name, b.client_id, str(b.listen)) == ("b", "b", "127.0.0.1:8091")

@@ -33,7 +33,7 @@ def login_command(
     if print_url and finish is not None:
         raise UsageError("--print-url and --finish are two steps: use one at a time")
     chosen = load_account(account)
-    if chosen.store == "memory":
+    if chosen.store.url == "memory":
         raise UsageError(
             "store: memory ends with each process, so a login here would reach nobody; set store: file"
         )

@@ -43,7 +43,7 @@ async def _report(accounts: list[Account]) -> list[dict[str, Any]]:
         stored, store_error = await _stored(account, store)
         now = SystemClock().time()
         report = report_stored(build_app(account), stored, now, store.location, store_error)
-        report["listen"] = str(account.listen)
+        report["listen"] = "off" if account.listen is None else str(account.listen)
         report["upstream"] = account.upstream
         report["pacing"] = {
             "rate": account.pacing.rate,

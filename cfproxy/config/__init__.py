@@ -22,19 +22,22 @@ import yaml
 
 from cfproxy.config.addresses import TcpAddress, UnixAddress
 from cfproxy.config.assembly import build_settings
+from cfproxy.config.callers import AccessKey, LocalUser
 from cfproxy.config.findings import ENVIRONMENT, Findings
-from cfproxy.config.key_tree import merge, sections_of
+from cfproxy.config.key_tree import keys_of, merge, section_of, sections_of
 from cfproxy.config.references import Context
 from cfproxy.config.settings import (
     Access,
     Account,
     AccountKeys,
     FileKeys,
+    Limits,
     Log,
     Model,
     Pacing,
     Retry,
     Settings,
+    Store,
     Timeouts,
     Tls,
 )
@@ -43,11 +46,15 @@ from cfproxy.errors import ConfigError, Problem
 
 __all__ = [
     "Access",
+    "AccessKey",
     "Account",
+    "Limits",
+    "LocalUser",
     "Log",
     "Pacing",
     "Retry",
     "Settings",
+    "Store",
     "TcpAddress",
     "Timeouts",
     "Tls",
@@ -160,8 +167,20 @@ def json_schema() -> dict[str, Any]:
         # pydantic shows a default as the program holds it; a reader of the schema wants the file's notation.
         for key, value in model().model_dump(mode="json", by_alias=True).items():
             part["properties"][key]["default"] = value
+    for holder in (schema, schema["$defs"]["AccountKeys"]):
+        _allow_shorthands(FileKeys, holder["properties"], schema)
     schema["properties"]["accounts"]["propertyNames"] = {"pattern": "^[a-z0-9][a-z0-9_-]{0,63}$"}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "cfproxy", **schema}
+
+
+def _allow_shorthands(model: type[Model], properties: dict[str, Any], schema: dict[str, Any]) -> None:
+    """Let the value of one key stand for a section that has such a key."""
+    for key, info in keys_of(model).items():
+        section = section_of(info)
+        if section is not None and section.shorthand is not None and key in properties:
+            value = dict(schema["$defs"][section.__name__]["properties"][section.shorthand])
+            del value["description"]
+            properties[key]["anyOf"] = [value, {"$ref": properties[key].pop("$ref")}]
 
 
 def _without_titles(node: Any) -> Any:

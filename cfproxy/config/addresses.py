@@ -63,10 +63,12 @@ def parse_tcp_address(value: object) -> TcpAddress:
     return TcpAddress(host, port)
 
 
-def parse_listen(value: object) -> TcpAddress | UnixAddress:
-    """Return a TCP address, or the socket of `unix:/path`."""
+def parse_listen(value: object) -> TcpAddress | UnixAddress | None:
+    """Return a TCP address, the socket of `unix:/path`, or None for `off`."""
     if isinstance(value, UnixAddress):
         return value
+    if is_off(value):
+        return None
     if not isinstance(value, str) or not value.strip().startswith("unix:"):
         return parse_tcp_address(value)
     path = value.strip().removeprefix("unix:")
@@ -75,6 +77,10 @@ def parse_listen(value: object) -> TcpAddress | UnixAddress:
     if len(os.fsencode(path)) > UNIX_PATH_MAX_BYTES:
         raise ValueError(f"has a path longer than {UNIX_PATH_MAX_BYTES} bytes, too long for a socket")
     return UnixAddress(path)
+
+
+def _shown_address(address: TcpAddress | UnixAddress | None) -> str:
+    return "off" if address is None else str(address)
 
 
 def parse_admin(value: object) -> TcpAddress | None:
@@ -87,15 +93,15 @@ def parse_admin(value: object) -> TcpAddress | None:
 
 
 Listen = Annotated[
-    TcpAddress | UnixAddress,
+    TcpAddress | UnixAddress | None,
     PlainValidator(parse_listen),
-    PlainSerializer(str),
-    WithJsonSchema({"anyOf": [STRING, _PORT_SCHEMA]}),
+    PlainSerializer(_shown_address),
+    WithJsonSchema({"anyOf": [STRING, _PORT_SCHEMA, {"const": False}]}),
 ]
 Admin = Annotated[
     TcpAddress | None,
     PlainValidator(parse_admin),
-    PlainSerializer(lambda address: "off" if address is None else str(address)),
+    PlainSerializer(_shown_address),
     WithJsonSchema({"anyOf": [STRING, _PORT_SCHEMA, {"const": False}]}),
 ]
 

@@ -8,6 +8,7 @@ Invariant: no text holds a secret.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 
 from cfproxy.config.addresses import TcpAddress, UnixAddress
 from cfproxy.config.settings import Access, Account
@@ -30,6 +31,13 @@ def own_conflicts(account: Account) -> Iterator[tuple[set[str], tuple[str, ...],
         yield {"client_id", "grant", "client_secret"}, ("client_secret",), text
     if account.retry.body_memory_bytes > account.retry.body_max_bytes:
         yield {"retry"}, ("retry",), "body_memory must not be larger than body_max"
+    if account.limits.line_bytes > account.limits.head_bytes:
+        yield {"limits"}, ("limits",), "line must not be larger than head"
+    if account.access.users and isinstance(account.listen, TcpAddress):
+        text = "works with a Unix socket only (listen: unix:/path); elsewhere use access.keys"
+        yield {"listen", "access"}, ("access", "users"), text
+    if account.store.key is not None and find_spec("cryptography") is None:
+        yield {"store"}, ("store", "key"), "needs a library; run: pip install 'cfproxy[encrypt]'"
     if is_exposed(account.listen, account.access):
         yield {"listen", "access"}, ("listen",), EXPOSED
 
@@ -40,10 +48,25 @@ def is_exposed(address: TcpAddress | UnixAddress | None, access: Access) -> bool
     return isinstance(address, TcpAddress) and not address.is_loopback and open_to_all
 
 
+def key_conflicts(accounts: Mapping[str, Account]) -> Iterator[tuple[str, int, str]]:
+    """Yield the access keys that lead nowhere or to two places: account, index and the text."""
+    for name, account in accounts.items():
+        keys = account.access.keys
+        for index, key in enumerate(keys):
+            if key.account is not None and key.account not in accounts:
+                known = ", ".join(accounts)
+                yield name, index, f"is for an account that does not exist; there are: {known}"
+            earlier = next((i for i in range(index) if keys[i].secret == key.secret), None)
+            if earlier is not None and keys[earlier].account != key.account:
+                yield name, index, f"is the same key as access.keys.{earlier}, but for another account"
+
+
 def listen_conflicts(admin: TcpAddress | None, accounts: Mapping[str, Account]) -> Iterator[tuple[str, str]]:
     """Yield the accounts whose listen address somebody before them has, and the text."""
     taken: list[tuple[str, TcpAddress | UnixAddress]] = [("admin", admin)] if admin else []
     for name, account in accounts.items():
+        if account.listen is None:
+            continue
         owner = next((owner for owner, address in taken if _overlap(address, account.listen)), None)
         if owner:
             text = f"{account.listen} is taken by {owner}; give this account a listen address of its own"

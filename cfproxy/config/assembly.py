@@ -14,7 +14,14 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from cfproxy.config.agreement import EXPOSED, is_exposed, listen_conflicts, own_conflicts, pacing_conflicts
+from cfproxy.config.agreement import (
+    EXPOSED,
+    is_exposed,
+    key_conflicts,
+    listen_conflicts,
+    own_conflicts,
+    pacing_conflicts,
+)
 from cfproxy.config.findings import Findings
 from cfproxy.config.key_tree import drop_nulls, has_key, keys_of, merge
 from cfproxy.config.references import Context
@@ -152,6 +159,9 @@ def _check_together(settings: Settings, drafts: Mapping[str, _Draft], findings: 
         for involved, loc, text in own_conflicts(account):
             if not involved & drafts[name].broken:
                 findings.add(drafts[name].locate(loc), text)
+    for name, index, text in key_conflicts(settings.accounts):
+        if "access" not in drafts[name].broken:
+            findings.add(drafts[name].locate(("access", "keys", str(index))), text)
     for name, text in listen_conflicts(settings.admin, sound("listen")):
         findings.add((*drafts[name].prefix, "listen"), text)
     for name, text in pacing_conflicts(sound("pacing", "upstream", "environment")):

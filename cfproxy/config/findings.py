@@ -28,15 +28,19 @@ class Findings:
     Args:
         source: the file's name.
         variables: which variable set which key.
+        short: sections in whose place a value stands, which is one of their keys.
     """
 
     source: str
     variables: dict[Keys, str] = field(default_factory=dict)
+    short: set[Keys] = field(default_factory=set)
     found: dict[Problem, None] = field(default_factory=dict)
 
     def add(self, path: Keys, text: str) -> None:
         """Tell that the key at `path` is wrong, naming the variable if one has set it."""
         variable = self._variable(path)
+        if path[:-1] in self.short:
+            path = path[:-1]
         self._put(self.source if variable is None else ENVIRONMENT, variable or shown(path), text)
 
     def add_variable(self, name: str, text: str) -> None:

@@ -60,6 +60,9 @@ def check_keys(model: type[Model], tree: Tree, path: Keys, findings: Findings) -
             clean[key] = value
         elif isinstance(value, dict):
             clean[key] = check_keys(section, value, (*path, key), findings)
+        elif section.shorthand is not None:
+            findings.short.add((*path, key))
+            clean[key] = {section.shorthand: value}
         else:
             findings.add((*path, key), f"must be a mapping with keys such as {next(iter(keys_of(section)))}")
     return clean

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema
 
@@ -108,30 +108,29 @@ def _resolve_secret(kind: object, name: str, info: ValidationInfo) -> str | None
 
 
 CaFile = Annotated[Path, PlainValidator(parse_ca_file), PlainSerializer(str), WithJsonSchema(STRING)]
-Store = Annotated[
+StoreUrl = Annotated[
     str, PlainValidator(parse_store), WithJsonSchema({**STRING, "pattern": "^(file|file:.+|memory)$"})
 ]
+SECRET_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {**STRING, "minLength": 1},
+        *(
+            {
+                "type": "object",
+                "properties": {kind: {**STRING, "minLength": 1, "description": text}},
+                "required": [kind],
+                "additionalProperties": False,
+            }
+            for kind, text in (
+                ("env", "the environment variable that holds it"),
+                ("file", "the file that holds it; one trailing newline is cut"),
+            )
+        ),
+    ]
+}
 SecretText = Annotated[
     Secret,
     PlainValidator(parse_secret),
     PlainSerializer(lambda _: REDACTED),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {**STRING, "minLength": 1},
-                *(
-                    {
-                        "type": "object",
-                        "properties": {kind: {**STRING, "minLength": 1, "description": text}},
-                        "required": [kind],
-                        "additionalProperties": False,
-                    }
-                    for kind, text in (
-                        ("env", "the environment variable that holds it"),
-                        ("file", "the file that holds it; one trailing newline is cut"),
-                    )
-                ),
-            ]
-        }
-    ),
+    WithJsonSchema(SECRET_SCHEMA),
 ]

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 from cfproxy.config.addresses import (
     Admin,
@@ -26,10 +26,11 @@ from cfproxy.config.addresses import (
     Url,
     url_origin,
 )
+from cfproxy.config.callers import Key, User
 from cfproxy.config.notation import ClientId, Duration, Method, PathPattern, Rate, Scope, Size, Word
-from cfproxy.config.references import CaFile, SecretText, Store
+from cfproxy.config.references import CaFile, SecretText, StoreUrl
 
-SECRET_KEYS = frozenset({"client_secret", "keys"})
+SECRET_KEYS = frozenset({"client_secret", "keys", "key"})
 ACCOUNT_NAME = re.compile(r"(?!(con|prn|aux|nul|com[0-9]|lpt[0-9])$)[a-z0-9][a-z0-9_-]{0,63}")
 
 
@@ -43,6 +44,7 @@ class Model(BaseModel):
         arbitrary_types_allowed=True,
         populate_by_name=True,
     )
+    shorthand: ClassVar[str | None] = None  # the key that is meant where a value stands for the section
 
 
 def _key(default: Any, description: str, name: str | None = None) -> Any:
@@ -80,8 +82,13 @@ class Access(Model):
     """Who may use the listener, and for what."""
 
     hosts: tuple[Host, ...] = _key((), "more Host headers to accept, as host or host:port")
-    origins: tuple[Origin, ...] = _key((), "web origins whose requests are not refused")
-    keys: tuple[SecretText, ...] = _key((), "access keys; when there are any, each request needs one")
+    origins: tuple[Origin, ...] = _key((), "web origins whose pages may call and read the answers (CORS)")
+    keys: tuple[Key, ...] = _key(
+        (), "access keys; when there are any, each request needs one; {key: …, account: NAME} leads there"
+    )
+    users: tuple[User, ...] = _key(
+        (), "names or numbers of the users who may call a Unix socket; empty: who runs cfproxy (Linux)"
+    )
     methods: tuple[Method, ...] = _key((), "allowed methods; empty: all")
     paths: tuple[PathPattern, ...] = _key(
         (), "allowed paths; `*` within a segment, `**` across, `!` in front forbids; empty: all"
@@ -94,14 +101,53 @@ class Timeouts(Model):
 
     connect_s: Duration = _key(10.0, "for a connection to the upstream, TLS included", "connect")
     idle_s: Duration = _key(300.0, "without a byte in either direction", "idle")
+    head_s: Duration = _key(10.0, "for the whole head of a client's request", "head")
+    keep_alive_s: Duration = _key(75.0, "for a client's next request on the same connection", "keep_alive")
     token_s: Duration = _key(30.0, "for an answer of the token endpoint", "token")
     drain_s: Duration = _key(9.0, "for running requests when the proxy stops", "drain")
+
+
+class Limits(Model):
+    """How much the clients of one listener may take up."""
+
+    connections: Annotated[int, Field(ge=1, le=1_000_000)] = _key(
+        4096, "client connections; one more ends the one that has been idle the longest"
+    )
+    unfinished: Annotated[int, Field(ge=1, le=1_000_000)] = _key(
+        512, "of these, such as have not sent a whole request head for a second; the oldest are ended first"
+    )
+    line_bytes: Annotated[Size, Field(ge=1024, le=1_048_576)] = _key(
+        32_768, "the request line, or one header line", "line"
+    )
+    head_bytes: Annotated[Size, Field(ge=1024, le=1_048_576)] = _key(
+        65_536, "the request line and all headers together", "head"
+    )
+    headers: Annotated[int, Field(ge=1, le=10_000)] = _key(128, "header lines of a request")
+    read_ahead_bytes: Annotated[Size, Field(ge=1024, le=67_108_864)] = _key(
+        65_536, "of a request's body, read before the upstream takes it", "read_ahead"
+    )
 
 
 class Tls(Model):
     """Whom to trust. Verification can't be switched off."""
 
     ca_file: CaFile | None = _key(None, "a PEM file of certificate authorities to trust in addition")
+
+
+class Store(Model):
+    """Where tokens are kept. A value in place of the section is its `url`."""
+
+    shorthand = "url"
+
+    url: StoreUrl = _key("file", "file (user state folder), file:DIR (one document per account), memory")
+    key: SecretText | None = _key(
+        None,
+        "encrypts what is kept: a passphrase, or {file: PATH} for a key file; needs the extra [encrypt]",
+    )
+
+
+def _shown_store(store: Store) -> Any:
+    return store.url if store.key is None else store.model_dump(mode="json")
 
 
 class Log(Model):
@@ -146,14 +192,18 @@ class AccountKeys(Model):
     refresh_token_lifetime_s: Duration = _key(
         2_592_000.0, "how long a login lasts, counted from the login", "refresh_token_lifetime"
     )
-    listen: Listen = _key(TcpAddress("127.0.0.1", 8080), "where clients connect: host:port or unix:/path")
-    store: Store = _key(
-        "file", "where tokens are kept: file (user state folder), file:DIR (one document per account), memory"
+    listen: Listen = _key(
+        TcpAddress("127.0.0.1", 8080),
+        "where clients connect: host:port or unix:/path; off: with a key of another account's listener only",
+    )
+    store: Annotated[Store, PlainSerializer(_shown_store)] = _key(
+        Store(), "where tokens are kept: file, file:DIR or memory"
     )
     pacing: Pacing = _key(Pacing(), "how fast requests leave")
     retry: Retry = _key(Retry(), "when a request is sent again")
     access: Access = _key(Access(), "who may use the listener, and for what")
     timeouts: Timeouts = _key(Timeouts(), "how long to wait")
+    limits: Limits = _key(Limits(), "how much the clients of one listener may take up")
     tls: Tls = _key(Tls(), "whom to trust; verification can't be switched off")
 
 
@@ -166,9 +216,10 @@ class Account(AccountKeys):
     @property
     def store_dir(self) -> Path | None:
         """The folder of a file store; None for other stores."""
-        if self.store == "file":
+        url = self.store.url
+        if url == "file":
             return platformdirs.user_state_path("cfproxy")
-        return Path(self.store.removeprefix("file:")) if self.store.startswith("file:") else None
+        return Path(url.removeprefix("file:")) if url.startswith("file:") else None
 
     @property
     def upstream_origin(self) -> str:

@@ -21,6 +21,7 @@ from cfproxy.config.yaml_tree import BadYaml, Tree, read_yaml
 FILE_MAX_BYTES = 262_144
 PREFIX = "CFPROXY_"
 
+_SECRETS = frozenset({("client_secret",), ("store", "key")})
 _SERVICE_LINK = re.compile(
     r"CFPROXY_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_.+)?)=.*"
     r"|CFPROXY_PORT=(tcp|udp|sctp)://.*"
@@ -89,13 +90,16 @@ def _read_variable(name: str, value: str) -> Tree:
     known = paths_of(AccountKeys if owner else FileKeys)
     if name != name.upper():
         raise ValueError("is not a known variable: their names are in capitals")
-    if not rest or rest == ("accounts",) or section_of(known.get(rest)):
+    section = section_of(known.get(rest))
+    if section is not None and section.shorthand is not None and not value.lstrip().startswith("{"):
+        return nest((*path, section.shorthand), value)
+    if not rest or rest == ("accounts",) or section is not None:
         return nest(path, _flow(value, dict, "{key: value}"))
     if rest in known and get_origin(known[rest].annotation) is tuple:
         is_flow = value.lstrip().startswith("[")
         parts = [part.strip() for part in value.split(",") if part.strip()]
         return nest(path, _flow(value, list, "[a, b]") if is_flow else parts)
-    if rest in known or (rest[:-1] == ("client_secret",) and rest[-1] in {"env", "file"}):
+    if rest in known or (rest[:-1] in _SECRETS and rest[-1] in {"env", "file"}):
         return nest(path, value)
     names = [PREFIX + "__".join(owner + keys).upper() for keys in known]
     raise ValueError(f"is not a known variable{hint(name, names)}")
