@@ -56,7 +56,7 @@ def build_app(account: Account) -> App:
 
 def build_store(account: Account) -> TokenStore:
     """Open the account's store."""
-    return open_store(account.store.url, account.store_dir)
+    return open_store(account.store.url, account.store_dir, account.store.key)
 
 
 def build_endpoint(account: Account) -> HttpTokenEndpoint:

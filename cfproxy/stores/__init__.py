@@ -11,16 +11,19 @@ from pathlib import Path
 
 from cfproxy.errors import ConfigError
 from cfproxy.ports import TokenStore
+from cfproxy.secret import Secret
+from cfproxy.stores.codec import Codec
 from cfproxy.stores.file import FileStore
 from cfproxy.stores.memory import MemoryStore
 
 
-def open_store(store: str, directory: Path | None) -> TokenStore:
+def open_store(store: str, directory: Path | None, key: Secret | None = None) -> TokenStore:
     """Return a new store.
 
     Args:
         store: the setting: `memory`, `file` or `file:DIR`.
         directory: the folder of a file store, absolute.
+        key: encrypts what is kept outside of this process; None to keep it in clear.
 
     Raises:
         ConfigError: another word, or a file store without a folder.
@@ -28,6 +31,6 @@ def open_store(store: str, directory: Path | None) -> TokenStore:
     if store == "memory":
         return MemoryStore()
     if store.partition(":")[0] == "file" and directory is not None:
-        return FileStore(directory)
+        return FileStore(directory, Codec(key))
     # The value is left out: a store's URL may hold a password.
     raise ConfigError("store: use file, file:DIR or memory")

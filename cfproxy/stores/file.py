@@ -11,7 +11,6 @@ all file work runs in threads, so a cancelled `save` returns early but is still 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Hashable
 from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from cfproxy.errors import StoreUnavailable, StoreUnusable
 from cfproxy.ports import Attempt, Lease
 from cfproxy.secret import Secret
 from cfproxy.stores.attempts import Entry, choose, from_document, to_document
+from cfproxy.stores.codec import Codec
 from cfproxy.stores.disk import FILE_MAX_BYTES, Folder
 from cfproxy.stores.locking import hold
 from cfproxy.token import Login
@@ -30,10 +30,16 @@ USED_SUFFIX = ".used.json"
 
 
 class FileStore:
-    """Keep logins in `directory`, for any number of processes of one user."""
+    """Keep logins in `directory`, for any number of processes of one user.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: absolute; made by the first write.
+        codec: turns documents into the files' contents; in clear by default.
+    """
+
+    def __init__(self, directory: Path, codec: Codec | None = None) -> None:
         self._folder = Folder(directory)
+        self._codec = codec or Codec()
 
     @property
     def location(self) -> str:
@@ -125,7 +131,7 @@ class FileStore:
         if content is None:
             return None
         where = self._where(name)
-        login = Login.from_document(_parse(content, where), where)
+        login = self._read(content, account, where)
         if login.account != account:
             raise StoreUnusable(
                 f"{where} is not the login of account '{account}' but of another one; "
@@ -135,9 +141,9 @@ class FileStore:
 
     def _save(self, login: Login) -> None:
         name = _document_name(login.account)
-        content = _render(login.to_document())
+        content = self._render(login.to_document(), f"login of {login.account}")
         # A record that `load` would refuse must not replace one that it accepts.
-        Login.from_document(json.loads(content), f"the new login of account '{login.account}'")
+        self._read(content, login.account, f"the new login of account '{login.account}'")
         self._load(login.account)
         self._folder.write(name, content)
 
@@ -158,7 +164,7 @@ class FileStore:
     def _put(self, attempt: Attempt) -> None:
         self._prune(attempt.account, attempt.created_at)
         name, used_name = _attempt_names(attempt)
-        self._folder.write(name, _render(to_document(Entry(attempt))))
+        self._write_entry(name, Entry(attempt))
         # Whoever puts an attempt back withdraws the mark that it was used; until then the mark counts.
         self._folder.remove([used_name])
 
@@ -175,7 +181,7 @@ class FileStore:
                 break
         # The claim stands without this; it takes the verifier off the disk half an hour earlier.
         with suppress(StoreUnavailable):
-            self._folder.write(used_name, _render(to_document(entry.spent())))
+            self._write_entry(used_name, entry.spent())
         return entry.attempt
 
     def _attempts(self, account: str, state: str | None) -> list[Entry]:
@@ -184,15 +190,15 @@ class FileStore:
         else:
             # In the order in which an attempt has its names, so that none slips through in between.
             names = list(_names_of_state(account, Secret(state)))
-        entries = (self._attempt(name) for name in names)
+        entries = (self._attempt(name, account) for name in names)
         return [entry for entry in entries if entry is not None and entry.attempt.account == account]
 
-    def _attempt(self, name: str) -> Entry | None:
+    def _attempt(self, name: str, account: str) -> Entry | None:
         content = self._folder.read(name)
         if content is None:
             return None
         where = self._where(name)
-        entry = from_document(_parse(content, where), where)
+        entry = from_document(self._codec.decode(content, f"attempt of {account}", where), where)
         # The name decides: a taker that was killed, or found the disk full, left the content as it was.
         return entry.spent() if name.endswith(USED_SUFFIX) else entry
 
@@ -200,13 +206,27 @@ class FileStore:
         """Remove expired attempts where that is possible; what cannot be read is left alone."""
         for name in self._attempt_names(account):
             with suppress(StoreUnavailable, StoreUnusable):
-                entry = self._attempt(name)
+                entry = self._attempt(name, account)
                 if entry is not None and entry.expired(now):
                     self._folder.remove([name])
 
     def _attempt_names(self, account: str) -> list[str]:
         prefix = f"{_stem(account)}.login-"
         return [name for name in self._folder.names() if name.startswith(prefix) and name.endswith(".json")]
+
+    def _write_entry(self, name: str, entry: Entry) -> None:
+        self._folder.write(name, self._render(to_document(entry), f"attempt of {entry.attempt.account}"))
+
+    def _render(self, document: dict[str, Any], purpose: str) -> bytes:
+        content = self._codec.encode(document, purpose)
+        if len(content) > FILE_MAX_BYTES:
+            raise StoreUnusable(
+                f"the record is larger than {FILE_MAX_BYTES} bytes: the server's tokens are too long"
+            )
+        return content
+
+    def _read(self, content: bytes, account: str, where: str) -> Login:
+        return Login.from_document(self._codec.decode(content, f"login of {account}", where), where)
 
     def _where(self, name: str) -> str:
         return str(self._folder.path / name)
@@ -229,23 +249,3 @@ def _names_of_state(account: str, state: Secret) -> tuple[str, str]:
     """Return an attempt's file name before and after it is taken."""
     base = f"{_stem(account)}.login-{state.fingerprint()}"
     return f"{base}.json", f"{base}{USED_SUFFIX}"
-
-
-def _render(document: dict[str, Any]) -> bytes:
-    content = json.dumps(document, indent=1).encode("ascii") + b"\n"
-    if len(content) > FILE_MAX_BYTES:
-        raise StoreUnusable(
-            f"the record is larger than {FILE_MAX_BYTES} bytes: the server's tokens are too long"
-        )
-    return content
-
-
-def _parse(content: bytes, where: str) -> object:
-    try:
-        parsed: object = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise StoreUnusable(
-            f"{where} is not JSON, or was cut short; restore it from a backup, "
-            "or move it away and log in again"
-        ) from error
-    return parsed

@@ -20,9 +20,12 @@ from .examples import NOW, build_attempt, build_login
 Opener = Callable[[], TokenStore]
 
 
-@pytest.fixture(params=["memory", "file"])
-def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+@pytest.fixture(params=["memory", "file", "encrypted file"])
+def reopen(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opener:
     """Give the store as another process would see it, where there can be another process."""
+    if request.param == "encrypted file":
+        monkeypatch.setattr("cfproxy.stores.codec.SCRYPT_N", 2)
+        return lambda: open_store("file", tmp_path / "store", Secret("a key"))
     if request.param == "memory":
         store = open_store("memory", None)
         return lambda: store
