@@ -26,7 +26,6 @@ from cfproxy.building import build_broker, build_store
 from cfproxy.config import load_settings
 from cfproxy.endpoint import HttpTokenEndpoint
 from cfproxy.ports import TokenReply
-from cfproxy.secret import Secret
 
 CALLS = ("open", "write", "utime", "fsync", "close", "replace", "unlink")
 
@@ -55,9 +54,9 @@ class Countdown:
             setattr(os, name, self._before(name, getattr(os, name)))
         refresh, start = HttpTokenEndpoint.refresh, aiohttp.ClientResponse.start
 
-        async def told_refresh(endpoint: HttpTokenEndpoint, refresh_token: Secret) -> TokenReply:
+        async def told_refresh(endpoint: HttpTokenEndpoint, *given: Any) -> TokenReply:
             self.step("before the request")
-            reply = await refresh(endpoint, refresh_token)
+            reply = await refresh(endpoint, *given)
             self.step("after the answer")
             return reply
 
