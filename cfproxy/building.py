@@ -51,6 +51,7 @@ def build_app(account: Account) -> App:
         account.upstream_origin,
         account.scope,
         account.grant,
+        account.config_file,
     )
 
 

@@ -7,6 +7,7 @@ Must not know: how anything is done.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -44,29 +45,48 @@ def run(args: list[str]) -> int:
     try:
         code = cli.main(args=args, prog_name="cfproxy", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("cfproxy: interrupted", err=True)
+        _tell("interrupted")
         return exits.INTERRUPTED
     except click.ClickException as error:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "cfproxy"
-        click.echo(f"cfproxy: {error.format_message().rstrip('.')}; see: {command} --help", err=True)
+        _tell(f"{error.format_message().rstrip('.')}; see: {command} --help")
         return exits.USAGE
     except errors.CfproxyError as error:
         if debug:
             traceback.print_exception(error)
         for line in str(error).splitlines():
-            click.echo(f"cfproxy: {line}", err=True)
+            _tell(line)
         return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
     except BrokenPipeError:
-        # Whoever read our output has gone; writing the rest would only fail again.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has gone, and that is nobody's fault.
+        _leave_output()
         return exits.FAILURE
     except Exception as error:
+        # What fails while a file is opened has its name: without one it was a stream of ours.
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename is None:
+            _leave_output()
+            _tell(f"the output can't be written: {error.strerror}; make room, or write it elsewhere")
+            return exits.FAILURE
         if debug:
             raise
-        click.echo(f"cfproxy: internal fault ({type(error).__name__}); run it again with --debug", err=True)
+        _tell(f"internal fault ({type(error).__name__}); run it again with --debug")
         return exits.FAILURE
     return code if isinstance(code, int) else exits.DONE
+
+
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
+
+def _tell(line: str) -> None:
+    # Where even this can't be written, the exit code still tells.
+    with contextlib.suppress(OSError):
+        click.echo(f"cfproxy: {line}", err=True)
+
+
+def _leave_output() -> None:
+    # Writing the rest when the process ends would only fail again.
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # Each command and where it is: only the module of the one that is called is imported.
@@ -82,13 +102,26 @@ _COMMANDS = {
 }
 
 
+_WITH_VALUE = {"-c", "--config", "--account"}
+_ALONE = {"--help", "-h", "--version"}
+
+
+def _names_command(args: list[str]) -> bool:
+    """Whether a word stands where a command does: not an option, and not the value of one."""
+    words = iter(args)
+    for word in words:
+        if word in _WITH_VALUE:
+            next(words, None)
+        elif word in _ALONE or not word.startswith("-"):
+            return True
+    return False
+
+
 class _Group(click.Group):
     """A group whose default command is `serve`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        alone = {"--help", "-h", "--version"}
-        names_none = not alone.intersection(args) and not any(arg in _COMMANDS for arg in args)
-        if not args or (args[0].startswith("-") and names_none):
+        if not _names_command(args):
             args = ["serve", *args]
         return super().parse_args(ctx, args)
 

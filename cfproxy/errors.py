@@ -79,8 +79,15 @@ class LoginRequired(CfproxyError):
     """There is no usable login; only a person can make one."""
 
 
+@dataclass(eq=False)
 class LoginFailed(CfproxyError):
-    """A login attempt did not work out: the redirect, the state or the code is at fault."""
+    """A login attempt did not work out: the redirect, the state or the code is at fault.
+
+    Args:
+        curable: nothing was spent, and another paste may be the right one.
+    """
+
+    curable: bool = False
 
 
 # --- the store ---------------------------------------------------------------------------

@@ -194,7 +194,11 @@ async def _take(plan: LoginPlan, state: str | None) -> Attempt:
     elif state is None:
         text = "a bare code needs a login that was begun here, and none is pending;"
     else:
-        text = "this address belongs to no login that was begun here (unknown state);"
+        text = (
+            "this address belongs to no login that was begun here (unknown state); "
+            "paste the one that this login ended on, or"
+        )
+        raise LoginFailed(f"{text} {_again(plan)}", curable=True)
     raise LoginFailed(f"{text} {_again(plan)}")
 
 
@@ -213,7 +217,9 @@ async def _spend(plan: LoginPlan, attempt: Attempt, code: _Code) -> Login:
     except TokenEndpointUnavailable as error:
         code.is_unused = not error.sent
         advice = (
-            f"the code may be used up: {_again(plan)}" if error.sent else "then give the same address again"
+            f"the code may be used up: {_again(plan)}"
+            if error.sent
+            else f"then give the same address again: {finish_command(plan)}"
         )
         raise replace(error, message=f"{error.message}; {advice}") from None
     except Misconfigured:
@@ -269,6 +275,11 @@ async def _revoke(plan: LoginPlan, login: Login) -> bool | None:
     except CfproxyError:
         return None
     return all(results)
+
+
+def finish_command(plan: LoginPlan) -> str:
+    """Return the command line that finishes an attempt that was begun."""
+    return f"{plan.app.login_command} --finish URL"
 
 
 def _again(plan: LoginPlan) -> str:

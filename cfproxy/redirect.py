@@ -68,7 +68,7 @@ def parse_redirect(text: str) -> Redirect:
             state, more than `REDIRECT_MAX_CHARS`.
     """
     if len(text) > REDIRECT_MAX_CHARS:
-        raise LoginFailed("that is too long for an address; paste only the address the browser ended up on")
+        raise _unfit("that is too long for an address; paste only the address the browser ended up on")
     text = "".join(line.strip() for line in text.strip(_WRAPPERS).splitlines()).strip(_WRAPPERS + "&")
     head, mark, query = _partition(text)
     if not mark:
@@ -82,11 +82,11 @@ def parse_redirect(text: str) -> Redirect:
     code = values.get("code")
     if code is None:
         if base is None:
-            raise LoginFailed("there is no code in that; paste the whole address the browser ended up on")
+            raise _unfit("there is no code in that; paste the whole address the browser ended up on")
         return Redirect(base=base)
     if "state" not in values:
         # Only a person can vouch for a code without its state, by handing over the code alone.
-        raise LoginFailed("the address has a code but no state; paste the whole address, or the code alone")
+        raise _unfit("the address has a code but no state; paste the whole address, or the code alone")
     return Redirect(code=Secret(code), state=values["state"], iss=values.get("iss"), base=base)
 
 
@@ -103,14 +103,14 @@ def check_redirect(came: Redirect, *, redirect_uri: str, authorize_url: str, aga
         LoginFailed: another place, another issuer, or no code.
     """
     if came.base is not None and not _is_same_place(came.base, base_of(redirect_uri)):
-        raise LoginFailed(_explain_place(came.base, authorize_url, again))
+        raise _unfit(_explain_place(came.base, authorize_url, again))
     if came.iss is not None and origin_of(came.iss) != origin_of(authorize_url):
         raise LoginFailed(
             "the address comes from another server than authorize_url names (iss differs); do not use it, "
             f"check authorize_url, and {again}"
         )
     if came.code is None and came.error is None:
-        raise LoginFailed(
+        raise _unfit(
             f"the address has no code; log in, press 'Yes, Allow', and paste what comes then, or {again}"
         )
 
@@ -125,6 +125,10 @@ def explain_error(error: str, again: str) -> str:
         f"the accounts server refused the login ({error}); compare client_id, scope, redirect_uri and pkce "
         f"with what is registered for the app, then {again}"
     )
+
+
+def _unfit(message: str) -> LoginFailed:
+    return LoginFailed(message, curable=True)
 
 
 def _is_same_place(one: str, other: str) -> bool:
@@ -162,7 +166,7 @@ def _partition(text: str) -> tuple[str, str, str]:
 
 def _bare_code(text: str) -> Redirect:
     if not _BARE_CODE.fullmatch(text):
-        raise LoginFailed("that is neither an address nor a code; paste the address the browser ended up on")
+        raise _unfit("that is neither an address nor a code; paste the address the browser ended up on")
     return Redirect(code=Secret(text))
 
 
@@ -171,14 +175,14 @@ def _parameters(query: str) -> dict[str, str]:
     try:
         pairs = parse_qsl(query, max_num_fields=100)
     except ValueError:
-        raise LoginFailed("that address has too many parameters; paste the one you ended up on") from None
+        raise _unfit("that address has too many parameters; paste the one you ended up on") from None
     for name, value in pairs:
         if name not in {"code", "state", "error", "iss"}:
             continue
         if name in values:
-            raise LoginFailed(f"the address has '{name}' twice and cannot be trusted; log in again")
+            raise _unfit(f"the address has '{name}' twice and cannot be trusted; log in again")
         if not _VSCHAR.fullmatch(value):
-            raise LoginFailed(f"'{name}' in the address is damaged; copy the whole address again")
+            raise _unfit(f"'{name}' in the address is damaged; copy the whole address again")
         values[name] = value
     return values
 

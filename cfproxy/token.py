@@ -8,6 +8,7 @@ or with anything missing or of another type, is refused as a whole, never half r
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
@@ -174,6 +175,7 @@ class App:
         upstream: `scheme://host:port` of that one.
         scope: what is asked for.
         grant: how.
+        config_file: the configuration as `-c` named it, if it did; for `login_command`.
     """
 
     account: str
@@ -182,11 +184,14 @@ class App:
     upstream: str
     scope: str
     grant: Literal["authorization_code", "client_credentials"]
+    config_file: str | None = None
 
     @property
     def login_command(self) -> str:
-        """The command line that logs this account in."""
-        return "cfproxy login" if self.account == "default" else f"cfproxy login --account {self.account}"
+        """The command line that logs this account in, from the folder in which this one was given."""
+        file = () if self.config_file is None else ("-c", self.config_file)
+        account = () if self.account == "default" else ("--account", self.account)
+        return shlex.join(["cfproxy", "login", *file, *account])
 
 
 def login_problem(login: Login | None, app: App) -> LoginRequired | None:

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pytest
 import yaml
 
 from cfproxy.config import json_schema, load_settings, starter_file
+from cfproxy.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
-ENVIRON = {"CF_CLIENT_SECRET": "s", "ACME_CLIENT_SECRET": "t"}
+SECRETS = {"CF_CLIENT_SECRET": "s", "ACME_CLIENT_SECRET": "t"}
+# What stands for the placeholders, as a user's own values would.
+ENVIRON = SECRETS | {"CFPROXY_CLIENT_ID": "app", "CFPROXY_REDIRECT_URI": "https://example.com/cb"}
 EXAMPLE = ROOT / "config.example.yaml"
 
 
@@ -46,9 +50,20 @@ def _with_defaults_shown() -> str:
     return re.sub(r"(?m)^#(?=[a-z]|  )", "", EXAMPLE.read_text("utf-8"))
 
 
+def _refuses_placeholders(path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path, SECRETS)
+    told = [(problem.path, "placeholder" in problem.text) for problem in caught.value.problems]
+    assert told == [("client_id", True), ("redirect_uri", True)]
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path, SECRETS | {"CFPROXY_GRANT": "client_credentials"})
+    assert [problem.path for problem in caught.value.problems] == ["client_id"]
+
+
 def test_the_example_is_a_valid_configuration() -> None:
-    """config.example.yaml works as it is once its secret is in the environment."""
-    assert load_settings(EXAMPLE, ENVIRON).accounts["default"].client_id == "your-client-id"
+    """config.example.yaml works once its placeholders and its secret are given, and not before."""
+    assert load_settings(EXAMPLE, ENVIRON).accounts["default"].client_id == "app"
+    _refuses_placeholders(EXAMPLE)
 
 
 def test_the_example_shows_every_key_and_no_other() -> None:
@@ -112,9 +127,10 @@ def test_the_schema_refuses_unknown_keys_and_bad_values() -> None:
 
 
 def test_the_starter_file_is_valid(tmp_path: Path) -> None:
-    """What `config init` writes passes `config check` once the secret is in the environment."""
+    """What `config init` writes passes `config check` once its placeholders and its secret are given."""
     path = tmp_path / "config.yaml"
     path.write_text(starter_file(), "utf-8")
+    _refuses_placeholders(path)
     assert list(load_settings(path, ENVIRON).accounts) == ["default"]
 
 

@@ -13,8 +13,11 @@ from cfproxy.building import build_login_plan, build_store
 from cfproxy.commands.options import account_option, common, load_account
 from cfproxy.config import Account
 from cfproxy.errors import LoginFailed, UsageError
-from cfproxy.login import LoginPlan
+from cfproxy.login import LoggedOut, LoginPlan
 from cfproxy.running import run_loop
+from cfproxy.token import Login
+
+PASTES_MAX = 3
 
 
 @click.command("login")
@@ -46,7 +49,7 @@ def _log_in(account: Account, *, print_url: bool, finish: str | None, browser: b
     plan = _plan(account)
     if account.grant == "client_credentials":
         if print_url or finish is not None:
-            raise UsageError("client_credentials has no login in a browser; run: cfproxy login")
+            raise UsageError(f"client_credentials has no login in a browser; run: {plan.app.login_command}")
         run_loop(login.login_app(plan))
         click.echo(f"Account '{account.name}' got a token: client_id and client_secret are right.")
         return 0
@@ -55,14 +58,15 @@ def _log_in(account: Account, *, print_url: bool, finish: str | None, browser: b
         if print_url:
             click.echo(url)
             return 0
-        # Outside of an event loop: one that waits for a thread at a prompt can't be interrupted.
-        finish = _ask_for_redirect(url, browser=browser)
-    done = run_loop(login.finish(plan, finish))
+        _invite(url, browser=browser)
+        done = _finish_at_prompt(plan)
+    else:
+        done = run_loop(login.finish(plan, finish))
     click.echo(f"Logged in as account '{account.name}' ({done.scope}).")
     return 0
 
 
-def _ask_for_redirect(url: str, *, browser: bool) -> str:
+def _invite(url: str, *, browser: bool) -> None:
     click.echo("Open this address, log in to Creative Force and click 'Yes, Allow':\n", err=True)
     click.echo(url)
     if browser and _has_desktop():
@@ -73,11 +77,25 @@ def _ask_for_redirect(url: str, *, browser: bool) -> str:
         "An error page of Creative Force instead? Then redirect_uri differs from the registered one.",
         err=True,
     )
-    click.echo("> ", err=True, nl=False)
-    line = sys.stdin.readline()
-    if not line.strip():
-        raise LoginFailed("nothing was pasted; without a terminal use --print-url, then --finish URL")
-    return line
+
+
+def _finish_at_prompt(plan: LoginPlan) -> Login:
+    for left in reversed(range(PASTES_MAX)):
+        click.echo("> ", err=True, nl=False)
+        # Outside of an event loop: one that waits for a thread at a prompt can't be interrupted.
+        line = sys.stdin.readline()
+        if not line:
+            raise LoginFailed("nothing was pasted; without a terminal use --print-url, then --finish URL")
+        try:
+            return run_loop(login.finish(plan, line))
+        except LoginFailed as error:
+            if not error.curable:
+                raise
+            if not left:
+                text = f"{error}; the login that was begun here can be finished for half an hour"
+                raise LoginFailed(f"{text}: {login.finish_command(plan)}") from None
+            click.echo(f"cfproxy: {error}", err=True)
+    raise AssertionError("the last paste returns or raises")
 
 
 def _plan(account: Account) -> LoginPlan:
@@ -98,13 +116,28 @@ def logout_command(account: str | None) -> int:
     """Revoke the tokens where the server can, and forget them."""
     chosen = load_account(account)
     done = run_loop(login.logout(_plan(chosen)))
+    if chosen.grant == "client_credentials":
+        click.echo(
+            f"Account '{chosen.name}' uses client credentials: it has no login to end{_what_went(done)}"
+        )
+        return 0
     if not done.found:
         click.echo(f"Account '{chosen.name}' was not logged in.")
         return 0
-    told = {
-        True: "the server has revoked them",
-        False: "the server does not revoke; they die by age",
-        None: "the server could not be asked to revoke them; they die by age",
-    }
-    click.echo(f"Account '{chosen.name}' is logged out. Its tokens are forgotten; {told[done.revoked]}.")
+    told = _REVOKED[done.revoked].format("them", "they die")
+    click.echo(f"Account '{chosen.name}' is logged out. Its tokens are forgotten; {told}.")
     return 0
+
+
+_REVOKED = {
+    True: "the server has revoked {0}",
+    False: "the server does not revoke; {1} by age",
+    None: "the server could not be asked to revoke {0}; {1} by age",
+}
+
+
+def _what_went(done: LoggedOut) -> str:
+    if not done.found:
+        return ", and no token of it was stored."
+    told = _REVOKED[done.revoked].format("it", "it dies")
+    return f". Its stored token is forgotten; {told}. The next request fetches a new one."

@@ -35,10 +35,12 @@ def common(function: _F) -> _F:
         callback=_remember,
         help="The configuration file; default: $CFPROXY_CONFIG, ./config.yaml, the user's config folder.",
     )
-    debug = click.option(
-        "--debug", is_flag=True, expose_value=False, callback=_remember, help="Show tracebacks."
-    )
-    return config(debug(function))
+    return config(debug_option(function))
+
+
+debug_option = click.option(
+    "--debug", is_flag=True, expose_value=False, callback=_remember, help="Show tracebacks."
+)
 
 
 account_option = click.option("--account", metavar="NAME", help="The account, where there are several.")
@@ -48,6 +50,16 @@ def config_path() -> str | None:
     """Return what `-c` says."""
     path: str | None = click.get_current_context().meta.get("cfproxy.config")
     return path
+
+
+def refuse_config(command: str) -> None:
+    """Refuse a `-c` before a command that reads no configuration.
+
+    Raises:
+        UsageError
+    """
+    if config_path() is not None:
+        raise UsageError(f"{command} reads no configuration: leave out -c")
 
 
 def is_debug() -> bool:
@@ -61,7 +73,12 @@ def load() -> Settings:
     Raises:
         ConfigError
     """
-    return load_settings(find_config(config_path(), os.environ, Path.cwd()), os.environ)
+    named = config_path()
+    try:
+        here = Path.cwd()
+    except OSError:  # it was deleted: what is named from the root is still there
+        here = Path()
+    return load_settings(find_config(named, os.environ, here), os.environ, named)
 
 
 def load_account(name: str | None) -> Account:

@@ -6,7 +6,7 @@ import asyncio
 
 import click
 
-from cfproxy.commands.options import common, host_and_port, is_debug
+from cfproxy.commands.options import debug_option, host_and_port, is_debug, refuse_config
 from cfproxy.demo import run_demo
 from cfproxy.errors import ListenError, UsageError
 from cfproxy.hosts import is_loopback
@@ -16,11 +16,12 @@ from cfproxy.sandbox import Behaviour, Sandbox, parse_setting
 
 
 @click.command("sandbox")
-@common
+@debug_option
 @click.option("--listen", default="127.0.0.1:9400", metavar="HOST:PORT", help="Where it listens.")
 @click.option("--set", "changes", metavar="NAME=VALUE", multiple=True, help="Change a behaviour; repeatable.")
 def sandbox_command(listen: str, changes: tuple[str, ...]) -> int:
     """Run a local stand-in for Creative Force's two servers."""
+    refuse_config("the sandbox")
     host, port = host_and_port(listen)
     behaviour = Behaviour()
     for change in changes:
@@ -57,10 +58,11 @@ async def _sandbox(host: str, port: int, behaviour: Behaviour) -> int:
 
 
 @click.command("demo")
-@common
+@debug_option
 @click.option("--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="Where the proxy listens.")
 def demo_command(listen: str) -> int:
     """Run sandbox, login and proxy in one; print a curl to try."""
+    refuse_config("the demo")
     host, port = host_and_port(listen)
     if not is_loopback(host):
         raise UsageError("the demo listens on this machine only: --listen 127.0.0.1:PORT or [::1]:PORT")

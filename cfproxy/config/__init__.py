@@ -21,6 +21,7 @@ import platformdirs
 import yaml
 
 from cfproxy.config.addresses import TcpAddress, UnixAddress
+from cfproxy.config.agreement import CLIENT_ID_PLACEHOLDER, REDIRECT_URI_PLACEHOLDER
 from cfproxy.config.assembly import build_settings
 from cfproxy.config.callers import AccessKey, LocalUser
 from cfproxy.config.findings import ENVIRONMENT, Findings
@@ -66,20 +67,20 @@ __all__ = [
     "starter_file",
 ]
 
-_STARTER = """\
+_STARTER = f"""\
 # Settings of cfproxy. `cfproxy config check` validates them, `cfproxy config schema` describes every key.
 
 # The app's id, from Creative Force: Studio settings, Integrations, Registered Apps.
-client_id: your-client-id
+client_id: {CLIENT_ID_PLACEHOLDER}
 
-# The app's secret: text, {env: NAME} or {file: PATH}.
-client_secret: {env: CF_CLIENT_SECRET}
+# The app's secret: text, {{env: NAME}} or {{file: PATH}}.
+client_secret: {{env: CF_CLIENT_SECRET}}
 
 # The grant that the app is registered with: authorization_code or client_credentials.
 grant: authorization_code
 
 # The redirect URI exactly as registered; remove the line with client_credentials.
-redirect_uri: https://example.com/callback
+redirect_uri: {REDIRECT_URI_PLACEHOLDER}
 """
 
 
@@ -127,8 +128,8 @@ def _exists(path: Path) -> bool:
         return True  # reading it will tell what is wrong
 
 
-def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
-    """Read the file, if any, and the environment, which wins.
+def load_settings(path: Path | None, environ: Mapping[str, str], named: str | None = None) -> Settings:
+    """Read the file, if any, and the environment, which wins; `named` is what `-c` called the file.
 
     Raises:
         ConfigError: with everything that is wrong.
@@ -138,7 +139,7 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
     high = read_environment(environ, findings)
     if low is None:
         raise findings.error()
-    context = Context(environ, Path() if path is None else path.parent)
+    context = Context(environ, Path() if path is None else path.parent, named)
     settings = build_settings(merge(low, high), context, findings)
     if findings.found:
         raise findings.error()
@@ -148,7 +149,7 @@ def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
 def render_settings(settings: Settings) -> str:
     """Return the effective configuration as YAML that reads back; secrets are `[redacted]`."""
     accounts = {
-        name: account.model_dump(mode="json", by_alias=True, exclude={"name"})
+        name: account.model_dump(mode="json", by_alias=True, exclude={"name", "config_file"})
         for name, account in settings.accounts.items()
     }
     tree = accounts.pop("default", {})

@@ -18,6 +18,10 @@ EXPOSED = (
     "set access.keys, or access.allow_remote: true if that is meant"
 )
 
+# What the starter file and the example say where only the user knows the value.
+CLIENT_ID_PLACEHOLDER = "your-client-id"
+REDIRECT_URI_PLACEHOLDER = "https://example.com/callback"
+
 _WILDCARDS = {"0.0.0.0": ".", "::": ":"}  # noqa: S104 - recognised here, not listened on
 
 
@@ -26,6 +30,12 @@ def own_conflicts(account: Account) -> Iterator[tuple[set[str], tuple[str, ...],
     if account.grant == "authorization_code" and account.redirect_uri is None:
         text = "needed for login: the redirect URI as registered with the app (or grant: client_credentials)"
         yield {"client_id", "grant", "redirect_uri"}, ("redirect_uri",), text
+    if account.client_id == CLIENT_ID_PLACEHOLDER:
+        text = "is still the placeholder; put in the id of the app registered with Creative Force"
+        yield {"client_id"}, ("client_id",), text
+    if account.grant == "authorization_code" and account.redirect_uri == REDIRECT_URI_PLACEHOLDER:
+        text = "is still the placeholder; put in the redirect URI exactly as registered with the app"
+        yield {"grant", "redirect_uri"}, ("redirect_uri",), text
     if account.grant == "client_credentials" and account.client_secret is None:
         text = "needed with grant: client_credentials"
         yield {"client_id", "grant", "client_secret"}, ("client_secret",), text

@@ -84,7 +84,7 @@ def build_settings(root: Tree, context: Context, findings: Findings) -> Settings
     _report_missing_ids(drafts, findings)
     accounts = {}
     for draft in drafts:
-        fixed = {"name": draft.name, "client_id": "missing"}
+        fixed = {"name": draft.name, "client_id": "missing", "config_file": context.named}
         account, broken = _validated(
             Account, fixed | draft.complete(), fixed, context, draft.locate, findings
         )

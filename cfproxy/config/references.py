@@ -23,10 +23,14 @@ SECRET_MAX_BYTES = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a value may refer to: variables by `{env: …}`, files relative to `folder`."""
+    """What a value may refer to: variables by `{env: …}`, files relative to `folder`.
+
+    `named` is the configuration file's name as somebody gave it, if somebody did.
+    """
 
     environ: Mapping[str, str] = field(default_factory=dict)
     folder: Path = Path()
+    named: str | None = None
 
 
 def _context(info: ValidationInfo) -> Context:
@@ -40,6 +44,8 @@ def _parse_path(text: str, info: ValidationInfo) -> Path:
         return (_context(info).folder / Path(text).expanduser()).absolute()
     except RuntimeError:
         raise ValueError("starts with ~, but that user's home folder is unknown") from None
+    except OSError:
+        raise ValueError("is relative, but the working folder is gone; change to one that exists") from None
 
 
 def _read_start(path: Path, size_bytes: int) -> bytes:

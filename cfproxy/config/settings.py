@@ -212,6 +212,7 @@ class Account(AccountKeys):
 
     name: str
     client_id: ClientId
+    config_file: str | None = None  # as `-c` named it: messages repeat it
 
     @property
     def store_dir(self) -> Path | None:

@@ -32,6 +32,8 @@ from .kit import World
         ["sandbox", "--set", "no_such=1"],
         ["-c", "missing.yaml"],
         ["token", "-c", "missing.yaml"],
+        ["sandbox", "-c", "config.yaml"],
+        ["-c", "config.yaml", "demo"],
     ],
     ids=" ".join,
 )
@@ -62,6 +64,16 @@ async def test_config_init_writes_a_file_that_is_private_and_never_overwritten(w
     if os.name == "posix":
         assert place.stat().st_mode & 0o777 == 0o600
     world.environment["CF_CLIENT_SECRET"] = "x"
+    for command in (["config", "check"], ["serve"]):
+        ran = await world.run(*command, "-c", str(place))
+        assert (ran.code, ran.out) == (2, "")
+        told = ran.err.splitlines()
+        assert [line.split(": ")[2] for line in told] == ["client_id", "redirect_uri"]
+        assert all("placeholder" in line for line in told)
+    filled = (
+        place.read_text(encoding="utf-8").replace("your-client-id", "app").replace("example.com", "ours.test")
+    )
+    place.write_text(filled, encoding="utf-8")
     assert (await world.run("config", "check", "-c", str(place))).code == 0
     place.write_text("changed", encoding="utf-8")
     ran = await world.run("config", "init", "-c", str(place))
@@ -135,6 +147,85 @@ async def test_help_and_version_need_no_configuration(world: World) -> None:
         assert (ran.code, ran.err) == (0, "")
         assert "Usage: cfproxy" in ran.out
     assert (await world.run("--version")).out.startswith("cfproxy, version ")
+
+
+@pytest.mark.parametrize("word", ["status", "login", "config"])
+async def test_a_value_that_is_also_a_command_is_a_value(world: World, word: str) -> None:
+    """An account or a file may have a command's name, also where `serve` is left out."""
+    assert f"there is no account '{word}'" in (await world.run("--account", word)).line
+    assert (await world.run("-c", word)).line.startswith(f"cfproxy: {word}: does not exist")
+
+
+FULL = Path("/dev/full")
+SAYING = [
+    ["config", "show"],
+    ["config", "schema"],
+    ["config", "check"],
+    ["status"],
+    ["status", "--json"],
+    ["token"],
+    ["login", "--print-url"],
+    ["logout"],
+    ["sandbox", "--listen", "127.0.0.1:0"],
+    ["--help"],
+    ["--version"],
+]
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize("args", SAYING, ids=" ".join)
+async def test_output_to_a_full_disk_fails_in_one_line(world: World, args: list[str]) -> None:
+    """What can't be written is told as such, with exit code 1, and is no fault of the program."""
+    await world.log_in()
+    with FULL.open("wb") as full:
+        process = world.popen(*args, stdout=full, stderr=subprocess.PIPE)
+        _, err = process.communicate()
+    assert (process.returncode, err.decode()) == (
+        1,
+        "cfproxy: the output can't be written: No space left on device; make room, or write it elsewhere\n",
+    )
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
+async def test_an_error_that_cannot_be_told_keeps_its_exit_code(world: World) -> None:
+    """With stderr on a full disk the exit code still says what is wrong."""
+    with FULL.open("wb") as full:
+        codes = [world.popen(*args, stderr=full).wait() for args in (["token"], ["status", "--oops"])]
+    assert codes == [3, 2]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps folders that are in use")
+def test_a_working_folder_that_was_deleted_is_no_fault(world: World) -> None:
+    """The program works from nowhere as far as nothing relative is asked of it."""
+    gone = world.folder / "gone"
+    python = shlex.quote(sys.executable)
+
+    def run(*args: str) -> subprocess.CompletedProcess[str]:
+        gone.mkdir()
+        line = f"cd {shlex.quote(str(gone))} && rmdir {shlex.quote(str(gone))} && exec {python} -m cfproxy"
+        return subprocess.run(
+            ["/bin/sh", "-c", f"{line} {shlex.join(args)}"],
+            env=world.full_environment(),
+            capture_output=True,
+            check=False,
+            text=True,
+        )
+
+    done = run("config", "check", "-c", str(world.config_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run("config", "check", "-c", "config.yaml")
+    assert done.returncode == 2
+    assert done.stderr.startswith("cfproxy: config.yaml: does not exist")
+    done = run("config", "init")
+    assert done.returncode == 2
+    assert done.stderr.startswith("cfproxy: config.yaml cannot be written: ")
+    world.environment |= {"CFPROXY_CLIENT_ID": "a", "CFPROXY_REDIRECT_URI": "https://a.test/"}
+    done = run("config", "check")
+    assert (done.returncode, done.stdout) == (0, "environment: ok, accounts: default\n")
+    world.environment["CFPROXY_STORE"] = "file:state"
+    done = run("config", "check")
+    assert done.returncode == 2
+    assert done.stderr.startswith("cfproxy: environment: CFPROXY_STORE: ")
 
 
 async def test_output_that_nobody_reads_is_no_crash(world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -51,8 +52,8 @@ async def test_what_came_back_may_be_given_in_any_form(world: World, form: str) 
     assert token.out.strip() == world.sandbox.access_tokens[-1].value
 
 
-async def test_the_prompt_takes_the_address_from_a_pipe(world: World) -> None:
-    """`cfproxy login` prints the address and reads what came back from its standard input."""
+async def paste(world: World, *pastes: Callable[[str], str]) -> tuple[Ran, str]:
+    """Run `cfproxy login`, consent, and paste what the functions make of the address that came back."""
     process = await asyncio.create_subprocess_exec(
         *world.command("login", "--no-browser"),
         cwd=world.folder,
@@ -62,12 +63,56 @@ async def test_the_prompt_takes_the_address_from_a_pipe(world: World) -> None:
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
-    url = (await process.stdout.readline()).decode().strip()
-    out, err = await process.communicate(f"{await approve(url)}\n".encode())
-    assert process.returncode == 0
-    assert b"Logged in" in out
-    assert b"redirect_uri" in err
+    address = await approve((await process.stdout.readline()).decode().strip())
+    out, err = await process.communicate("".join(f"{each(address)}\n" for each in pastes).encode())
+    assert process.returncode is not None
+    world.said += [out.decode(), err.decode()]
+    return Ran(process.returncode, out.decode(), err.decode()), address
+
+
+def another_state(address: str) -> str:
+    state = dict(parse_qsl(urlsplit(address).query))["state"]
+    return address.replace(state, "x" * len(state))
+
+
+async def test_the_prompt_takes_the_address_from_a_pipe(world: World) -> None:
+    """`cfproxy login` prints the address and reads what came back from its standard input."""
+    ran, _ = await paste(world, str)
+    assert ran.code == 0
+    assert "Logged in" in ran.out
+    assert "redirect_uri" in ran.err
     assert (await world.run("status")).code == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda _: "", lambda _: "<html>", another_state], ids=["nothing", "no address", "wrong state"]
+)
+async def test_a_wrong_paste_is_asked_for_again(world: World, wrong: Callable[[str], str]) -> None:
+    """What a better paste can cure is told, and the prompt comes again."""
+    ran, _ = await paste(world, wrong, wrong, str)
+    assert ran.code == 0, ran
+    assert "Logged in" in ran.out
+    assert ran.err.count("> ") == 3
+    assert ran.err.count("cfproxy: ") == 2
+
+
+async def test_the_prompt_gives_up_after_three_wrong_pastes_and_the_login_stays_open(world: World) -> None:
+    """The last error names the command that finishes the same login later."""
+    ran, address = await paste(world, *[another_state] * 3, str)
+    assert (ran.code, ran.err.count("> ")) == (1, 3)
+    assert "cfproxy login --finish" in ran.err.splitlines()[-1]
+    assert (await finish(world, address)).code == 0
+
+
+async def test_the_prompt_ends_at_once_where_no_other_paste_can_help(world: World) -> None:
+    """A code that the server refused, or a denial, ends the command."""
+    world.sandbox.behaviour.code_lifetime_s = 0
+    ran, _ = await paste(world, str, str)
+    assert (ran.code, ran.err.count("> ")) == (1, 1)
+    assert "the code was refused" in ran.err
+    ran, _ = await paste(world, lambda address: address.replace("code=", "error=access_denied&x="), str)
+    assert (ran.code, ran.err.count("> ")) == (1, 1)
+    assert "denied" in ran.err
 
 
 async def test_an_empty_prompt_fails_with_advice(world: World) -> None:
@@ -231,6 +276,39 @@ async def test_client_credentials_serve_without_a_login(world: World) -> None:
     ran = await world.run("login")
     assert ran.code == 5
     assert "client_secret" in ran.line
+
+
+async def test_an_apps_logout_says_what_it_does_and_what_it_does_not(world: World) -> None:
+    """With client credentials there is no login to end: only the stored token goes, and is revoked."""
+    world.write_config(grant="client_credentials", redirect_uri=None)
+    ran = await world.run("logout")
+    assert ran.code == 0
+    assert ran.out == (
+        "Account 'default' uses client credentials: it has no login to end, and no token of it was stored.\n"
+    )
+    assert (await world.run("token")).code == 0
+    ran = await world.run("logout")
+    assert ran.code == 0
+    assert ran.out == (
+        "Account 'default' uses client credentials: it has no login to end. Its stored token is forgotten; "
+        "the server has revoked it. The next request fetches a new one.\n"
+    )
+    assert [token.revoked for token in world.sandbox.access_tokens] == [True]
+
+
+async def test_the_next_step_repeats_the_options_that_were_given(world: World) -> None:
+    """Who named a file and an account is told the command line that logs this very account in."""
+    listen = {"listen": "127.0.0.1:0"}
+    world.write_config(accounts={"acme": listen, "beta": listen})
+    world.config_path.rename(world.folder / "my file.yaml")
+    options = ("-c", "my file.yaml", "--account", "acme")
+    command = "cfproxy login -c 'my file.yaml' --account acme"
+    assert (await world.run("status", *options)).out.splitlines()[0].endswith(f"run: {command}")
+    assert (await world.run("token", *options)).line.endswith(f"run: {command}")
+    assert command in (await world.run("login", *options, "--finish", "some-code-of-mine")).line
+    assert (await world.run("-c", "my file.yaml", "token")).line.endswith(
+        "run: cfproxy login -c 'my file.yaml'"
+    )
 
 
 async def test_a_finished_attempt_leaves_no_verifier_on_disk(world: World) -> None:
