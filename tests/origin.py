@@ -222,10 +222,10 @@ def chunked(*pieces: bytes) -> bytes:
 OK = reply("200 OK", b"ok")
 
 
-async def until_still(count: Callable[[], int]) -> int:
-    """Return `count()` once it has stopped growing: whoever drives it waits for somebody."""
+async def until_still(count: Callable[[], int], turns: int = STILL_TURNS) -> int:
+    """Return `count()` once it has not grown for `turns`: whoever drives it waits for somebody."""
     seen, still = count(), 0
-    while still < STILL_TURNS:
+    while still < turns:
         await asyncio.sleep(0)
         still = still + 1 if count() == seen else 0
         seen = count()

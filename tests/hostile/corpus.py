@@ -1,0 +1,57 @@
+"""The whole table."""
+
+from __future__ import annotations
+
+from tests.hostile.case import Case
+from tests.hostile.cases import chunks, framing, hop, hosts, letters, pipelines, protocols, sizes, targets
+
+CORPUS: tuple[Case, ...] = tuple(
+    case
+    for kind in (framing, chunks, letters, targets, hosts, hop, pipelines, protocols, sizes)
+    for case in kind.CASES
+)
+BY_NAME = {case.name: case for case in CORPUS}
+
+_RAW_LINE = "the parser does not show the request line as it came"
+_ONE_SEGMENT = "a good request is dropped when what follows it in one segment is not"
+_READINGS = "the path rules do not know this reading"
+_HEAD = "no bound to a head as a whole"
+_HINT = "the header is not known as a forwarding header"
+FLAWS = {
+    "two spaces after the method": _RAW_LINE,
+    "two spaces after the target": _RAW_LINE,
+    "version RTSP": _RAW_LINE,
+    "protocol: HTTP/0.9": _RAW_LINE,
+    "target: bare UTF-8": "the parser refuses what is not ASCII",
+    "target: no UTF-8 at all": "the parser refuses what is not ASCII",
+    "target: out of the base path by %252e%252e": _READINGS,
+    "target: out of the base path by %c0%ae": _READINGS,
+    "target: with rules, a doubly encoded slash": _READINGS,
+    "target: with rules, a parameter": _READINGS,
+    "target: with rules, overlong UTF-8": _READINGS,
+    "Host: two final dots": "both dots are taken off",
+    "Host: an address in brackets": "the brackets are taken off",
+    "Host: empty": "an empty Host is taken for none",
+    "Host: white space": "an empty Host is taken for none",
+    "page: cross-site in a list": "unknown values pass",
+    "page: a word that nobody knows": "unknown values pass",
+    "dropped: X-Forwarded: for=1.2.3.4": _HINT,
+    "dropped: X-Original-Forwarded-For: 1.2.3.4": _HINT,
+    "dropped: X-Cluster-Client-IP: 1.2.3.4": _HINT,
+    "dropped: Fastly-Client-IP: 1.2.3.4": _HINT,
+    "dropped: Proxy: http://evil.example:8080": _HINT,
+    "a request, then rubbish": _ONE_SEGMENT,
+    "a request, then NUL bytes": _ONE_SEGMENT,
+    "a request, then a conflict": _ONE_SEGMENT,
+    "a body longer than its length": _ONE_SEGMENT,
+    "chunks, then rubbish": _ONE_SEGMENT,
+    "nothing after Connection: close": _ONE_SEGMENT,
+    "nothing after HTTP/1.0": _ONE_SEGMENT,
+    "nothing after CONNECT": "Host is looked at first, and the connection goes on",
+    "version 2.0": "the version is not looked at",
+    "version 0.9 by name": "the version is not looked at",
+    "protocol: HTTP/0.9 and an empty line": "the version is not looked at",
+    "size: a hundred fields of 16 KiB": _HEAD,
+    "size: empty lines of a megabyte": _HEAD,
+    "size: white space of a megabyte": _HEAD,
+}

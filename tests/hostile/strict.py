@@ -1,0 +1,154 @@
+"""HTTP/1.1 read without any leniency: what the origin received, and what the client received.
+
+Owns: a parser that knows one way to read a message and calls everything else a violation.
+Must not know: cfproxy. It reads by RFC 9112, less what that allows only for the sake of old programs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_REQUEST_LINE = re.compile(rb"([A-Z][A-Z-]*) (/[!-~\x80-\xff]*) HTTP/1\.1")
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2}) [\t\x20-\x7e\x80-\xff]*")
+_FIELD = re.compile(
+    rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ?((?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?)"
+)
+_LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
+_CHUNK_SIZE = re.compile(rb"0|[1-9a-f][0-9a-f]{0,15}")
+
+
+class Violation(AssertionError):
+    """These bytes can be read in more than one way, or in none."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A whole message.
+
+    Args:
+        start: request line or status line.
+        headers: names lower-cased, values without the white space around them.
+        body: out of its chunks.
+        raw: all of it, as it came.
+    """
+
+    start: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+    raw: bytes
+
+    def all(self, name: bytes) -> list[bytes]:
+        return [value for given, value in self.headers if given == name]
+
+    @property
+    def method(self) -> bytes:
+        return self.start.split(b" ")[0]
+
+    @property
+    def target(self) -> bytes:
+        return self.start.split(b" ")[1]
+
+    @property
+    def status(self) -> int:
+        return int(self.start.split(b" ")[1])
+
+
+def read_requests(data: bytes) -> tuple[list[Heard], bytes]:
+    """Return the whole requests that a connection brought, and what is there of one more.
+
+    Raises:
+        Violation
+    """
+    return _read_all(data, _REQUEST_LINE, lambda _: False)
+
+
+def read_answers(data: bytes, *, heads: bool) -> tuple[list[Heard], bytes]:
+    """Return the whole answers on a connection, and what is there of one more.
+
+    Args:
+        data: all that came.
+        heads: whether every final answer is one to HEAD.
+
+    Raises:
+        Violation
+    """
+    return _read_all(
+        data, _STATUS_LINE, lambda start: heads or start[9:10] == b"1" or start[9:12] in {b"204", b"304"}
+    )
+
+
+def _read_all(
+    data: bytes, line: re.Pattern[bytes], bodiless: Callable[[bytes], bool]
+) -> tuple[list[Heard], bytes]:
+    whole: list[Heard] = []
+    at = 0
+    while at < len(data):
+        message = _read_one(data, at, line, bodiless)
+        if message is None:
+            break
+        whole.append(message)
+        at += len(message.raw)
+    return whole, data[at:]
+
+
+def _read_one(
+    data: bytes, at: int, line: re.Pattern[bytes], bodiless: Callable[[bytes], bool]
+) -> Heard | None:
+    end = data.find(b"\r\n\r\n", at)
+    head = data[at:] if end < 0 else data[at:end]
+    start, *fields = head.split(b"\r\n")
+    if b"\n" in head.replace(b"\r\n", b"") or b"\r" in head.replace(b"\r\n", b"").removesuffix(b"\r"):
+        raise Violation(f"a bare CR or LF in {head[:200]!r}")
+    if end < 0:
+        return None
+    if not line.fullmatch(start):
+        raise Violation(f"start line {start[:200]!r}")
+    headers = []
+    for text in fields:
+        match = _FIELD.fullmatch(text)
+        if match is None:
+            raise Violation(f"header line {text[:200]!r}")
+        headers.append((match[1].lower(), match[2]))
+    framing = [(name, value) for name, value in headers if name in {b"content-length", b"transfer-encoding"}]
+    if len(framing) > 1:
+        raise Violation(f"framed twice: {framing!r}")
+    found = _read_body(data, end + 4, framing, bodiless=bodiless(start))
+    if found is None:
+        return None
+    body, after = found
+    return Heard(start, tuple(headers), body, data[at:after])
+
+
+def _read_body(
+    data: bytes, at: int, framing: list[tuple[bytes, bytes]], *, bodiless: bool
+) -> tuple[bytes, int] | None:
+    """Return the body and where it ends; None while it is not whole."""
+    if not framing:
+        return b"", at
+    name, value = framing[0]
+    if name == b"content-length":
+        if not _LENGTH.fullmatch(value):
+            raise Violation(f"Content-Length {value!r}")
+        length = 0 if bodiless else int(value)
+        return None if len(data) < at + length else (data[at : at + length], at + length)
+    if value != b"chunked":
+        raise Violation(f"Transfer-Encoding {value!r}")
+    pieces = []
+    while not bodiless:
+        end = data.find(b"\r\n", at)
+        if end < 0:
+            return None
+        if not _CHUNK_SIZE.fullmatch(data[at:end]):
+            raise Violation(f"chunk size {data[at:end][:100]!r}")
+        size = int(data[at:end], 16)
+        at = end + 2 + size + 2
+        if len(data) < at:
+            return None
+        if data[at - 2 : at] != b"\r\n":
+            raise Violation("a chunk without its end")  # a trailer would show here, too
+        if not size:
+            break
+        pieces.append(data[end + 2 : at - 2])
+    return b"".join(pieces), at
