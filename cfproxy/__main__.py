@@ -6,11 +6,13 @@ import os
 import sys
 
 from cfproxy.cli import run
+from cfproxy.dumps import forbid_core_dumps
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
     _fill_standard_streams()
+    forbid_core_dumps()
     sys.exit(run(sys.argv[1:]))
 
 

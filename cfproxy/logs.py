@@ -1,8 +1,9 @@
 """Logging: one structlog configuration for the program.
 
 Owns: format, level, and what never gets into a line.
-Invariants: a `Secret` among the values shows as redacted; a stack trace shows code, never locals;
-what libraries log through the standard library comes out in the same form.
+Invariants: only fields that are listed here show their value, and a `Secret` among those shows as redacted;
+a stack trace shows code, never locals; what libraries log through the standard library comes out in the same
+form, without the values that they put into their texts.
 """
 
 from __future__ import annotations
@@ -17,6 +18,19 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, ExcInfo, FilteringBoundLogger, Processor
 
+# What may stand in a line (docs/security.md says what each holds); anything else shows as `UNLISTED`.
+FIELDS = frozenset(
+    {
+        *("event", "level", "timestamp", "trace", "logger", "message"),
+        *("account", "listen", "upstream", "reason", "serial", "expires_at"),
+        *("request_id", "method", "path", "status", "problem", "bytes", "ms", "queued_ms", "retried"),
+        *("postponed", "cut", "requests", "pause_s", "stepped", "rate"),
+        *("attempt", "retry_in_s", "token_left_s", "hold_s"),
+        *("exc_info",),  # becomes `trace`
+    }
+)
+MESSAGE_MAX = 200
+UNLISTED = "[not shown: not a listed field]"
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "silent": 50}
 
 
@@ -32,6 +46,7 @@ def build_logger(level: str, form: str, stream: TextIO | None = None) -> Filteri
     console = form == "console" or (form == "auto" and out.isatty())
     colors = out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     shared: list[Processor] = [
+        _only_listed,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
     ]
@@ -68,9 +83,22 @@ class _Bridge(logging.Handler):
             record.levelno,
             "library.logged",
             logger=record.name,
-            message=record.getMessage(),
+            message=_template_of(record),
             **({"exc_info": record.exc_info} if record.exc_info else {}),
         )
+
+
+def _only_listed(_logger: Any, _name: str, event: EventDict) -> EventDict:
+    for name in event.keys() - FIELDS:
+        event[name] = UNLISTED
+    return event
+
+
+def _template_of(record: logging.LogRecord) -> str:
+    """Return the text without what was to be put in, which may come from a request or an answer."""
+    if not isinstance(record.msg, str):
+        return type(record.msg).__name__
+    return record.msg.partition("\n")[0][:MESSAGE_MAX]
 
 
 def _plain_trace(out: TextIO, exc_info: ExcInfo) -> None:

@@ -1,0 +1,102 @@
+"""What gets into a log line, and what never does."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+
+import cfproxy
+from cfproxy.logs import FIELDS, build_logger
+from cfproxy.secret import Secret
+
+MARKER = "marker-5d1c"
+
+
+@pytest.fixture(params=["json", "console"])
+def form(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Both forms of a line; structlog and the root logger are put back afterwards."""
+    root = logging.getLogger()
+    before = (structlog.get_config(), root.handlers, root.level)
+    yield request.param
+    structlog.configure(**before[0])
+    root.handlers, root.level = before[1], before[2]
+
+
+def test_every_field_that_the_program_logs_is_listed() -> None:
+    """A new field needs a place in `FIELDS`, and by that a thought about what it may hold."""
+    used = set()
+    for path in Path(cfproxy.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            logs = ast.unparse(node.func.value).rpartition(".")[2] in {"log", "_log"}
+            if logs and node.func.attr in {"debug", "info", "warning", "error", "exception", "bind"}:
+                used |= {word.arg for word in node.keywords if word.arg is not None}
+    assert {"account", "reason", "serial"} <= used
+    assert used <= FIELDS, used - FIELDS
+
+
+def test_a_field_that_is_not_listed_does_not_show(form: str) -> None:
+    """Whoever logs a header or a body by mistake logs its name only; secrets don't show in any field."""
+    out = io.StringIO()
+    log = build_logger("info", form, out)
+    log.info("request.forwarded", header=MARKER, body={"a": MARKER}, reason=Secret(MARKER), status=200)
+    line = out.getvalue()
+    assert MARKER not in line
+    assert "header" in line
+    assert "200" in line
+    assert "[redacted]" in line
+
+
+def test_a_trace_shows_code_and_no_value(form: str) -> None:
+    """Neither local variables nor the text of a foreign exception are in a stack trace."""
+    out = io.StringIO()
+    log = build_logger("info", form, out)
+
+    def crash(token: str) -> None:
+        held = {"token": token}
+        raise ValueError(f"bad value {held}")
+
+    try:
+        crash(MARKER)
+    except ValueError as error:
+        log.exception("token.refresh_crashed")
+        log.error("token.refresh_crashed", exc_info=error)
+        logging.getLogger("aiohttp.server").exception("failed")
+    text = out.getvalue()
+    assert text.count("ValueError") >= 3
+    assert text.count("test_logs.py") >= 3
+    assert "crash(MARKER)" in text
+    assert MARKER not in text
+
+
+def test_what_libraries_say_comes_without_their_values(form: str) -> None:
+    """Texts of aiohttp and asyncio may hold what was sent: the template shows, up to its first line."""
+    out = io.StringIO()
+    build_logger("info", form, out)
+    logging.getLogger("aiohttp.client").warning("Can not load cookies: %s", MARKER)
+    text = f"Task exception was never retrieved\nfuture: {MARKER}"
+    logging.getLogger("asyncio").error(text)
+    logging.getLogger("any").error({"a": MARKER})
+    text = out.getvalue()
+    assert "Can not load cookies" in text
+    assert "Task exception was never retrieved" in text
+    assert MARKER not in text
+    assert text.count("library.logged") == 3
+
+
+def test_a_json_line_is_one_object(form: str) -> None:
+    """One event is one line, whatever it holds."""
+    out = io.StringIO()
+    log = build_logger("info", form, out)
+    log.info("request.refused", path="/a\nb", status=400)
+    if form == "json":
+        (line,) = out.getvalue().splitlines()
+        assert json.loads(line)["path"] == "/a\nb"
