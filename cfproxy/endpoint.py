@@ -21,7 +21,7 @@ from yarl import URL
 
 from cfproxy import __version__, oauth
 from cfproxy.errors import CfproxyError, Misconfigured, TokenEndpointUnavailable
-from cfproxy.hosts import is_loopback
+from cfproxy.hosts import is_loopback, render_authority
 from cfproxy.ports import TokenReply
 from cfproxy.secret import Secret
 
@@ -135,7 +135,8 @@ class HttpTokenEndpoint:
         parse: Callable[..., _T],
         may_send: Callable[[], bool] | None = None,
     ) -> _T | CfproxyError:
-        where = f"the {name} endpoint at {url.raw_host}"
+        port = None if url.is_default_port() else url.port
+        where = f"the {name} endpoint at {render_authority(url.raw_host or '', port)}"
         answer = await self._send(url, where, form, _Progress(may_send))
         if isinstance(answer, CfproxyError):
             return answer
@@ -157,7 +158,9 @@ class HttpTokenEndpoint:
             return await self._post(url, form, progress)
         except (aiohttp.ClientError, OSError, ValueError, _Unreadable) as error:
             what = _explain(error, sent=progress.sent)
-        return TokenEndpointUnavailable(f"{where} {what}", sent=progress.sent)
+            # Only an answer that came can be unreadable, and only where something was sent.
+            answered = progress.sent and isinstance(error, _Unreadable)
+        return TokenEndpointUnavailable(f"{where} {what}", sent=progress.sent, answered=answered)
 
     async def _post(self, url: URL, form: dict[str, str], progress: _Progress) -> _Answer:
         # A session for each request: token requests are rare, and nothing can linger between two of them:

@@ -114,11 +114,13 @@ class TokenEndpointUnavailable(CfproxyError):
     Args:
         sent: whether the request may have reached the server. While it is false, what was
             presented is certainly still unused.
+        answered: whether an answer came, though none with a token in it: nothing was lost on the way.
         retry_after_s: seconds until the next attempt, once the broker has set it.
     """
 
     sent: bool = True
     retry_after_s: float = 1.0
+    answered: bool = False
 
 
 @dataclass(eq=False)

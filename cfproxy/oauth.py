@@ -175,7 +175,7 @@ def parse_reply(
     Raises:
         GrantRefused: `invalid_grant`, with one of the `REFUSED_…` words or "" as its description.
         Misconfigured: the app's settings are refused.
-        TokenEndpointUnavailable: anything else, with `sent` true.
+        TokenEndpointUnavailable: anything else, with `sent` and `answered` true.
     """
     document = _read_object(body)
     if not _is_success(status) or document.get("error"):
@@ -184,10 +184,14 @@ def parse_reply(
     token_type = document.get("token_type") or "bearer"
     # RFC 6749 §5.1 demands token_type, yet servers omit it; what is not bearer we can't use (§7.1).
     if access_token is None or not isinstance(token_type, str) or token_type.lower() != "bearer":
-        raise TokenEndpointUnavailable(f"{where} answered {status} {_what_instead(content_type, document)}")
+        raise TokenEndpointUnavailable(
+            f"{where} answered {status} {_what_instead(content_type, document)}", answered=True
+        )
     refresh_token = document.get("refresh_token") or None
     if refresh_token is not None and _text(refresh_token, _VSCHAR) is None:
-        raise TokenEndpointUnavailable(f"{where} answered {status} with an unusable refresh token")
+        raise TokenEndpointUnavailable(
+            f"{where} answered {status} with an unusable refresh token", answered=True
+        )
     return TokenReply(
         access_token=Secret(access_token),
         lifetime_s=_lifetime_s(document.get("expires_in")),
@@ -217,7 +221,9 @@ def parse_revocation(
     if status in {404, 405, 501} or (400 <= status < 500 and error == "unsupported_token_type"):
         return False
     raise TokenEndpointUnavailable(
-        f"{where} answered {_status_text(status)}", retry_after_s=_retry_after_s(status, retry_after)
+        f"{where} answered {_status_text(status)}",
+        retry_after_s=_retry_after_s(status, retry_after),
+        answered=True,
     )
 
 
@@ -245,7 +251,9 @@ def _error(status: int, document: dict[str, Any], retry_after: str, where: str) 
         if code in _REPAIRS:
             return Misconfigured(f"{where} refused the app ({code}): {_REPAIRS[code]}")
     return TokenEndpointUnavailable(
-        f"{where} answered {_status_text(status)}", retry_after_s=_retry_after_s(status, retry_after)
+        f"{where} answered {_status_text(status)}",
+        retry_after_s=_retry_after_s(status, retry_after),
+        answered=True,
     )
 
 

@@ -88,11 +88,11 @@ class Renewal:
         try:
             reply = await self._endpoint.refresh(before.refresh_token, lease.held)
         except (TokenEndpointUnavailable, Misconfigured) as error:
-            unspent = isinstance(error, Misconfigured) or not error.sent
+            settled = isinstance(error, Misconfigured) or not error.sent or error.answered
             # An older open mark stays: this attempt says nothing about that one. Whoever took our place in
             # the meantime has made a mark of its own.
             mine = before.presented_at is None and lease.held()
-            if unspent and mine and self._ledger.login is not None:
+            if settled and mine and self._ledger.login is not None:
                 await self._ledger.keep(self._ledger.login.next(presented_at=None))
             raise
         except GrantRefused:

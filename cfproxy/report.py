@@ -16,6 +16,7 @@ from cfproxy.errors import (
     StoreUnusable,
     TokenEndpointUnavailable,
 )
+from cfproxy.expiry import span_text
 from cfproxy.shaper import ShaperState
 from cfproxy.token import App, Login, instant, login_problem
 
@@ -48,7 +49,7 @@ def report_stored(
         store_error: why it could not be read or could not be written now.
     """
     error = store_error if store_error is not None and login is None else login_problem(login, app)
-    usable_s = login.token.remaining_s(now) if login is not None and login.belongs_to(app) else 0.0
+    usable_s = login.token.remaining_s(now) if login is not None else 0.0
     return _report(app, login, max(0.0, usable_s), error, location, store_error, now)
 
 
@@ -83,12 +84,14 @@ def _report(
     store_error: CfproxyError | None,
     now: float,
 ) -> dict[str, Any]:
+    if login is not None and not login.belongs_to(app):
+        login = None  # neither its dates nor its token are this account's
     return {
         "account": app.account,
         "client_id": app.client_id,
         "grant": app.grant,
         "state": state_of(error),
-        "detail": error.message if error is not None else _good_news(app, login, usable_s, now),
+        "detail": error.message if error is not None else _good_news(app, login, usable_s, store_error, now),
         "access_token": None
         if login is None
         else {
@@ -96,17 +99,8 @@ def _report(
             "expires_at": instant(login.token.expires_at),
             "usable_s": round(usable_s),
         },
-        "login": None
-        if login is None
-        else {
-            "scope": login.scope,
-            "logged_in_at": instant(login.login_at),
-            "expires_at": None if login.login_expires_at is None else instant(login.login_expires_at),
-            "expires_in_s": None if login.login_expires_at is None else round(login.login_expires_at - now),
-            "refresh_pending_since": None
-            if login.presented_at is None or login.refused_at is not None
-            else instant(login.presented_at),
-        },
+        # An app with client credentials is never logged in: it has a token, or fetches one.
+        "login": None if login is None or app.grant == "client_credentials" else _dates(login, now),
         "store": {
             "location": location,
             "state": state_of(store_error),
@@ -115,23 +109,41 @@ def _report(
     }
 
 
-def _good_news(app: App, login: Login | None, usable_s: float, now: float) -> str:
+def _dates(login: Login, now: float) -> dict[str, Any]:
+    """Describe a login's beginning and end: the end that it will have, or the one that it had."""
+    ended_at = login.refused_at
+    expires_at = login.login_expires_at if ended_at is None else None
+    pending_at = login.presented_at if ended_at is None else None
+    return {
+        "scope": login.scope,
+        "logged_in_at": instant(login.login_at),
+        "ended_at": None if ended_at is None else instant(ended_at),
+        "expires_at": None if expires_at is None else instant(expires_at),
+        "expires_in_s": None if expires_at is None else round(expires_at - now),
+        "refresh_pending_since": None if pending_at is None else instant(pending_at),
+    }
+
+
+def _good_news(
+    app: App, login: Login | None, usable_s: float, store_error: CfproxyError | None, now: float
+) -> str:
     if login is None:
-        return "no token yet; the first request fetches one"
-    if login.presented_at is not None:
-        return (
+        text = "no token yet; the first request fetches one"
+    elif app.grant == "client_credentials":
+        renewal = "the access token has expired; the next request fetches a new one"
+        text = "the app has a token" if usable_s > 0 else renewal
+    elif login.presented_at is not None:
+        text = (
             f"a refresh was begun at {instant(login.presented_at)} and its outcome is not recorded; "
             "the next refresh will tell"
         )
-    if (
-        app.grant == "authorization_code"
-        and login.login_expires_at is not None
-        and login.login_expires_at < now
-    ):
-        return f"the login is older than refresh_token_lifetime; soon run: {app.login_command}"
-    if usable_s <= 0:
-        return "the access token has expired; the next request refreshes it"
-    return "logged in"
+    elif login.login_expires_at is not None and login.login_expires_at < now:
+        text = f"the login is older than refresh_token_lifetime; soon run: {app.login_command}"
+    elif usable_s <= 0:
+        text = "the access token has expired; the next request refreshes it"
+    else:
+        text = "logged in"
+    return text if store_error is None else f"{text}, but {store_error.message}"
 
 
 def render_text(reports: list[dict[str, Any]]) -> str:
@@ -142,28 +154,20 @@ def render_text(reports: list[dict[str, Any]]) -> str:
         lines.append(f"  app           {report['client_id']} ({report['grant']})")
         if report["login"] is not None:
             lines.append(f"  logged in     {report['login']['logged_in_at']}")
-            if report["login"]["expires_at"] is not None:
-                left = _span(report["login"]["expires_in_s"])
+            if report["login"]["ended_at"] is not None:
+                lines.append(f"  login ended   {report['login']['ended_at']}")
+            elif report["login"]["expires_at"] is not None:
+                left_s = report["login"]["expires_in_s"]
+                left = "overdue" if left_s <= 0 else f"in {span_text(left_s)}"
                 lines.append(f"  login dies    {report['login']['expires_at']} ({left})")
         if report["access_token"] is not None:
-            left = _span(report["access_token"]["usable_s"])
-            lines.append(f"  access token  expires {report['access_token']['expires_at']} ({left})")
+            at, left_s = report["access_token"]["expires_at"], report["access_token"]["usable_s"]
+            expiry = f"expires {at} (in {span_text(left_s)})" if left_s > 0 else f"expired {at}"
+            lines.append(f"  access token  {expiry}")
         pacing = report["pacing"]
         pace = "off" if pacing["rate"] is None else f"{pacing['rate']:g} requests in {pacing['per_s']:g} s"
         lines.append(f"  pacing        {pace} (a running proxy's queue: /status.json of its admin listener)")
         store = report["store"]
-        problem = "" if store["detail"] is None else f": {store['state']}: {store['detail']}"
+        problem = "" if store["detail"] is None else f": {store['state']}"  # the first line says more
         lines.append(f"  store         {store['location']}{problem}")
     return "\n".join(lines)
-
-
-def _span(seconds: int) -> str:
-    """Return a span of time in its two largest units."""
-    if seconds <= 0:
-        return "over"
-    parts = []
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, seconds = divmod(seconds, size)
-        if count:
-            parts.append(f"{count} {unit}")
-    return "in " + " ".join(parts[:2])

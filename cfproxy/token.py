@@ -213,7 +213,7 @@ def login_problem(login: Login | None, app: App) -> LoginRequired | None:
     if login.refused_at is not None:
         return LoginRequired(
             f"the login of {who} has ended: the token endpoint refused the refresh token at "
-            f"{instant(login.refused_at)} (expired, revoked, or used elsewhere); {cure}"
+            f"{instant(login.refused_at)} (expired, revoked or used up); {cure}"
         )
     if login.refresh_token is None:
         return LoginRequired(

@@ -201,12 +201,13 @@ async def test_a_redirect_is_never_followed(status: int) -> None:
 
 
 async def test_a_refused_connection_sent_nothing() -> None:
-    """Where nobody listens, what was to be presented is certainly unused."""
+    """Where nobody listens, what was to be presented is certainly unused; the port may be what is wrong."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
-        error = await refuse(endpoint_at(f"http://localhost:{reserved.getsockname()[1]}"))
+        port = reserved.getsockname()[1]
+        error = await refuse(endpoint_at(f"http://localhost:{port}"))
     assert not error.sent
-    assert "cannot be reached" in str(error)
+    assert f"the token endpoint at localhost:{port} cannot be reached" in str(error)
 
 
 async def test_an_unknown_name_sent_nothing() -> None:
@@ -290,6 +291,9 @@ async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await writer.drain()
 
 
+UNANSWERED = {"in time", "broke off", "did not answer in HTTP"}
+
+
 @pytest.mark.parametrize(
     ("script", "says"),
     [
@@ -319,6 +323,7 @@ async def test_what_may_have_arrived_is_not_called_unused(script: bytes | Handle
     async with listening(script) as server:
         error = await refuse(endpoint_at(server.origin, timeout_s=timeout_s))
     assert error.sent
+    assert error.answered is (says not in UNANSWERED)
     assert says in str(error)
     assert server.connections == 1
 

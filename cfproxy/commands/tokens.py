@@ -43,6 +43,11 @@ async def _report(accounts: list[Account]) -> list[dict[str, Any]]:
         stored, store_error = await _stored(account, store)
         now = SystemClock().time()
         report = report_stored(build_app(account), stored, now, store.location, store_error)
+        if account.store.url == "memory":
+            report["state"] = "unknown"
+            report["detail"] = (
+                "store: memory is seen by the running proxy only: /status.json of its admin listener"
+            )
         report["listen"] = "off" if account.listen is None else str(account.listen)
         report["upstream"] = account.upstream
         report["pacing"] = {

@@ -202,6 +202,22 @@ async def test_a_lost_answer_is_told_as_such(world: World) -> None:
     assert (await world.stored()).answer_lost
 
 
+async def test_an_error_that_was_answered_is_no_lost_answer(world: World) -> None:
+    """After a 503 the outcome is known: no mark stays, and a later refusal is a plain one."""
+    await world.put_expired()
+    world.endpoint.plan = [TokenEndpointUnavailable("the token endpoint answered 503", answered=True)]
+    broker = await world.broker()
+    with pytest.raises(TokenEndpointUnavailable):
+        await broker.get()
+    assert (await world.stored()).presented_at is None
+    world.endpoint.live = None
+    await world.clock.advance(1)
+    with pytest.raises(LoginRequired, match="has ended") as caught:
+        await broker.get()
+    assert "never arrived" not in str(caught.value)
+    assert not (await world.stored()).answer_lost
+
+
 async def test_an_open_mark_is_settled_while_the_token_still_serves(world: World) -> None:
     """After a crash in the middle of a refresh the outcome is found out at once, not at expiry."""
     await world.put(presented_at=world.clock.time() - 60)
