@@ -209,3 +209,12 @@ def test_a_file_of_somebody_else_is_used_only_when_it_is_named(
         os.chown(place, 12345, -1)
         with pytest.raises(ConfigError, match="belongs to another user"):
             find_config(None, {}, tmp_path)
+
+
+def test_a_link_to_nowhere_is_called_that(tmp_path: Path) -> None:
+    """`config init` would not write through it, so it is not what is advised."""
+    link = tmp_path / "config.yaml"
+    link.symlink_to("nowhere.yaml")
+    with pytest.raises(ConfigError, match=r"is a link to something that does not exist") as caught:
+        find_config(str(link), {}, tmp_path)
+    assert "config init" not in str(caught.value)

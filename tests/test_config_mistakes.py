@@ -50,6 +50,38 @@ def test_nothing_configured_is_one_problem(load: Loader, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "place", "cause"),
+    [
+        ("a: b\nc:\n\td: e\n", "line 3, column 1", "a tab stands where YAML wants spaces"),
+        ("a:\tb\nc:\td\n", "line 1, column 3", "a tab stands where YAML wants spaces"),
+        ("a: b\n---\nc: d\n", "line 2, column 1", "a second document begins here; one file holds one"),
+    ],
+)
+def test_a_mistake_that_is_easily_made_in_yaml_is_named(
+    load: Loader, text: str, place: str, cause: str
+) -> None:
+    """A tab from an editor and a stray `---` are said to be what they are."""
+    (problem,) = load.problems(text)
+    assert problem.startswith(f"config.yaml: {place}: ")
+    assert cause in problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xef\xbb\xbfclient_id: app\nredirect_uri: https://example.com/cb\n",
+        b"client_id: app\r\nredirect_uri: https://example.com/cb\r\n",
+        b"client_id: app\rredirect_uri: https://example.com/cb",
+    ],
+    ids=["byte-order mark", "CRLF", "CR"],
+)
+def test_what_editors_do_to_a_file_does_no_harm(load: Loader, text: bytes) -> None:
+    """A byte-order mark and the line ends of any system are read."""
+    account = load.settings(text).accounts["default"]
+    assert (account.client_id, account.redirect_uri) == ("app", "https://example.com/cb")
+
+
+@pytest.mark.parametrize(
     ("text", "problem"),
     [
         ("pacing: {per_s: 1}", "pacing.per_s: is not a known key; did you mean per?"),

@@ -93,7 +93,7 @@ _ALIAS_BOMB = b"x0: &x0 [1]\n" + b"".join(
         (b"just text", "must consist of lines such as `key: value`"),
         (b"client_secret:hunter2", "lines such as `key: value`, with a space after the colon"),
         (b"[a]", "must consist of lines"),
-        (b"a: 1\n---\nb: 2", "line 2, column 1: not valid YAML"),
+        (b"a: 1\n---\nb: 2", "line 2, column 1: a second document"),
         (b"#" * 300_000, "is larger than 256 KiB"),
         (b"[" * 5_000, "too many levels"),
         (b"a: &a [*a]", "line 1: too many values, levels or aliases"),

@@ -96,6 +96,9 @@ def find_config(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> 
     for name, origin in asked:
         if name:
             if not _exists(cwd / name):
+                if (cwd / name).is_symlink():
+                    text = f"is a link to something that does not exist (named by {origin}); mend the link"
+                    raise ConfigError("no such configuration file", (Problem(name, "", text),))
                 text = f"does not exist (named by {origin}); run: cfproxy config init -c {shlex.quote(name)}"
                 raise ConfigError("no such configuration file", (Problem(name, "", text),))
             return cwd / name

@@ -18,6 +18,12 @@ DEPTH_MAX = 20
 _YAML = "tag:yaml.org,2002:"
 _TAGS = frozenset(_YAML + kind for kind in ("str", "null", "merge", "map", "seq"))
 
+# By PyYAML's own words, which quote at most one character here.
+_CAUSES = (
+    (r"found character '\t'", "a tab stands where YAML wants spaces; put spaces in its place"),
+    ("expected a single document", "a second document begins here; one file holds one: remove the ---"),
+)
+
 Keys = tuple[str, ...]
 Tree = dict[str, Any]
 
@@ -35,10 +41,13 @@ def read_yaml(text: str) -> tuple[Any, list[tuple[Keys, str]]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        cause = next((words for sign, words in _CAUSES if sign in f"{error.context} {error.problem}"), None)
     except RecursionError:
         raise BadYaml("too many levels") from None
     except (yaml.YAMLError, ValueError, OverflowError):
         raise BadYaml("holds a character or an escape that YAML does not have") from None
+    if cause is not None:
+        raise BadYaml(place + cause)
     raise BadYaml(
         f"{place}not valid YAML; look at the indentation, the quotes and the space after each colon, "
         "here and in the line before"
