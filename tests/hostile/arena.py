@@ -129,13 +129,12 @@ class Arena:
     def seen_bytes(self) -> int:
         return self._recorder.seen_bytes
 
-    async def play(self, pieces: Sequence[bytes], *, then: bytes = b"", heads: bool = False) -> Outcome:
+    async def play(self, pieces: Sequence[bytes], *, then: bytes = b"") -> Outcome:
         """Send the pieces, each in a turn of the event loop of its own, and return what came of it.
 
         Args:
             pieces: what is sent.
             then: sent when nothing moves any more; what comes of it is in the outcome.
-            heads: whether all requests are HEAD requests.
         """
         before = len(self._recorder.streams), [len(stream.data) for stream in self._recorder.streams]
         caller = await self._open()
@@ -147,7 +146,7 @@ class Arena:
             if then:
                 caller.send(then)
                 await self._until_still([caller])
-            answers, kinds = check_downstream(bytes(caller.data), heads=heads)
+            answers, kinds = check_downstream(bytes(caller.data), heads=b"HEAD" in b"".join(pieces))
             requests = self._requests_since(*before)
             closing = bool(answers) and answers[-1].all(b"connection") == [b"close"]
             return Outcome(tuple(kinds), tuple(requests), closing, caller.ended)

@@ -98,7 +98,7 @@ def _h11_reads(data: bytes) -> list[tuple[bytes, bytes, tuple[tuple[bytes, bytes
     return read
 
 
-def check_downstream(data: bytes, *, heads: bool) -> tuple[list[Heard], list[str]]:
+def check_downstream(data: bytes, *, heads: bool = False) -> tuple[list[Heard], list[str]]:
     """Return the answers that a client got: whole ones, and what each is ("ok", "100", or a slug).
 
     Raises:
@@ -107,10 +107,10 @@ def check_downstream(data: bytes, *, heads: bool) -> tuple[list[Heard], list[str
     answers, rest = read_answers(data, heads=heads)
     if rest:
         raise Violation(f"an answer that is not whole: {rest[:200]!r}")
-    return answers, [_kind(answer, heads=heads) for answer in answers]
+    return answers, [_kind(answer) for answer in answers]
 
 
-def _kind(answer: Heard, *, heads: bool) -> str:
+def _kind(answer: Heard) -> str:
     if answer.status == 100:
         return "100"
     if answer.all(MARK):
@@ -121,7 +121,7 @@ def _kind(answer: Heard, *, heads: bool) -> str:
         raise Violation(f"nobody's answer: {answer.raw!r}")
     if not answer.all(b"proxy-status")[0].startswith(b"cfproxy; error="):
         raise Violation(f"not recognisably ours: {answer.raw!r}")
-    if heads:
+    if not answer.body:
         return next(
             (slug for slug in STATUSES if f'"{slug}"'.encode() in answer.all(b"proxy-status")[0]), "?"
         )

@@ -61,7 +61,7 @@ def read_requests(data: bytes) -> tuple[list[Heard], bytes]:
     Raises:
         Violation
     """
-    return _read_all(data, _REQUEST_LINE, lambda _: False)
+    return _read_all(data, _REQUEST_LINE, lambda _, __: False)
 
 
 def read_answers(data: bytes, *, heads: bool) -> tuple[list[Heard], bytes]:
@@ -69,18 +69,23 @@ def read_answers(data: bytes, *, heads: bool) -> tuple[list[Heard], bytes]:
 
     Args:
         data: all that came.
-        heads: whether every final answer is one to HEAD.
+        heads: whether some of them may answer HEAD.
 
     Raises:
         Violation
     """
-    return _read_all(
-        data, _STATUS_LINE, lambda start: heads or start[9:10] == b"1" or start[9:12] in {b"204", b"304"}
-    )
+    return _read_all(data, _STATUS_LINE, lambda head, after: _is_bodiless(head, after, heads=heads))
+
+
+def _is_bodiless(head: bytes, after: bytes, *, heads: bool) -> bool:
+    """Return whether no body follows; to HEAD the origin says so, and a document of ours would show."""
+    if head[9:10] == b"1" or head[9:12] in {b"204", b"304"} or b"\r\nX-Origin: HEAD\r\n" in head:
+        return True
+    return heads and b"\r\nX-Origin: " not in head and after[:1] != b"{"
 
 
 def _read_all(
-    data: bytes, line: re.Pattern[bytes], bodiless: Callable[[bytes], bool]
+    data: bytes, line: re.Pattern[bytes], bodiless: Callable[[bytes, bytes], bool]
 ) -> tuple[list[Heard], bytes]:
     whole: list[Heard] = []
     at = 0
@@ -94,7 +99,7 @@ def _read_all(
 
 
 def _read_one(
-    data: bytes, at: int, line: re.Pattern[bytes], bodiless: Callable[[bytes], bool]
+    data: bytes, at: int, line: re.Pattern[bytes], bodiless: Callable[[bytes, bytes], bool]
 ) -> Heard | None:
     end = data.find(b"\r\n\r\n", at)
     head = data[at:] if end < 0 else data[at:end]
@@ -114,7 +119,7 @@ def _read_one(
     framing = [(name, value) for name, value in headers if name in {b"content-length", b"transfer-encoding"}]
     if len(framing) > 1:
         raise Violation(f"framed twice: {framing!r}")
-    found = _read_body(data, end + 4, framing, bodiless=bodiless(start))
+    found = _read_body(data, end + 4, framing, bodiless=bodiless(head + b"\r\n", data[end + 4 : end + 5]))
     if found is None:
         return None
     body, after = found

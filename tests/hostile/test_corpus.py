@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from cfproxy.secret import Secret
-from tests.hostile.arena import Arena, Outcome, arena
+from tests.hostile.arena import Outcome, arena
 from tests.hostile.case import IN_DOUBT, KEY, Case, get
 from tests.hostile.corpus import BY_NAME, CORPUS, FLAWS
 from tests.hostile.strict import Heard
@@ -54,10 +54,6 @@ def check(case: Case, outcome: Outcome) -> None:
         assert outcome.closing or outcome.ended
 
 
-async def play(case: Case, field: Arena, pieces: list[bytes], then: bytes = b"") -> Outcome:
-    return await field.play(pieces, then=then, heads=case.sent.startswith(b"HEAD "))
-
-
 def pieces_of(sent: bytes, chance: random.Random, cuts: int) -> list[bytes]:
     at = sorted({0, *(chance.randrange(len(sent)) for _ in range(cuts)), len(sent)})
     return [sent[a:b] for a, b in pairwise(at)]
@@ -75,15 +71,15 @@ async def test_each_comes_to_what_the_table_says(case: Case) -> None:
     async with arena(case.rules, case.base_path) as field:
         sent = case.bytes_for(field.port)
         doubtful = case.answers[-1:] and case.answers[-1] in IN_DOUBT
-        check(case, await play(case, field, [sent], CANARY.bytes_for(field.port) if doubtful else b""))
-        check(case, await play(case, field, pieces_of(sent, chance, 1)))
-        check(case, await play(case, field, pieces_of(sent, chance, 7)))
+        check(case, await field.play([sent], then=CANARY.bytes_for(field.port) if doubtful else b""))
+        check(case, await field.play(pieces_of(sent, chance, 1)))
+        check(case, await field.play(pieces_of(sent, chance, 7)))
         if len(sent) <= EACH_BYTE_MAX:
-            check(case, await play(case, field, [sent[n : n + 1] for n in range(len(sent))]))
+            check(case, await field.play([sent[n : n + 1] for n in range(len(sent))]))
     async with arena(replace(case.rules, keys=(Secret(KEY.decode()),)), case.base_path) as field:
         sent = case.bytes_for(field.port, KEY)
         if sent != case.bytes_for(field.port):
-            check(case, await play(case, field, [sent]))
+            check(case, await field.play([sent]))
 
 
 @every_case
@@ -92,7 +88,7 @@ async def test_without_the_key_nothing_goes_up(case: Case) -> None:
     if KEY in case.sent:
         return
     async with arena(replace(case.rules, keys=(Secret(KEY.decode()),)), case.base_path) as field:
-        outcome = await play(case, field, [case.bytes_for(field.port)])
+        outcome = await field.play([case.bytes_for(field.port)])
         assert "ok" not in outcome.answers
         assert field.seen_bytes == 0
 
@@ -103,7 +99,7 @@ async def test_no_part_is_forwarded_that_the_whole_is_not(case: Case) -> None:
     chance = random.Random(case.name)
     async with arena(case.rules, case.base_path) as field:
         sent = case.bytes_for(field.port)
-        seen = await play(case, field, pieces_of(sent, chance, 1))
+        seen = await field.play(pieces_of(sent, chance, 1))
         whole = [(r.start, r.headers, r.body) for r in seen.requests]
         ends = sorted({n + d for n in range(len(sent)) if sent[n] in b"\r\n" for d in (0, 1)})
         cuts = chance.sample(ends, min(12, len(ends))) + [chance.randrange(len(sent)) for _ in range(4)]

@@ -96,7 +96,7 @@ UPSTREAMS = b"HTTP/1.1 200 OK\r\nX-Origin: GET\r\nContent-Length: 2\r\n\r\nok"
 def test_answers_are_told_apart() -> None:
     """Ours by their slug, the origin's by its mark."""
     mine = OURS % (len(DOCUMENT), DOCUMENT)
-    assert check_downstream(UPSTREAMS + mine, heads=False)[1] == ["ok", "bad-target"]
+    assert check_downstream(UPSTREAMS + mine)[1] == ["ok", "bad-target"]
 
 
 @pytest.mark.parametrize(
@@ -114,4 +114,4 @@ def test_answers_are_told_apart() -> None:
 def test_an_answer_that_is_nobodys_is_found(bad: bytes) -> None:
     """Cut short, unmarked, or with another status than its document says."""
     with pytest.raises((Violation, ValueError)):
-        check_downstream(bad, heads=False)
+        check_downstream(bad)
