@@ -46,16 +46,20 @@ OWNED = frozenset(
         b"x-cfproxy-key",
         b"x-real-ip",
         b"x-client-ip",
+        b"x-cluster-client-ip",
+        b"fastly-client-ip",
         b"true-client-ip",
         b"cf-connecting-ip",
         b"x-original-url",
         b"x-original-host",
+        b"x-original-forwarded-for",
         b"x-rewrite-url",
         b"x-http-host-override",
         b"x-host",
+        b"proxy",  # CGI shows it as HTTP_PROXY (CVE-2016-5385)
     }
 )
-OWNED_PREFIX = b"x-forwarded-"
+OWNED_PREFIX = b"x-forwarded"
 _NOT_SENT_UP = HOP_BY_HOP | OWNED
 
 # RFC 9110 §9.2.2: sending them twice does no more than sending them once.
