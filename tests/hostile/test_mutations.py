@@ -6,41 +6,48 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.hostile.arena import arena
-from tests.hostile.case import Case
+from tests.hostile.case import HOST, Case
 from tests.hostile.corpus import CORPUS
 
 SEEDS = tuple(case for case in CORPUS if len(case.sent) < 1_000)
+# Seeds that are forwarded: a change of one that is refused is refused as a rule, too.
+GOOD_SEEDS = tuple(case for case in SEEDS if case.answers[-1:] == ("ok",))
 # What parsers stumble over, and pieces of what they look for.
 SPICES = (
     *(bytes([code]) for code in range(256)),
     *(b"\r\n", b"\n\n", b"\r\n\r\n", b"\r\n ", b"\r\n\t", b": ", b" :", b"0\r\n\r\n", b"%2e", b"//", b"/../"),
-    *(b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"Host: evil.example\r\n", b" HTTP/1.1"),
-    *(b"Connection: close\r\n", b"Connection: Authorization\r\n", b"Authorization: Bearer evil\r\n"),
-    *(
-        b"Expect: 100-continue\r\n",
-        b"GET /smuggled HTTP/1.1\r\n",
-        b"ffffffff\r\n",
-        b"chunked",
-        b"\xef\xbb\xbf",
-    ),
+    *(b" HTTP/1.1", b"chunked", b"ffffffff\r\n", b"\xef\xbb\xbf", b"3\r\nabc\r\n", b",", b"_", b"http://"),
+)
+# Every header line of the table; most requests survive one more of them.
+FIELDS = tuple(
+    sorted(
+        {
+            line + b"\r\n"
+            for case in SEEDS
+            for line in case.sent.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]
+            if not line.startswith(HOST)
+        }
+    )
 )
 
 
 @st.composite
 def mutants(draw: st.DrawFn) -> Case:
-    """Return a case with up to six changes: bytes and lines put in, taken out, doubled or exchanged."""
-    case = draw(st.sampled_from(SEEDS))
+    """Return a case with some changes: bytes and lines put in, taken out, doubled, exchanged, replaced."""
+    case = draw(st.sampled_from(GOOD_SEEDS) | st.sampled_from(SEEDS))
     sent = case.sent
-    for _ in range(draw(st.integers(1, 6))):
-        by_line = draw(st.booleans())
+    for _ in range(draw(st.integers(1, 4))):
+        by_line = draw(st.sampled_from((True, True, True, False)))
         parts = sent.splitlines(keepends=True) if by_line else [bytes([code]) for code in sent]
         if not parts:
             break
         at = draw(st.integers(0, len(parts) - 1))
         what = draw(
-            st.sampled_from(("put in", "put in", "take out", "double", "exchange", "replace", "splice"))
+            st.sampled_from(("put in", "put in", "put in", "take out", "double", "exchange", "append"))
         )
-        if what == "put in":
+        if what == "put in" and by_line:
+            parts.insert(draw(st.integers(1, max(1, len(parts) - 1))), draw(st.sampled_from(FIELDS)))
+        elif what == "put in":
             parts.insert(at, draw(st.sampled_from(SPICES)))
         elif what == "take out":
             del parts[at]
@@ -49,10 +56,8 @@ def mutants(draw: st.DrawFn) -> Case:
         elif what == "exchange":
             other = draw(st.integers(0, len(parts) - 1))
             parts[at], parts[other] = parts[other], parts[at]
-        elif what == "replace":
-            parts[at] = draw(st.sampled_from(SPICES))
         else:
-            parts[at:] = [draw(st.sampled_from(SEEDS)).sent[draw(st.integers(0, 200)) :]]
+            parts.append(draw(st.sampled_from(SEEDS)).sent)
         sent = b"".join(parts)
     return Case(case.name, sent, (), rules=case.rules, base_path=case.base_path)
 
