@@ -38,7 +38,8 @@ class Behaviour:
     grants: tuple[str, ...] = _setting(
         ("authorization_code", "client_credentials"),
         Texts(("authorization_code", "client_credentials")),
-        "the grants that the app is registered for; another one gets `unauthorized_client`",
+        "the grants that the app is registered for: either or both of these; "
+        "another one gets `unauthorized_client`",
     )
     redirect_uris: tuple[str, ...] = _setting(
         ("https://integration.example/callback",),
@@ -59,18 +60,20 @@ class Behaviour:
     reuse_detection: Literal["none", "revoke"] = _setting(
         "none",
         Choice(("none", "revoke")),
-        "`revoke`: replaying a used refresh token revokes every refresh token of that login",
+        "`revoke`: replaying a used refresh token revokes every refresh token of that login; "
+        "`none`: it is refused, and that is all",
     )
     refresh_token_in_reply: bool = _setting(
         True, Flag(), "whether a refresh without rotation repeats the refresh token in its answer"
     )
     token_format: Literal["opaque", "jwt"] = _setting(
-        "opaque", Choice(("opaque", "jwt")), "what access tokens look like"
+        "opaque", Choice(("opaque", "jwt")), "what access tokens look like: `opaque` or `jwt`"
     )
     limiter: Literal["fixed", "sliding", "off"] = _setting(
         "fixed",
         Choice(("fixed", "sliding", "off")),
-        "`fixed`: windows that begin with their first call; `sliding`: the time before each call",
+        "`fixed`: windows that begin with their first call; `sliding`: the time before each call; "
+        "`off`: no limit",
     )
     limit_rate: int = _setting(20, Whole(1), "API calls that one IP address may make in `limit_per_s`")
     limit_per_s: float = _setting(1.0, Seconds(above_zero=True), "seconds that `limit_rate` is counted over")

@@ -165,4 +165,4 @@ class Seconds:
 
     def render(self, value: object) -> str:
         """Write seconds."""
-        return f"{value:g}" if isinstance(value, float) and value == float(f"{value:g}") else repr(value)
+        return repr(value).removesuffix(".0")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cfproxy.sandbox import Behaviour, Fault, InvalidSettings, describe_settings, parse_setting
 from cfproxy.sandbox.faults import FAULT_KINDS
-from cfproxy.sandbox.kinds import Flag, Kind, Seconds, Texts, Whole
+from cfproxy.sandbox.kinds import Choice, Flag, Kind, Seconds, Texts, Whole
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "sandbox.md"
 
@@ -183,3 +183,18 @@ def test_the_documentation_lists_every_fault() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     names = [*FAULT_KINDS, *(each.name for each in fields(Fault) if each.name != "kind")]
     assert [name for name in names if f"\n| `{name}` |" not in text] == []
+
+
+def test_every_value_of_a_choice_is_documented() -> None:
+    """Whoever reads the table learns all values that a setting can have."""
+    for setting in fields(Behaviour):
+        kind = setting.metadata["kind"]
+        for value in kind.options if isinstance(kind, Choice) else ():
+            assert f"`{value}`" in setting.metadata["text"], setting.name
+
+
+def test_a_long_duration_is_shown_in_figures() -> None:
+    """A default can be read and copied."""
+    shown = {setting.name: setting.default for setting in describe_settings()}
+    assert shown["refresh_lifetime_s"] == "2592000"
+    assert shown["limit_per_s"] == "1"

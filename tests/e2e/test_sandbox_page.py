@@ -1,0 +1,61 @@
+"""The configuration that docs/sandbox.md shows puts cfproxy in front of the sandbox."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cfproxy.sandbox import approve
+
+from .kit import ROOT, World
+
+PAGE = (ROOT / "docs" / "sandbox.md").read_text(encoding="utf-8")
+
+
+def shown_config(world: World) -> Path:
+    """Write the page's configuration to a file, the sandbox's address being the only thing changed."""
+    (text,) = re.findall(r"(?s)```yaml\n(.*?)```", PAGE)
+    assert yaml.safe_load(text)["upstream"] == "http://127.0.0.1:9400"
+    place = world.folder / "sandbox.yaml"
+    place.write_text(text.replace("http://127.0.0.1:9400", world.sandbox.url), encoding="utf-8")
+    # The page has the usual ports, which may be taken here.
+    world.environment |= {
+        "CFPROXY_LISTEN": "127.0.0.1:0",
+        "CFPROXY_ADMIN": "127.0.0.1:0",
+        "CFPROXY_LOG__FORMAT": "json",
+    }
+    return place
+
+
+async def test_the_page_shows_a_configuration_that_works(world: World) -> None:
+    """Log in and serve with it, and the page's call gives two jobs."""
+    place = shown_config(world)
+    begun = await world.run("login", "--print-url", "-c", place.name)
+    assert begun.code == 0, begun
+    ran = await world.run("login", "-c", place.name, "--finish", await approve(begun.out.strip()))
+    assert ran.code == 0, ran
+    (target,) = re.findall(r'curl "http://127\.0\.0\.1:8080(/[^"]*)"', PAGE)
+    async with world.serve("-c", place.name) as proxy, proxy.client.get(proxy.url + target) as answer:
+        assert answer.status == 200
+        assert len((await answer.json())["pageData"]) == 2
+    assert (world.folder / "sandbox-state" / "default.json").exists()
+
+
+async def test_the_page_is_right_that_an_app_needs_no_login(world: World) -> None:
+    """With the other grant in place of the redirect URI it serves at once."""
+    place = shown_config(world)
+    text = re.sub(r"(?m)^redirect_uri: .*$", "grant: client_credentials", place.read_text(encoding="utf-8"))
+    place.write_text(text, encoding="utf-8")
+    async with world.serve("-c", place.name) as proxy:
+        assert await proxy.status() == 200
+
+
+@pytest.mark.parametrize("key", ["client_id", "client_secret", "redirect_uri"])
+def test_the_page_has_the_sandboxs_own_values(world: World, key: str) -> None:
+    """What the page shows is what the sandbox is started with."""
+    (text,) = re.findall(r"(?s)```yaml\n(.*?)```", PAGE)
+    own = {"redirect_uri": world.sandbox.behaviour.redirect_uris[0]}
+    assert yaml.safe_load(text)[key] == (own.get(key) or getattr(world.sandbox.behaviour, key))
