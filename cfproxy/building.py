@@ -57,7 +57,7 @@ def build_app(account: Account) -> App:
 
 def build_store(account: Account) -> TokenStore:
     """Open the account's store."""
-    return open_store(account.store.url, account.store_dir, account.store.key)
+    return open_store(account.store_url, account.store_dir, account.store.key, account.tls.ca_file)
 
 
 def build_endpoint(account: Account) -> HttpTokenEndpoint:

@@ -135,6 +135,7 @@ class Service:
 
     async def _start_account(self, account: Account) -> RunningAccount:
         store = self._stores.get(account.name) or build_store(account)
+        self._stack.push_async_callback(store.aclose)
         broker = build_broker(account, store, self._log)
         self._stack.push_async_callback(broker.aclose)
         self._metrics.accounts[account.name] = broker.state

@@ -119,7 +119,7 @@ def test_a_store_is_a_value_or_a_section(load: Loader) -> None:
     assert [account.store.key for account in got.accounts.values()] == [Secret(MARKER)] * 2
     assert got.accounts["a"].store_dir == load.folder / "x"
     shown = yaml.safe_load(render_settings(got))
-    assert shown["store"] == {"url": "file", "key": "[redacted]"}
+    assert shown["store"] == {"url": "file", "password": None, "key": "[redacted]"}
     assert yaml.safe_load(render_settings(load.settings(BASE)))["store"] == "file"
     assert MARKER not in repr(got)
 
@@ -140,7 +140,7 @@ def test_the_environment_sets_the_place_and_the_key_of_a_store(load: Loader) -> 
 
 def test_a_mistake_in_a_short_form_is_told_in_the_words_of_the_file(load: Loader) -> None:
     """Who wrote `store: cloud` reads `store`, who wrote the section reads `store.url`."""
-    want = "must be file, file:DIR or memory"
+    want = "must be file, file:DIR, memory or redis://host:port/0"
     assert load.problem("store: cloud") == f"config.yaml: store: {want}"
     assert load.problem("store: {url: cloud}") == f"config.yaml: store.url: {want}"
     assert load.problem("", {"CFPROXY_STORE": "cloud"}) == f"environment: CFPROXY_STORE: {want}"

@@ -114,7 +114,7 @@ def test_what_editors_do_to_a_file_does_no_harm(load: Loader, text: bytes) -> No
         ("listen: 'unix:s.sock'", "listen: must name an absolute path"),
         (f"listen: 'unix:/{'s' * 200}'", "listen: has a path longer than 103 bytes"),
         ("admin: unix:/s", "admin: must be a TCP address"),
-        ("store: cloud", "store: must be file, file:DIR or memory"),
+        ("store: cloud", "store: must be file, file:DIR, memory or redis://host:port/0"),
         ("store: 'file:'", "store: must name a path"),
         ("access: {keys: k}", "access.keys: must be a list such as [a, b]"),
         ("access: {keys: ['']}", "access.keys.0: must not be empty"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cfproxy.config import UnixAddress
 from cfproxy.config.notation import parse_duration, parse_size, render_duration, render_size
 from cfproxy.secret import Secret
-from tests.config_loader import MARKER, Loader
+from tests.config_loader import Loader
 
 
 @pytest.fixture(scope="session")
@@ -190,11 +190,3 @@ def test_a_file_store_has_a_folder(load: Loader, monkeypatch: pytest.MonkeyPatch
     assert folder.is_absolute()
     assert "cfproxy" in folder.parts
     assert load.account("store: memory").store_dir is None
-
-
-def test_redis_urls_are_refused_without_being_shown(load: Loader) -> None:
-    """This version keeps tokens in files or in memory."""
-    for scheme in ("redis", "rediss"):
-        assert load.problem(f"store: {scheme}://user:{MARKER}@host/0") == (
-            "config.yaml: store: this version has no Redis store; use file, file:DIR or memory"
-        )

@@ -10,7 +10,7 @@ import click
 
 from cfproxy import login
 from cfproxy.building import build_login_plan, build_store
-from cfproxy.commands.options import account_option, common, load_account
+from cfproxy.commands.options import account_option, closing, common, load_account
 from cfproxy.config import Account
 from cfproxy.errors import LoginFailed, UsageError
 from cfproxy.login import LoggedOut, LoginPlan
@@ -50,18 +50,18 @@ def _log_in(account: Account, *, print_url: bool, finish: str | None, browser: b
     if account.grant == "client_credentials":
         if print_url or finish is not None:
             raise UsageError(f"client_credentials has no login in a browser; run: {plan.app.login_command}")
-        run_loop(login.login_app(plan))
+        run_loop(closing(plan.store, login.login_app(plan)))
         click.echo(f"Account '{account.name}' got a token: client_id and client_secret are right.")
         return 0
     if finish is None:
-        url, _ = run_loop(login.begin(plan))
+        url, _ = run_loop(closing(plan.store, login.begin(plan)))
         if print_url:
             click.echo(url)
             return 0
         _invite(url, browser=browser)
         done = _finish_at_prompt(plan)
     else:
-        done = run_loop(login.finish(plan, finish))
+        done = run_loop(closing(plan.store, login.finish(plan, finish)))
     click.echo(f"Logged in as account '{account.name}' ({done.scope}).")
     return 0
 
@@ -87,7 +87,7 @@ def _finish_at_prompt(plan: LoginPlan) -> Login:
         if not line:
             raise LoginFailed("nothing was pasted; without a terminal use --print-url, then --finish URL")
         try:
-            return run_loop(login.finish(plan, line))
+            return run_loop(closing(plan.store, login.finish(plan, line)))
         except LoginFailed as error:
             if not error.curable:
                 raise
@@ -115,7 +115,8 @@ def _has_desktop() -> bool:
 def logout_command(account: str | None) -> int:
     """Revoke the tokens where the server can, and forget them."""
     chosen = load_account(account)
-    done = run_loop(login.logout(_plan(chosen)))
+    plan = _plan(chosen)
+    done = run_loop(closing(plan.store, login.logout(plan)))
     if chosen.grant == "client_credentials":
         click.echo(
             f"Account '{chosen.name}' uses client credentials: it has no login to end{_what_went(done)}"

@@ -6,7 +6,7 @@ Owns: how `-c`, `--debug` and `--account` are given and read.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +15,10 @@ import click
 from cfproxy.config import Account, Settings, find_config, load_settings
 from cfproxy.config.addresses import parse_tcp_address
 from cfproxy.errors import UsageError
+from cfproxy.ports import TokenStore
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T")
 
 
 def _remember(ctx: click.Context, option: click.Parameter, value: object) -> None:
@@ -119,3 +121,11 @@ def host_and_port(listen: str) -> tuple[str, int]:
     except ValueError as error:
         raise UsageError(f"--listen {error}") from None
     return address.host, address.port
+
+
+async def closing(store: TokenStore, work: Awaitable[_T]) -> _T:
+    """Return what `work` returns, and let the store's connections go: each command has a loop of its own."""
+    try:
+        return await work
+    finally:
+        await store.aclose()

@@ -10,7 +10,7 @@ import click
 from cfproxy import exits
 from cfproxy.broker import Broker
 from cfproxy.building import SystemClock, build_app, build_broker, build_store
-from cfproxy.commands.options import account_option, choose, common, is_debug, load, load_account
+from cfproxy.commands.options import account_option, choose, closing, common, is_debug, load, load_account
 from cfproxy.config import Account
 from cfproxy.errors import CfproxyError, StoreUnavailable, StoreUnusable
 from cfproxy.logs import build_logger
@@ -40,7 +40,7 @@ async def _report(accounts: list[Account]) -> list[dict[str, Any]]:
     reports = []
     for account in accounts:
         store = build_store(account)
-        stored, store_error = await _stored(account, store)
+        stored, store_error = await closing(store, _stored(account, store))
         now = SystemClock().time()
         report = report_stored(build_app(account), stored, now, store.location, store_error)
         if account.store.url == "memory":
@@ -79,7 +79,8 @@ def token_command(account: str | None) -> int:
     chosen = load_account(account)
     log = build_logger("debug" if is_debug() else "silent", "console")
     store = build_store(chosen)
-    token, unsaved = run_loop(_token(build_broker(chosen, store, log), store, chosen.name))
+    broker = build_broker(chosen, store, log)
+    token, unsaved = run_loop(closing(store, _token(broker, store, chosen.name)))
     click.echo(token.value.reveal())
     if unsaved is not None:
         # Unlike a running proxy, this process has no later chance to save what it got.

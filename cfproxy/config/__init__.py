@@ -26,6 +26,7 @@ from cfproxy.config.assembly import build_settings
 from cfproxy.config.callers import AccessKey, LocalUser
 from cfproxy.config.findings import ENVIRONMENT, Findings
 from cfproxy.config.key_tree import keys_of, merge, section_of, sections_of
+from cfproxy.config.redis_url import RedisAddress
 from cfproxy.config.references import Context
 from cfproxy.config.settings import (
     Access,
@@ -53,6 +54,7 @@ __all__ = [
     "LocalUser",
     "Log",
     "Pacing",
+    "RedisAddress",
     "Retry",
     "Settings",
     "Store",

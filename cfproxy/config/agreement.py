@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 
 from cfproxy.config.addresses import TcpAddress, UnixAddress
+from cfproxy.config.redis_url import RedisAddress
 from cfproxy.config.settings import Access, Account
 
 EXPOSED = (
@@ -48,6 +49,14 @@ def own_conflicts(account: Account) -> Iterator[tuple[set[str], tuple[str, ...],
         yield {"listen", "access"}, ("access", "users"), text
     if account.store.key is not None and find_spec("cryptography") is None:
         yield {"store"}, ("store", "key"), "needs a library; run: pip install 'cfproxy[encrypt]'"
+    address = account.store.url if isinstance(account.store.url, RedisAddress) else None
+    if address is not None and find_spec("redis") is None:
+        yield {"store"}, ("store", "url"), "needs a library; run: pip install 'cfproxy[redis]'"
+    if account.store.password is not None and (address is None or address.password is not None):
+        text = (
+            "is for a Redis store only" if address is None else "stands in store.url, too; keep one of them"
+        )
+        yield {"store"}, ("store", "password"), text
     if is_exposed(account.listen, account.access):
         yield {"listen", "access"}, ("listen",), EXPOSED
 

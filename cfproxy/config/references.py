@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema
 
 from cfproxy.config.notation import STRING, text_of
+from cfproxy.config.redis_url import RedisAddress, is_redis_url, parse_redis_url
 from cfproxy.secret import REDACTED, Secret
 
 SECRET_MAX_BYTES = 65_536
@@ -64,14 +65,16 @@ def parse_ca_file(value: object, info: ValidationInfo) -> Path:
     return path
 
 
-def parse_store(value: object, info: ValidationInfo) -> str:
-    """Return `file`, `memory` or `file:` and an absolute folder."""
-    want = "must be file, file:DIR or memory"
+def parse_store(value: object, info: ValidationInfo) -> str | RedisAddress:
+    """Return `file`, `memory`, `file:` and an absolute folder, or where a Redis server is."""
+    want = "must be file, file:DIR, memory or redis://host:port/0"
+    if isinstance(value, RedisAddress):
+        return value
     text = text_of(value, want)
     if text.lower() in {"file", "memory"}:
         return text.lower()
-    if text.lower().startswith(("redis:", "rediss:")):
-        raise ValueError("this version has no Redis store; use file, file:DIR or memory")
+    if is_redis_url(text):
+        return parse_redis_url(text)
     if not text.startswith("file:"):
         raise ValueError(want)
     return f"file:{_parse_path(text.removeprefix('file:'), info)}"
@@ -115,7 +118,10 @@ def _resolve_secret(kind: object, name: str, info: ValidationInfo) -> str | None
 
 CaFile = Annotated[Path, PlainValidator(parse_ca_file), PlainSerializer(str), WithJsonSchema(STRING)]
 StoreUrl = Annotated[
-    str, PlainValidator(parse_store), WithJsonSchema({**STRING, "pattern": "^(file|file:.+|memory)$"})
+    str | RedisAddress,
+    PlainValidator(parse_store),
+    PlainSerializer(str),
+    WithJsonSchema({**STRING, "pattern": "^(file|file:.+|memory|rediss?(\\+sentinel)?://.+)$"}),
 ]
 SECRET_SCHEMA: dict[str, Any] = {
     "anyOf": [

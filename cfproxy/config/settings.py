@@ -9,6 +9,7 @@ Invariant: a description stands here and nowhere else in the code.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -28,6 +29,7 @@ from cfproxy.config.addresses import (
 )
 from cfproxy.config.callers import Key, User
 from cfproxy.config.notation import ClientId, Duration, Method, PathPattern, Rate, Scope, Size, Word
+from cfproxy.config.redis_url import RedisAddress
 from cfproxy.config.references import CaFile, SecretText, StoreUrl
 
 SECRET_KEYS = frozenset({"client_secret", "keys", "key"})
@@ -139,7 +141,12 @@ class Store(Model):
 
     shorthand = "url"
 
-    url: StoreUrl = _key("file", "file (user state folder), file:DIR (one document per account), memory")
+    url: StoreUrl = _key(
+        "file",
+        "file (user state folder), file:DIR (one document per account), memory, redis://host:port/0, "
+        "rediss://… (TLS) or redis+sentinel://host,host/service/0",
+    )
+    password: SecretText | None = _key(None, "of a Redis store: text, {env: NAME} or {file: PATH}")
     key: SecretText | None = _key(
         None,
         "encrypts what is kept: a passphrase, or {file: PATH} for a key file; needs the extra [encrypt]",
@@ -147,7 +154,8 @@ class Store(Model):
 
 
 def _shown_store(store: Store) -> Any:
-    return store.url if store.key is None else store.model_dump(mode="json")
+    short = store.key is None and store.password is None
+    return str(store.url) if short else store.model_dump(mode="json")
 
 
 class Log(Model):
@@ -197,7 +205,7 @@ class AccountKeys(Model):
         "where clients connect: host:port or unix:/path; off: with a key of another account's listener only",
     )
     store: Annotated[Store, PlainSerializer(_shown_store)] = _key(
-        Store(), "where tokens are kept: file, file:DIR or memory"
+        Store(), "where tokens are kept: file, file:DIR, memory or redis://host:port/0"
     )
     pacing: Pacing = _key(Pacing(), "how fast requests leave")
     retry: Retry = _key(Retry(), "when a request is sent again")
@@ -220,7 +228,13 @@ class Account(AccountKeys):
         url = self.store.url
         if url == "file":
             return platformdirs.user_state_path("cfproxy")
-        return Path(url.removeprefix("file:")) if url.startswith("file:") else None
+        return Path(url.removeprefix("file:")) if isinstance(url, str) and url.startswith("file:") else None
+
+    @property
+    def store_url(self) -> str | RedisAddress:
+        """The store, with the password that stands beside its address."""
+        url, password = self.store.url, self.store.password
+        return replace(url, password=password) if isinstance(url, RedisAddress) and password else url
 
     @property
     def upstream_origin(self) -> str:

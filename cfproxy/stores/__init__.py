@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cfproxy.config import RedisAddress
 from cfproxy.errors import ConfigError
 from cfproxy.ports import TokenStore
 from cfproxy.secret import Secret
@@ -17,20 +18,30 @@ from cfproxy.stores.file import FileStore
 from cfproxy.stores.memory import MemoryStore
 
 
-def open_store(store: str, directory: Path | None, key: Secret | None = None) -> TokenStore:
+def open_store(
+    store: str | RedisAddress,
+    directory: Path | None,
+    key: Secret | None = None,
+    ca_file: Path | None = None,
+) -> TokenStore:
     """Return a new store.
 
     Args:
-        store: the setting: `memory`, `file` or `file:DIR`.
+        store: the setting: `memory`, `file`, `file:DIR`, or where a Redis server is.
         directory: the folder of a file store, absolute.
         key: encrypts what is kept outside of this process; None to keep it in clear.
+        ca_file: whom a Redis client trusts instead of the system's authorities.
 
     Raises:
         ConfigError: another word, or a file store without a folder.
     """
+    if isinstance(store, RedisAddress):
+        from cfproxy.stores.redis.records import RedisStore  # noqa: PLC0415 - optional
+
+        return RedisStore(store, Codec(key), ca_file)
     if store == "memory":
         return MemoryStore()
     if store.partition(":")[0] == "file" and directory is not None:
         return FileStore(directory, Codec(key))
     # The value is left out: a store's URL may hold a password.
-    raise ConfigError("store: use file, file:DIR or memory")
+    raise ConfigError("store: use file, file:DIR, memory or redis://host:port/0")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from pathlib import Path
 
 import pytest
 
+from cfproxy.config import RedisAddress
+from cfproxy.config.redis_url import parse_redis_url
 from cfproxy.errors import ConfigError, StoreUnavailable
 from cfproxy.ports import ATTEMPT_LIFETIME_S, Attempt, AttemptGone, TokenStore
 from cfproxy.secret import Secret
@@ -16,25 +18,53 @@ from cfproxy.stores.file import FileStore
 from cfproxy.token import Token
 
 from .examples import NOW, build_attempt, build_login
+from .redis_server import PATIENCE_S, RedisServer, running_server
 
 Opener = Callable[[], TokenStore]
 
 
-@pytest.fixture(params=["memory", "file", "encrypted file"])
-def reopen(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opener:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with running_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "file", "encrypted file", "redis", "encrypted redis"])
+async def reopen(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Opener]:
     """Give the store as another process would see it, where there can be another process."""
-    if request.param == "encrypted file":
-        monkeypatch.setattr("cfproxy.stores.codec.SCRYPT_N", 2)
-        return lambda: open_store("file", tmp_path / "store", Secret("a key"))
-    if request.param == "memory":
-        store = open_store("memory", None)
-        return lambda: store
-    return lambda: open_store("file", tmp_path / "store")
+    monkeypatch.setattr("cfproxy.stores.codec.SCRYPT_N", 2)
+    key = Secret("a key") if "encrypted" in request.param else None
+    url: str | RedisAddress = request.param.split()[-1]
+    if url == "redis":
+        server: RedisServer = request.getfixturevalue("server")
+        await server.ready()
+        await server.empty()
+        url = parse_redis_url(server.url)
+    memory = open_store("memory", None)
+    opened: list[TokenStore] = []
+
+    def reopen() -> TokenStore:
+        opened.append(memory if url == "memory" else open_store(url, tmp_path / "store", key))
+        return opened[-1]
+
+    yield reopen
+    for store in opened:
+        await store.aclose()
 
 
 @pytest.fixture
 def store(reopen: Opener) -> TokenStore:
     return reopen()
+
+
+async def new_stamp(store: TokenStore, *old: Hashable) -> Hashable:
+    """Return the stamp once it is none of `old`: news may take a moment."""
+    async with asyncio.timeout(PATIENCE_S):
+        while (stamp := store.stamp("default")) in old:
+            await asyncio.sleep(0.001)
+    return stamp
 
 
 async def gone(store: TokenStore, state: str | None, now: float = NOW, account: str = "default") -> str:
@@ -89,13 +119,12 @@ async def test_the_stamp_tells_every_change(reopen: Opener) -> None:
     stamps = [watcher.stamp("default")]
     for serial in range(1, 6):
         await store.save(build_login(serial=serial))
-        assert watcher.stamp("default") == watcher.stamp("default")
-        stamps.append(watcher.stamp("default"))
+        stamps.append(await new_stamp(watcher, *stamps))
+        assert watcher.stamp("default") == stamps[-1]
     await store.delete("default")
-    assert watcher.stamp("default") is None
+    gone = await new_stamp(watcher, stamps[-1])
     await store.save(build_login(serial=1))
-    stamps.append(watcher.stamp("default"))
-    assert len(set(stamps)) == len(stamps)
+    await new_stamp(watcher, gone, *stamps[1:])
 
 
 async def test_a_probe_leaves_no_record(store: TokenStore) -> None:
@@ -103,7 +132,7 @@ async def test_a_probe_leaves_no_record(store: TokenStore) -> None:
     await store.probe("default")
     assert await store.load("default") is None
     await store.save(build_login())
-    stamp = store.stamp("default")
+    stamp = await new_stamp(store, None)
     await store.probe("default")
     assert store.stamp("default") == stamp
 
@@ -288,8 +317,10 @@ async def test_the_setting_picks_the_store(tmp_path: Path) -> None:
         assert isinstance(store, FileStore)
         assert store.location == str(tmp_path)
     with pytest.raises(ConfigError) as caught:
-        open_store("redis://user:marker@host", None)
+        open_store("postgres://user:marker@host", None)
     assert "marker" not in str(caught.value)
+    store = open_store(parse_redis_url("redis://user:marker@host"), None)
+    assert store.location == "redis://host:6379/0"
 
 
 async def test_a_store_says_where_it_is(store: TokenStore) -> None:

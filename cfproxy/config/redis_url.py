@@ -1,0 +1,110 @@
+"""Where a Redis or Valkey server is, as one URL.
+
+Owns: the forms `redis://`, `rediss://` and, through Sentinels, `redis+sentinel://`, `rediss+sentinel://`.
+Must not know: how a client is made.
+Invariant: neither a message nor `str` of an address holds the password.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from cfproxy.hosts import parse_authority, render_authority
+from cfproxy.secret import Secret
+
+_URL = re.compile(
+    r"(?P<scheme>rediss?(?:\+sentinel)?)://"
+    r"(?:(?P<user>[^:@/?#]*)(?::(?P<password>[^@/?#]*))?@)?"
+    r"(?P<hosts>[^@/?#]+)"
+    r"(?P<path>(?:/[^/?#]*){0,2})"
+    r"(?:\?(?P<query>[^#]*))?",
+    re.IGNORECASE,
+)
+_WANT = (
+    "must be redis://host:port/0 or rediss://… (TLS), with user:password@ in front of the host where needed, "
+    "or redis+sentinel://host1,host2/service/0"
+)
+REPLICAS_MAX = 16
+
+
+@dataclass(frozen=True, slots=True)
+class RedisAddress:
+    """A server, or the Sentinels that know which one it is.
+
+    Args:
+        hosts: `(host, port)`: one server, or at least one Sentinel.
+        database: its number.
+        username: None for the default user.
+        password: None where none is wanted.
+        tls: whether connections are encrypted and the server is verified.
+        service: the name under which Sentinels know the server; None without Sentinels.
+        replicas: how many replicas must have acknowledged a record before it counts as saved.
+    """
+
+    hosts: tuple[tuple[str, int], ...]
+    database: int = 0
+    username: str | None = None
+    password: Secret | None = None
+    tls: bool = False
+    service: str | None = None
+    replicas: int = 0
+
+    def __str__(self) -> str:
+        scheme = ("rediss" if self.tls else "redis") + ("+sentinel" if self.service else "")
+        hosts = ",".join(render_authority(host, port) for host, port in self.hosts)
+        service = f"/{self.service}" if self.service else ""
+        return f"{scheme}://{hosts}{service}/{self.database}"
+
+
+def is_redis_url(text: str) -> bool:
+    """Return whether `text` is meant to be one of these URLs."""
+    return text.lower().startswith(("redis:", "rediss:", "redis+", "rediss+"))
+
+
+def parse_redis_url(text: str) -> RedisAddress:
+    """Return the address that a URL names; `%` escapes count in user and password.
+
+    Raises:
+        ValueError: it is not such a URL; the text says what is wanted and holds nothing of it.
+    """
+    match = _URL.fullmatch(text)
+    if match is None or not text.isascii() or not text.isprintable():
+        raise ValueError(_WANT)
+    scheme = match["scheme"].lower()
+    sentinel = scheme.endswith("+sentinel")
+    parts = match["path"].split("/")[1:]
+    service = parts.pop(0) if sentinel and parts else None
+    database = parts.pop(0) if parts else ""
+    if parts or (sentinel and not service) or not re.fullmatch(r"\d{0,4}", database):
+        raise ValueError(_WANT)
+    hosts = tuple(_host(part, 26379 if sentinel else 6379) for part in match["hosts"].split(","))
+    if len(hosts) > 1 and not sentinel:
+        raise ValueError("names several hosts: several are for redis+sentinel:// only")
+    given = unquote(match["password"] or "")
+    return RedisAddress(
+        hosts=hosts,
+        database=int(database or 0),
+        username=unquote(match["user"] or "") or None,
+        password=Secret(given) if given else None,
+        tls=scheme.startswith("rediss"),
+        service=service,
+        replicas=_replicas(match["query"]),
+    )
+
+
+def _host(text: str, default_port: int) -> tuple[str, int]:
+    host, port = parse_authority(text, _WANT)
+    if port == 0:
+        raise ValueError(_WANT)
+    return host, port or default_port
+
+
+def _replicas(query: str | None) -> int:
+    if not query:
+        return 0
+    match = re.fullmatch(r"replicas=(\d{1,2})", query)
+    if match is None or int(match[1]) > REPLICAS_MAX:
+        raise ValueError(f"may have ?replicas=N (up to {REPLICAS_MAX}) at its end and nothing else")
+    return int(match[1])

@@ -1,0 +1,119 @@
+"""The connection to a Redis server, and what its failures mean.
+
+Owns: how a client is made from an address; which of redis-py's exceptions is which of ours.
+Must not know: what is kept there.
+Invariants: certificates are verified; a call takes `CALL_S` at most, one retry on a new connection
+included, so whatever is sent must be able to arrive twice; no message holds what the server said but its
+code word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+)
+
+from cfproxy.config.redis_url import RedisAddress
+from cfproxy.errors import StoreUnavailable, StoreUnusable
+
+CONNECT_S = 2.0
+ANSWER_S = 2.0
+CALL_S = 2 * (CONNECT_S + ANSWER_S)
+CANCEL_AGAIN_S = 0.1
+
+# What a server answers that serves, but not now: out of memory, read-only, loading, no replica, disk trouble.
+_FOR_NOW = frozenset(
+    {"OOM", "READONLY", "LOADING", "NOREPLICAS", "MISCONF", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "BUSY"}
+)
+
+
+def open_client(address: RedisAddress, ca_file: Path | None) -> redis.asyncio.Redis:
+    """Return a client that connects when it is used; close it with `aclose`."""
+    options: dict[str, Any] = {
+        "socket_timeout": ANSWER_S,
+        "socket_connect_timeout": CONNECT_S,
+        "retry": Retry(NoBackoff(), 1),
+        "client_name": "cfproxy",
+        "protocol": 2,
+    }
+    if address.tls:
+        options |= {"ssl": True, "ssl_check_hostname": True, "ssl_cert_reqs": "required"}
+        if ca_file is not None:
+            options["ssl_ca_certs"] = str(ca_file)
+    secret: dict[str, Any] = {
+        "username": address.username,
+        "password": None if address.password is None else address.password.reveal(),
+    }
+    if address.service is None:
+        host, port = address.hosts[0]
+        return redis.asyncio.Redis(host=host, port=port, db=address.database, **options, **secret)
+    # Sentinels and the server are one installation here: the same user, password and authorities.
+    sentinel = Sentinel(  # type: ignore[no-untyped-call] # redis-py leaves it without types
+        list(address.hosts), sentinel_kwargs=options | secret, **options, **secret
+    )
+    client: redis.asyncio.Redis = sentinel.master_for(address.service, db=address.database)
+    return client
+
+
+async def end_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks that use the client, and return when they have ended.
+
+    Again and again: a cancellation that meets redis-py while it connects can get lost there.
+    """
+    going_on = set(tasks)
+    while going_on:
+        for task in going_on:
+            task.cancel()
+        _, going_on = await asyncio.wait(going_on, timeout=CANCEL_AGAIN_S)
+
+
+@contextmanager
+def naming_errors(where: str) -> Iterator[None]:
+    """Turn what redis-py raises into our errors.
+
+    Raises:
+        StoreUnavailable: it may work again by itself.
+        StoreUnusable: somebody has to change something.
+    """
+    try:
+        yield
+    except (AuthenticationError, AuthorizationError, NoPermissionError):
+        raise StoreUnusable(
+            f"{where} refuses this user or password, or what it may do; correct store, or the server's ACL"
+        ) from None
+    except ResponseError as error:
+        code = _code(error)
+        if code == "WRONGTYPE":
+            raise StoreUnusable(
+                f"{where} has something else under cfproxy's keys; give cfproxy a database of its own"
+            ) from None
+        if code in _FOR_NOW:
+            raise StoreUnavailable(f"{where} cannot serve now ({code}); look at the server") from None
+        raise StoreUnusable(
+            f"{where} refuses what cfproxy asks of it ({code or 'ERR'}): is it Redis 6.2 or Valkey, or newer?"
+        ) from None
+    except (RedisError, OSError, TimeoutError):
+        raise StoreUnavailable(f"{where} cannot be reached; check the server and the network") from None
+
+
+def _code(error: ResponseError) -> str:
+    # redis-py cuts the code word off where it has a class for it.
+    kind = type(error).__name__
+    by_class = {"OutOfMemoryError": "OOM", "ReadOnlyError": "READONLY", "BusyLoadingError": "LOADING"}
+    match = re.match(r"[A-Z]{2,20}(?= |$)", str(error))
+    return by_class.get(kind, match[0] if match else "")
