@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
+import hmac
 import re
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
 from cfproxy.errors import BadTarget, CrossSite, HostNotAllowed, KeyRequired, NotAllowed
 from cfproxy.hosts import is_loopback
@@ -21,7 +24,12 @@ from cfproxy.secret import Secret
 from cfproxy.wire import RawHeaders, folded, has_dot_segment
 
 METHOD_OVERRIDES = frozenset({b"x-http-method-override", b"x-method-override", b"x-http-method"})
-_TWO_READINGS = re.compile(rb"%(?:2f|5c|00|(?![0-9a-f]{2}))|\\|//", re.IGNORECASE)
+# What servers are known to read in more than one way: an encoded slash or backslash, path parameters,
+# a second layer of encoding, control characters, a lone %.
+_TWO_READINGS = re.compile(
+    rb"%(?:2f|5c|3b|[01][0-9a-f]|7f|25[0-9a-f]{2}|(?![0-9a-f]{2}))|\\|//|;", re.IGNORECASE
+)
+_PEPPER = secrets.token_bytes(32)
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,8 @@ class AccessRules:
         hosts: further values of `Host`, with or without port.
         origins: web origins (`scheme://host[:port]`) whose pages may call.
         keys: any one of them opens; none at all means that no key is asked for.
+        bound: those of them that lead to another account than the listener's, and its name.
+        uids: users who may call a Unix socket; empty: whoever can open it.
         methods: allowed methods; empty for all.
         paths: patterns of whole decoded paths, `*` within a segment, `**` across; a leading `!` denies,
             in upper and lower case and with or without a final slash, since an API may not care.
@@ -41,16 +51,32 @@ class AccessRules:
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     keys: tuple[Secret, ...] = ()
+    bound: Mapping[Secret, str] = field(default_factory=dict)
+    uids: frozenset[int] = frozenset()
     methods: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
-    _allow: tuple[re.Pattern[bytes], ...] = field(init=False, repr=False)
-    _deny: tuple[re.Pattern[bytes], ...] = field(init=False, repr=False)
+    _allow: tuple[re.Pattern[str], ...] = field(init=False, repr=False)
+    _deny: tuple[re.Pattern[str], ...] = field(init=False, repr=False)
+    _digests: tuple[bytes, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         allow = tuple(_compiled(p) for p in self.paths if not p.startswith("!"))
         deny = tuple(_compiled(p[1:], denies=True) for p in self.paths if p.startswith("!"))
         object.__setattr__(self, "_allow", allow)
         object.__setattr__(self, "_deny", deny)
+        object.__setattr__(self, "_digests", tuple(map(_digest, self.keys)))
+
+    def check_user(self, uid: int | None) -> None:
+        """Refuse users whom the settings don't list.
+
+        Args:
+            uid: who opened the connection, as the kernel says; None where it does not say.
+
+        Raises:
+            NotAllowed
+        """
+        if self.uids and uid not in self.uids:
+            raise NotAllowed("access.users does not list the user who runs the calling program")
 
     def check_host(self, host: str, port: int | None, local_address: str | None) -> None:
         """Refuse a `Host` that does not name this listener: DNS rebinding ends here.
@@ -106,20 +132,23 @@ class AccessRules:
         "API token" field of a legacy tool will do.
 
         Raises:
-            KeyRequired
+            KeyRequired: none, a wrong one, or two different ones.
         """
         if not self.keys:
             return None
-        found: Secret | None = None
+        found: set[Secret] = set()
         for candidate in _keys_in(headers):
-            for key in self.keys:  # all of them, so that time does not tell which one it was
-                if candidate == key:
-                    found = key
-        if found is None:
+            digest = _digest(candidate)
+            # All of them, and digests of one length: time tells neither which one it was nor how long it is.
+            matches = [hmac.compare_digest(digest, known) for known in self._digests]
+            found.update(key for key, same in zip(self.keys, matches, strict=True) if same)
+        if not found:
             raise KeyRequired(
                 "an access key is needed: send it as X-Cfproxy-Key, Basic password or Bearer token"
             )
-        return found
+        if len(found) > 1:
+            raise KeyRequired("two different access keys came along; send one")
+        return found.pop()
 
     def check_target(self, method: str, target: bytes, headers: RawHeaders = ()) -> None:
         """Refuse methods and paths that the rules don't allow, judging the bytes that will be sent.
@@ -142,11 +171,15 @@ class AccessRules:
         path = target.partition(b"?")[0]
         if has_dot_segment(path) or _TWO_READINGS.search(path):
             raise BadTarget(
-                "while access.paths has rules, a path must have no dot segment, '//', %2F or lone %"
+                "while access.paths has rules, a path must have no dot segment, '//', ';', %2F, "
+                "control character, second encoding or lone %"
             )
-        path = unquote_to_bytes(path)
-        if any(rule.fullmatch(path) for rule in self._deny) or (
-            self._allow and not any(rule.fullmatch(path) for rule in self._allow)
+        try:
+            text = unquote_to_bytes(path).decode("utf-8")
+        except UnicodeDecodeError:
+            raise BadTarget("while access.paths has rules, a path must be UTF-8") from None
+        if any(rule.fullmatch(text) for rule in self._deny) or (
+            self._allow and not any(rule.fullmatch(text) for rule in self._allow)
         ):
             raise NotAllowed("access.paths does not allow this path")
 
@@ -158,6 +191,11 @@ def split_host(host: str) -> tuple[str, int | None]:
         return "", None
     name = match[1].lower().strip("[]").removesuffix(".")
     return name, int(match[2]) if match[2] else None
+
+
+def _digest(key: Secret) -> bytes:
+    value = key.reveal().encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(value, key=_PEPPER, digest_size=32).digest()
 
 
 def _keys_in(headers: RawHeaders) -> Iterable[Secret]:
@@ -177,10 +215,10 @@ def _keys_in(headers: RawHeaders) -> Iterable[Secret]:
                 yield Secret(pair.partition(":")[2])
 
 
-def _compiled(pattern: str, *, denies: bool = False) -> re.Pattern[bytes]:
+def _compiled(pattern: str, *, denies: bool = False) -> re.Pattern[str]:
     parts = re.split(r"(\*\*|\*)", pattern)
-    kinds = {"**": b".*", "*": b"[^/]*"}
-    text = b"".join(kinds.get(part) or re.escape(unquote_to_bytes(part)) for part in parts)
+    kinds = {"**": ".*", "*": "[^/]*"}
+    text = "".join(kinds.get(part) or re.escape(unquote(part)) for part in parts)
     if denies:
-        return re.compile(text + b"/?", re.DOTALL | re.IGNORECASE)
+        return re.compile(text + "/?", re.DOTALL | re.IGNORECASE)
     return re.compile(text, re.DOTALL)

@@ -1,7 +1,8 @@
-"""Unix sockets to listen on.
+"""Unix sockets to listen on, and who is at their other end.
 
-Owns: a socket file that only its owner can use, and that goes away with its owner.
-Must not know: what is spoken on it.
+Owns: a socket file that only its owner can use, or whoever is let by whom the kernel names, and that goes
+away with its owner.
+Must not know: what is spoken on it, who may.
 """
 
 from __future__ import annotations
@@ -10,13 +11,19 @@ import contextlib
 import os
 import socket
 import stat
+import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def bound_unix_socket(path: str) -> Iterator[socket.socket]:
+def bound_unix_socket(path: str, *, for_others: bool = False) -> Iterator[socket.socket]:
     """Bind `path` with mode 0600; a dead socket there is replaced, anything else refused.
+
+    Args:
+        path: absolute.
+        for_others: let other users connect (mode 0666); who they are is then to be asked of `peer_uid`.
 
     Raises:
         OSError: with a text that says what is in the way.
@@ -27,7 +34,7 @@ def bound_unix_socket(path: str) -> Iterator[socket.socket]:
     _remove_dead(place)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with contextlib.closing(bound):
-        before = os.umask(0o177)  # the mode must be right from the first instant
+        before = os.umask(0o111 if for_others else 0o177)  # the mode must be right from the first instant
         try:
             bound.bind(path)
         finally:
@@ -39,6 +46,18 @@ def bound_unix_socket(path: str) -> Iterator[socket.socket]:
             with contextlib.suppress(OSError):
                 if place.stat().st_ino == inode:  # unless a successor has taken the place
                     place.unlink()
+
+
+def peer_uid(connection: socket.socket | None) -> int | None:
+    """Return the user who opened a connection to a Unix socket (unix(7), SO_PEERCRED); None off Linux."""
+    if sys.platform != "linux" or connection is None or connection.family != socket.AF_UNIX:
+        return None
+    try:
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
+    except OSError:
+        return None  # gone already
+    uid: int = struct.unpack("iII", credentials)[1]
+    return uid
 
 
 def _remove_dead(place: Path) -> None:

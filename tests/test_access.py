@@ -202,6 +202,43 @@ def test_no_key_or_a_wrong_one_is_refused(header: tuple[bytes, bytes]) -> None:
     assert "s3cret" not in str(caught.value)
 
 
+def test_two_different_keys_are_refused_and_one_sent_twice_is_one() -> None:
+    """Two keys may lead to two accounts: neither is chosen for the caller."""
+    other, twice = (b"X-Cfproxy-Key", b"other"), (b"Authorization", basic(f"u:{KEY.reveal()}"))
+    mine = (b"X-Cfproxy-Key", KEY.reveal().encode())
+    assert key_in(mine, twice) == KEY
+    assert key_in(mine, (b"Authorization", b"Bearer wrong")) == KEY
+    with pytest.raises(KeyRequired, match="two different access keys"):
+        key_in(other, twice)
+
+
+def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each candidate is compared with each key, as digests of one length, by `hmac.compare_digest`."""
+    seen = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        seen.append((len(one), len(other)))
+        return one == other
+
+    monkeypatch.setattr("hmac.compare_digest", compare)
+    rules = AccessRules(keys=(Secret("a"), Secret("b" * 99)))
+    rules.check_key([(b"X-Cfproxy-Key", b"a"), (b"Authorization", b"Bearer zzz")])
+    assert seen == [(32, 32)] * 4
+
+
+# --- users --------------------------------------------------------------------------------
+
+
+def test_only_listed_users_pass() -> None:
+    """Without a list whoever can open the socket passes; with one, nobody whom the kernel does not name."""
+    AccessRules().check_user(None)
+    rules = AccessRules(uids=frozenset({7}))
+    rules.check_user(7)
+    for uid in (None, 0, 8):
+        with pytest.raises(NotAllowed):
+            rules.check_user(uid)
+
+
 # --- methods and paths --------------------------------------------------------------------
 
 
@@ -238,7 +275,15 @@ def test_a_denial_beats_permission_and_stands_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", [b"/v1/%73ecret", b"/V1/Secret", b"/v1/s%45cret", b"/v1/secret/", b"/v1/secret?a"]
+    "target",
+    [
+        b"/v1/%73ecret",
+        b"/V1/Secret",
+        b"/v1/s%45cret",
+        b"/v1/secret/",
+        b"/v1/secret?a",
+        "/v1/\u017fecret".encode(),  # a long s, which is an S in capitals
+    ],
 )
 def test_no_spelling_gets_round_a_denial(target: bytes) -> None:
     """A denied path stays denied percent-encoded, in another case and with a final slash."""
@@ -265,6 +310,14 @@ def test_a_permission_holds_for_the_path_that_the_api_reads() -> None:
         b"//evil/v1",
         b"/v1/.",
         b"/v1/%u0061",
+        b"/v1/x;a=b",
+        b"/v1/x%3Ba",
+        b"/v1/%252e%252e/x",
+        b"/v1/%2561",
+        b"/v1/x%0a",
+        b"/v1/x%7F",
+        b"/v1/%c0%af",
+        b"/v1/\xff",
     ],
 )
 def test_paths_with_two_readings_are_refused_while_there_are_rules(target: bytes) -> None:

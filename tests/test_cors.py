@@ -1,0 +1,87 @@
+"""What browsers are told about pages of other origins."""
+
+from __future__ import annotations
+
+import pytest
+
+from cfproxy.cors import OURS, is_preflight, listed_origin, render_preflight, with_cors
+
+PAGE = b"https://App.studio"
+LISTED = ("https://app.studio",)
+ASK = ((b"Origin", PAGE), (b"Access-Control-Request-Method", b"PUT"))
+
+
+def test_one_listed_origin_is_listed() -> None:
+    """It is given back as the browser wrote it; any other, a second one, or none is not."""
+    assert listed_origin([(b"oRiGiN", PAGE)], LISTED) == PAGE
+    for headers in ([], [(b"Origin", b"https://evil")], [(b"Origin", PAGE)] * 2, [(b"Origin", b"null")]):
+        assert listed_origin(headers, LISTED) is None
+    assert listed_origin([(b"Origin", PAGE)], ()) is None
+
+
+def test_a_preflight_is_an_options_with_two_headers() -> None:
+    """An OPTIONS of a program is not one, and goes to the API."""
+    assert is_preflight("OPTIONS", ASK)
+    assert not is_preflight("PUT", ASK)
+    assert not is_preflight("OPTIONS", ASK[:1])
+    assert not is_preflight("OPTIONS", ASK[1:])
+
+
+def test_a_preflight_is_told_what_it_asked_for() -> None:
+    """Origin, method and headers are named, credentials allowed, and caches told what it depends on."""
+    wanted = (b"Access-Control-Request-Headers", b"content-type, x-cfproxy-key")
+    answer = dict(render_preflight((*ASK, wanted), PAGE, ()))
+    assert answer == {
+        b"Access-Control-Allow-Origin": PAGE,
+        b"Access-Control-Allow-Credentials": b"true",
+        b"Access-Control-Max-Age": b"600",
+        b"Access-Control-Allow-Methods": b"PUT",
+        b"Access-Control-Allow-Headers": b"content-type, x-cfproxy-key",
+        b"Proxy-Status": b'cfproxy; details="preflight"',
+        b"Vary": b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers",
+    }
+
+
+def test_a_preflight_is_told_the_allowed_methods() -> None:
+    """With `access.methods` these are named, whichever was asked for."""
+    assert dict(render_preflight(ASK, PAGE, ("GET", "HEAD")))[b"Access-Control-Allow-Methods"] == b"GET, HEAD"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        (b"Access-Control-Request-Headers", b"a b"),
+        (b"Access-Control-Request-Headers", b"a,,b"),
+        (b"Access-Control-Request-Headers", b"\xff"),
+        (b"Access-Control-Request-Private-Network", b"false"),
+    ],
+)
+def test_what_is_no_list_of_names_is_not_repeated(header: tuple[bytes, bytes]) -> None:
+    """Nothing malformed comes back in an answer of ours."""
+    answer = dict(render_preflight((*ASK, header), PAGE, ()))
+    assert b"Access-Control-Allow-Headers" not in answer
+    assert b"Access-Control-Allow-Private-Network" not in answer
+
+
+def test_a_listed_page_on_the_internet_may_reach_into_the_private_network() -> None:
+    """Private Network Access asks once more, and a listed origin gets its yes."""
+    answer = dict(render_preflight((*ASK, (b"access-control-request-private-network", b"true")), PAGE, ()))
+    assert answer[b"Access-Control-Allow-Private-Network"] == b"true"
+
+
+def test_the_upstream_s_word_is_replaced() -> None:
+    """An answer names one origin at most, and never one that the upstream chose."""
+    upstream = [(name.title(), b"*") for name in sorted(OURS)]
+    headers = [*upstream, (b"ETag", b"x"), (b"Set-Cookie", b"a=b"), (b"Vary", b"Accept")]
+    assert with_cors(headers, None, ()) == [(b"ETag", b"x"), (b"Set-Cookie", b"a=b"), (b"Vary", b"Accept")]
+    got = with_cors(headers, PAGE, LISTED)
+    assert [value for name, value in got if name.lower() == b"access-control-allow-origin"] == [PAGE]
+    assert (b"Access-Control-Allow-Credentials", b"true") in got
+    assert (b"Access-Control-Expose-Headers", b"ETag, Vary") in got
+    assert got[-1] == (b"Vary", b"Origin")
+
+
+def test_caches_tell_requests_apart_where_origins_are_listed() -> None:
+    """An answer to a program must not be shown to a page, nor the other way round."""
+    assert with_cors([], None, LISTED) == [(b"Vary", b"Origin")]
+    assert with_cors([], None, ()) == []
