@@ -88,6 +88,7 @@ class World:
         plan = build_login_plan(account, build_store(account))
         url, _ = await login.begin(plan)
         await login.finish(plan, await approve(url))
+        await plan.store.aclose()
 
     def full_environment(self) -> dict[str, str]:
         """The environment of processes: no setting of the machine's own gets in."""

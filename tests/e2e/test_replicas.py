@@ -1,0 +1,140 @@
+"""Several replicas as processes of their own on one Redis store: one login, nobody spends a token twice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.stores.redis_server import RedisServer, running_server
+
+from .kit import World, open_world, until
+from .processes import Proxy
+
+REPLICAS = 8
+LIFETIME_S = 3.0
+EARLY_S = 0.25 * LIFETIME_S
+
+posix_only = pytest.mark.skipif(os.name != "posix", reason="stops and kills processes")
+
+
+@asynccontextmanager
+async def open_replicas(
+    folder: Path, count: int, *options: str, lifetime_s: float = LIFETIME_S
+) -> AsyncIterator[tuple[World, RedisServer, list[Proxy]]]:
+    """Give a sandbox, a Redis server and replicas that are logged in."""
+    async with AsyncExitStack() as stack:
+        server = stack.enter_context(running_server(folder / "redis", *options))
+        await server.ready()
+        world = await stack.enter_async_context(open_world(folder, access_lifetime_s=lifetime_s))
+        world.write_config(store=server.url)
+        await world.log_in()
+        proxies = list(
+            await asyncio.gather(*(stack.enter_async_context(world.serve()) for _ in range(count)))
+        )
+        yield world, server, proxies
+
+
+def refreshes(world: World) -> int:
+    """How many refreshes the server has carried out."""
+    requests = world.sandbox.token_requests
+    return sum(each.grant == "refresh_token" and each.outcome == "issued" for each in requests)
+
+
+async def test_replicas_share_each_refresh(tmp_path: Path) -> None:
+    """5,000 requests over many token lifetimes: all answered, one refresh a lifetime, none spent twice."""
+    async with open_replicas(tmp_path, REPLICAS) as (world, _, proxies):
+        statuses: Counter[int] = Counter()
+        before, began_at = refreshes(world), time.monotonic()
+
+        async def call_often(proxy: Proxy) -> None:
+            # Spread over several lifetimes; what is counted does not depend on how fast it goes.
+            for _ in range(5000 // REPLICAS):
+                statuses[await proxy.status()] += 1
+                await asyncio.sleep(0.015)
+
+        await asyncio.gather(*map(call_often, proxies))
+        passed_s = time.monotonic() - began_at
+        assert statuses == {200: 5000}
+        assert world.sandbox.reuse_seen == 0
+        lifetimes = (passed_s / LIFETIME_S, passed_s / (LIFETIME_S - EARLY_S))
+        assert lifetimes[0] - 1 <= refreshes(world) - before <= lifetimes[1] + 1
+
+
+@posix_only
+async def test_a_replica_that_is_killed_in_a_refresh_is_survived(tmp_path: Path) -> None:
+    """Kill -9 of replicas while they refresh: the rest keep serving, and nobody spends a token twice."""
+    async with open_replicas(tmp_path, 4) as (world, _, proxies):
+        *doomed, survivor = proxies
+        for victim in doomed:
+            before = refreshes(world)
+            await until(lambda seen=before: refreshes(world) > seen, "a refresh")  # type: ignore[misc]
+            victim.process.send_signal(signal.SIGKILL)
+            await asyncio.to_thread(victim.process.wait)
+            assert await survivor.status() == 200
+        assert world.sandbox.reuse_seen == 0
+
+
+@posix_only
+async def test_a_replica_that_stood_still_spends_nothing_afterwards(tmp_path: Path) -> None:
+    """SIGSTOP for longer than a lock's life, at any moment: no second use of a token when it goes on."""
+    chance = random.Random(1)
+    async with open_replicas(tmp_path, 3) as (world, _, proxies):
+        stopped, *others = proxies
+        for _ in range(2):
+            await asyncio.sleep(chance.random() * LIFETIME_S)
+            stopped.process.send_signal(signal.SIGSTOP)
+            await asyncio.sleep(2 * LIFETIME_S)  # meanwhile the others refresh
+            assert {await proxy.status() for proxy in others} == {200}
+            stopped.process.send_signal(signal.SIGCONT)
+            assert {await proxy.status() for proxy in proxies} == {200}
+        assert world.sandbox.reuse_seen == 0
+
+
+@posix_only
+async def test_a_redis_that_is_away_stops_nobody_who_has_a_valid_token(tmp_path: Path) -> None:
+    """Until the token really expires requests go on; then it is `store-unavailable`; then it heals."""
+    options = ("--appendonly", "yes", "--appendfsync", "always")
+    async with open_replicas(tmp_path, 2, *options, lifetime_s=8.0) as (world, server, proxies):
+        server.kill()
+        assert [await proxy.status() for proxy in proxies] == [200, 200]
+
+        async def ended(proxy: Proxy) -> bool:
+            return (await proxy.problem())[0] == "store-unavailable"
+
+        for proxy in proxies:
+            await until(lambda proxy=proxy: ended(proxy), "the token's end")  # type: ignore[misc]
+        server.start()
+        await server.ready()
+
+        async def works(proxy: Proxy) -> bool:
+            return await proxy.status() == 200
+
+        for proxy in proxies:
+            await until(lambda proxy=proxy: works(proxy), "the store's return")  # type: ignore[misc]
+        assert world.sandbox.reuse_seen == 0
+
+
+async def test_login_status_and_logout_work_on_the_shared_store(tmp_path: Path) -> None:
+    """What one replica's machine does is seen by a replica that runs elsewhere."""
+    async with open_replicas(tmp_path, 1, lifetime_s=3600.0) as (world, server, (proxy,)):
+        assert await proxy.status() == 200
+        told = await world.run("status")
+        assert (told.code, f"redis://127.0.0.1:{server.port}/0" in told.out) == (0, True)
+        assert (await world.run("logout")).code == 0
+
+        async def slug_is(slug: str) -> bool:
+            return (await proxy.problem())[0] == slug
+
+        await until(lambda: slug_is("login-required"), "the logout")
+        assert (await world.run("status")).code == 3
+        await world.log_in()
+        await until(lambda: slug_is("none"), "the login")
