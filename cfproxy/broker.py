@@ -146,6 +146,11 @@ class Broker:
         """Finish what must not be lost: a refresh under way, an unsaved token."""
         await self._refresher.aclose()
 
+    def use(self, endpoint: TokenEndpoint, endpoint_timeout_s: float) -> None:
+        """Ask `endpoint` from the next refresh on, and at once if the one before was in the way."""
+        self._renewal.endpoint = endpoint
+        self._refresher.resume(lock_timeout_s=endpoint_timeout_s + LOCK_SLACK_S)
+
     async def look(self) -> BrokerState:
         """Look at the store if a second has passed since the last look, then return the state."""
         await self._refresher.look()

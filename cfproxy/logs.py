@@ -1,16 +1,20 @@
 """Logging: one structlog configuration for the program.
 
-Owns: format, level, and what never gets into a line.
+Owns: format, level, sampling, and what never gets into a line.
 Invariants: only fields that are listed here show their value, and a `Secret` among those shows as redacted;
 a stack trace shows code, never locals; what libraries log through the standard library comes out in the same
-form, without the values that they put into their texts.
+form, without the values that they put into their texts; what is changed while the program runs holds for
+every logger at once, those that were bound before included.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import random
 import sys
+import time
 import traceback
 from types import TracebackType
 from typing import Any, TextIO
@@ -26,6 +30,7 @@ FIELDS = frozenset(
         *("request_id", "method", "path", "status", "problem", "bytes", "ms", "queued_ms", "retried"),
         *("postponed", "cut", "requests", "pause_s", "stepped", "rate"),
         *("attempt", "retry_in_s", "token_left_s", "hold_s"),
+        *("changed", "to"),
         *("exc_info",),  # becomes `trace`
     }
 )
@@ -34,41 +39,100 @@ UNLISTED = "[not shown: not a listed field]"
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "silent": 50}
 
 
-def build_logger(level: str, form: str, stream: TextIO | None = None) -> FilteringBoundLogger:
-    """Configure structlog and the standard library's logging, return the logger.
+class LogOutput:
+    """Where lines go and which ones do; configures structlog and the standard library's logging.
 
     Args:
         level: `debug`, `info`, `warning` or `error`; `silent` for commands whose errors are their one line.
         form: `console`, `json`, or `auto`: console on a terminal, JSON lines elsewhere.
-        stream: where lines go; standard error when None.
+        sample: the share of ordinary request lines that is written (see `keeps_request`).
+        stream: standard error when None.
     """
-    out = stream if stream is not None else sys.stderr
-    console = form == "console" or (form == "auto" and out.isatty())
-    colors = out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    shared: list[Processor] = [
-        _only_listed,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
-    ]
-    if console:
-        last: Processor = structlog.dev.ConsoleRenderer(
-            colors=colors, exception_formatter=_plain_trace, sort_keys=False, pad_event_to=20
+
+    def __init__(self, level: str, form: str, sample: float = 1.0, stream: TextIO | None = None) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+        self._processors: list[Processor] = []
+        self._least = 0
+        self._sample = 1.0
+        structlog.configure(
+            processors=self._processors,  # this list itself: loggers hold it, and `change` fills it anew
+            wrapper_class=structlog.make_filtering_bound_logger(0),
+            logger_factory=structlog.WriteLoggerFactory(file=self._stream),
+            cache_logger_on_first_use=False,
         )
-    else:
-        shared.append(_trace_to_text)
-        last = structlog.processors.JSONRenderer(default=str)
-    structlog.configure(
-        processors=[*shared, last],
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(file=out),
-        cache_logger_on_first_use=False,
-    )
-    log: FilteringBoundLogger = structlog.get_logger()
-    root = logging.getLogger()
-    root.handlers = [_Bridge(log)]
-    # Libraries below warning talk about themselves; above it, about us.
-    root.setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
-    return log
+        self.log: FilteringBoundLogger = structlog.get_logger()
+        self.change(level, form, sample)
+        logging.getLogger().handlers = [_Bridge(self.log)]
+
+    @property
+    def level(self) -> str:
+        """The least important level that is written."""
+        return next(name for name, number in LEVELS.items() if number == self._least)
+
+    def set_level(self, level: str) -> None:
+        """Write lines of `level` and above from now on."""
+        self._least = LEVELS[level]
+        # Libraries below warning talk about themselves; above it, about us.
+        logging.getLogger().setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+
+    def change(self, level: str, form: str, sample: float) -> None:
+        """Use these from now on; see the constructor."""
+        self._sample = sample
+        self.set_level(level)
+        console = form == "console" or (form == "auto" and self._stream.isatty())
+        self._processors[:] = [self._drop_below, _only_listed, structlog.processors.add_log_level]
+        if console:
+            colors = (
+                self._stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+            )
+            self._processors += [
+                structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+                structlog.dev.ConsoleRenderer(
+                    colors=colors, exception_formatter=_plain_trace, sort_keys=False, pad_event_to=20
+                ),
+            ]
+        else:
+            self._processors += [_JsonLines()]
+
+    def keeps_request(self) -> bool:
+        """Whether an ordinary request's line is written, this time: asked before the line is built."""
+        return self._least <= LEVELS["info"] and (
+            self._sample >= 1.0 or random.random() < self._sample  # noqa: S311 - a sample, no secret
+        )
+
+    def _drop_below(self, _logger: Any, name: str, event: EventDict) -> EventDict:
+        if LEVELS.get(name, LEVELS["error"]) < self._least:
+            raise structlog.DropEvent
+        return event
+
+
+def build_logger(level: str, form: str, stream: TextIO | None = None) -> FilteringBoundLogger:
+    """Return a logger whose output stays as it is; see `LogOutput`."""
+    return LogOutput(level, form, stream=stream).log
+
+
+class _JsonLines:
+    """Renders an event as a line of JSON: level, time and what happened first."""
+
+    def __init__(self) -> None:
+        # One encoder for good: `json.dumps` with a `default` builds one for each line.
+        self._encode = json.JSONEncoder(default=str).encode
+        self._second = 0
+        self._prefix = ""
+
+    def __call__(self, _logger: Any, _name: str, event: EventDict) -> str:
+        if "exc_info" in event:
+            _trace_to_text(event)
+        now_ns = time.time_ns()
+        second, rest_ns = divmod(now_ns, 1_000_000_000)
+        if second != self._second:
+            self._second, self._prefix = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        head = {
+            "timestamp": f"{self._prefix}.{rest_ns // 1000:06d}Z",
+            "level": event.pop("level"),
+            "event": event.pop("event"),
+        }
+        return self._encode({**head, **event})
 
 
 class _Bridge(logging.Handler):
@@ -105,7 +169,7 @@ def _plain_trace(out: TextIO, exc_info: ExcInfo) -> None:
     out.write("\n" + _trace_text(exc_info))
 
 
-def _trace_to_text(_logger: Any, _name: str, event: EventDict) -> EventDict:
+def _trace_to_text(event: EventDict) -> None:
     exc_info = event.pop("exc_info", None)
     if exc_info is True:
         exc_info = sys.exc_info()
@@ -113,7 +177,6 @@ def _trace_to_text(_logger: Any, _name: str, event: EventDict) -> EventDict:
         exc_info = (type(exc_info), exc_info, exc_info.__traceback__)
     if exc_info and exc_info[0] is not None:
         event["trace"] = _trace_text(exc_info)
-    return event
 
 
 def _trace_text(

@@ -132,6 +132,22 @@ class Pace:
         self._ready_at = max(at, self._paused_until, self._room_at(self._shape_at(at)))
         return True
 
+    def retune(self, rate: float | None, per_s: float) -> None:
+        """Keep another rate from now on; departures so far count, as far back as the old window reached.
+
+        Raises:
+            ValueError: as the constructor.
+        """
+        if (rate, per_s) == (self._rate, self._per_s):
+            return
+        fresh = Pace(rate, per_s)
+        self._rate, self._per_s, self._full = rate, per_s, fresh._full
+        self._log = deque(self._log, maxlen=self._full.limit)
+        if rate is None:
+            self._log.clear()
+        due_at = self._log[-1] + self._full.beat_s if self._log else -math.inf
+        self._ready_at = max(self._paused_until, due_at, self._room_at(self._full))
+
     def pause(self, until: float, now: float) -> None:
         """Let nothing leave before `until`; never shortens a pause.
 

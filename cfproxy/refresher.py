@@ -24,6 +24,7 @@ from cfproxy.backoff import Backoff, Hold
 from cfproxy.errors import (
     CfproxyError,
     LoginRequired,
+    Misconfigured,
     ShuttingDown,
     StoreUnavailable,
     StoreUnusable,
@@ -116,6 +117,13 @@ class Refresher:
             hold_s = self.hold.begin(self._clock.monotonic())
             if hold_s > 0:
                 self._log.warning("token.rejected_fresh", hold_s=hold_s)
+
+    def resume(self, *, lock_timeout_s: float) -> None:
+        """Let the next refresh be tried at once: something that it depends on was changed."""
+        self._lock_timeout_s = lock_timeout_s
+        if isinstance(self.backoff.error, Misconfigured | TokenEndpointUnavailable):
+            self.backoff.resume()
+            self._schedule()
 
     async def aclose(self) -> None:
         """Finish what must not be lost: a refresh under way, an unsaved token."""

@@ -37,7 +37,7 @@ class Renewal:
     ) -> None:
         self._app = app
         self._ledger = ledger
-        self._endpoint = endpoint
+        self.endpoint = endpoint  # who is asked by the next refresh
         self._clock = clock
         self._log = log
         self.count = 0  # how many tokens the endpoint gave us
@@ -72,7 +72,7 @@ class Renewal:
     async def _ask_for_credentials(self) -> None:
         asked_at, asked_mono = self._clock.time(), self._clock.monotonic()
         try:
-            reply = await self._endpoint.client_credentials()
+            reply = await self.endpoint.client_credentials()
         except GrantRefused as error:
             raise Misconfigured(
                 "the token endpoint refused this app's client credentials (invalid_grant); "
@@ -86,7 +86,7 @@ class Renewal:
         # An open mark keeps its time: it tells since when the outcome is unknown.
         await self._mark(before.next(presented_at=before.presented_at or asked_at), rejected)
         try:
-            reply = await self._endpoint.refresh(before.refresh_token, lease.held)
+            reply = await self.endpoint.refresh(before.refresh_token, lease.held)
         except (TokenEndpointUnavailable, Misconfigured) as error:
             settled = isinstance(error, Misconfigured) or not error.sent or error.answered
             # An older open mark stays: this attempt says nothing about that one. Whoever took our place in

@@ -1,6 +1,7 @@
 """Running things until they are told to stop.
 
-Owns: the event loop's choice, signals, and how a proxy or a sandbox is kept up by a command.
+Owns: the event loop's choice, signals, what the service manager is told and hands over, and how a proxy or
+a sandbox is kept up by a command.
 Must not know: options and messages (`commands/`).
 """
 
@@ -14,11 +15,12 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from structlog.typing import FilteringBoundLogger
-
 from cfproxy import exits
 from cfproxy.config import Settings
+from cfproxy.errors import CfproxyError
+from cfproxy.logs import LogOutput
 from cfproxy.service import Service
+from cfproxy.systemd import Notifier, take_sockets
 
 _T = TypeVar("_T")
 
@@ -39,7 +41,13 @@ async def wait_for_signal(stopped: asyncio.Event) -> int:
 
     A second signal ends the process at once.
     """
-    loop = asyncio.get_running_loop()
+    exit_code = watch_signals(stopped)
+    await stopped.wait()
+    return exit_code()
+
+
+def watch_signals(stopped: asyncio.Event) -> Callable[[], int]:
+    """Set `stopped` on SIGTERM and SIGINT; return what tells the exit code that goes with it."""
     code = exits.DONE
 
     def on_signal(number: int) -> None:
@@ -50,18 +58,60 @@ async def wait_for_signal(stopped: asyncio.Event) -> int:
         stopped.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            loop.add_signal_handler(number, on_signal, number)
-        except NotImplementedError:  # Windows' loop has none; the plain handler wakes the loop by a callback
-            signal.signal(number, lambda n, _: loop.call_soon_threadsafe(on_signal, n))
-    await stopped.wait()
-    return code
+        _on(number, on_signal)
+    return lambda: code
 
 
-async def serve(settings: Settings, names: tuple[str, ...], log: FilteringBoundLogger) -> int:
-    """Run the proxy until a signal or `POST /shutdown`; return the exit code."""
-    async with Service(settings, names, log) as service:
+def _on(number: int, handler: Callable[[int], None]) -> None:
+    loop = asyncio.get_running_loop()
+    try:
+        loop.add_signal_handler(number, handler, number)
+    except NotImplementedError:  # Windows' loop has none; the plain handler wakes the loop by a callback
+        signal.signal(number, lambda n, _: loop.call_soon_threadsafe(handler, n))
+
+
+async def serve(
+    settings: Settings, names: tuple[str, ...], logs: LogOutput, load: Callable[[], Settings]
+) -> int:
+    """Run the proxy until a signal or `POST /shutdown`; return the exit code.
+
+    Args:
+        settings: to begin with.
+        names: accounts to serve; all when empty.
+        logs: the log's output.
+        load: reads the configuration again, on SIGHUP and `POST /reload`.
+    """
+    notifier = Notifier.from_environment(os.environ)
+    given = take_sockets(os.environ)
+    service = Service(settings, names, logs.log, load=load, logs=logs, given=given, tell=notifier.tell)
+    # Before the start, which may take a while: an unhandled SIGHUP would end the process.
+    exit_code = watch_signals(service.stopped)
+    reload_asked = asyncio.Event()
+    if hasattr(signal, "SIGHUP"):
+        _on(signal.SIGHUP, lambda _: reload_asked.set())
+    async with service, asyncio.TaskGroup() as beside:
+        tasks = [beside.create_task(_reload_when_asked(service, reload_asked))]
+        if notifier.watchdog_s is not None:
+            tasks.append(beside.create_task(_say_alive(notifier, notifier.watchdog_s)))
         # What is alive now stays alive: the collector need not look at it again and again.
         gc.collect()
         gc.freeze()
-        return await wait_for_signal(service.stopped)
+        await service.stopped.wait()
+        for task in tasks:
+            task.cancel()
+    return exit_code()
+
+
+async def _reload_when_asked(service: Service, asked: asyncio.Event) -> None:
+    """Reload each time; whatever is asked during a reload is one more reload."""
+    while True:
+        await asked.wait()
+        asked.clear()
+        with contextlib.suppress(CfproxyError):  # the log has told why, and the old configuration serves on
+            await service.reload()
+
+
+async def _say_alive(notifier: Notifier, watchdog_s: float) -> None:
+    while True:
+        notifier.tell("alive")
+        await asyncio.sleep(watchdog_s / 2)

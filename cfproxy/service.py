@@ -1,7 +1,11 @@
-"""The composition root: from settings to a running proxy, and back to rest.
+"""The composition root: from settings to a running proxy, to the next settings, and back to rest.
 
-Owns: what is put together from what, the order of starting and draining.
-Invariant: whatever was opened is closed in reverse order, whichever step fails.
+Owns: what is put together from what; the order of starting, reloading and draining.
+Must not know: signals, where settings come from.
+Invariants:
+1. Whatever was opened is closed, whichever step fails.
+2. A reload takes effect as a whole or not at all: everything that can fail is done before anything changes.
+3. A port that is taken is found out before a one-time refresh token can have been spent.
 """
 
 from __future__ import annotations
@@ -9,67 +13,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import socket
+from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
-from cfproxy.access import AccessRules
-from cfproxy.broker import Broker, BrokerState
-from cfproxy.building import (
-    SystemClock,
-    build_app,
-    build_broker,
-    build_origin,
-    build_store,
-    build_tls,
-)
-from cfproxy.config import Account, Settings, TcpAddress, UnixAddress
-from cfproxy.errors import ListenError
-from cfproxy.forward import Forwarder
+from cfproxy.accounts import EXPOSED_SOCKET, RunningAccount, build_admin_rules, let_go, watch_logins
+from cfproxy.building import SystemClock
+from cfproxy.config import Account, Settings
+from cfproxy.config.agreement import is_exposed
+from cfproxy.doors import Door, Doors
+from cfproxy.errors import BadTarget, CfproxyError, ConfigError, ListenError, Problem, ShuttingDown
+from cfproxy.logs import LEVELS, LogOutput
 from cfproxy.metrics import Metrics
-from cfproxy.pacing import Pace
+from cfproxy.parts import Parts, build_parts, give_up
 from cfproxy.ports import TokenStore
-from cfproxy.shaper import Shaper
-from cfproxy.sockets import bound_unix_socket
-from cfproxy.token import App
-from cfproxy.upstream import HttpUpstream
+from cfproxy.reloading import check_live, list_changes
+from cfproxy.shapers import Shapers
 from cfproxy.web.admin import Admin, AdminRules
-from cfproxy.web.proxy import ProxyListener, ProxySettings
+from cfproxy.web.proxy import ProxyListener
 from cfproxy.web.server import build_connection
 
-BACKLOG = 4096
-
-
-@dataclass
-class RunningAccount:
-    """One account of a running proxy (see `web.admin.Account`)."""
-
-    settings: Account
-    app: App
-    broker: Broker
-    listener: ProxyListener
-    store_location: str
-    listen: str = ""
-    servers: list[asyncio.Server] = field(default_factory=list)
-
-    @property
-    def upstream_url(self) -> str:
-        """Where requests go."""
-        return self.settings.upstream
-
-    @property
-    def url(self) -> str:
-        """Where clients call; a Unix socket's path for one."""
-        return self.listen if self.listen.startswith("unix:") else f"http://{self.listen}"
-
-    async def look(self) -> BrokerState:
-        """Return the broker's state."""
-        return await self.broker.look()
+LINGER_S = 0.05
+ADMIN_CUT_S = 0.5  # for answers under way when everything else has ended
+_NO_RELOAD = "this proxy was started without a configuration that could be read again; restart it"
 
 
 class Service:
@@ -80,6 +50,10 @@ class Service:
         names: accounts to serve; all when empty.
         log: where events go.
         stores: stores to use instead of the configured ones, by account.
+        load: reads the configuration again; None where it can't be.
+        logs: the log's output, whose level a reload may change.
+        given: sockets to listen at (see `Doors`).
+        tell: called with `ready`, `reloading` and `stopping`.
     """
 
     def __init__(
@@ -88,183 +62,233 @@ class Service:
         names: tuple[str, ...],
         log: FilteringBoundLogger,
         stores: dict[str, TokenStore] | None = None,
+        *,
+        load: Callable[[], Settings] | None = None,
+        logs: LogOutput | None = None,
+        given: list[tuple[str, socket.socket]] | None = None,
+        tell: Callable[[str], None] = lambda state: None,  # noqa: ARG005 - named for readers
     ) -> None:
         self._settings = settings
-        self._chosen = [a for name, a in settings.accounts.items() if not names or name in names]
+        self._names = names
         self._log = log
         self._stores = stores or {}
-        self._shapers: dict[str, Shaper] = {}
-        self._stack = contextlib.AsyncExitStack()
+        self._load = load
+        self._logs = logs
+        self._given = given or []
+        self._tell = tell
+        self._doors = Doors(None, self._given)
+        self._shapers = Shapers(log)
         self._metrics = Metrics()
+        self._admin_runner: web.AppRunner | None = None
+        self._reloading = asyncio.Lock()
+        self._ending: set[asyncio.Task[None]] = set()  # what served before a reload
         self.accounts: list[RunningAccount] = []
         self.admin: Admin | None = None
         self.admin_url: str | None = None
         self.stopped = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        async with self._stack:
-            for account in self._chosen:
-                self.accounts.append(await self._start_account(account))
-            await self._start_admin()
-            self._stack = self._stack.pop_all()
-        if self.admin is not None:
-            self.admin.started = True
+        try:
+            await self._apply(self._settings)
+        except BaseException:
+            await self._close()
+            raise
         for running in self.accounts:
-            self._log.info(
-                "proxy.started",
-                account=running.app.account,
-                listen=running.listen,
-                upstream=running.upstream_url,
-            )
             if (error := running.broker.state().error) is not None:
                 self._log.warning("account.not_ready", account=running.app.account, reason=error.message)
-        if self.admin_url is not None:
-            self._log.info("admin.started", listen=self.admin_url.removeprefix("http://"))
+        self._watch = asyncio.create_task(watch_logins(self.accounts, SystemClock(), self._log))
+        self._tell("ready")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._drain()
-        await self._stack.aclose()
+        self._tell("stopping")
+        self._watch.cancel()
+        async with self._reloading:
+            await self._drain()
+        await self._close()
         self._log.info("proxy.stopped")
 
     def stop(self) -> None:
         """Ask for the end; whoever waits on `stopped` ends the context."""
         self.stopped.set()
 
-    async def _start_account(self, account: Account) -> RunningAccount:
-        store = self._stores.get(account.name) or build_store(account)
-        self._stack.push_async_callback(store.aclose)
-        broker = build_broker(account, store, self._log)
-        self._stack.push_async_callback(broker.aclose)
-        self._metrics.accounts[account.name] = broker.state
-        upstream = HttpUpstream(
-            account.upstream,
-            tls=build_tls(account),
-            connect_s=account.timeouts.connect_s,
-            idle_s=account.timeouts.idle_s,
-        )
-        self._stack.push_async_callback(upstream.aclose)
-        forwarder = Forwarder(
-            broker,
-            self._shaper(account),
-            upstream,
-            retry_unauthorized=account.retry.unauthorized,
-            retry_too_many=account.retry.too_many_requests,
-        )
-        listen = account.listen
-        any_retry = account.retry.unauthorized or account.retry.too_many_requests
-        settings = ProxySettings(
-            account=account.name,
-            origin=build_origin(account.upstream),
-            rules=AccessRules(
-                hosts=account.access.hosts,
-                origins=account.access.origins,
-                keys=tuple(key.secret for key in account.access.keys),
-                methods=account.access.methods,
-                paths=account.access.paths,
-            ),
-            body_memory_bytes=account.retry.body_memory_bytes,
-            body_max_bytes=account.retry.body_max_bytes if any_retry else 0,
-            idle_s=account.timeouts.idle_s,
-            server_timing=self._settings.log.server_timing,
+    def set_log_level(self, level: str) -> None:
+        """Write lines of `level` and above until the next reload (see `web.actions`)."""
+        if level not in LEVELS or level == "silent" or self._logs is None:
+            raise BadTarget("there is no such level; take debug, info, warning or error")
+        self._logs.set_level(level)
+        self._log.warning("log.level_changed", to=level)
+
+    # --- reloading ------------------------------------------------------------------------
+
+    async def reload(self) -> list[str]:
+        """Read the configuration again and use it; on any problem the present one stays in use.
+
+        Returns:
+            the keys that changed.
+
+        Raises:
+            ConfigError, ListenError, ShuttingDown: nothing was changed.
+        """
+        async with self._reloading:
+            if self.stopped.is_set():
+                raise ShuttingDown("the proxy is shutting down; start it with the new configuration")
+            self._tell("reloading")
+            try:
+                changed = await self._reload()
+            except CfproxyError as error:
+                problems: tuple[object, ...] = error.problems if isinstance(error, ConfigError) else (error,)
+                for problem in problems:
+                    self._log.error("config.refused", reason=str(problem))
+                raise
+            except Exception:  # noqa: BLE001 - logged whole; what serves goes on serving
+                self._log.exception("config.reload_crashed")
+                raise CfproxyError("an internal fault; the log has it under config.reload_crashed") from None
+            finally:
+                self._tell("ready")
+            self._log.info("config.reloaded", changed=changed)
+            return changed
+
+    async def _reload(self) -> list[str]:
+        if self._load is None:
+            raise ConfigError(_NO_RELOAD, (Problem("", "", _NO_RELOAD),))
+        # In a thread: the file of a secret may be on a disk that is slow today.
+        settings = await asyncio.to_thread(self._load)
+        unsaved = {running.app.account for running in self.accounts if running.broker.state().unsaved}
+        check_live(self._settings, settings, self._names, unsaved)
+        changed = list_changes(self._settings, settings)
+        await self._apply(settings)
+        return changed
+
+    # --- what is built, beside what is in use ---------------------------------------------
+
+    async def _apply(self, settings: Settings) -> None:
+        chosen = [a for name, a in settings.accounts.items() if not self._names or name in self._names]
+        running = {account.app.account: account for account in self.accounts}
+        doors = Doors(self._doors, self._given)
+        following: list[tuple[Parts, Door | None]] = []
+        admin: tuple[Door, AdminRules] | None = None
+        async with contextlib.AsyncExitStack() as undo:
+            undo.callback(doors.give_up)
+            for account in chosen:
+                before = running[account.name].parts if account.name in running else None
+                parts = self._build_parts(settings, account, before)
+                undo.push_async_callback(give_up, parts, before)
+                door = None if account.listen is None else await doors.open(account.name, account.listen)
+                if door is not None and is_exposed(door.address, account.access):
+                    raise ListenError(EXPOSED_SOCKET.format(f"account '{account.name}'", door.address))
+                following.append((parts, door))
+            if settings.admin is not None:
+                admin_door = await doors.open("admin", settings.admin)
+                admin = (admin_door, build_admin_rules(admin_door.address, chosen))
+                await self._build_admin(admin[1])
+            # Last: what is wrong with an address must not have cost a one-time refresh token.
+            for parts, _ in following:
+                await parts.broker.start()
+            undo.pop_all()
+        # From here on nothing fails and nothing waits: no request sees half of a change.
+        self._settings = settings
+        if self._logs is not None:
+            self._logs.change(settings.log.level, settings.log.format, settings.log.sample)
+        self._doors = doors
+        self._switch_accounts(running, following)
+        self._switch_admin(admin)
+        doors.settle()
+
+    def _build_parts(self, settings: Settings, account: Account, before: Parts | None) -> Parts:
+        return build_parts(
+            account,
+            before,
+            self._shapers.of(account),
+            self._log,
+            server_timing=settings.log.server_timing,
             on_request=functools.partial(self._metrics.count_request, account.name),
+            store=self._stores.get(account.name),
         )
-        listener = ProxyListener(settings, forwarder, self._log)
-        running = RunningAccount(account, build_app(account), broker, listener, store.location)
-        running.listen = "off"
-        if listen is not None:
-            running.listen, listener.port = await self._listen(
-                listen, listener.build_server(), running.servers
-            )
-        # Last: a proxy that finds its port taken must not have spent a one-time refresh token.
-        await broker.start()
-        return running
 
-    def _shaper(self, account: Account) -> Shaper:
-        # The API counts per IP address: accounts that share an upstream share its limit.
-        origin = account.upstream_origin
-        if origin not in self._shapers:
-            pacing = account.pacing
-            shaper = Shaper(Pace(pacing.rate, pacing.per_s), SystemClock(), pacing.queue, pacing.max_wait_s)
-            shaper.on_back_off = lambda pause_s, stepped: self._log.warning(
-                "pacing.backed_off",
-                upstream=origin,
-                pause_s=round(pause_s, 1),
-                stepped=stepped,
-                rate=shaper.state().rate,
+    async def _build_admin(self, rules: AdminRules) -> None:
+        if self._admin_runner is None:
+            self.admin = Admin(self.accounts, self._metrics, rules, self)
+            self._admin_runner = web.AppRunner(
+                self.admin.build_app(), access_log=None, handle_signals=False, shutdown_timeout=ADMIN_CUT_S
             )
-            self._shapers[origin] = shaper
-            self._metrics.pacing[origin] = shaper.state
-        return self._shapers[origin]
+            await self._admin_runner.setup()
 
-    async def _start_admin(self) -> None:
-        address = self._settings.admin
-        if address is None:
+    # --- the change itself ----------------------------------------------------------------
+
+    def _switch_accounts(
+        self, running: dict[str, RunningAccount], following: list[tuple[Parts, Door | None]]
+    ) -> None:
+        self.accounts.clear()  # the same list for good: the admin listener has it
+        self._metrics.accounts.clear()
+        self._metrics.pacing.clear()
+        for parts, door in following:
+            account = running.pop(parts.settings.name, None)
+            self._metrics.accounts[parts.settings.name] = parts.broker.state
+            self._metrics.pacing[parts.settings.upstream_origin] = self._shapers.retune(parts.settings).state
+            if account is not None:
+                self._end(account.switch(parts))
+            if account is None or account.door is not door:
+                listener = ProxyListener(parts.listener_settings, parts.forwarder, self._log)
+                if door is not None:
+                    listener.port = door.port
+                    door.protocols = listener.build_server()
+                if account is not None:
+                    self._end(let_go(account.listener, parts.settings.timeouts.drain_s, refuse=False))
+                warnings = () if account is None else (account.warnings,)
+                account = RunningAccount(parts, door, listener, *warnings)
+                self._log.info(
+                    "proxy.started",
+                    account=parts.settings.name,
+                    listen=account.listen,
+                    upstream=account.upstream_url,
+                )
+            self.accounts.append(account)
+        for account in running.values():
+            self._end(self._remove(account))
+
+    def _switch_admin(self, admin: tuple[Door, AdminRules] | None) -> None:
+        if admin is None or self.admin is None or self._admin_runner is None:
+            self.admin_url = None
             return
-        self.admin = Admin(list(self.accounts), self._metrics, self._admin_rules(address), self.stop)
-        runner = web.AppRunner(self.admin.build_app(), access_log=None, handle_signals=False)
-        await runner.setup()
-        self._stack.push_async_callback(runner.cleanup)
-        assert runner.server is not None  # noqa: S101 - set up a line above
-        servers: list[asyncio.Server] = []
-        name, port = await self._listen(address, functools.partial(build_connection, runner.server), servers)
-        self.admin.port = port or 0
-        self.admin_url = f"http://{name}"
+        door, self.admin.rules = admin
+        assert self._admin_runner.server is not None  # noqa: S101 - it is set up
+        door.protocols = functools.partial(build_connection, self._admin_runner.server)
+        self.admin.port = door.port or 0
+        self.admin.started = True
+        if self.admin_url != f"http://{door.address}":
+            self.admin_url = f"http://{door.address}"
+            self._log.info("admin.started", listen=str(door.address))
 
-    def _admin_rules(self, address: TcpAddress) -> AdminRules:
-        """Return who may ask and act: all accounts are concerned, so only keys that all of them share."""
-        all_access = [running.settings.access for running in self.accounts]
-        everywhere = [{key.secret for key in access.keys if key.account is None} for access in all_access]
-        keys = tuple(set.intersection(*everywhere))
-        keyed = any(access.keys for access in all_access)
-        if keyed and not keys and not address.is_loopback:
-            raise ListenError(
-                f"admin {address} is reachable from other machines and no key is shared by all accounts; "
-                "put one into access.keys at the top level, or set admin to a loopback address"
-            )
-        hosts = tuple(host for access in all_access for host in access.hosts)
-        return AdminRules(
-            looking=AccessRules(hosts=hosts, keys=() if address.is_loopback else keys),
-            keyed=keyed,
-            keys=keys,
-        )
+    # --- the end of what is not in use any more -------------------------------------------
 
-    async def _listen(
-        self,
-        address: TcpAddress | UnixAddress,
-        protocols: Callable[[], asyncio.BaseProtocol],
-        servers: list[asyncio.Server],
-    ) -> tuple[str, int | None]:
-        loop = asyncio.get_running_loop()
-        try:
-            if isinstance(address, UnixAddress):
-                bound = self._stack.enter_context(bound_unix_socket(address.path))
-                server = await loop.create_unix_server(protocols, sock=bound, backlog=BACKLOG)
-            else:
-                server = await loop.create_server(protocols, address.host, address.port, backlog=BACKLOG)
-        except OSError as error:
-            # asyncio wraps the system's words in its own, which repeat the address.
-            reason = os.strerror(error.errno) if error.errno else error.strerror or "it cannot be used"
-            raise ListenError(
-                f"cannot listen on {address}: {reason}; stop what uses it, or set another address"
-            ) from None
-        servers.append(server)
-        self._stack.callback(server.close)
-        if isinstance(address, UnixAddress):
-            return str(address), None
-        port: int = server.sockets[0].getsockname()[1]
-        return str(TcpAddress(address.host, port)), port
+    def _end(self, ending: Coroutine[Any, Any, None] | None) -> None:
+        if ending is not None:
+            task = asyncio.create_task(ending)
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+
+    async def _remove(self, account: RunningAccount) -> None:
+        await let_go(account.listener, account.settings.timeouts.drain_s, refuse=True)
+        await give_up(account.parts, None)
+        self._log.info("proxy.removed", account=account.app.account)
 
     async def _drain(self) -> None:
         """Stop accepting, then let requests in flight finish within `timeouts.drain`."""
         if self.admin is not None:
-            self.admin.draining = True
+            self.admin.draining = True  # first: whoever asks must not send more
+        # A connection that the system has taken for us is reset if its socket closes before we take it, and
+        # what has come on one is read a turn of the loop later: both are somebody's request in flight.
+        await asyncio.sleep(LINGER_S)
         for running in self.accounts:
-            for server in running.servers:
-                server.close()
-            running.listener.drain()
+            if running.door is not None:
+                running.door.close()
+        await asyncio.sleep(LINGER_S)
+        for running in self.accounts:
+            # Who still sends on an open connection is served once more, and told that it ends.
+            running.listener.drain(refuse=False)
         limit_s = max(running.settings.timeouts.drain_s for running in self.accounts)
         try:
             async with asyncio.timeout(limit_s):
@@ -275,3 +299,14 @@ class Service:
             self._log.warning("proxy.drain_cut", requests=left)
         for running in self.accounts:
             await running.listener.aclose()
+
+    async def _close(self) -> None:
+        # Whatever ends one account badly must not keep another one's refresh from being finished and saved.
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._doors.close)
+            if self._admin_runner is not None:
+                stack.push_async_callback(self._admin_runner.cleanup)
+            for running in self.accounts:
+                stack.push_async_callback(give_up, running.parts, None)
+            if self._ending:
+                await asyncio.wait(self._ending)

@@ -112,6 +112,16 @@ class Shaper:
             raise outcome
         return outcome - now
 
+    def retune(self, rate: float | None, per_s: float, queue: int, max_wait_s: float) -> None:
+        """Keep another pace and other bounds from now on; who waits already keeps the place."""
+        self._pace.retune(rate, per_s)
+        self._queue, self._max_wait_s = queue, max_wait_s
+        if self._timer is not None:  # it sleeps until an instant of the old pace
+            self._timer.cancel()
+            self._timer = asyncio.create_task(self._run())
+        self._refuse_late(self._clock.monotonic())
+        self._rest()
+
     def pause(self, until: float) -> None:
         """Let nobody leave before the monotonic instant `until`; see `Pace.pause`."""
         now = self._clock.monotonic()

@@ -294,3 +294,37 @@ def test_a_rate_must_be_a_positive_number(rate: float, per_s: float) -> None:
     """Zero, negative, infinite and undefined rates and windows are refused."""
     with pytest.raises(ValueError, match="positive"):
         Pace(rate, per_s)
+
+
+@given(old=st.integers(1, 60), new=st.integers(1, 60), before=st.integers(0, 80), wait_s=st.floats(0.0, 1.5))
+def test_another_rate_counts_what_left_before_it(old: int, new: int, before: int, wait_s: float) -> None:
+    """From the change on nobody leaves who would make a window hold more than the new rate."""
+    pace = Pace(old, 1.0)
+    earlier = drain(pace, before)
+    pace.retune(new, 1.0)
+    later = drain(pace, 80, now=(earlier[-1] if earlier else 0.0) + wait_s)
+    left_at = [*earlier, *later]
+    for index in range(before, len(left_at)):
+        since = left_at[index] - pace.window_s + 1e-9
+        assert sum(since < at <= left_at[index] for at in left_at) <= new
+
+
+def test_the_same_rate_again_changes_nothing() -> None:
+    """A reload that leaves the pacing alone does not disturb the flow."""
+    pace = Pace(20.0, 1.0)
+    drain(pace, 30)
+    ready_at = pace.ready_at
+    pace.retune(20.0, 1.0)
+    assert pace.ready_at == ready_at
+
+
+def test_pacing_that_is_switched_off_lets_everything_leave() -> None:
+    """And switched on again it begins anew."""
+    pace = Pace(1.0, 1.0)
+    assert pace.take(0.0)
+    assert not pace.take(0.1)
+    pace.retune(None, 1.0)
+    assert pace.ready_at <= 1.0
+    pace.retune(None, 2.0)
+    with pytest.raises(ValueError, match="positive"):
+        pace.retune(0.0, 1.0)

@@ -75,12 +75,22 @@ def load() -> Settings:
     Raises:
         ConfigError
     """
+    return loader()()
+
+
+def loader() -> Callable[[], Settings]:
+    """Return what loads the configuration each time anew, from the file that is the one now.
+
+    Raises:
+        ConfigError: as does what is returned.
+    """
     named = config_path()
     try:
         here = Path.cwd()
     except OSError:  # it was deleted: what is named from the root is still there
         here = Path()
-    return load_settings(find_config(named, os.environ, here), os.environ, named)
+    path = find_config(named, os.environ, here)
+    return lambda: load_settings(path, os.environ, named)
 
 
 def load_account(name: str | None) -> Account:

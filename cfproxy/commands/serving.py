@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from cfproxy.commands.options import choose, common, load
-from cfproxy.logs import build_logger
+from cfproxy.commands.options import choose, common, loader
+from cfproxy.logs import LogOutput
 from cfproxy.running import run_loop, serve
 
 
@@ -16,8 +16,9 @@ from cfproxy.running import run_loop, serve
 )
 def serve_command(accounts: tuple[str, ...]) -> int:
     """Run the proxy (the default command)."""
-    settings = load()
+    again = loader()
+    settings = again()
     for name in accounts:
         choose(settings, name)
-    log = build_logger(settings.log.level, settings.log.format)
-    return run_loop(serve(settings, accounts, log))
+    logs = LogOutput(settings.log.level, settings.log.format, settings.log.sample)
+    return run_loop(serve(settings, accounts, logs, again))

@@ -167,6 +167,9 @@ class Log(Model):
     format: Annotated[Literal["auto", "console", "json"], Word] = _key(
         "auto", "auto: console on a terminal, JSON lines elsewhere"
     )
+    sample: Annotated[float, Field(ge=0, le=1)] = _key(
+        1.0, "the share of ordinary request lines (2xx) that is written; all others always are"
+    )
     server_timing: bool = _key(False, "tell each caller where the time went, in a Server-Timing header")
 
 

@@ -9,7 +9,7 @@ header that no form of another site can send.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from cfproxy.metrics import Metrics
 from cfproxy.report import report_pacing, report_running, state_of
 from cfproxy.secret import Secret
 from cfproxy.token import App
+from cfproxy.web.actions import Actions, Operations
 from cfproxy.web.problems import render_problem
 
 _HEADERS = {
@@ -91,16 +92,16 @@ class Admin:
         accounts: what to report on.
         metrics: what to expose.
         rules: who may call.
-        stop: ends the process in good order.
+        operations: what the process lets itself be told.
     """
 
     def __init__(
-        self, accounts: list[Account], metrics: Metrics, rules: AdminRules, stop: Callable[[], None]
+        self, accounts: Sequence[Account], metrics: Metrics, rules: AdminRules, operations: Operations
     ) -> None:
         self._accounts = accounts
         self._metrics = metrics
-        self._rules = rules
-        self._stop = stop
+        self.rules = rules
+        self._actions = Actions(operations)
         self.port: int = 0
         self.started = False
         self.draining = False
@@ -113,7 +114,7 @@ class Admin:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/status.json", self._status)
         app.router.add_get("/metrics", self._render_metrics)
-        app.router.add_post("/shutdown", self._shutdown)
+        self._actions.add_to(app)
         return app
 
     @web.middleware
@@ -123,12 +124,12 @@ class Admin:
         try:
             host = request.headers.get("Host", "")
             local = None if request.transport is None else request.transport.get_extra_info("sockname")
-            looking = self._rules.looking
+            looking = self.rules.looking
             looking.check_host(host, self.port, local[0] if isinstance(local, tuple) else None)
             looking.check_origin(request.raw_headers, f"http://{host}")
             looking.check_key(request.raw_headers)
             if request.method not in {"GET", "HEAD"}:
-                self._rules.check_action(request)
+                self.rules.check_action(request)
             response = await handler(request)
         except CfproxyError as error:
             row, headers, document = render_problem(error, "admin")
@@ -186,10 +187,6 @@ class Admin:
         return web.Response(
             body=self._metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )
-
-    async def _shutdown(self, _request: web.Request) -> web.Response:
-        self._stop()
-        return web.json_response({"status": "shutting-down"}, status=202)
 
 
 def _has_custom_header(request: web.Request) -> bool:

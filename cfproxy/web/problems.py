@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from cfproxy import errors as e
 
@@ -81,13 +82,15 @@ def render_problem(error: e.CfproxyError, request_id: str) -> tuple[Row, list[tu
         request_id: identifies this occurrence in the log.
     """
     row = row_of(error)
-    document = {
+    document: dict[str, Any] = {
         "type": f"urn:cfproxy:problem:{row.slug}",
         "title": row.title,
         "status": row.status,
         "detail": str(error),
         "instance": f"urn:cfproxy:request:{request_id}",
     }
+    if isinstance(error, e.ConfigError):
+        document["problems"] = [str(problem) for problem in error.problems]
     headers = [
         (b"Content-Type", b"application/problem+json"),
         (b"Cache-Control", b"no-store"),

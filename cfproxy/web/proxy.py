@@ -86,7 +86,9 @@ class ProxyListener:
         self._server: web.Server | None = None
         self.port: int | None = None  # set once it listens; None for a Unix socket
         self.draining = False
+        self._refusing = False
         self._replies: set[Reply] = set()
+        self._earlier: list[tuple[set[Reply], asyncio.Event]] = []  # who began before a switch
         self.idle = asyncio.Event()  # set when nothing is in flight any more after `drain`
 
     @property
@@ -94,9 +96,24 @@ class ProxyListener:
         """How many requests are being worked at."""
         return len(self._replies)
 
-    def drain(self) -> None:
-        """Refuse new requests, and let each connection end with the request it is at."""
+    def switch(self, settings: ProxySettings, forwarder: Forwarder) -> asyncio.Event:
+        """Serve requests that come from now on with these, whatever connection they come on.
+
+        Returns:
+            what is set once every earlier request has its answer.
+        """
+        self._settings, self._forwarder = settings, forwarder
+        ended = asyncio.Event()
+        if self._replies:
+            self._earlier.append((set(self._replies), ended))
+        else:
+            ended.set()
+        return ended
+
+    def drain(self, *, refuse: bool = True) -> None:
+        """Let each connection end with the request it is at, and refuse requests that still come."""
         self.draining = True
+        self._refusing = refuse
         if not self.in_flight:
             self.idle.set()
 
@@ -113,7 +130,8 @@ class ProxyListener:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request (the handler of aiohttp's low-level server)."""
         started_at = time.perf_counter()
-        reply = Reply(request, lambda: self.draining, self._settings.idle_s)
+        settings, forwarder = self._settings, self._forwarder  # to the end, whatever is reloaded meanwhile
+        reply = Reply(request, lambda: self.draining, settings.idle_s)
         request_id = f"{self._id_prefix}-{next(self._ids):x}"
         target = request._message.path.encode("utf-8", "surrogateescape")  # noqa: SLF001 - the bytes as they came
         body: KeptBody | None = None
@@ -121,12 +139,12 @@ class ProxyListener:
         error: CfproxyError | None = None
         self._replies.add(reply)
         try:
-            call, flow, caller = self._accept(request, target, reply)
+            call, flow, caller = self._accept(settings, request, target, reply)
             body = call.body if isinstance(call.body, KeptBody) else None
-            outcome = await self._forwarder.forward(call, flow)
+            outcome = await forwarder.forward(call, flow)
             if body is not None:
                 body.stop_keeping()
-            await self._relay(reply, outcome, caller)
+            await self._relay(settings, reply, outcome, caller)
         except CfproxyError as caught:
             error = caught
             if reply.begun:
@@ -143,6 +161,8 @@ class ProxyListener:
             raise
         finally:
             self._replies.discard(reply)
+            if self._earlier:
+                self._note_end(reply)
             if self.draining and not self.in_flight:
                 self.idle.set()
             if body is not None:
@@ -150,17 +170,25 @@ class ProxyListener:
             if outcome is not None:
                 await outcome.answer.aclose()
             seconds = time.perf_counter() - started_at
-            self._settings.on_request(request.method, reply.status, seconds, outcome)
+            settings.on_request(request.method, reply.status, seconds, outcome)
             event = self._describe(request, target, reply, outcome)
             self._log_request(error, reply, request_id=request_id, ms=round(seconds * 1000, 1), **event)
         return reply
 
-    def _accept(self, request: web.BaseRequest, target: bytes, reply: Reply) -> tuple[Call, Hashable, bytes]:
+    def _note_end(self, reply: Reply) -> None:
+        for replies, ended in self._earlier:
+            replies.discard(reply)
+            if not replies:
+                ended.set()
+        self._earlier = [entry for entry in self._earlier if entry[0]]
+
+    def _accept(
+        self, settings: ProxySettings, request: web.BaseRequest, target: bytes, reply: Reply
+    ) -> tuple[Call, Hashable, bytes]:
         """Check the request and build what goes up; no await, so nothing changes in between."""
-        settings = self._settings
         headers = request._message.raw_headers  # noqa: SLF001 - names and values as they came
         version = (request.version.major, request.version.minor)
-        if self.draining:
+        if self._refusing:
             raise ShuttingDown("cfproxy is shutting down; send the request again in a moment")
         host = request.headers.get("Host", "")
         local = None if request.transport is None else request.transport.get_extra_info("sockname")
@@ -190,13 +218,14 @@ class ProxyListener:
         call = Call(request.method, head, body, framing.chunked)
         return call, flow, b"http://%s" % host.encode("utf-8", "surrogateescape") if host else b""
 
-    async def _relay(self, reply: Reply, outcome: Outcome, caller: bytes) -> None:
+    @staticmethod
+    async def _relay(settings: ProxySettings, reply: Reply, outcome: Outcome, caller: bytes) -> None:
         answer = outcome.answer
         assert isinstance(answer, HttpAnswer)  # noqa: S101 - the one adapter there is
-        headers = incoming_headers(answer.raw_headers, self._settings.origin, caller)
+        headers = incoming_headers(answer.raw_headers, settings.origin, caller)
         if outcome.too_large:
             headers.append((b"Proxy-Status", _TOO_LARGE))
-        if self._settings.server_timing:
+        if settings.server_timing:
             headers.append((b"Server-Timing", _render_times(outcome.times)))
         reply.begin(answer.status, answer.reason, headers)
         while piece := await answer.read():

@@ -1,0 +1,150 @@
+"""Listening addresses whose sockets stay open while what serves them changes.
+
+Owns: opening an address, or taking over a socket that was handed to the process; the errors of that.
+Must not know: what is spoken there.
+Invariant: from opening to closing no connection is refused, whoever serves the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import socket
+from collections.abc import Callable
+from typing import Self
+
+from cfproxy.config import TcpAddress, UnixAddress
+from cfproxy.errors import ListenError
+from cfproxy.sockets import bound_unix_socket
+
+BACKLOG = 4096
+
+
+class Door:
+    """One listening address.
+
+    Args:
+        address: where; what a socket that was handed over listens at in truth.
+    """
+
+    def __init__(self, address: TcpAddress | UnixAddress) -> None:
+        self.address = address
+        # Makes the protocol of each connection from now on; those that are open keep theirs.
+        self.protocols: Callable[[], asyncio.BaseProtocol] = functools.partial(asyncio.Protocol)
+        self._stack = contextlib.ExitStack()
+
+    @classmethod
+    async def open(cls, address: TcpAddress | UnixAddress, given: socket.socket | None = None) -> Self:
+        """Listen at `address`, or at the socket `given`; port 0 becomes the one that the system chose.
+
+        Raises:
+            ListenError
+        """
+        door = cls(address if given is None else address_of(given))
+        try:
+            await door._listen(given)
+        except OSError as error:
+            door.close()
+            # asyncio wraps the system's words in its own, which repeat the address.
+            reason = os.strerror(error.errno) if error.errno else error.strerror or "it cannot be used"
+            raise ListenError(
+                f"cannot listen on {address}: {reason}; stop what uses it, or set another address "
+                "(`cfproxy doctor` tells who has it)"
+            ) from None
+        return door
+
+    @property
+    def port(self) -> int | None:
+        """The port; None for a Unix socket."""
+        return self.address.port if isinstance(self.address, TcpAddress) else None
+
+    def close(self) -> None:
+        """Take no more connections; those that are open stay so."""
+        self._stack.close()
+
+    async def _listen(self, given: socket.socket | None) -> None:
+        loop = asyncio.get_running_loop()
+        if isinstance(self.address, UnixAddress):
+            bound = given or self._stack.enter_context(bound_unix_socket(self.address.path))
+            server = await loop.create_unix_server(self._build, sock=bound, backlog=BACKLOG)
+        elif given is not None:
+            server = await loop.create_server(self._build, sock=given, backlog=BACKLOG)
+        else:
+            host, port = self.address.host, self.address.port
+            server = await loop.create_server(self._build, host, port, backlog=BACKLOG)
+            self.address = TcpAddress(host, server.sockets[0].getsockname()[1])
+        self._stack.callback(server.close)
+
+    def _build(self) -> asyncio.BaseProtocol:
+        return self.protocols()
+
+
+def address_of(sock: socket.socket) -> TcpAddress | UnixAddress:
+    """Return where a socket listens.
+
+    Raises:
+        ListenError: neither TCP nor a Unix socket with a path.
+    """
+    name = sock.getsockname()
+    if isinstance(name, tuple):
+        return TcpAddress(name[0], name[1])
+    if isinstance(name, str) and name.startswith("/"):
+        return UnixAddress(name)
+    raise ListenError("a socket that was handed over is neither TCP nor a Unix socket with a path")
+
+
+class Doors:
+    """The listening addresses of one configuration, opened beside those of the one before.
+
+    Args:
+        before: those of the configuration in use; an address that stays keeps its socket.
+        given: sockets that were handed to the process, each with its name.
+    """
+
+    def __init__(self, before: Doors | None, given: list[tuple[str, socket.socket]]) -> None:
+        self._before = {} if before is None else before._doors  # noqa: SLF001 - of the same class
+        self._given = given
+        self._doors: dict[str, Door] = {}
+
+    async def open(self, owner: str, address: TcpAddress | UnixAddress) -> Door:
+        """Return the door of `owner`: an account, or `admin`.
+
+        A socket that was handed over is used if it has the owner's name or its address.
+
+        Raises:
+            ListenError
+        """
+        given = next((sock for name, sock in self._given if name == owner), None)
+        if given is None:
+            given = next((sock for _, sock in self._given if address_of(sock) == address), None)
+        key = str(address)
+        if given is not None:
+            key = f"{owner}: given"
+        elif isinstance(address, TcpAddress) and address.port == 0:
+            key = f"{owner}: {address}"  # another port for each owner
+        door = self._before.get(key)
+        if door is None:
+            # A copy: should another configuration not want it, the one after that may.
+            door = await Door.open(address, None if given is None else given.dup())
+        self._doors[key] = door
+        return door
+
+    def give_up(self) -> None:
+        """Close what the configuration before does not have."""
+        for key, door in self._doors.items():
+            if key not in self._before:
+                door.close()
+
+    def settle(self) -> None:
+        """Close what only the configuration before had."""
+        for key, door in self._before.items():
+            if key not in self._doors:
+                door.close()
+        self._before = {}
+
+    def close(self) -> None:
+        """Take no more connections anywhere."""
+        for door in self._doors.values():
+            door.close()

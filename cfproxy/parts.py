@@ -1,0 +1,156 @@
+"""The parts that serve one account, made from its settings, and which of them outlive a reload.
+
+Owns: what is built of an account's settings and what is taken over from the generation before.
+Must not know: other accounts, listening sockets, when parts are exchanged.
+Invariants:
+1. The store, and the token source of one login, are taken over: the newest token is there.
+2. Building parts changes nothing about those in use, so that a reload can be given up at any point.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from structlog.typing import FilteringBoundLogger
+
+from cfproxy.access import AccessRules
+from cfproxy.broker import Broker
+from cfproxy.building import build_app, build_broker, build_endpoint, build_origin, build_store, build_tls
+from cfproxy.config import Account
+from cfproxy.endpoint import HttpTokenEndpoint
+from cfproxy.forward import Forwarder, Outcome
+from cfproxy.ports import TokenStore
+from cfproxy.shaper import Shaper
+from cfproxy.token import App
+from cfproxy.upstream import HttpUpstream
+from cfproxy.web.proxy import ProxySettings
+from cfproxy.wire import Origin
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What one generation of an account's settings made; some are shared with the one before."""
+
+    settings: Account
+    app: App
+    store: TokenStore
+    broker: Broker
+    endpoint: HttpTokenEndpoint
+    origin: Origin
+    upstream: HttpUpstream
+    trusted: bytes | None  # the content of tls.ca_file
+    forwarder: Forwarder
+    listener_settings: ProxySettings
+
+
+def build_parts(
+    account: Account,
+    before: Parts | None,
+    shaper: Shaper,
+    log: FilteringBoundLogger,
+    *,
+    server_timing: bool,
+    on_request: Callable[[str, int, float, Outcome | None], None],
+    store: TokenStore | None = None,
+) -> Parts:
+    """Return what serves `account` from now on, using what stays the same of `before`.
+
+    Args:
+        account: its settings.
+        before: the parts in use.
+        shaper: its upstream's.
+        log: where events go.
+        server_timing: see `ProxySettings`.
+        on_request: likewise.
+        store: to be used instead of the configured one.
+
+    Raises:
+        ListenError: `tls.ca_file` holds no certificate.
+    """
+    app, tls = build_app(account), build_tls(account)
+    trusted = None if account.tls.ca_file is None else _read(account.tls.ca_file)
+    old = None if before is None else before.settings
+    if before is not None:
+        store = before.store
+    elif store is None:
+        store = build_store(account)
+    same_broker = before is not None and before.app == app
+    same_upstream = (
+        before is not None
+        and old is not None
+        and (old.upstream, old.timeouts.connect_s, old.timeouts.idle_s, before.trusted)
+        == (account.upstream, account.timeouts.connect_s, account.timeouts.idle_s, trusted)
+    )
+    broker = before.broker if before is not None and same_broker else build_broker(account, store, log)
+    # A pool of warm connections is worth keeping; so is the pseudonym that tells a loop.
+    upstream = (
+        before.upstream
+        if before is not None and same_upstream
+        else HttpUpstream(
+            account.upstream,
+            tls=tls,
+            connect_s=account.timeouts.connect_s,
+            idle_s=account.timeouts.idle_s,
+        )
+    )
+    origin = (
+        before.origin
+        if before is not None and before.settings.upstream == account.upstream
+        else build_origin(account.upstream)
+    )
+    forwarder = Forwarder(
+        broker,
+        shaper,
+        upstream,
+        retry_unauthorized=account.retry.unauthorized,
+        retry_too_many=account.retry.too_many_requests,
+    )
+    any_retry = account.retry.unauthorized or account.retry.too_many_requests
+    listener_settings = ProxySettings(
+        account=account.name,
+        origin=origin,
+        rules=AccessRules(
+            hosts=account.access.hosts,
+            origins=account.access.origins,
+            keys=tuple(key.secret for key in account.access.keys),
+            methods=account.access.methods,
+            paths=account.access.paths,
+        ),
+        body_memory_bytes=account.retry.body_memory_bytes,
+        body_max_bytes=account.retry.body_max_bytes if any_retry else 0,
+        idle_s=account.timeouts.idle_s,
+        server_timing=server_timing,
+        on_request=on_request,
+    )
+    return Parts(
+        account,
+        app,
+        store,
+        broker,
+        build_endpoint(account),
+        origin,
+        upstream,
+        trusted,
+        forwarder,
+        listener_settings,
+    )
+
+
+async def give_up(parts: Parts, before: Parts | None) -> None:
+    """Close what was built for `parts` and not taken from `before`."""
+    async with contextlib.AsyncExitStack() as stack:
+        if before is None:
+            stack.push_async_callback(parts.store.aclose)
+        if before is None or parts.upstream is not before.upstream:
+            stack.push_async_callback(parts.upstream.aclose)
+        if before is None or parts.broker is not before.broker:
+            stack.push_async_callback(parts.broker.aclose)
+
+
+def _read(path: Path) -> bytes | None:
+    with contextlib.suppress(OSError):  # `build_tls` has told what is wrong
+        return path.read_bytes()
+    return None

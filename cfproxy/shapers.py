@@ -1,0 +1,50 @@
+"""One queue for each upstream, whatever the accounts.
+
+Owns: which accounts share one, and what a reload changes about it.
+Invariant: a queue is kept for good: the departures of the last second count, whoever made them.
+"""
+
+from __future__ import annotations
+
+from structlog.typing import FilteringBoundLogger
+
+from cfproxy.building import SystemClock
+from cfproxy.config import Account
+from cfproxy.pacing import Pace
+from cfproxy.shaper import Shaper
+
+
+class Shapers:
+    """The queues of a process.
+
+    Args:
+        log: where it goes that one backs off.
+    """
+
+    def __init__(self, log: FilteringBoundLogger) -> None:
+        self._log = log
+        self._shapers: dict[str, Shaper] = {}
+
+    def of(self, account: Account) -> Shaper:
+        """Return the queue of the account's upstream; its pace is not changed.
+
+        The API counts per IP address: accounts that share an upstream share its limit.
+        """
+        origin, pacing = account.upstream_origin, account.pacing
+        if origin not in self._shapers:
+            shaper = Shaper(Pace(pacing.rate, pacing.per_s), SystemClock(), pacing.queue, pacing.max_wait_s)
+            shaper.on_back_off = lambda pause_s, stepped: self._log.warning(
+                "pacing.backed_off",
+                upstream=origin,
+                pause_s=round(pause_s, 1),
+                stepped=stepped,
+                rate=shaper.state().rate,
+            )
+            self._shapers[origin] = shaper
+        return self._shapers[origin]
+
+    def retune(self, account: Account) -> Shaper:
+        """Let the account's upstream be paced as its settings say from now on, and return its queue."""
+        shaper, pacing = self.of(account), account.pacing
+        shaper.retune(pacing.rate, pacing.per_s, pacing.queue, pacing.max_wait_s)
+        return shaper
