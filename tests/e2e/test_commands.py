@@ -120,6 +120,16 @@ async def test_status_is_for_people_and_json_for_machines(world: World) -> None:
     assert 29 * 86400 < report["login"]["expires_in_s"] <= 30 * 86400
 
 
+async def test_status_says_that_it_cannot_see_into_a_memory_store(world: World) -> None:
+    """Only the running proxy knows who is logged in there, so neither yes nor no is claimed."""
+    world.write_config(store="memory")
+    text = await world.run("status")
+    assert (text.code, text.err) == (0, "")
+    assert text.out.startswith(
+        "default: unknown: store: memory is seen by the running proxy only: /status.json"
+    )
+
+
 async def test_token_prints_the_token_and_nothing_else(world: World) -> None:
     """A script can use the output of `cfproxy token` as it is, also when a refresh was needed."""
     await world.log_in()
