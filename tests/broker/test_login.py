@@ -6,10 +6,23 @@ import asyncio
 
 import pytest
 
+from cfproxy.broker import Broker
 from cfproxy.errors import LoginRequired, Misconfigured, StoreUnavailable, TokenEndpointUnavailable
 from cfproxy.secret import Secret
 from cfproxy.token import Token
 from tests.fakes import LOST, World, access, at_once, down
+
+
+async def refused_in_flight(world: World) -> tuple[Broker, asyncio.Task[Token]]:
+    """Return a broker, and a caller whose refresh the server will refuse as soon as the gate is open."""
+    await world.put_expired()
+    world.endpoint.live = None
+    broker = await world.broker()
+    world.endpoint.gate.clear()
+    waiting = asyncio.create_task(broker.get())
+    await world.clock.settle()
+    return broker, waiting
+
 
 # --- invalid_grant -----------------------------------------------------------------------
 
@@ -109,12 +122,7 @@ async def test_the_winners_refresh_token_is_used_when_its_token_has_expired(worl
 
 async def test_invalid_grant_is_not_believed_unless_the_store_can_be_read(world: World) -> None:
     """Nobody is told to log in as long as the store could hold a newer login."""
-    await world.put_expired()
-    world.endpoint.live = None
-    broker = await world.broker()
-    world.endpoint.gate.clear()
-    waiting = asyncio.create_task(broker.get())
-    await world.clock.settle()
+    broker, waiting = await refused_in_flight(world)
     world.store.load_fault = StoreUnavailable("the store is out of reach")
     world.endpoint.gate.set()
     with pytest.raises(StoreUnavailable):
@@ -128,12 +136,7 @@ async def test_invalid_grant_is_not_believed_unless_the_store_can_be_read(world:
 
 async def test_a_refusal_does_not_bring_a_removed_login_back(world: World) -> None:
     """A logout while a refresh is under way stays a logout."""
-    await world.put_expired()
-    world.endpoint.live = None
-    broker = await world.broker()
-    world.endpoint.gate.clear()
-    waiting = asyncio.create_task(broker.get())
-    await world.clock.settle()
+    _, waiting = await refused_in_flight(world)
     await world.store.delete("default")
     world.endpoint.gate.set()
     with pytest.raises(LoginRequired, match="not logged in"):

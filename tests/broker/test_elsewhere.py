@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from cfproxy.errors import StoreUnavailable, TokenEndpointUnavailable
 from cfproxy.secret import Secret
 from cfproxy.token import Token
-from tests.fakes import World, open_world
+from tests.fakes import World
 
 
 @pytest.fixture
-async def world() -> AsyncIterator[World]:
-    async with open_world() as world:
-        world.store.elsewhere = True
-        yield world
+def world(world: World) -> World:
+    """The usual world, but for where its store is."""
+    world.store.elsewhere = True
+    return world
 
 
 async def test_an_open_mark_is_left_alone_while_the_token_serves(world: World) -> None:
