@@ -94,6 +94,8 @@ def render_problem(error: e.CfproxyError, request_id: str) -> tuple[Row, list[tu
     headers = [
         (b"Content-Type", b"application/problem+json"),
         (b"Cache-Control", b"no-store"),
+        # A browser that shows this as a page would fetch an icon for it, as a page of our own.
+        (b"Content-Security-Policy", b"default-src 'none'; sandbox"),
         (b"Proxy-Status", f'cfproxy; error={row.proxy_error}; details="{row.slug}"'.encode()),
     ]
     retry_after_s = getattr(error, "retry_after_s", None)
