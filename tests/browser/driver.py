@@ -38,6 +38,13 @@ import pytest
 HERE = Path(__file__).parent
 RUNNER = HERE / "run.mjs"
 PATIENCE_S = 60.0  # only a hang takes that long
+ARGUMENTS = (
+    "--no-sandbox",  # it wants a user that is not root, which containers often lack
+    "--disable-dev-shm-usage",
+    # Chromium asks its user before a page may call a local address. Not every browser does, and whether
+    # the server would have been safe without that could not be seen.
+    "--disable-features=LocalNetworkAccessChecks",
+)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -73,8 +80,7 @@ async def run_script(script: Path, given: Any = None, *, names: Mapping[str, str
     job = {
         "script": str(script),
         "executable": find_browser(),
-        # Chromium's own sandbox wants a user that is not root, which containers often lack.
-        "args": ["--no-sandbox", "--disable-dev-shm-usage", f"--host-resolver-rules={', '.join(rules)}"],
+        "args": [*ARGUMENTS, f"--host-resolver-rules={', '.join(rules)}"],
         "input": given,
     }
     pipe = asyncio.subprocess.PIPE

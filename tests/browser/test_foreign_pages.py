@@ -1,0 +1,111 @@
+"""What web pages do to a proxy on localhost, in a real browser: none of it reaches the API."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.browser.driver import HERE, needs_browser, run_script
+from tests.origin import OK, Peer, answering, reply, serving, until
+from tests.proxied import Proxied, proxied
+
+pytestmark = needs_browser
+
+TEXT = b"<!doctype html><title>a page</title><body>"
+HTML = b"Content-Type: text/html"
+PAGE = reply("200 OK", TEXT, HTML)
+# Such a page has the origin `null`.
+SANDBOXED = reply(
+    "200 OK", TEXT, HTML, b"Content-Security-Policy: sandbox allow-scripts allow-forms allow-popups"
+)
+ARRIVING_S = 10.0
+
+
+@dataclass
+class Attack:
+    """A proxy, and a site whose pages attack it."""
+
+    proxy: Proxied
+    site_port: int
+
+    async def run(self, page: str, target: str, *, rebinds: bool = False) -> dict[str, str]:
+        """Let `page` try everything on `target`; return what it saw of each.
+
+        Args:
+            page: its URL, with `{site}` or `{proxy}` for a port.
+            target: where its requests go.
+            rebinds: the page's name led elsewhere when it was loaded.
+        """
+        given = {
+            "page": page.format(site=self.site_port, proxy=self.proxy.port),
+            "target": target.format(proxy=self.proxy.port),
+            "planted": TEXT.decode() if rebinds else None,
+            "settled": f"http://127.0.0.1:{self.site_port}/settled",
+        }
+        names = dict.fromkeys(("evil.example", "page.example"), "127.0.0.1")
+        seen: dict[str, str] = await run_script(HERE / "attack.mjs", given, names=names)
+        assert len(seen) > 15
+        return seen
+
+    def arrived(self) -> dict[str, set[Any]]:
+        """Return for each path that arrived what became of it: our slugs, None for what was forwarded."""
+        found: dict[str, set[Any]] = {}
+        for event in self.proxy.events:
+            found.setdefault(event["path"].removeprefix("/"), set()).add(event.get("problem"))
+        return found
+
+
+@contextlib.asynccontextmanager
+async def attacked() -> AsyncIterator[Attack]:
+    async def arrival_of(names: set[str]) -> None:
+        with contextlib.suppress(TimeoutError):  # the test will tell what did not arrive
+            async with asyncio.timeout(ARRIVING_S):
+                await until(lambda: names <= attack.arrived().keys())
+
+    async def site(peer: Peer) -> None:
+        while True:
+            path, _, names = (await peer.take()).target.partition(b"?")
+            if path == b"/settled":
+                await arrival_of(set(names.decode().split(",")))
+            await peer.send(SANDBOXED if path == b"/sandboxed" else PAGE)
+
+    async with proxied(answering(OK)) as proxy, serving(site) as server:
+        attack = Attack(proxy, int(server.url.rpartition(":")[2]))
+        yield attack
+
+
+@pytest.mark.parametrize(
+    ("page", "target", "slug"),
+    [
+        ("http://evil.example:{site}/", "http://localhost:{proxy}", "cross-site"),
+        ("http://localhost:{site}/", "http://localhost:{proxy}", "cross-site"),
+        ("http://evil.example:{site}/sandboxed", "http://localhost:{proxy}", "cross-site"),
+        ("http://evil.example:{proxy}/", "http://evil.example:{proxy}", "host-not-allowed"),
+        ("http://page.example:{site}/", "http://evil.example:{proxy}", "host-not-allowed"),
+    ],
+    ids=["another site", "another port", "no origin", "rebound", "another site, rebound"],
+)
+async def test_nothing_of_another_sites_page_reaches_the_api(page: str, target: str, slug: str) -> None:
+    """Images, scripts, frames, forms, fetches, sockets, beacons and popups arrive here and end here."""
+    async with attacked() as attack:
+        seen = await attack.run(page, target, rebinds="evil.example:{proxy}" in page)
+        arrived = attack.arrived()
+        assert seen.keys() - arrived.keys() == set()  # or the browser itself held something back
+        assert set().union(*arrived.values()) == {slug}
+        assert attack.proxy.origin.requests == []
+        assert "open" not in seen.values()
+        assert not any("ok" in text for text in seen.values())
+
+
+async def test_what_the_user_opens_reaches_the_api() -> None:
+    """The address bar, and pages that the API itself gave: so the rest was not the browser's doing."""
+    async with attacked() as attack:
+        seen = await attack.run("http://localhost:{proxy}/opened", "http://localhost:{proxy}")
+        assert attack.arrived()["opened"] == {None}
+        assert seen["fetch-cors"] == seen["fetch-cors-json"] == "ok"
+        assert b"GET /opened HTTP/1.1" in {request.start for request in attack.proxy.origin.requests}
