@@ -8,6 +8,7 @@ Invariant: nothing is normalised or mended; what is not there yet is waited for,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -156,7 +157,8 @@ class End(asyncio.Protocol):
     def half_close(self) -> None:
         """Say that nothing more will be sent."""
         if self._transport is not None:
-            self._transport.write_eof()
+            with contextlib.suppress(OSError):  # the other side has reset the connection
+                self._transport.write_eof()
 
     def close(self) -> None:
         """Close the connection in good order."""

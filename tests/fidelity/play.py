@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.fidelity.ends import End, NotKept
 from tests.fidelity.script import Case, Got, Step, ask
@@ -210,6 +210,4 @@ class Stage:
         return data.replace(b"HOST", b"localhost:%d" % self.port).replace(b"ORIGIN", self.origin.authority)
 
     def _filled_in(self, got: Got) -> Got:
-        lines = tuple(self._filled(line) for line in got.lines)
-        only = None if got.only is None else tuple(self._filled(line) for line in got.only)
-        return Got(**{**vars(got), "lines": lines, "only": only})
+        return replace(got, lines=[self._filled(line) for line in got.lines])

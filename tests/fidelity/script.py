@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from tests.fidelity.ends import Framing, Message, NotKept, split_line
 
+Fields = list[tuple[bytes, bytes]]
 Who = Literal["client", "origin"]
 Act = Literal[
     "sends", "half_closes", "closes", "resets", "gets", "gets_more", "gets_end", "sees_close", "sees_as_told"
@@ -24,12 +25,19 @@ Act = Literal[
 class Got:
     """What a message must be like; what is not named here may be anything.
 
+    One thing each, so that a proxy that sorts headers fails in the case of the order and in no other.
+
     Args:
         start: the request line or status line.
-        lines: of all headers with these names there must be these lines in this order, byte for byte.
+        status: the status code.
+        lines: each of these names has the values given here, in this order, byte for byte, and no other ones.
+        spelt: likewise, and the names come in these bytes.
+        ordered: likewise, and of the headers with these names the order is this.
+        only: there are these lines and no other ones; `Host`, `Via` and `Authorization` of a request have
+            cases of their own.
         lacks: names that must not occur, in any case.
-        only: no other headers than these lines, and these in this order; `Host`, `Via` and `Authorization`
-            of a request have cases of their own.
+        hides: bytes that no value holds.
+        via: the entries of `Via` before the proxy, and last the version in the entry of the proxy.
         framed: how the body is delimited.
         body: the whole body; None leaves it to the steps that follow.
         trailers: the trailer lines, all of them.
@@ -39,9 +47,14 @@ class Got:
     """
 
     start: bytes | None = None
+    status: int | None = None
     lines: Sequence[bytes] = ()
-    lacks: Sequence[bytes] = ()
+    spelt: Sequence[bytes] = ()
+    ordered: Sequence[bytes] = ()
     only: Sequence[bytes] | None = None
+    lacks: Sequence[bytes] = ()
+    hides: bytes = b""
+    via: Sequence[bytes] | None = None
     framed: Framing | None = None
     body: bytes | None = None
     trailers: Sequence[bytes] = ()
@@ -55,18 +68,34 @@ class Got:
         Raises:
             NotKept
         """
+        headers = message.headers
         if self.start is not None:
             _compare("request line" if of_request else "status line", self.start, message.start)
-        asked = {split_line(line)[0].lower() for line in self.lines}
-        expected = [split_line(line) for line in self.lines]
-        _compare("headers", expected, [field for field in message.headers if field[0].lower() in asked])
-        for name in self.lacks:
-            found = [field for field in message.headers if field[0].lower() == name.lower()]
-            _compare("headers", [], found)
+        if self.status is not None:
+            _compare("status", b"%d" % self.status, message.start[9:12])
+        expected = _fields(self.lines)
+        _compare("headers", _by_name(expected), _by_name(_named_in(expected, headers)))
+        expected = _fields(self.spelt)
+        _compare("header names", sorted(expected), sorted(_named_in(expected, headers)))
+        expected = _fields(self.ordered)
+        _compare("header order", _folded(expected), _folded(_named_in(expected, headers)))
         if self.only is not None:
             ours = {b"host", b"via", b"authorization"} if of_request else set()
-            others = [field for field in message.headers if field[0].lower() not in ours]
-            _compare("headers", [split_line(line) for line in self.only], others)
+            others = [field for field in headers if field[0].lower() not in ours]
+            _compare("headers", sorted(_folded(_fields(self.only))), sorted(_folded(others)))
+        for name in self.lacks:
+            _compare("headers", [], [field for field in headers if field[0].lower() == name.lower()])
+        if self.hides:
+            _compare("headers", [], [field for field in headers if self.hides in field[1]])
+        if self.via is not None:
+            told = [
+                part.strip()
+                for name, value in headers
+                if name.lower() == b"via"
+                for part in value.split(b",")
+            ]
+            named = [*told[:-1], *(part.split(b" ")[0] for part in told[-1:])]
+            _compare("Via", list(self.via), named)
         if self.framed is not None:
             _compare("framing", self.framed, message.framing)
 
@@ -81,7 +110,28 @@ class Got:
             raise NotKept("end", "is whole" if complete else f"cut after {bytes(message.body[-40:])!r}")
         if not self.cut:
             _compare("body", self.body, bytes(message.body))
-            _compare("trailers", [split_line(line) for line in self.trailers], message.trailers)
+            _compare("trailers", _folded(_fields(self.trailers)), _folded(message.trailers))
+
+
+def _fields(lines: Sequence[bytes]) -> Fields:
+    return [split_line(line) for line in lines]
+
+
+def _folded(fields: Fields) -> Fields:
+    return [(name.lower(), value) for name, value in fields]
+
+
+def _named_in(expected: Fields, fields: Fields) -> Fields:
+    """Return those fields whose name is among the expected ones."""
+    names = {name.lower() for name, _ in expected}
+    return [field for field in fields if field[0].lower() in names]
+
+
+def _by_name(fields: Fields) -> dict[bytes, list[bytes]]:
+    values: dict[bytes, list[bytes]] = {}
+    for name, value in fields:
+        values.setdefault(name.lower(), []).append(value)
+    return values
 
 
 def _compare(what: str, expected: object, got: object) -> None:
@@ -209,7 +259,7 @@ def chunks(*pieces: bytes, last: bytes = b"0\r\n\r\n") -> bytes:
 def up(name: str, request: bytes, *, fails: str = "", **expected: Any) -> Case:
     """Return the case that `request` reaches the origin as expected, and an answer comes back."""
     to_head = request.startswith(b"HEAD ")
-    answer = client.gets(start=b"HTTP/1.1 200 OK", body=b"" if to_head else b"ok", to_head=to_head)
+    answer = client.gets(status=200, body=b"" if to_head else b"ok", to_head=to_head)
     return case(name, client.sends(request), origin.gets(**expected), origin.sends(OK), answer, fails=fails)
 
 
@@ -223,6 +273,12 @@ def down(name: str, answer: bytes, *, request: bytes | None = None, fails: str =
         client.gets(**expected),
         fails=fails,
     )
+
+
+def meanwhile() -> tuple[Step, ...]:
+    """Return the steps of another client: after them the proxy has seen whatever the first one did before."""
+    return (other_client.sends(ask(b"GET /other HTTP/1.1")), other_origin.gets(start=b"GET /other HTTP/1.1"),
+            other_origin.sends(OK), other_client.gets(body=b"ok"))  # fmt: skip
 
 
 def again() -> tuple[Step, ...]:

@@ -1,0 +1,25 @@
+"""A handful of the cases through `cfproxy serve` as it ships: a process with a login and a log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.e2e.kit import open_world
+from tests.fidelity.play import Stage, open_origin
+from tests.fidelity.suite import GROUPS
+
+
+async def test_the_shipped_program_keeps_what_the_listener_keeps(tmp_path: Path) -> None:
+    """The first cases of each group hold for the whole program, one after another on the same process."""
+    async with open_origin() as origin, open_world(tmp_path) as world:
+        retry = {"unauthorized": False, "too_many_requests": False}
+        world.write_config(upstream=f"http://{origin.authority.decode()}", retry=retry)
+        await world.log_in()
+        async with world.serve() as proxy:
+            token = world.document()["access_token"].encode()
+            stage = Stage(origin, int(proxy.url.rpartition(":")[2]), token)
+            for group in GROUPS:
+                kept = [case for case in group.cases if not case.fails]
+                for case in kept[:2]:
+                    await stage.play(case)
+        assert not proxy.events("request.crashed")
