@@ -9,13 +9,14 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 	--custom-compile-command 'make lock'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types rings bench lock clean
+.PHONY: help demo test check lint types rings bench fidelity lock clean
 
 help:
 	@echo 'make demo    sandbox, login and proxy in one command; prints a curl to try'
 	@echo 'make test    the whole test suite'
 	@echo 'make check   lint, types and the rule that a module imports lower rings only'
 	@echo 'make bench   memory and pacing, measured; draws docs/pacing.svg (Linux, about five minutes)'
+	@echo 'make fidelity  what cfproxy, nginx and caddy pass on unchanged; writes docs/fidelity.md (needs both, six minutes)'
 	@echo 'make lock    resolve the dependencies anew, with hashes'
 	@echo 'make clean   remove what these commands made'
 
@@ -41,6 +42,9 @@ bench: .venv/bench.stamp
 	$(BIN)/python bench/memory.py
 	$(BIN)/python bench/pacing.py --results .venv/pacing.json
 	$(BIN)/python bench/pacing_plot.py .venv/pacing.json docs/pacing.svg
+
+fidelity: .venv/test.stamp
+	$(BIN)/python bench/fidelity.py docs/fidelity.md
 
 lock: .venv/test.stamp
 	$(INSTALL) uv

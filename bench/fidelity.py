@@ -1,6 +1,6 @@
 """Plays the cases of tests/fidelity against cfproxy, nginx and caddy and writes docs/fidelity.md.
 
-    python bench/fidelity.py docs/fidelity.md
+    make fidelity
 
 Needs nginx and caddy; takes about six minutes, since each case is played three times, and what a proxy never passes
 on must be waited for. With
