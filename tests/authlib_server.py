@@ -7,6 +7,7 @@ itself on the redirect (RFC 9207).
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,8 @@ from authlib.oauth2.rfc9207 import IssuerParameter
 
 FORM_ONLY = ["client_secret_post"]
 USER = "a person"
+# It logs the tokens that it issues, at debug level: the other side's affair, and no log of ours.
+logging.getLogger("authlib").setLevel(logging.WARNING)
 
 
 @dataclass

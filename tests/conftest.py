@@ -8,6 +8,9 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
+# Every test is watched for secrets in the open.
+pytest_plugins = ("tests.leaks",)
+
 
 @pytest.fixture
 def _own_logging() -> Iterator[None]:

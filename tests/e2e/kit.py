@@ -9,13 +9,14 @@ by their own id. Nothing is timed: conditions are polled, with a limit that only
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ import aiohttp
 from cfproxy import login
 from cfproxy.building import build_login_plan, build_store
 from cfproxy.config import Account, load_settings
+from cfproxy.errors import ConfigError
 from cfproxy.sandbox import Behaviour, Sandbox, approve
+from tests.ledger import LEDGER
 
 from .processes import PATIENCE_S, Proxy, Ran
 
@@ -69,6 +72,14 @@ class World:
         document: dict[str, Any] = json.loads(self.document_path.read_text(encoding="utf-8"))
         return document
 
+    def note_stored(self) -> None:
+        """Note the secrets that lie in the store: those that processes made and had."""
+        for path in self.store_dir.glob("*.json"):
+            with contextlib.suppress(OSError, ValueError):  # damaged on purpose, or just replaced
+                stored = json.loads(path.read_text(encoding="utf-8"))
+                for name in ("access_token", "refresh_token", "verifier", "state"):
+                    LEDGER.note(stored.get(name), f"a stored {name}")
+
     def age(self, seconds: float) -> None:
         """Make the stored login's access token that much older, at once as a whole."""
         document = self.document()
@@ -102,6 +113,8 @@ class World:
 
     def popen(self, *args: str, **options: Any) -> subprocess.Popen[bytes]:
         """Start `python -m cfproxy` in the world's folder."""
+        with contextlib.suppress(ConfigError):  # reading a configuration makes its secrets known
+            load_settings(self.config_path if self.config_path.exists() else None, self.environment)
         return subprocess.Popen(self.command(*args), cwd=self.folder, env=self.full_environment(), **options)
 
     async def run(self, *args: str, stdin: str = "") -> Ran:
@@ -112,11 +125,12 @@ class World:
             out, err = await asyncio.to_thread(process.communicate, stdin.encode(), PATIENCE_S)
         finally:
             process.kill()
+        self.note_stored()
         ran = Ran(process.returncode, out.decode(), err.decode())
         self.said += [ran.err] if args[0] == "token" else [ran.out, ran.err]
         return ran
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def serve(self, *args: str) -> AsyncIterator[Proxy]:
         """Run `cfproxy serve` until the block ends."""
         self.starts += 1
@@ -139,6 +153,8 @@ class World:
             finally:
                 process.kill()
                 self.said.append(log_path.read_text(encoding="utf-8"))
+                LEDGER.hear(log_path.name, self.said[-1])
+                self.note_stored()
 
 
 async def _started(proxy: Proxy) -> None:
@@ -162,10 +178,16 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], what: str) -> N
         await asyncio.sleep(0.05)
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def open_world(folder: Path, **behaviour: Any) -> AsyncIterator[World]:
     """Start a sandbox without a limit, whose one-time refresh tokens end the login when replayed."""
-    options: dict[str, Any] = {"limiter": "off", "reuse_detection": "revoke", **behaviour}
+    secret = f"client-secret-{secrets.token_hex(16)}"
+    options: dict[str, Any] = {
+        "limiter": "off",
+        "reuse_detection": "revoke",
+        "client_secret": secret,
+        **behaviour,
+    }
     async with Sandbox(Behaviour(**options)) as sandbox:
         world = World(
             sandbox,
@@ -182,8 +204,14 @@ async def open_world(folder: Path, **behaviour: Any) -> AsyncIterator[World]:
                 "admin": "127.0.0.1:0",
                 "store": f"file:{folder / 'store'}",
                 "pacing": {"rate": "off"},
-                "log": {"format": "json"},
+                "log": {"level": "debug", "format": "json"},
             },
         )
         world.write_config()
-        yield world
+        LEDGER.note(sandbox.behaviour.client_secret, "the app's client secret")
+        try:
+            yield world
+        finally:
+            world.note_stored()
+            for path in (*folder.glob("*.log"), *folder.glob("*.out")):
+                LEDGER.hear(path.name, path.read_text(encoding="utf-8", errors="replace"))

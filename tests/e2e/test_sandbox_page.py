@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from cfproxy.sandbox import approve
+from cfproxy.sandbox import Behaviour, approve
 
-from .kit import ROOT, World
+from .kit import ROOT, World, open_world
 
 PAGE = (ROOT / "docs" / "sandbox.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    """A sandbox with its own client secret, as the page has it."""
+    async with open_world(tmp_path, client_secret=Behaviour().client_secret) as opened:
+        yield opened
 
 
 def shown_config(world: World) -> Path:

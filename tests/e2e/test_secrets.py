@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import time
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 
+import aiohttp
+import structlog
+
+from cfproxy import login
+from cfproxy.building import build_login_plan, build_store
+from cfproxy.config import load_settings
 from cfproxy.sandbox import Fault, approve
+from cfproxy.service import Service
+from tests.ledger import LEDGER
 
 from .kit import World, until
 from .processes import Proxy
@@ -156,3 +166,27 @@ async def test_no_secret_shows_in_any_output_of_a_whole_session(world: World) ->
     assert "cfproxy_requests_total" in said
     found = [secret for secret in session.secrets if secret in said or quote(secret) in said]
     assert found == [], [line for line in said.splitlines() for secret in found if secret in line]
+
+
+async def test_no_object_of_a_running_proxy_shows_a_secret(world: World) -> None:
+    """Whatever is alive while a proxy runs and a login is pending, none of it has a secret in its repr."""
+    world.write_config(access={"keys": [KEY]})
+    await world.log_in()
+    account = world.account()
+    await login.begin(build_login_plan(account, build_store(account)))
+    settings = load_settings(world.config_path, world.environment)
+    log = structlog.wrap_logger(None, processors=[structlog.testing.LogCapture()])
+    async with Service(settings, (), log) as service, aiohttp.ClientSession() as client:
+        async with client.get(f"{service.accounts[0].url}/v1/jobs?pageSize=1", headers=KEPT) as answer:
+            assert answer.status == 200
+        attempt = await build_store(account).take_attempt("default", None, time.time())
+        ours = [each for each in gc.get_objects() if _is_ours(str(type(each).__module__))]
+        assert attempt in ours
+        assert {"Attempt", "Login", "Token", "Account", "Secret"} <= {type(each).__name__ for each in ours}
+        for each in ours:
+            # Any test in which a secret is heard has failed.
+            LEDGER.hear(f"the repr of a {type(each).__name__}", f"{each!r} {each}")
+
+
+def _is_ours(module: str) -> bool:
+    return module.startswith("cfproxy.") and not module.startswith("cfproxy.sandbox")
