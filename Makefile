@@ -9,12 +9,14 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 	--custom-compile-command 'make lock'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types rings bench fidelity lock clean
+.PHONY: help demo test check lint types rings scan audit bench fidelity lock clean
 
 help:
 	@echo 'make demo    sandbox, login and proxy in one command; prints a curl to try'
 	@echo 'make test    the whole test suite'
 	@echo 'make check   lint, types and the rule that a module imports lower rings only'
+	@echo 'make scan    static checks for security mistakes (ruff S, bandit); works offline once installed'
+	@echo 'make audit   known holes of the dependencies (pip-audit); asks the network, fails without it'
 	@echo 'make bench   memory and pacing, measured; draws docs/pacing.svg (Linux, about five minutes)'
 	@echo 'make fidelity  what cfproxy, nginx and caddy pass on unchanged; writes docs/fidelity.md (needs both, six minutes)'
 	@echo 'make lock    resolve the dependencies anew, with hashes'
@@ -37,6 +39,14 @@ types: .venv/test.stamp
 
 rings: .venv/test.stamp
 	$(BIN)/lint-imports
+
+scan: .venv/audit.stamp
+	$(BIN)/ruff check --select S cfproxy
+	$(BIN)/bandit --quiet --recursive --severity-level medium --skip B104 cfproxy  # that is S104, judged above
+
+# --strict: what could not be looked up is a failure, not silence.
+audit: .venv/audit.stamp
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 
 bench: .venv/bench.stamp
 	$(BIN)/python bench/memory.py
@@ -67,6 +77,10 @@ clean:
 .venv/test.stamp: .venv/pyvenv.cfg .ci/requirements-test.lock pyproject.toml
 	$(INSTALL) --require-hashes -r .ci/requirements-test.lock
 	$(INSTALL) --no-deps -e .
+	@touch $@
+
+.venv/audit.stamp: .venv/test.stamp
+	$(INSTALL) bandit pip-audit
 	@touch $@
 
 .venv/bench.stamp: .venv/test.stamp bench/requirements.lock

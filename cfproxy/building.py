@@ -14,6 +14,7 @@ import time
 from structlog.typing import FilteringBoundLogger
 from yarl import URL
 
+from cfproxy.access import AccessRules
 from cfproxy.broker import Broker
 from cfproxy.config import Account
 from cfproxy.endpoint import HttpTokenEndpoint
@@ -90,6 +91,20 @@ def build_tls(account: Account) -> ssl.SSLContext | None:
     except (OSError, ssl.SSLError):
         raise ListenError(f"tls.ca_file {account.tls.ca_file} holds no certificate in PEM form") from None
     return context
+
+
+def build_rules(account: Account) -> AccessRules:
+    """Return who may use the account's listener, and for what."""
+    access = account.access
+    return AccessRules(
+        hosts=access.hosts,
+        origins=access.origins,
+        keys=tuple(key.secret for key in access.keys),
+        bound={key.secret: key.account for key in access.keys if key.account not in {None, account.name}},
+        uids=frozenset(user.uid for user in access.users),
+        methods=access.methods,
+        paths=access.paths,
+    )
 
 
 def build_login_plan(account: Account, store: TokenStore) -> LoginPlan:

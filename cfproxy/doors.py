@@ -12,12 +12,12 @@ import contextlib
 import functools
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Self
 
 from cfproxy.config import TcpAddress, UnixAddress
 from cfproxy.errors import ListenError
-from cfproxy.sockets import bound_unix_socket
+from cfproxy.sockets import bound_unix_socket, open_to_others
 
 BACKLOG = 4096
 
@@ -34,6 +34,7 @@ class Door:
         # Makes the protocol of each connection from now on; those that are open keep theirs.
         self.protocols: Callable[[], asyncio.BaseProtocol] = functools.partial(asyncio.Protocol)
         self._stack = contextlib.ExitStack()
+        self._given = False  # handed over: whoever made it has seen to its mode
 
     @classmethod
     async def open(cls, address: TcpAddress | UnixAddress, given: socket.socket | None = None) -> Self:
@@ -43,6 +44,7 @@ class Door:
             ListenError
         """
         door = cls(address if given is None else address_of(given))
+        door._given = given is not None
         try:
             await door._listen(given)
         except OSError as error:
@@ -59,6 +61,18 @@ class Door:
     def port(self) -> int | None:
         """The port; None for a Unix socket."""
         return self.address.port if isinstance(self.address, TcpAddress) else None
+
+    def admit(self, uids: Collection[int]) -> None:
+        """Let the users be able to connect to a Unix socket of ours; who is asked further in.
+
+        Args:
+            uids: theirs; empty for the owner alone, who is never kept out, any more than root is.
+        """
+        if not isinstance(self.address, UnixAddress) or self._given:
+            return
+        # Fails where somebody has taken the file away: then nobody connects by it any more.
+        with contextlib.suppress(OSError):
+            open_to_others(self.address.path, others=not {0, os.geteuid()}.issuperset(uids))
 
     def close(self) -> None:
         """Take no more connections; those that are open stay so."""

@@ -29,6 +29,7 @@ FIELDS = frozenset(
         *("account", "listen", "upstream", "reason", "serial", "expires_at"),
         *("request_id", "method", "path", "status", "problem", "bytes", "ms", "queued_ms", "retried"),
         *("postponed", "cut", "requests", "pause_s", "stepped", "rate"),
+        *("idle", "unfinished", "refused", "connections"),
         *("attempt", "retry_in_s", "token_left_s", "hold_s"),
         *("changed", "to"),
         *("exc_info",),  # becomes `trace`

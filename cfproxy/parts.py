@@ -16,9 +16,16 @@ from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
 
-from cfproxy.access import AccessRules
 from cfproxy.broker import Broker
-from cfproxy.building import build_app, build_broker, build_endpoint, build_origin, build_store, build_tls
+from cfproxy.building import (
+    build_app,
+    build_broker,
+    build_endpoint,
+    build_origin,
+    build_rules,
+    build_store,
+    build_tls,
+)
 from cfproxy.config import Account
 from cfproxy.endpoint import HttpTokenEndpoint
 from cfproxy.forward import Forwarder, Outcome
@@ -112,13 +119,7 @@ def build_parts(
     listener_settings = ProxySettings(
         account=account.name,
         origin=origin,
-        rules=AccessRules(
-            hosts=account.access.hosts,
-            origins=account.access.origins,
-            keys=tuple(key.secret for key in account.access.keys),
-            methods=account.access.methods,
-            paths=account.access.paths,
-        ),
+        rules=build_rules(account),
         body_memory_bytes=account.retry.body_memory_bytes,
         body_max_bytes=account.retry.body_max_bytes if any_retry else 0,
         idle_s=account.timeouts.idle_s,

@@ -227,6 +227,8 @@ class Service:
         for parts, door in following:
             account = running.pop(parts.settings.name, None)
             self._metrics.accounts[parts.settings.name] = parts.broker.state
+            if door is not None:
+                door.admit(parts.listener_settings.rules.uids)
             self._metrics.pacing[parts.settings.upstream_origin] = self._shapers.retune(parts.settings).state
             if account is not None:
                 self._end(account.switch(parts))

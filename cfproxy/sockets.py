@@ -18,12 +18,8 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def bound_unix_socket(path: str, *, for_others: bool = False) -> Iterator[socket.socket]:
+def bound_unix_socket(path: str) -> Iterator[socket.socket]:
     """Bind `path` with mode 0600; a dead socket there is replaced, anything else refused.
-
-    Args:
-        path: absolute.
-        for_others: let other users connect (mode 0666); who they are is then to be asked of `peer_uid`.
 
     Raises:
         OSError: with a text that says what is in the way.
@@ -34,7 +30,7 @@ def bound_unix_socket(path: str, *, for_others: bool = False) -> Iterator[socket
     _remove_dead(place)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with contextlib.closing(bound):
-        before = os.umask(0o111 if for_others else 0o177)  # the mode must be right from the first instant
+        before = os.umask(0o177)  # the mode must be right from the first instant
         try:
             bound.bind(path)
         finally:
@@ -46,6 +42,18 @@ def bound_unix_socket(path: str, *, for_others: bool = False) -> Iterator[socket
             with contextlib.suppress(OSError):
                 if place.stat().st_ino == inode:  # unless a successor has taken the place
                     place.unlink()
+
+
+def open_to_others(path: str, *, others: bool) -> None:
+    """Let other users connect, or nobody but the owner; who they are is then to be asked of `peer_uid`.
+
+    Raises:
+        OSError: the file is gone, or not ours.
+    """
+    # On Linux connecting takes the right to write (unix(7)).
+    place = Path(path)
+    if stat.S_ISSOCK(place.lstat().st_mode):
+        place.chmod(0o666 if others else 0o600)
 
 
 def peer_uid(connection: socket.socket | None) -> int | None:

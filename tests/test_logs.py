@@ -6,6 +6,7 @@ import ast
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,14 @@ def test_every_field_that_the_program_logs_is_listed() -> None:
                 used |= {word.arg for word in node.keywords if word.arg is not None}
     assert {"account", "reason", "serial"} <= used
     assert used <= FIELDS, used - FIELDS
+
+
+def test_every_field_is_explained() -> None:
+    """The table in docs/security.md has each listed field, and no other."""
+    page = (Path(__file__).resolve().parent.parent / "docs" / "security.md").read_text("utf-8")
+    table = page.partition("## Log fields")[2].partition("\n## ")[0]
+    cells = re.findall(r"(?m)^\|([^|]*)\|", table)
+    assert {name for cell in cells for name in re.findall(r"`([a-z_]+)`", cell)} == FIELDS
 
 
 def test_a_field_that_is_not_listed_does_not_show(form: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cfproxy.sockets import bound_unix_socket, peer_uid
+from cfproxy.sockets import bound_unix_socket, open_to_others, peer_uid
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
 
@@ -36,11 +36,13 @@ def left_behind(path: str) -> None:
 
 
 def test_only_its_owner_can_use_a_socket_unless_others_are_asked_who_they_are(place: str) -> None:
-    """Mode 0600 from the first instant, whatever the umask; 0666 where the peer's user decides."""
+    """Mode 0600 from the first instant, whatever the umask; 0666 once the peer's user decides."""
     with bound_unix_socket(place):
         assert mode_of(place) == 0o600
-    with bound_unix_socket(place, for_others=True):
+        open_to_others(place, others=True)
         assert mode_of(place) == 0o666
+        open_to_others(place, others=False)
+        assert mode_of(place) == 0o600
     assert os.umask(0) == 0, "the umask is as it was"
 
 
@@ -97,8 +99,9 @@ def test_the_kernel_says_who_connected(place: str) -> None:
     path = Path(place)
     program = "import os, socket, sys; os.setuid(int(sys.argv[1])); s = socket.socket(socket.AF_UNIX); "
     program += f"s.connect({path.name!r}); input()"
-    with bound_unix_socket(place, for_others=True) as bound:
+    with bound_unix_socket(place) as bound:
         bound.listen()
+        open_to_others(place, others=True)
         users = [os.getuid()]
         if os.getuid() == 0:
             path.parent.chmod(0o711)

@@ -1,0 +1,139 @@
+"""The client connections of one listener: how many there are, and which one has to go.
+
+Owns: who waits for what since when, and how many may.
+Must not know: HTTP, what a connection is made of, how long each may wait (`connection.py`).
+Invariants: there are never more than `connections` of them; one that is at work is never ended here; as long
+as one is silent, a newcomer is let in at its cost, so that clients who say nothing keep nobody out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+SWEEP_S = 1.0
+# How long a head may be under way before it can be ended for the sake of others: in a burst all are young.
+GRACE_S = 1.0
+
+
+class Client(Protocol):
+    """One client connection; compared and hashed by identity."""
+
+    def end(self, cause: str) -> None:
+        """Close it now: `idle`, `unfinished` or `refused`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What the clients of one listener may take up.
+
+    Args:
+        connections: all of them together.
+        unfinished: those whose request head has not come whole for `GRACE_S`.
+    """
+
+    connections: int = 4096
+    unfinished: int = 512
+
+
+@dataclass(slots=True)
+class Connections:
+    """Keeps track of connections and ends those that are over a bound.
+
+    Args:
+        limits: the bounds.
+        clock: monotonic seconds.
+        later: calls a function after some seconds.
+        on_ended: told, once a sweep, how many were ended for which cause.
+    """
+
+    limits: ConnectionLimits
+    clock: Callable[[], float]
+    later: Callable[[float, Callable[[], None]], asyncio.TimerHandle]
+    on_ended: Callable[[dict[str, int]], None]
+    # In the order of the instants, oldest first: whoever changes its state goes to the end.
+    _unfinished: dict[Client, float] = field(init=False, default_factory=dict)
+    _idle: dict[Client, float] = field(init=False, default_factory=dict)
+    _busy: set[Client] = field(init=False, default_factory=set)
+    _ended: Counter[str] = field(init=False, default_factory=Counter)
+    _alarm: asyncio.TimerHandle | None = field(init=False, default=None)
+
+    def __len__(self) -> int:
+        return len(self._unfinished) + len(self._idle) + len(self._busy)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many wait for a head, for a next request, and for an answer."""
+        return {"unfinished": len(self._unfinished), "idle": len(self._idle), "busy": len(self._busy)}
+
+    def opened(self, client: Client) -> None:
+        """Take one more in, or end it at once when all others are at work."""
+        self._make_room()
+        if len(self) >= self.limits.connections:
+            self._ended["refused"] += 1
+            client.end("refused")
+        else:
+            self._unfinished[client] = self.clock()
+            self._spare()
+        if self._alarm is None:
+            self._alarm = self.later(SWEEP_S, self._sweep)
+
+    def began(self, client: Client) -> None:
+        """Note that the first byte of a next request came."""
+        if self._idle.pop(client, None) is not None:
+            self._unfinished[client] = self.clock()
+
+    def working(self, client: Client) -> None:
+        """Note that a request's head is whole."""
+        if self._forget(client):
+            self._busy.add(client)
+
+    def waiting(self, client: Client) -> None:
+        """Note that an answer is through, and nothing of a next request came yet."""
+        if self._forget(client):
+            self._idle[client] = self.clock()
+
+    def closed(self, client: Client) -> None:
+        """Forget it."""
+        self._forget(client)
+
+    def aclose(self) -> None:
+        """Stop the clock."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def _forget(self, client: Client) -> bool:
+        known = self._unfinished.pop(client, None) is not None or self._idle.pop(client, None) is not None
+        if client in self._busy:
+            self._busy.discard(client)
+            return True
+        return known
+
+    def _end(self, client: Client, cause: str) -> None:
+        self._forget(client)
+        self._ended[cause] += 1
+        client.end(cause)
+
+    def _make_room(self) -> None:
+        while len(self) >= self.limits.connections and (self._idle or self._unfinished):
+            silent, cause = (self._idle, "idle") if self._idle else (self._unfinished, "unfinished")
+            self._end(next(iter(silent)), cause)
+
+    def _spare(self) -> None:
+        """End the oldest unfinished heads over the bound, young ones spared."""
+        now = self.clock()
+        while len(self._unfinished) > self.limits.unfinished:
+            client, since = next(iter(self._unfinished.items()))
+            if now - since < GRACE_S:
+                return
+            self._end(client, "unfinished")
+
+    def _sweep(self) -> None:
+        self._spare()
+        if self._ended:
+            self.on_ended(dict(self._ended))
+            self._ended.clear()
+        self._alarm = self.later(SWEEP_S, self._sweep) if len(self) else None

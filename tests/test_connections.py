@@ -1,0 +1,151 @@
+"""Which client connection has to go when there are too many."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfproxy.web.connections import ConnectionLimits, Connections
+
+LIMITS = ConnectionLimits(connections=4, unfinished=2)
+
+
+@dataclass(eq=False)
+class FakeClient:
+    """A connection that notes why it was ended; it then says that it is closed, as a real one does."""
+
+    room: Connections
+    ended: str | None = None
+
+    def end(self, cause: str) -> None:
+        assert self.ended is None, "ended once"
+        self.ended = cause
+        self.room.closed(self)
+
+
+@dataclass
+class World:
+    """Connections on a clock that the test moves."""
+
+    limits: ConnectionLimits = LIMITS
+    now: float = 100.0
+    alarms: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
+    told: list[dict[str, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.room = Connections(self.limits, lambda: self.now, self._later, self.told.append)
+
+    def _later(self, delay_s: float, call: Callable[[], None]) -> asyncio.TimerHandle:
+        self.alarms.append((self.now + delay_s, call))
+        return cast("asyncio.TimerHandle", object())
+
+    def open(self) -> FakeClient:
+        client = FakeClient(self.room)
+        self.room.opened(client)
+        return client
+
+    def go(self, seconds: float) -> None:
+        until = self.now + seconds
+        while self.alarms and self.alarms[0][0] <= until:
+            self.now, call = self.alarms.pop(0)
+            call()
+        self.now = until
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_old_unfinished_heads_over_the_bound_are_ended_oldest_first(world: World) -> None:
+    """A burst is spared: heads that are young may be on their way."""
+    first, second, third = world.open(), world.open(), world.open()
+    assert [client.ended for client in (first, second, third)] == [None] * 3
+    world.go(1)
+    assert [client.ended for client in (first, second, third)] == ["unfinished", None, None]
+    world.room.working(second)
+    fourth = world.open()
+    world.go(2)
+    assert [client.ended for client in (second, third, fourth)] == [None] * 3
+
+
+def test_a_newcomer_takes_the_place_of_the_one_that_is_idle_the_longest(world: World) -> None:
+    """Then of the oldest unfinished one; connections at work are never ended for it."""
+    clients = [world.open() for _ in range(4)]
+    for client in clients[:3]:
+        world.room.working(client)
+    world.room.waiting(clients[1])
+    world.room.waiting(clients[0])
+    world.open()
+    assert [client.ended for client in clients] == [None, "idle", None, None]
+    world.open()
+    assert [client.ended for client in clients] == ["idle", "idle", None, None]
+    world.open()
+    assert [client.ended for client in clients] == ["idle", "idle", None, "unfinished"]
+
+
+def test_a_newcomer_is_refused_when_all_are_at_work(world: World) -> None:
+    """What is under way goes on."""
+    clients = [world.open() for _ in range(4)]
+    for client in clients:
+        world.room.working(client)
+    assert world.open().ended == "refused"
+    assert [client.ended for client in clients] == [None] * 4
+    world.room.closed(clients[0])
+    assert world.open().ended is None
+    world.go(1)
+    assert world.told == [{"refused": 1}]
+
+
+def test_nothing_is_timed_where_nobody_is(world: World) -> None:
+    """An empty listener wakes nobody up."""
+    world.room.closed(world.open())
+    world.go(5)
+    assert world.alarms == []
+    world.open()
+    assert len(world.alarms) == 1
+
+
+def test_what_is_closed_stays_closed(world: World) -> None:
+    """Late news of a connection that is gone bring nothing back."""
+    client = world.open()
+    world.room.closed(client)
+    for news in (world.room.began, world.room.working, world.room.waiting, world.room.closed):
+        news(client)
+    assert len(world.room) == 0
+
+
+_NEWS = st.sampled_from(["open", "began", "working", "waiting", "closed", "go"])
+
+
+@given(st.lists(st.tuples(_NEWS, st.integers(0, 30)), max_size=80))
+def test_the_bounds_hold_whatever_happens(news: list[tuple[str, int]]) -> None:
+    """Never more than allowed, never one at work ended, and a newcomer let in while anybody is silent."""
+    world, clients = World(), [FakeClient(World().room)]
+    working: set[FakeClient] = set()
+    for what, number in news:
+        alive = [client for client in clients[1:] if client.ended is None]
+        if what == "open":
+            was_full = len(working) == LIMITS.connections
+            clients.append(world.open())
+            assert (clients[-1].ended == "refused") == was_full
+        elif what == "go":
+            world.go(number)
+        elif alive:
+            client = alive[number % len(alive)]
+            getattr(world.room, what)(client)
+            if what == "closed":
+                client.ended = "by itself"
+            if what in {"working", "waiting", "closed"}:
+                (working.add if what == "working" else working.discard)(client)
+        assert len(world.room) == sum(world.room.counts().values()) <= LIMITS.connections
+        assert world.room.counts()["busy"] == len(working)
+        assert all(client.ended is None for client in working)
+    world.go(3)
+    assert world.room.counts()["unfinished"] <= LIMITS.unfinished
