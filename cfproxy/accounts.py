@@ -18,15 +18,18 @@ from structlog.typing import FilteringBoundLogger
 
 from cfproxy.access import AccessRules
 from cfproxy.broker import Broker, BrokerState
+from cfproxy.building import build_login_plan
 from cfproxy.config import Account, TcpAddress, UnixAddress
 from cfproxy.config.agreement import is_exposed
 from cfproxy.doors import Door
 from cfproxy.errors import ListenError
 from cfproxy.expiry import WarnOnce
+from cfproxy.login import LoginPlan
 from cfproxy.parts import Parts, give_up
 from cfproxy.ports import Clock, TokenStore
+from cfproxy.secret import Secret
 from cfproxy.token import App
-from cfproxy.web.admin import AdminRules
+from cfproxy.web.guard import AdminRules
 from cfproxy.web.proxy import ProxyListener
 
 EXPIRY_LOOK_S = 60.0
@@ -71,6 +74,32 @@ class RunningAccount:
         return self.parts.store.location
 
     @property
+    def redirect_uri(self) -> str | None:
+        """Where its login brings the browser; None without a login in a browser."""
+        return None if self.app.grant == "client_credentials" else self.settings.redirect_uri
+
+    @property
+    def login_plan(self) -> LoginPlan:
+        """How it logs in."""
+        return build_login_plan(self.settings, self.store)
+
+    @property
+    def access_keys(self) -> tuple[Secret, ...]:
+        """The keys that open this account."""
+        own = (None, self.app.account)
+        return tuple(key.secret for key in self.settings.access.keys if key.account in own)
+
+    @property
+    def asks_for_key(self) -> bool:
+        """Whether its callers need one."""
+        return bool(self.settings.access.keys)
+
+    @property
+    def in_flight(self) -> int:
+        """How many of its requests are being worked at."""
+        return self.listener.in_flight
+
+    @property
     def listen(self) -> str:
         """Where its proxy listens."""
         return "off" if self.door is None else str(self.door.address)
@@ -85,9 +114,9 @@ class RunningAccount:
         """Where clients call; a Unix socket's path for one."""
         return self.listen if self.listen.startswith("unix:") else f"http://{self.listen}"
 
-    async def look(self) -> BrokerState:
-        """Return the broker's state."""
-        return await self.broker.look()
+    async def look(self, *, at_once: bool = False) -> BrokerState:
+        """Return the broker's state (see `Broker.look`)."""
+        return await self.broker.look(at_once=at_once)
 
     def switch(self, parts: Parts) -> Coroutine[Any, Any, None] | None:
         """Serve requests that come from now on with `parts`.

@@ -12,14 +12,16 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from structlog.typing import FilteringBoundLogger
 
 from cfproxy.backoff import Backoff
 from cfproxy.errors import CfproxyError, LoginRequired, TokenEndpointUnavailable
+from cfproxy.expiry import expiry_warning
 from cfproxy.ledger import Ledger
 from cfproxy.ports import Clock, TokenEndpoint, TokenStore
 from cfproxy.refresher import Refresher
@@ -44,6 +46,9 @@ class BrokerState:
         store_error: why the store could not be used the last time.
         unsaved: the newest record is in memory only.
         refreshes: how many tokens the endpoint gave us since the start.
+        failures: how many attempts gave none, by what kept them from it.
+        store_failures: how many reads and writes of the store failed.
+        warning_step: how near the login's end is (see `expiry.py`); 0 for far.
     """
 
     login: Login | None
@@ -53,6 +58,9 @@ class BrokerState:
     store_error: CfproxyError | None
     unsaved: bool
     refreshes: int
+    failures: Mapping[type[CfproxyError], int] = field(default_factory=dict)
+    store_failures: int = 0
+    warning_step: int = 0
 
     @property
     def ready(self) -> bool:
@@ -85,6 +93,7 @@ class Broker:
         jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),  # noqa: S311 - no secret hangs on it
     ) -> None:
         log = log.bind(account=app.account)
+        self._app = app
         self._clock = clock
         self._ledger = Ledger(app, store, clock, log)
         self._renewal = Renewal(app, self._ledger, endpoint, clock, log)
@@ -151,8 +160,10 @@ class Broker:
         self._renewal.endpoint = endpoint
         self._refresher.resume(lock_timeout_s=endpoint_timeout_s + LOCK_SLACK_S)
 
-    async def look(self) -> BrokerState:
-        """Look at the store if a second has passed since the last look, then return the state."""
+    async def look(self, *, at_once: bool = False) -> BrokerState:
+        """Look at the store if a second has passed since the last look, or `at_once`; return the state."""
+        if at_once:
+            self._refresher.look_at = -math.inf
         await self._refresher.look()
         return self.state()
 
@@ -161,6 +172,7 @@ class Broker:
         error = self._refresher.backoff.error
         if self._ledger.usable() is None and error is None:
             error = self._ledger.problem()
+        warning = expiry_warning(self._ledger.login, self._app, self._clock.time())
         return BrokerState(
             login=self._ledger.login,
             usable_s=max(0.0, self._ledger.left_s()),
@@ -169,4 +181,7 @@ class Broker:
             store_error=self._ledger.store_error,
             unsaved=self._ledger.unsaved,
             refreshes=self._renewal.count,
+            failures=self._refresher.failures,
+            store_failures=self._ledger.failures,
+            warning_step=0 if warning is None else warning.step,
         )

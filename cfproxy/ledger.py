@@ -47,6 +47,7 @@ class Ledger:
         self.login: Login | None = None
         self.dead_at = -math.inf  # monotonic instant from which the token is not sent any more
         self.unsaved = False
+        self.failures = 0  # reads and writes of the store
         self._unsaved_over: Login | None = None  # the stored record that our unsaved one comes from
         self._stamp: Hashable = object()
         self._read_error: CfproxyError | None = None
@@ -207,6 +208,7 @@ class Ledger:
             await self.keep(self.login)
 
     def _report(self, error: CfproxyError, before: CfproxyError | None) -> None:
+        self.failures += 1
         if before is None or before.message != error.message:
             self._log.error("store.failed", reason=error.message)
 

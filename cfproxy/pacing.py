@@ -95,6 +95,11 @@ class Pace:
         return self._departures
 
     @property
+    def per_s(self) -> float:
+        """The period that the rate counts, as configured."""
+        return self._per_s
+
+    @property
     def window_s(self) -> float:
         """Length of the window that holds `rate` departures at most: `per_s` and the guard, seconds."""
         return self._full.window_s

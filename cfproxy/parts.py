@@ -28,7 +28,7 @@ from cfproxy.building import (
 )
 from cfproxy.config import Account
 from cfproxy.endpoint import HttpTokenEndpoint
-from cfproxy.forward import Forwarder, Outcome
+from cfproxy.forward import Forwarder
 from cfproxy.ports import TokenStore
 from cfproxy.shaper import Shaper
 from cfproxy.token import App
@@ -60,7 +60,7 @@ def build_parts(
     log: FilteringBoundLogger,
     *,
     server_timing: bool,
-    on_request: Callable[[str, int, float, Outcome | None], None],
+    record: Callable[..., None],
     store: TokenStore | None = None,
 ) -> Parts:
     """Return what serves `account` from now on, using what stays the same of `before`.
@@ -71,7 +71,7 @@ def build_parts(
         shaper: its upstream's.
         log: where events go.
         server_timing: see `ProxySettings`.
-        on_request: likewise.
+        record: likewise.
         store: to be used instead of the configured one.
 
     Raises:
@@ -124,7 +124,7 @@ def build_parts(
         body_max_bytes=account.retry.body_max_bytes if any_retry else 0,
         idle_s=account.timeouts.idle_s,
         server_timing=server_timing,
-        on_request=on_request,
+        record=record,
     )
     return Parts(
         account,

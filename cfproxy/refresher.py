@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from collections import Counter
 
 from structlog.typing import FilteringBoundLogger
 
@@ -70,6 +71,7 @@ class Refresher:
         ledger.on_news = self._on_news
         self.backoff = backoff
         self.hold = Hold()
+        self.failures: Counter[type[CfproxyError]] = Counter()
         self.look_at = -math.inf  # monotonic instant of the next look at the store
         self._save_at = -math.inf  # monotonic instant at which what is unsaved is tried again
         self._looking: asyncio.Task[None] | None = None
@@ -190,6 +192,8 @@ class Refresher:
             self._log.exception("token.refresh_crashed")
             failure = TokenEndpointUnavailable("an internal fault stopped the refresh; see the log")
         self._renewing = None
+        if failure is not None:
+            self.failures[type(failure)] += 1
         if ask:
             self._settle(failure, rejected)
         self._schedule()

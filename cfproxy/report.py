@@ -16,8 +16,8 @@ from cfproxy.errors import (
     StoreUnusable,
     TokenEndpointUnavailable,
 )
-from cfproxy.expiry import span_text
-from cfproxy.shaper import ShaperState
+from cfproxy.expiry import expiry_warning, span_text
+from cfproxy.shaper import FULL, ShaperState
 from cfproxy.token import App, Login, instant, login_problem
 
 _STATES: dict[type[CfproxyError], str] = {
@@ -27,13 +27,17 @@ _STATES: dict[type[CfproxyError], str] = {
     StoreUnavailable: "store-unavailable",
     TokenEndpointUnavailable: "token-endpoint-unavailable",
 }
+STATES = ("ok", *_STATES.values())
 
 
 def state_of(error: CfproxyError | None) -> str:
     """Return the one word for what an error means to an account; `ok` for none."""
-    if error is None:
-        return "ok"
-    return next((word for kind, word in _STATES.items() if isinstance(error, kind)), "misconfigured")
+    return "ok" if error is None else word_of(type(error))
+
+
+def word_of(kind: type[CfproxyError]) -> str:
+    """Return the same for a kind of error."""
+    return next((word for known, word in _STATES.items() if issubclass(kind, known)), "misconfigured")
 
 
 def report_stored(
@@ -63,14 +67,43 @@ def report_running(app: App, state: BrokerState, now: float, location: str) -> d
     return report
 
 
+def report_checks(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what readiness consists of for one account of a running proxy: login, token and store.
+
+    A check that is not `ok` does not make the account unready while its token in hand is still valid.
+    """
+    state, usable = report["state"], bool(report["access_token"] and report["access_token"]["usable_s"])
+    of_login = {"login-required": "login"}
+    of_store = {"store-unavailable": "store", "store-unusable": "store"}
+    concerned = "" if state == "ok" else {**of_login, **of_store}.get(state, "token")
+    found: list[dict[str, Any]] = []
+    for name in ("login", "token", "store"):
+        check: dict[str, Any] = {"check": name, "account": report["account"], "state": "ok", "detail": None}
+        if name == concerned:
+            check |= {"state": state, "detail": report["detail"]}
+        elif name == "store" and report["store"]["state"] != "ok":
+            check |= {"state": report["store"]["state"], "detail": report["store"]["detail"]}
+        elif name == "token" and not usable and report["access_token"] is not None:
+            check["detail"] = "expired; the next request fetches one" if not concerned else "none is valid"
+        elif name == "login" and report["warning"] is not None:
+            check["detail"] = report["warning"]
+        found.append(check)
+    return found
+
+
 def report_pacing(state: ShaperState) -> dict[str, Any]:
     """Describe the queue of one upstream."""
+    full = state.waiting >= state.capacity > 0
     return {
+        "state": "queue-full" if full else "ok",
+        "detail": FULL if full else None,
         "waiting": state.waiting,
+        "capacity": state.capacity,
         "oldest_wait_s": round(state.oldest_wait_s, 3),
         "departures": state.departures,
         "refusals": state.refusals,
         "rate": state.rate,
+        "per_s": state.per_s,
         "paused": state.paused_until is not None,
     }
 
@@ -86,17 +119,22 @@ def _report(
 ) -> dict[str, Any]:
     if login is not None and not login.belongs_to(app):
         login = None  # neither its dates nor its token are this account's
+    warning = expiry_warning(login, app, now)
     return {
         "account": app.account,
         "client_id": app.client_id,
         "grant": app.grant,
         "state": state_of(error),
         "detail": error.message if error is not None else _good_news(app, login, usable_s, store_error, now),
+        "command": _next_command(app, error or store_error, urgent=warning is not None),
+        "warning": None if warning is None else warning.message,
+        "warning_step": 0 if warning is None else warning.step,
         "access_token": None
         if login is None
         else {
             "obtained_at": instant(login.token.obtained_at),
             "expires_at": instant(login.token.expires_at),
+            "lifetime_s": round(login.token.lifetime_s),
             "usable_s": round(usable_s),
         },
         # An app with client credentials is never logged in: it has a token, or fetches one.
@@ -117,11 +155,19 @@ def _dates(login: Login, now: float) -> dict[str, Any]:
     return {
         "scope": login.scope,
         "logged_in_at": instant(login.login_at),
+        "age_s": round(now - login.login_at),
         "ended_at": None if ended_at is None else instant(ended_at),
         "expires_at": None if expires_at is None else instant(expires_at),
         "expires_in_s": None if expires_at is None else round(expires_at - now),
         "refresh_pending_since": None if pending_at is None else instant(pending_at),
     }
+
+
+def _next_command(app: App, error: CfproxyError | None, *, urgent: bool) -> str | None:
+    """Return what to type now; None when there is nothing to do."""
+    if isinstance(error, LoginRequired) or (error is None and urgent):
+        return app.login_command
+    return None if error is None else "cfproxy doctor"
 
 
 def _good_news(

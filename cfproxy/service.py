@@ -33,7 +33,8 @@ from cfproxy.parts import Parts, build_parts, give_up
 from cfproxy.ports import TokenStore
 from cfproxy.reloading import check_live, list_changes
 from cfproxy.shapers import Shapers
-from cfproxy.web.admin import Admin, AdminRules
+from cfproxy.web.admin import Admin
+from cfproxy.web.guard import AdminRules
 from cfproxy.web.proxy import ProxyListener
 from cfproxy.web.server import build_connection
 
@@ -204,7 +205,7 @@ class Service:
             self._shapers.of(account),
             self._log,
             server_timing=settings.log.server_timing,
-            on_request=functools.partial(self._metrics.count_request, account.name),
+            record=self._metrics.activity.traffic(account.name, account.upstream_origin).record,
             store=self._stores.get(account.name),
         )
 

@@ -52,6 +52,8 @@ class ShaperState:
     rate: float | None  # departures per window in use now; None when pacing is off
     paused_until: float | None  # monotonic instant; None when not paused
     oldest_wait_s: float  # 0 when nobody waits
+    capacity: int  # how many may wait
+    per_s: float  # the period that `rate` counts
 
 
 class Shaper:
@@ -146,7 +148,14 @@ class Shaper:
         until = pace.paused_until if pace.paused_until > now else None
         oldest_wait_s = 0.0 if oldest is None else now - oldest[1]
         return ShaperState(
-            len(self._line), pace.departures, self._refusals, pace.rate(now), until, oldest_wait_s
+            len(self._line),
+            pace.departures,
+            self._refusals,
+            pace.rate(now),
+            until,
+            oldest_wait_s,
+            self._queue,
+            pace.per_s,
         )
 
     async def _run(self) -> None:

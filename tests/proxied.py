@@ -182,7 +182,7 @@ async def proxied(
             body_max_bytes=max_bytes,
             idle_s=idle_s,
             server_timing=server_timing,
-            on_request=lambda method, status, _, __: counted.append((method, status)),
+            record=lambda method, _path, status, _problem, **_: counted.append((method, status)),
         )
         forwarder = Forwarder(source, pacer, upstream, retry_unauthorized=retry, retry_too_many=retry)
         listener = ProxyListener(settings, forwarder, log)

@@ -7,14 +7,13 @@ import math
 from prometheus_client.parser import text_string_to_metric_families
 
 from cfproxy.broker import BrokerState
-from cfproxy.forward import Outcome, Times
+from cfproxy.errors import LoginRequired, TokenEndpointUnavailable
 from cfproxy.metrics import Metrics
 from cfproxy.pacing import Pace
 from cfproxy.secret import Secret
 from cfproxy.shaper import Shaper
 from cfproxy.token import Login, Token
 from tests.clock import FakeClock
-from tests.test_too_many import Refusal
 
 LOGIN = Login(
     "default",
@@ -42,25 +41,41 @@ def read(metrics: Metrics) -> dict[tuple[str, ...], float]:
 
 
 def test_requests_are_counted_by_what_the_client_got() -> None:
-    """Account, method and status class; a made-up method does not make a new series."""
+    """Account, method, status class and whose answer it was; a made-up method does not make a new series."""
     metrics = Metrics()
+    traffic = metrics.activity.traffic("default", "https://api")
     for method in ("GET", "BREW", "FOO"):
-        metrics.count_request("default", method, 204, 0.1, None)
+        traffic.record(method, "/", 204, "", total_s=0.1, received_bytes=3, sent_bytes=5)
+    traffic.record("GET", "/", 503, "queue-full", total_s=0.1)
     samples = read(metrics)
-    assert samples["cfproxy_requests_total", "default", "GET", "2xx"] == 1
-    assert samples["cfproxy_requests_total", "default", "other", "2xx"] == 2
-    assert samples["cfproxy_request_duration_seconds_count", "default"] == 3
+    assert samples["cfproxy_requests_total", "default", "GET", "upstream", "", "2xx"] == 1
+    assert samples["cfproxy_requests_total", "default", "other", "upstream", "", "2xx"] == 2
+    assert samples["cfproxy_requests_total", "default", "GET", "cfproxy", "queue-full", "5xx"] == 1
+    assert samples["cfproxy_request_duration_seconds_count", "default"] == 4
+    assert samples["cfproxy_request_body_bytes_total", "default"] == 9
+    assert samples["cfproxy_response_body_bytes_total", "default"] == 15
 
 
 def test_retries_and_waiting_are_counted() -> None:
-    """A retry is told by the answer that caused it."""
+    """Each wait has its histogram; a retry is told by what it followed."""
     metrics = Metrics()
-    outcome = Outcome(Refusal(200), Times(queued_s=2.0), retried=True, postponed=2)
-    metrics.count_request("default", "GET", 200, 3.0, outcome)
+    metrics.activity.traffic("default", "https://api").record(
+        "GET", "/", 200, "", total_s=3.0, queued_s=2.0, token_s=0.3, upstream_s=0.7, retried=True, postponed=2
+    )
     samples = read(metrics)
-    assert samples["cfproxy_retries_total", "default", "401"] == 1
-    assert samples["cfproxy_retries_total", "default", "429 or 503"] == 2
+    assert samples["cfproxy_retries_total", "default", "unauthorized"] == 1
+    assert samples["cfproxy_retries_total", "default", "too_many_requests"] == 2
     assert samples["cfproxy_queue_duration_seconds_sum", "default"] == 2.0
+    assert samples["cfproxy_queue_duration_seconds_bucket", "default", "1.0"] == 0
+    assert samples["cfproxy_queue_duration_seconds_bucket", "default", "2.5"] == 1
+    assert samples["cfproxy_token_duration_seconds_sum", "default"] == 0.3
+    assert samples["cfproxy_upstream_duration_seconds_sum", "default"] == 0.7
+
+
+def test_what_is_under_way_is_counted_when_it_is_asked_for() -> None:
+    """Whoever renders says how many there are."""
+    text = Metrics().render({"default": 7}).decode()
+    assert 'cfproxy_requests_in_flight{account="default"} 7.0' in text
 
 
 def test_an_account_shows_whether_it_works_and_until_when() -> None:
@@ -70,10 +85,30 @@ def test_an_account_shows_whether_it_works_and_until_when() -> None:
     metrics.accounts["new"] = lambda: BrokerState(None, 0.0, None, 0.0, None, False, 0)
     samples = read(metrics)
     assert samples["cfproxy_account_ready", "default"] == 1
-    assert samples["cfproxy_token_usable_seconds", "default"] == 30.0
-    assert samples["cfproxy_token_refreshes_total", "default"] == 7
+    assert samples["cfproxy_token_expiry_timestamp_seconds", "default"] == 60.0
+    assert samples["cfproxy_token_refreshes_total", "default", "ok"] == 7
+    assert samples["cfproxy_account_state", "default", "ok"] == 1
     assert samples["cfproxy_login_expiry_timestamp_seconds", "default"] == 2_592_000.0
     assert ("cfproxy_login_expiry_timestamp_seconds", "new") not in samples
+
+
+def test_an_account_in_trouble_shows_which() -> None:
+    """One state of a fixed set is 1, failures are counted by kind, and the login's end has a step."""
+    error = TokenEndpointUnavailable("down")
+    failures = {TokenEndpointUnavailable: 3, LoginRequired: 1}
+    metrics = Metrics()
+    metrics.accounts["default"] = lambda: BrokerState(
+        LOGIN, 0.0, error, 1.0, None, True, 0, failures=failures, store_failures=2, warning_step=3
+    )
+    samples = read(metrics)
+    assert samples["cfproxy_account_ready", "default"] == 0
+    assert samples["cfproxy_account_state", "default", "token-endpoint-unavailable"] == 1
+    assert samples["cfproxy_account_state", "default", "ok"] == 0
+    assert samples["cfproxy_token_refreshes_total", "default", "token-endpoint-unavailable"] == 3
+    assert samples["cfproxy_token_refreshes_total", "default", "login-required"] == 1
+    assert samples["cfproxy_store_errors_total", "default"] == 2
+    assert samples["cfproxy_store_unsaved", "default"] == 1
+    assert samples["cfproxy_login_expiry_warning", "default"] == 3
 
 
 async def test_the_queue_shows_its_length_its_rate_and_the_429s() -> None:
@@ -89,4 +124,6 @@ async def test_the_queue_shows_its_length_its_rate_and_the_429s() -> None:
     assert samples["cfproxy_upstream_refusals_total", "https://api"] == 1
     assert samples["cfproxy_pacing_rate", "https://api"] == 16.0
     assert samples["cfproxy_queue_length", "https://api"] == 0
+    assert samples["cfproxy_queue_capacity", "https://api"] == 10
+    assert samples["cfproxy_pacing_paused", "https://api"] == 1
     assert ("cfproxy_pacing_rate", "off") not in samples

@@ -1,47 +1,45 @@
-"""The admin listener: health, status, metrics, shutdown.
+"""The admin listener: health, status, metrics, pages.
 
-Owns: what an operator or an orchestrator asks. Every answer is given from local state; nothing is dialled.
-Must not know: tokens' values.
-Invariant: guarded against web pages like the proxy listener; whatever changes something is a POST with a
-header that no form of another site can send.
+Owns: its addresses, and what each answers. Every answer is given from local state; only a login that a
+person finishes asks a server.
+Must not know: tokens' values; HTML (`pages.py`); how one logs in (`logins.py`), acts (`actions.py`);
+who may ask (`guard.py`).
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from aiohttp import web
 
-from cfproxy.access import AccessRules
-from cfproxy.broker import BrokerState
-from cfproxy.errors import CfproxyError, CrossSite, KeyRequired
+from cfproxy.errors import CfproxyError
 from cfproxy.metrics import Metrics
-from cfproxy.report import report_pacing, report_running, state_of
-from cfproxy.secret import Secret
-from cfproxy.token import App
+from cfproxy.report import report_checks, report_pacing, report_running
+from cfproxy.traffic import LATEST_MAX
 from cfproxy.web.actions import Actions, Operations
+from cfproxy.web.events import Feed
+from cfproxy.web.guard import PAGES, AdminRules, FormToken, wants_html
+from cfproxy.web.logins import LoginAccount, Logins
+from cfproxy.web.pages import SECURITY_HEADERS, render_file, render_note, render_status
 from cfproxy.web.problems import render_problem
+from cfproxy.web.view import View, view_account, view_pacing, view_request, view_summary
 
-_HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-}
+BODY_MAX_BYTES = 64 * 1024
 
 
-class Account(Protocol):
+class Account(LoginAccount, Protocol):
     """What the admin listener sees of an account."""
-
-    @property
-    def app(self) -> App:
-        """The account's app."""
 
     @property
     def listen(self) -> str:
         """Where its proxy listens."""
+
+    @property
+    def url(self) -> str:
+        """Where clients call."""
 
     @property
     def upstream_url(self) -> str:
@@ -51,47 +49,18 @@ class Account(Protocol):
     def store_location(self) -> str:
         """Where its login is kept."""
 
-    async def look(self) -> BrokerState:
-        """Return the broker's state, having looked at the store if that is due."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdminRules:
-    """Who may ask, and who may act.
-
-    Args:
-        looking: for every request.
-        keyed: whether callers of any account need a key; then so do actions.
-        keys: those that all accounts share.
-    """
-
-    looking: AccessRules
-    keyed: bool
-    keys: tuple[Secret, ...]
-
-    def check_action(self, request: web.Request) -> None:
-        """Refuse a POST of a web page, and one without a key where keys are asked for.
-
-        Raises:
-            CrossSite, KeyRequired
-        """
-        if not _has_custom_header(request):
-            raise CrossSite("send this POST with a header of your own, such as 'X-Cfproxy-Admin: 1'")
-        if self.keyed:
-            if not self.keys:
-                raise KeyRequired(
-                    "no access key is shared by all accounts; put one into access.keys at the top"
-                )
-            AccessRules(keys=self.keys).check_key(request.raw_headers)
+    @property
+    def in_flight(self) -> int:
+        """How many of its requests are being worked at."""
 
 
 class Admin:
     """The admin endpoints.
 
     Args:
-        accounts: what to report on.
+        accounts: what to report on; may change while it is used.
         metrics: what to expose.
-        rules: who may call.
+        rules: who may call; may be replaced.
         operations: what the process lets itself be told.
     """
 
@@ -100,21 +69,32 @@ class Admin:
     ) -> None:
         self._accounts = accounts
         self._metrics = metrics
-        self.rules = rules
         self._actions = Actions(operations)
+        self._token = FormToken()
+        self._logins = Logins(accounts, self._describe_account, self._token)
+        self._feed = Feed(self._describe, metrics.activity.latest)
+        self.rules = rules
         self.port: int = 0
         self.started = False
         self.draining = False
 
     def build_app(self) -> web.Application:
         """Return the aiohttp application."""
-        app = web.Application(middlewares=[self._guard])
-        app.router.add_get("/livez", self._livez)
-        app.router.add_get("/startupz", self._startupz)
-        app.router.add_get("/readyz", self._readyz)
-        app.router.add_get("/status.json", self._status)
-        app.router.add_get("/metrics", self._render_metrics)
+        app = web.Application(middlewares=[self._guard], client_max_size=BODY_MAX_BYTES)
+        get = app.router.add_get
+        get("/", self._page)
+        get("/events", self._feed.serve, allow_head=False)
+        get("/static/{name}", self._file)
+        get("/login", self._logins.show)
+        app.router.add_post("/login", self._logins.act)
+        get("/callback", self._logins.receive, allow_head=False)
+        get("/livez", self._livez)
+        get("/startupz", self._startupz)
+        get("/readyz", self._readyz)
+        get("/status.json", self._status)
+        get("/metrics", self._render_metrics)
         self._actions.add_to(app)
+        app.on_shutdown.append(self._end_feed)
         return app
 
     @web.middleware
@@ -122,28 +102,27 @@ class Admin:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         try:
-            host = request.headers.get("Host", "")
-            local = None if request.transport is None else request.transport.get_extra_info("sockname")
-            looking = self.rules.looking
-            looking.check_host(host, self.port, local[0] if isinstance(local, tuple) else None)
-            looking.check_origin(request.raw_headers, f"http://{host}")
-            looking.check_key(request.raw_headers)
+            self.rules.check(request, self.port, self._logins.redirect_hosts)
             if request.method not in {"GET", "HEAD"}:
-                self.rules.check_action(request)
+                await self._token.check(request)
+                if request.path not in PAGES:
+                    self.rules.check_action(request)
             response = await handler(request)
         except CfproxyError as error:
-            row, headers, document = render_problem(error, "admin")
-            response = web.Response(
-                status=row.status, body=document, headers={n.decode(): v.decode() for n, v in headers}
-            )
+            response = _refuse(request, error)
+        except web.HTTPSeeOther as found:
+            response = web.Response(status=found.status, headers={"Location": str(found.location)})
         except web.HTTPException as error:
             response = web.json_response(
                 {"type": "about:blank", "title": error.reason, "status": error.status},
                 status=error.status,
                 content_type="application/problem+json",
             )
-        response.headers.update(_HEADERS)
+        for name, value in SECURITY_HEADERS.items():
+            response.headers.setdefault(name, value)
         return response
+
+    # --- for machines ---------------------------------------------------------------------
 
     async def _livez(self, _request: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
@@ -154,41 +133,91 @@ class Admin:
         )
 
     async def _readyz(self, _request: web.Request) -> web.Response:
-        checks: list[dict[str, Any]] = []
-        for account in self._accounts:
-            state = await account.look()
-            checks.append(
-                {
-                    "account": account.app.account,
-                    "ready": state.ready,
-                    "state": state_of(None if state.ready else state.error),
-                    "detail": None if state.error is None else state.error.message,
-                    "store": state_of(state.store_error),
-                }
-            )
-        ready = self.started and not self.draining and all(check["ready"] for check in checks)
+        reports = await self._reports()
+        checks = [check for report in reports for check in report_checks(report)]
+        # A full queue is told but does not count: replicas behind the same address share the API's limit,
+        # so that sending callers to another one would help nobody.
+        checks += [
+            {"check": "queue", "upstream": upstream, "state": pacing["state"], "detail": pacing["detail"]}
+            for upstream, pacing in self._pacing().items()
+        ]
+        ready = self.started and not self.draining and all(report["ready"] for report in reports)
         word = "ok" if ready else "shutting-down" if self.draining else "not-ready"
-        return web.json_response({"status": word, "checks": checks}, status=200 if ready else 503)
+        lines = ",\n".join(json.dumps(check) for check in checks)
+        text = f'{{"status": "{word}", "checks": [\n{lines}\n]}}\n'
+        return web.Response(text=text, content_type="application/json", status=200 if ready else 503)
 
     async def _status(self, _request: web.Request) -> web.Response:
-        now = time.time()
-        reports = []
-        for account in self._accounts:
-            report = report_running(account.app, await account.look(), now, account.store_location)
-            report["listen"] = account.listen
-            report["upstream"] = account.upstream_url
-            reports.append(report)
-        pacing = {upstream: report_pacing(read()) for upstream, read in self._metrics.pacing.items()}
-        return web.json_response({"accounts": reports, "pacing": pacing})
+        return web.json_response({"accounts": await self._reports(), "pacing": self._pacing()})
 
     async def _render_metrics(self, _request: web.Request) -> web.Response:
         for account in self._accounts:
             await account.look()
+        in_flight = {account.app.account: account.in_flight for account in self._accounts}
         return web.Response(
-            body=self._metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+            body=self._metrics.render(in_flight),
+            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 
+    # --- for people -----------------------------------------------------------------------
 
-def _has_custom_header(request: web.Request) -> bool:
-    """Whether a header is there that would have cost a page of another site a CORS preflight."""
-    return any(name.lower().startswith("x-") for name in request.headers)
+    async def _page(self, _request: web.Request) -> web.Response:
+        shown, latest = await self._describe(), self._metrics.activity.latest
+        return render_status(
+            shown["summary"],
+            shown["accounts"],
+            shown["pacing"],
+            [view_request(finished) for finished in reversed(latest.after(latest.serial - LATEST_MAX))],
+            logins=[
+                account.app.account for account in self._accounts if account.app.grant == "authorization_code"
+            ],
+            try_url=next((f"{a.url}/v1/jobs" for a in self._accounts if a.listen != "off"), ""),
+            mark=self._feed.mark,
+        )
+
+    async def _file(self, request: web.Request) -> web.Response:
+        return render_file(request.match_info["name"])
+
+    async def _end_feed(self, _app: web.Application) -> None:
+        await self._feed.aclose()
+
+    # --- what there is to say -------------------------------------------------------------
+
+    async def _describe(self) -> dict[str, Any]:
+        reports, trends = await self._reports(), self._metrics.activity
+        return {
+            "summary": view_summary(reports, draining=self.draining),
+            "accounts": {report["account"]: view_account(report) for report in reports},
+            "pacing": {
+                upstream: view_pacing(pacing, *trends.trend(upstream).series())
+                for upstream, pacing in self._pacing().items()
+            },
+        }
+
+    async def _describe_account(self, account: LoginAccount) -> View:
+        views: dict[str, View] = (await self._describe())["accounts"]
+        return views[account.app.account]
+
+    async def _reports(self) -> list[dict[str, Any]]:
+        reports = []
+        for account in self._accounts:
+            state = await account.look()
+            report = report_running(account.app, state, time.time(), account.store_location)
+            report["listen"] = account.listen
+            report["url"] = account.url
+            report["upstream"] = account.upstream_url
+            reports.append(report)
+        return reports
+
+    def _pacing(self) -> dict[str, dict[str, Any]]:
+        return {upstream: report_pacing(read()) for upstream, read in self._metrics.pacing.items()}
+
+
+def _refuse(request: web.Request, error: CfproxyError) -> web.Response:
+    row, raw_headers, document = render_problem(error, "admin")
+    headers = {n.decode(): v.decode() for n, v in raw_headers if n.decode() not in SECURITY_HEADERS}
+    if wants_html(request) and request.path in PAGES:
+        response = render_note(row.title, error.message, tone="bad", status=row.status)
+        response.headers.update({name: value for name, value in headers.items() if name != "Content-Type"})
+        return response
+    return web.Response(status=row.status, body=document, headers=headers)

@@ -55,7 +55,7 @@ class ProxySettings:
         body_memory_bytes, body_max_bytes: bounds of what is kept of a body for a second try.
         idle_s: seconds that a client may leave an answer unread.
         server_timing: whether answers tell where the time went (`Server-Timing`).
-        on_request: called after every request: method, status, seconds, and the outcome if there is one.
+        record: called after every request (see `traffic.Traffic.record`).
     """
 
     account: str
@@ -65,7 +65,7 @@ class ProxySettings:
     body_max_bytes: int
     idle_s: float
     server_timing: bool
-    on_request: Callable[[str, int, float, Outcome | None], None]
+    record: Callable[..., None]
 
 
 class ProxyListener:
@@ -170,8 +170,22 @@ class ProxyListener:
             if outcome is not None:
                 await outcome.answer.aclose()
             seconds = time.perf_counter() - started_at
-            settings.on_request(request.method, reply.status, seconds, outcome)
             event = self._describe(request, target, reply, outcome)
+            times, reached = (Times(), False) if outcome is None else (outcome.times, True)
+            settings.record(
+                request.method,
+                event["path"],
+                reply.status,
+                row_of(error).slug if error is not None else "client-left" if not reply.complete else "",
+                total_s=seconds,
+                queued_s=times.queued_s if reached else None,
+                token_s=times.token_s if reached else None,
+                upstream_s=times.upstream_s if reached else None,
+                received_bytes=0,
+                sent_bytes=reply.body_bytes,
+                retried=outcome is not None and outcome.retried,
+                postponed=0 if outcome is None else outcome.postponed,
+            )
             self._log_request(error, reply, request_id=request_id, ms=round(seconds * 1000, 1), **event)
         return reply
 

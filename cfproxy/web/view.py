@@ -1,0 +1,257 @@
+"""What the pages say: reports turned into short texts, bar lengths and lines of a plot.
+
+Owns: the words and numbers of the status page. The server fills its HTML with them, and the script puts
+the same ones in place later, so that nothing is worded twice.
+Must not know: HTML, HTTP.
+Invariants: pure; knows of an account only what its report says, so a page can show no more than
+`/status.json`; every value is a text or a number and becomes text only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from cfproxy.expiry import span_text
+from cfproxy.token import instant
+from cfproxy.traffic import Finished
+
+View = dict[str, str | float]
+Tone = Literal["good", "warn", "bad"]
+PLOT_WIDTH = 600
+PLOT_HEIGHT = 100
+JUST_NOW_S = 60
+_HEADROOM = 1.15
+
+_TROUBLE = {
+    "login-required": "Log in to go on",
+    "misconfigured": "The token endpoint refuses this app",
+    "store-unusable": "The token store can't be used",
+    "store-unavailable": "The token store is out of reach",
+    "token-endpoint-unavailable": "No token: the token endpoint gives none",
+}
+_TROUBLE_AHEAD = {
+    "login-required": "Works for {left} more, then a login is needed",
+    "misconfigured": "Works for {left} more; the token endpoint refuses this app",
+    "store-unusable": "Works; the token store can't be used",
+    "store-unavailable": "Works; the token store is out of reach",
+    "token-endpoint-unavailable": "Works for {left} more; the token endpoint gives no new token",
+}
+_GRANTS = {"authorization_code": "in the name of a person", "client_credentials": "in the app's own name"}
+
+
+def view_account(report: dict[str, Any]) -> View:
+    """Return the texts of one account's card.
+
+    Args:
+        report: as in `/status.json`.
+    """
+    tone, headline = _judge(report)
+    token, login, store = report["access_token"], report["login"], report["store"]
+    usable_s = 0 if token is None else token["usable_s"]
+    detail = report["detail"] if report["state"] != "ok" else store["detail"] or report["warning"] or ""
+    command = report["command"] or ""
+    login_helps = command.startswith("cfproxy login")
+    return {
+        "tone": tone,
+        "headline": headline,
+        "detail": detail if detail != "logged in" else "",
+        # What another process logs in would not reach a store in this one's memory; this page does.
+        "command": "" if login_helps and store["location"] == "memory" else command,
+        "login_helps": "yes" if login_helps else "",
+        "app": report["client_id"],
+        "grant": _GRANTS[report["grant"]],
+        "listen": report["listen"],
+        "upstream": report["upstream"],
+        "token_text": _token_text(report, usable_s),
+        "token_left": usable_s,
+        "token_life": 1 if token is None else max(1, token["lifetime_s"]),
+        "token_at": "" if token is None else token["expires_at"],
+        "login_text": _login_text(report),
+        "login_left": _login_left_s(login),
+        "login_life": _login_life_s(login),
+        "login_at": "" if login is None else login["expires_at"] or "",
+        "just_now": "yes" if login is not None and login["age_s"] < JUST_NOW_S else "",
+        "refreshed_at": "" if token is None else token["obtained_at"],
+        "refreshes": _count(report["refreshes"], "token") + " fetched since the start",
+        "retry": f"next try in {span_text(report['retry_in_s'])}" if report["retry_in_s"] >= 1 else "",
+        "store": _store_text(store),
+        "store_tone": "good" if store["state"] == "ok" and not store["unsaved"] else "warn",
+    }
+
+
+def view_summary(reports: Sequence[dict[str, Any]], *, draining: bool) -> View:
+    """Return the page's first line: whether everything works, else who needs help."""
+    if draining:
+        return {"tone": "warn", "text": "Shutting down", "more": "", "title": "Shutting down · cfproxy"}
+    judged = {report["account"]: _judge(report) for report in reports}
+    bad = [name for name, (tone, _) in judged.items() if tone == "bad"]
+    warn = [name for name, (tone, _) in judged.items() if tone == "warn"]
+    tone: Tone = "bad" if bad else "warn" if warn else "good"
+    more = ""
+    if len(reports) == 1:
+        (only,) = reports
+        text = judged[only["account"]][1]
+        if tone != "bad":
+            more = f"Calls to {only['url']} reach {only['upstream']}"
+    elif bad:
+        text = f"{len(bad)} of {len(reports)} accounts can't work: {', '.join(bad)}"
+    elif warn:
+        text = f"All {len(reports)} accounts work; look at {', '.join(warn)}"
+    else:
+        text = f"All {len(reports)} accounts work"
+    return {"tone": tone, "text": text, "more": more, "title": f"{text} · cfproxy"}
+
+
+def view_pacing(pacing: dict[str, Any], rates: Sequence[float], waiting: Sequence[int]) -> View:
+    """Return the texts and lines of one upstream's plots.
+
+    Args:
+        pacing: as in `/status.json`.
+        rates: departures per second, oldest first.
+        waiting: the longest queue of each step, likewise.
+    """
+    limit = None if pacing["rate"] is None else pacing["rate"] / pacing["per_s"]
+    recent = sum(rates[-2:]) / 2 if len(rates) > 1 else 0.0
+    top_rate = max([*rates, limit or 0.0, 1.0]) * _HEADROOM
+    top_queue = max([*waiting, 5]) * _HEADROOM
+    peak = max(waiting, default=0)
+    now = f"{recent:.1f} per second" + ("" if limit is None else f", of {limit:g} that may be")
+    queue = f"{pacing['waiting']} of {pacing['capacity']} waiting"
+    if pacing["waiting"]:
+        queue += f", the first for {pacing['oldest_wait_s']:.1f} s"
+    full = pacing["state"] == "queue-full"
+    notes = ["paused: the API asked for it" if pacing["paused"] else ""]
+    notes.append("the queue is full: more requests get 503 queue-full" if full else "")
+    return {
+        "tone": "bad" if full else "warn" if pacing["paused"] else "good",
+        "rate_text": now,
+        "queue_text": queue,
+        "note": "; ".join(filter(None, notes)),
+        "refusals": _count(pacing["refusals"], "answer") + " of 429 since the start",
+        "departures": _count(pacing["departures"], "request") + " sent since the start",
+        "rate_line": _line(rates, top_rate),
+        "rate_area": _area(rates, top_rate),
+        "limit_line": "" if limit is None else _line([limit, limit], top_rate),
+        "queue_line": _line(waiting, top_queue),
+        "queue_area": _area(waiting, top_queue),
+        "rate_label": f"Requests sent in the last 10 minutes: now {now}, at most {max(rates, default=0):.1f}",
+        "queue_label": f"Queue in the last 10 minutes: now {queue}, at most {peak}",
+        "rate_top": f"{top_rate:.0f}",
+        "queue_top": f"{top_queue:.0f}",
+    }
+
+
+def view_request(finished: Finished) -> View:
+    """Return the cells of one request's row."""
+    note = []
+    if finished.tries > 1:
+        note.append("sent twice" if finished.tries == 2 else f"sent {finished.tries} times")
+    if finished.status == 499:
+        note.append("the client left")
+    elif finished.problem:
+        note.append(f"cfproxy: {finished.problem}")
+    bad, ours = finished.status >= 500, bool(finished.problem)
+    return {
+        "at": instant(finished.at),
+        "account": finished.account,
+        "method": finished.method,
+        "path": finished.path,
+        "status": str(finished.status),
+        "queue": _milliseconds(finished.queued_s),
+        "token": _milliseconds(finished.token_s),
+        "upstream": _milliseconds(finished.upstream_s),
+        "total": _milliseconds(finished.total_s),
+        "note": ", ".join(note),
+        "tone": "bad" if bad else "warn" if finished.status >= 400 or ours else "good",
+    }
+
+
+def clock_text(at: str) -> str:
+    """Return the time of day of an instant, until the script shows it in the reader's own zone."""
+    return at[11:]
+
+
+# --- parts ------------------------------------------------------------------------------------
+
+
+def _judge(report: dict[str, Any]) -> tuple[Tone, str]:
+    state, token = report["state"], report["access_token"]
+    left_s = 0 if token is None else token["usable_s"]
+    if state != "ok":
+        if left_s > 0:
+            return "warn", _TROUBLE_AHEAD[state].format(left=span_text(left_s))
+        return "bad", _TROUBLE[state]
+    if report["store"]["state"] != "ok" or report["store"]["unsaved"]:
+        return "warn", "Works; the newest login is not saved yet"
+    if report["warning"] is not None:
+        return "warn", "Works; log in again soon"
+    return "good", "Works"
+
+
+def _token_text(report: dict[str, Any], usable_s: int) -> str:
+    if report["access_token"] is None:
+        return "none yet"
+    if usable_s <= 0:
+        return "expired"
+    return f"good for {span_text(usable_s)}"
+
+
+def _login_left_s(login: dict[str, Any] | None) -> int:
+    return 0 if login is None or login["expires_in_s"] is None else max(0, login["expires_in_s"])
+
+
+def _login_life_s(login: dict[str, Any] | None) -> int:
+    if login is None or login["expires_at"] is None:
+        return 0
+    return max(1, round(_seconds(login["expires_at"]) - _seconds(login["logged_in_at"])))
+
+
+def _login_text(report: dict[str, Any]) -> str:
+    login = report["login"]
+    if report["grant"] == "client_credentials":
+        return "the app logs in by itself; nothing dies"
+    if login is None:
+        return "none"
+    if report["state"] == "login-required":
+        return "over"
+    if login["expires_at"] is None:
+        return "without an end that is known"
+    left_s = _login_left_s(login)
+    return f"ends in {span_text(left_s)}" if left_s else "past its life time"
+
+
+def _store_text(store: dict[str, Any]) -> str:
+    if store["unsaved"]:
+        return f"{store['location']}: the newest token is in memory only"
+    return str(store["location"])
+
+
+def _seconds(at: str) -> float:
+    return datetime.strptime(at, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}".replace(",", "\u202f")
+
+
+def _milliseconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds >= 10:
+        return f"{seconds:.0f} s"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+
+
+def _line(values: Sequence[float], top: float) -> str:
+    """Return an SVG path through the values, from the left edge of the plot to its right one."""
+    step = PLOT_WIDTH / max(1, len(values) - 1)
+    points = (
+        f"{index * step:.0f} {PLOT_HEIGHT * (1 - value / top):.1f}" for index, value in enumerate(values)
+    )
+    return "M" + "L".join(points)
+
+
+def _area(values: Sequence[float], top: float) -> str:
+    return f"{_line(values, top)}V{PLOT_HEIGHT}H0Z"

@@ -1,0 +1,361 @@
+"""The pages over HTTP: what they show, who may use their forms, and how a login is done with them."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from html import unescape
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import aiohttp
+import pytest
+import structlog
+
+from cfproxy.config import load_settings
+from cfproxy.sandbox import Behaviour, Fault, Sandbox, approve
+from cfproxy.service import Service
+
+LOG = structlog.wrap_logger(None, processors=[structlog.testing.LogCapture()])
+HTML = {"Accept": "text/html,application/xhtml+xml"}
+PUBLIC = "integration.example"
+ARRIVAL = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+
+
+@dataclass
+class Page:
+    """An answer."""
+
+    status: int
+    headers: Any
+    text: str
+
+    def form_token(self) -> str:
+        found = re.search(r'name="token" value="([^"]+)"', self.text)
+        assert found is not None
+        return found[1]
+
+
+@dataclass
+class Browser:
+    """What a browser would do, with the headers that a browser would send."""
+
+    service: Service
+    sandbox: Sandbox
+    client: aiohttp.ClientSession
+    cookies: dict[str, str] = field(default_factory=dict)
+
+    async def get(self, path: str, **headers: str) -> Page:
+        return await self._ask("GET", path, headers)
+
+    async def post(self, path: str, form: dict[str, str], **headers: str) -> Page:
+        return await self._ask("POST", path, {"Origin": self.service.admin_url or ""} | headers, form)
+
+    async def _ask(
+        self, method: str, path: str, headers: dict[str, str], form: dict[str, str] | None = None
+    ) -> Page:
+        cookies = {"Cookie": "; ".join(f"{k}={v}" for k, v in self.cookies.items())} if self.cookies else {}
+        url, sent = f"{self.service.admin_url}{path}", HTML | cookies | headers
+        async with self.client.request(method, url, headers=sent, data=form, allow_redirects=False) as answer:
+            policy = answer.headers["Content-Security-Policy"]
+            assert "default-src 'none'" in policy
+            assert "frame-ancestors 'none'" in policy
+            assert answer.headers["Cache-Control"] == "no-store"
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            return Page(answer.status, answer.headers, await answer.text())
+
+    async def begin(self, account: str = "default", **headers: str) -> tuple[str, Page]:
+        """Press "Log in"; return the authorize URL and the page, and keep the cookie."""
+        token = (await self.get(f"/login?account={account}")).form_token()
+        page = await self.post("/login", {"token": token, "account": account}, **headers)
+        assert page.status == 200, page.text
+        for cookie in page.headers.getall("Set-Cookie"):
+            name, _, value = cookie.partition(";")[0].partition("=")
+            self.cookies[name] = value
+        return page.headers["Refresh"].removeprefix("0; url="), page
+
+    async def paste(self, redirected: str, account: str = "default") -> Page:
+        token = (await self.get(f"/login?account={account}")).form_token()
+        form = {"token": token, "account": account, "redirected": redirected}
+        return await self.post("/login", form)
+
+
+def alert(page: Page) -> str:
+    """Return the sentence of a page that says what is wrong."""
+    found = re.search(r'role="alert">(.*?)</p>', page.text, re.DOTALL)
+    assert found is not None, page.text
+    return unescape(re.sub("<[^>]+>", "", found[1])).strip()
+
+
+@contextlib.asynccontextmanager
+async def browsing(**changes: str) -> AsyncIterator[Browser]:
+    """A proxy in front of a sandbox, not logged in, and a browser."""
+    async with Sandbox(Behaviour(limiter="off")) as sandbox, aiohttp.ClientSession() as client:
+        environ = {
+            "CFPROXY_CLIENT_ID": sandbox.behaviour.client_id,
+            "CFPROXY_CLIENT_SECRET": sandbox.behaviour.client_secret,
+            "CFPROXY_REDIRECT_URI": sandbox.behaviour.redirect_uris[0],
+            "CFPROXY_UPSTREAM": sandbox.url,
+            "CFPROXY_AUTHORIZE_URL": f"{sandbox.url}/connect/authorize",
+            "CFPROXY_TOKEN_URL": f"{sandbox.url}/connect/token",
+            "CFPROXY_STORE": "memory",
+            "CFPROXY_LISTEN": "127.0.0.1:0",
+            "CFPROXY_ADMIN": "127.0.0.1:0",
+        }
+        async with Service(load_settings(None, environ | changes), (), LOG) as service:
+            yield Browser(service, sandbox, client)
+
+
+# --- the status page --------------------------------------------------------------------------
+
+
+async def test_the_page_tells_without_a_script_what_is_wrong_and_what_to_do() -> None:
+    """The essentials are in the HTML; no script or style stands in it."""
+    async with browsing(CFPROXY_STORE="memory") as browser:
+        page = await browser.get("/")
+        assert page.status == 200
+        assert "Log in to go on" in page.text
+        assert "is not logged in" in page.text
+        assert '<a class="button primary" href="/login?account=default">Log in</a>' in page.text
+        assert not re.search(r"<style|style=|<script(?! src=)|\son[a-z]+=|javascript:", page.text)
+        assert page.headers["Referrer-Policy"] == "no-referrer"
+        for path in re.findall(r'(?:src|href)="(/static/[^"]+)"', page.text):
+            assert (await browser.get(path)).status == 200
+        assert (await browser.get("/static/page.html")).status == 404
+
+
+async def test_requests_show_without_their_query_and_escaped() -> None:
+    """Whatever a caller puts into a path is text on the page."""
+    async with browsing() as browser:
+        url = f"{browser.service.accounts[0].url}/v1/<script>alert(1)</script>?secret=marker"
+        await (await browser.client.get(url)).read()
+        page = await browser.get("/")
+        assert "marker" not in page.text
+        assert "alert(1)" in page.text
+        assert "<script>alert" not in page.text
+        assert "cfproxy: login-required" in page.text
+
+
+async def test_the_page_can_be_linked_to_but_not_fetched_by_another_site() -> None:
+    """A link brings a person here; a script, a frame or a form of another site gets nothing."""
+    async with browsing() as browser:
+        assert (await browser.get("/", **ARRIVAL)).status == 200
+        for change in (
+            {"Sec-Fetch-Dest": "iframe"},
+            {"Sec-Fetch-Mode": "no-cors"},
+            {"Origin": "https://evil.example"},
+        ):
+            assert (await browser.get("/", **(ARRIVAL | change))).status == 403, change
+        assert (await browser.get("/status.json", **ARRIVAL)).status == 403
+        assert (await browser.get("/", Host="evil.example")).status == 421
+
+
+# --- logging in -------------------------------------------------------------------------------
+
+
+async def test_a_login_is_done_with_the_page() -> None:
+    """Press the button, consent, paste the address: logged in, and the page says so."""
+    async with browsing() as browser:
+        url, page = await browser.begin()
+        assert page.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+        assert url.startswith(f"{browser.sandbox.url}/connect/authorize?")
+        done = await browser.paste(await approve(url))
+        assert (done.status, done.headers["Location"]) == (303, "/login?account=default")
+        assert "Logged in just now" in (await browser.get("/login?account=default")).text
+        assert "Works" in (await browser.get("/")).text
+
+
+async def test_a_program_logs_in_with_a_header_of_its_own() -> None:
+    """The same two steps in JSON, for whoever has no browser there."""
+    async with browsing() as browser:
+        plain = {"Accept": "application/json", "X-Cfproxy-Admin": "1"}
+        begun = await browser.post("/login", {"account": "default"}, **plain)
+        url = re.search(r'"authorize_url": "([^"]+)"', begun.text)
+        assert url is not None
+        done = await browser.post("/login", {"redirected": await approve(url[1])}, **plain)
+        assert (done.status, done.text) == (200, '{"account": "default", "status": "logged-in"}')
+        again = await browser.post("/login", {"redirected": "?code=abcdefgh&state=x"}, **plain)
+        assert '"type": "urn:cfproxy:problem:login-required"' in again.text
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}],
+    ids=["another origin", "another site", "a page without an origin"],
+)
+async def test_a_form_of_another_site_is_refused(headers: dict[str, str]) -> None:
+    """Even with the token of our own pages."""
+    async with browsing() as browser:
+        token = (await browser.get("/login")).form_token()
+        page = await browser.post("/login", {"token": token, "account": "default"}, **headers)
+        assert page.status == 403
+        assert "Set-Cookie" not in page.headers
+
+
+async def test_a_form_needs_the_token_of_this_process() -> None:
+    """One from before a restart is told what to do; one without is no form of ours."""
+    async with browsing() as browser:
+        old = await browser.post("/login", {"token": "from-before", "account": "default"})
+        assert (old.status, alert(old)) == (
+            403,
+            "this form is from before the last start of cfproxy; load the page again",
+        )
+        none = await browser.post("/login", {"account": "default"})
+        assert none.status == 403
+        assert (await browser.post("/shutdown", {"token": "from-before"})).status == 403
+        assert not browser.service.stopped.is_set()
+
+
+async def test_where_callers_need_a_key_so_does_a_login_and_the_browser_asks_for_it() -> None:
+    """The page shows to this machine; the form makes the browser ask, and the key is Basic's password."""
+    async with browsing(CFPROXY_ACCESS__KEYS="sesame") as browser:
+        assert (await browser.get("/")).status == 200
+        token = (await browser.get("/login")).form_token()
+        form = {"token": token, "account": "default"}
+        asked = await browser.post("/login", form)
+        assert (asked.status, asked.headers["WWW-Authenticate"][:5]) == (401, "Basic")
+        right = "Basic " + base64.b64encode(b"anyone:sesame").decode()
+        assert (await browser.post("/login", form, Authorization=right)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda url: url.replace("state=", "state=x"), "belongs to no login that was begun here"),
+        (lambda url: url.replace("https://", "https://not."), "that address is not at redirect_uri"),
+        (lambda _: "https://integration.example/callback?error=access_denied", "access was denied"),
+        (lambda _: "hello there", "neither an address nor a code"),
+        (lambda _: "", "neither an address nor a code"),
+    ],
+    ids=["wrong state", "another place", "denied", "rubbish", "nothing"],
+)
+async def test_what_was_pasted_wrongly_has_its_sentence(spoil: Any, sentence: str) -> None:
+    """And nothing of it is repeated."""
+    async with browsing() as browser:
+        url, _ = await browser.begin()
+        redirected = await approve(url)
+        page = await browser.paste(spoil(redirected))
+        assert page.status == 400
+        assert sentence in alert(page)
+        assert dict(parse_qsl(urlsplit(redirected).query))["code"] not in page.text
+
+
+async def test_what_goes_wrong_at_the_token_endpoint_has_its_sentence() -> None:
+    """Down, refused settings, refused code: each says what to do, and a good code can be given again."""
+    async with browsing() as browser:
+        url, _ = await browser.begin()
+        redirected = await approve(url)
+        browser.sandbox.behaviour.client_secret = "another"
+        refused = await browser.paste(redirected)
+        assert refused.status == 500
+        assert "client_secret" in alert(refused)
+        browser.sandbox.behaviour.client_secret = "sandbox-secret"
+        assert (await browser.paste(redirected)).status == 303
+        replayed = await browser.paste(redirected)
+        assert (replayed.status, "finished already" in alert(replayed)) == (400, True)
+        url, _ = await browser.begin()
+        browser.sandbox.inject("token", Fault("status", status=503))
+        down = await browser.paste(await approve(url))
+        assert (down.status, "begin again" in alert(down)) == (503, True)
+        assert "Retry-After" in down.headers
+        url, _ = await browser.begin()
+        browser.sandbox.behaviour.code_lifetime_s = 0.0
+        late = await browser.paste(await approve(url))
+        assert (late.status, "the code was refused" in alert(late)) == (400, True)
+
+
+async def test_an_app_of_its_own_has_no_form() -> None:
+    """With client credentials the page says what holds; each of several accounts has its own page."""
+    changes = {
+        "CFPROXY_ACCOUNTS__OWN__GRANT": "client_credentials",
+        "CFPROXY_ACCOUNTS__OWN__LISTEN": "127.0.0.1:0",
+        "CFPROXY_ACCOUNTS__OWN__REDIRECT_URI": "",
+    }
+    async with browsing(**changes) as browser:
+        own = await browser.get("/login?account=own")
+        assert own.status == 200
+        assert "logs in by itself" in own.text
+        assert "<form" not in own.text
+        page = await browser.get("/")
+        assert 'href="/login?account=default"' in page.text
+        assert 'href="/login?account=own"' not in page.text
+        assert (await browser.get("/login?account=nobody")).status == 404
+
+
+# --- the callback -----------------------------------------------------------------------------
+
+
+def as_callback(redirected: str) -> str:
+    return f"/callback?{urlsplit(redirected).query}"
+
+
+async def test_a_redirect_that_is_forwarded_here_finishes_the_login() -> None:
+    """In the browser that began it, and however the public address forwards: by a redirect or as a proxy."""
+    async with browsing() as browser:
+        url, page = await browser.begin()
+        (cookie,) = page.headers.getall("Set-Cookie")
+        for part in ("HttpOnly", "SameSite=Lax", "Path=/callback", "Max-Age=1800"):
+            assert part in cookie
+        state = dict(parse_qsl(urlsplit(url).query))["state"]
+        assert state not in cookie
+        done = await browser.get(as_callback(await approve(url)), **ARRIVAL)
+        assert done.status == 200
+        assert "is logged in" in done.text
+        assert browser.service.accounts[0].broker.state().ready
+
+
+async def test_under_the_public_name_only_the_callback_is_there() -> None:
+    """The redirect URI's host may forward to `/callback`, and to nothing else."""
+    async with browsing() as browser:
+        url, _ = await browser.begin()
+        done = await browser.get(as_callback(await approve(url)), Host=PUBLIC, **ARRIVAL)
+        assert done.status == 200
+        assert 'href="/"><' not in done.text.partition("<main")[2]  # there is no way on from there
+        for path in ("/", "/login", "/status.json", "/callbacks", "/events"):
+            assert (await browser.get(path, Host=PUBLIC)).status == 421, path
+        assert (await browser.post("/callback", {}, Host=PUBLIC)).status == 421
+
+
+async def test_where_pages_are_served_under_the_public_name_the_cookie_goes_there() -> None:
+    """With `access.hosts` the whole page is there; the cookie then has the redirect URI's own path."""
+    async with browsing(CFPROXY_ACCESS__HOSTS=PUBLIC) as browser:
+        token = (await browser.get("/login", Host=PUBLIC)).form_token()
+        page = await browser.post(
+            "/login", {"token": token, "account": "default"}, Host=PUBLIC, Origin=f"https://{PUBLIC}"
+        )
+        (cookie,) = page.headers.getall("Set-Cookie")
+        assert "Path=/callback" in cookie
+        assert "Secure" in cookie
+
+
+async def test_another_browser_cannot_finish_a_login() -> None:
+    """Nothing is spent: whoever began it can still finish it by hand."""
+    async with browsing() as browser:
+        url, _ = await browser.begin()
+        redirected = await approve(url)
+        browser.cookies.clear()
+        page = await browser.get(as_callback(redirected), **ARRIVAL)
+        assert page.status == 403
+        assert "not begun in this browser" in alert(page)
+        assert dict(parse_qsl(urlsplit(redirected).query))["code"] not in page.text
+        assert (await browser.paste(redirected)).status == 303
+
+
+async def test_what_goes_wrong_at_the_callback_has_its_sentence() -> None:
+    """Denied, replayed, damaged, empty: no address is left without an explanation."""
+    async with browsing() as browser:
+        url, _ = await browser.begin()
+        state = dict(parse_qsl(urlsplit(url).query))["state"]
+        denied = await browser.get(f"/callback?error=access_denied&state={state}")
+        assert (denied.status, "access was denied" in alert(denied)) == (400, True)
+        url, _ = await browser.begin()
+        redirected = as_callback(await approve(url))
+        assert (await browser.get(redirected)).status == 200
+        replayed = await browser.get(redirected)
+        assert (replayed.status, "finished already" in alert(replayed)) == (400, True)
+        twice = await browser.get(f"{redirected}&code=another")
+        assert (twice.status, "'code' twice" in alert(twice)) == (400, True)
+        assert (await browser.get("/callback")).status == 400

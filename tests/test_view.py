@@ -1,0 +1,167 @@
+"""What the pages say of an account, of the pace and of a request."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cfproxy.broker import BrokerState
+from cfproxy.errors import (
+    CfproxyError,
+    LoginRequired,
+    Misconfigured,
+    StoreUnavailable,
+    StoreUnusable,
+    TokenEndpointUnavailable,
+)
+from cfproxy.expiry import DAY_S
+from cfproxy.report import report_checks, report_pacing, report_running
+from cfproxy.secret import Secret
+from cfproxy.shaper import ShaperState
+from cfproxy.token import Token
+from cfproxy.traffic import Finished
+from cfproxy.web.view import view_account, view_pacing, view_request, view_summary
+from tests.test_expiry import APP, LOGIN_AT, a_login
+
+NOW = LOGIN_AT + 600.0
+GOOD = BrokerState(a_login(), 3000.0, None, 0.0, None, False, 1)
+QUIET = ShaperState(0, 0, 0, 20.0, None, 0.0, 1000, 1.0)
+
+
+def a_report(state: BrokerState = GOOD, now: float = NOW, account: str = "default") -> dict[str, Any]:
+    report = report_running(replace(APP, account=account), state, now, "file:/state")
+    return report | {"listen": "127.0.0.1:1", "url": "http://127.0.0.1:1", "upstream": "https://api"}
+
+
+def test_an_account_that_works_says_so_in_one_word() -> None:
+    """No detail, no command: there is nothing to do."""
+    view = view_account(a_report())
+    assert (view["tone"], view["headline"], view["detail"], view["command"]) == ("good", "Works", "", "")
+    assert view["token_text"] == "good for 50 min"
+    assert view["login_text"] == "ends in 29 d 23 h"
+    assert (view["token_left"], view["token_life"]) == (3000, 3600)
+
+
+@pytest.mark.parametrize(
+    ("error", "check", "command"),
+    [
+        (LoginRequired("marker; run: cfproxy login"), "login", "cfproxy login"),
+        (Misconfigured("marker"), "token", "cfproxy doctor"),
+        (TokenEndpointUnavailable("marker"), "token", "cfproxy doctor"),
+        (StoreUnavailable("marker"), "store", "cfproxy doctor"),
+        (StoreUnusable("marker"), "store", "cfproxy doctor"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, CfproxyError) else "",
+)
+def test_what_is_broken_is_named_with_its_cause_and_the_next_step(
+    error: CfproxyError, check: str, command: str
+) -> None:
+    """Page and readiness name the same cause; while the token lasts, things work and the page warns."""
+    broken = a_report(replace(GOOD, usable_s=0.0, error=error))
+    view = view_account(broken)
+    assert (view["tone"], view["command"]) == ("bad", command)
+    assert "marker" in str(view["detail"])
+    (failed,) = (each for each in report_checks(broken) if each["state"] != "ok")
+    assert (failed["check"], failed["detail"]) == (check, error.message)
+    still = view_account(a_report(replace(GOOD, error=error)))
+    assert still["tone"] == "warn"
+    assert str(still["headline"]).startswith("Works")
+
+
+def test_a_dying_login_is_told_before_it_dies() -> None:
+    """The page has the sentence that log and status have."""
+    report = a_report(now=LOGIN_AT + 25 * DAY_S)
+    view = view_account(report)
+    assert (view["tone"], view["command"]) == ("warn", "cfproxy login")
+    assert view["detail"] == report["warning"]
+    assert "ends in 5 d" in str(view["detail"])
+    assert report_checks(report)[0]["detail"] == report["warning"]
+
+
+def test_a_token_that_could_not_be_saved_is_told() -> None:
+    """It works, and a restart now would cost the login."""
+    view = view_account(a_report(replace(GOOD, store_error=StoreUnavailable("disk full"), unsaved=True)))
+    assert (view["tone"], view["detail"], view["store_tone"]) == ("warn", "disk full", "warn")
+    assert "in memory only" in str(view["store"])
+
+
+def test_a_login_in_memory_is_not_sent_to_the_command_line() -> None:
+    """Another process could not put it there; the page's own button can."""
+    report = a_report(replace(GOOD, login=None, usable_s=0.0, error=LoginRequired("none")))
+    report["store"]["location"] = "memory"
+    view = view_account(report)
+    assert (view["command"], view["login_helps"]) == ("", "yes")
+
+
+def test_an_account_that_never_had_a_token_is_told_as_such() -> None:
+    """Nothing in the view is made up for it."""
+    view = view_account(a_report(replace(GOOD, login=None, usable_s=0.0)))
+    assert (view["token_text"], view["login_text"], view["token_at"]) == ("none yet", "none", "")
+    app = report_running(
+        replace(APP, grant="client_credentials"), replace(GOOD, login=a_login(None)), NOW, "memory"
+    )
+    own = view_account(app | {"listen": "", "url": "", "upstream": ""})
+    assert own["login_text"] == "the app logs in by itself; nothing dies"
+
+
+def test_the_first_line_names_who_needs_help() -> None:
+    """One account: its own headline; several: how many and which."""
+    good, bad = a_report(), a_report(replace(GOOD, usable_s=0.0, error=Misconfigured("x")), account="acme")
+    old = a_report(now=LOGIN_AT + 29 * DAY_S, account="old")
+    assert view_summary([good], draining=False)["text"] == "Works"
+    assert view_summary([good, old], draining=False)["text"] == "All 2 accounts work; look at old"
+    assert view_summary([good, good | {"account": "two"}], draining=False)["tone"] == "good"
+    assert view_summary([good, old, bad], draining=False)["text"] == "1 of 3 accounts can't work: acme"
+    assert view_summary([good], draining=True)["text"] == "Shutting down"
+
+
+def test_the_plot_spans_its_width_and_stays_inside() -> None:
+    """The limit is a line below the top; a rate above it still fits."""
+    view = view_pacing(report_pacing(QUIET), [0.0, 10.0, 30.0], [0, 0, 3])
+    assert str(view["rate_line"]).startswith("M0 100.0L300 ")
+    heights = [float(point.split()[1]) for point in str(view["rate_line"])[1:].split("L")]
+    assert 0 < min(heights) < max(heights) == 100
+    assert view["rate_text"] == "20.0 per second, of 20 that may be"
+    assert view["queue_text"] == "0 of 1000 waiting"
+    assert (view["tone"], view["note"]) == ("good", "")
+
+
+def test_a_full_queue_and_a_pause_are_told() -> None:
+    """Why requests are refused, or why nothing moves."""
+    full = report_pacing(replace(QUIET, waiting=1000, oldest_wait_s=2.0))
+    view = view_pacing(full, [], [])
+    assert (full["state"], view["tone"]) == ("queue-full", "bad")
+    assert "queue-full" in str(view["note"])
+    assert view["queue_text"] == "1000 of 1000 waiting, the first for 2.0 s"
+    paused = view_pacing(report_pacing(replace(QUIET, paused_until=5.0, rate=None)), [1.0], [0])
+    assert (paused["tone"], paused["limit_line"]) == ("warn", "")
+
+
+def test_a_request_is_told_in_a_row() -> None:
+    """Times in words, and a remark only where there is something to remark."""
+    plain = Finished(NOW, "default", "GET", "/v1/jobs", 200, "", 0.012, 0.0, 0.0004, 0.0115, 1)
+    view = view_request(plain)
+    assert [view[key] for key in ("status", "total", "queue", "note", "tone")] == [
+        "200",
+        "12 ms",
+        "0 ms",
+        "",
+        "good",
+    ]
+    slow = view_request(
+        plain._replace(status=503, problem="queue-full", total_s=61.2, queued_s=None, tries=2)
+    )
+    assert (slow["total"], slow["queue"], slow["tone"]) == ("61 s", "-", "bad")
+    assert slow["note"] == "sent twice, cfproxy: queue-full"
+    assert view_request(plain._replace(tries=3, total_s=1.26))["note"] == "sent 3 times"
+    assert view_request(plain._replace(tries=1, total_s=1.26))["total"] == "1.3 s"
+    assert view_request(plain._replace(status=499, problem="client-left"))["note"] == "the client left"
+
+
+def test_a_view_holds_no_secret() -> None:
+    """It is made from the report, which has none."""
+    token = Token(Secret("marker-access"), LOGIN_AT, 3600.0)
+    login = replace(a_login(), token=token, refresh_token=Secret("marker-refresh"))
+    assert "marker" not in repr(view_account(a_report(replace(GOOD, login=login))))
