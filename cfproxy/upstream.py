@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import re
 import ssl
 from collections.abc import Iterator
 from typing import Any
@@ -45,6 +46,7 @@ KEEPALIVE_S = 50.0
 DNS_TTL_S = 30
 MAX_HEADER_BYTES = 32 * 1024
 READ_BUFFER_BYTES = 64 * 1024
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class HttpUpstream:
@@ -247,6 +249,8 @@ class _Exchange:
                 message, payload = await self._protocol.read()
                 # RFC 9110 §15.2: any number of interim answers may precede the final one.
                 if message.code >= 200:
+                    if _CONTROL.search(message.reason):
+                        raise UpstreamProtocol("the API's answer has a control byte in its reason")
                     return message, payload
                 if message.code == 101:
                     raise UpstreamProtocol("the API switched protocols although nobody asked")
