@@ -15,6 +15,8 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2}) [\t\x20-\x7e\x80-\xff]
 _FIELD = re.compile(
     rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ?((?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?)"
 )
+# What the upstream says passes byte by byte; RFC 9110 §5.5 lets other control bytes be.
+_ANSWER_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ?([^\x00\r\n]*)")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
 _CHUNK_SIZE = re.compile(rb"0|[1-9a-f][0-9a-f]{0,15}")
 
@@ -112,10 +114,10 @@ def _read_one(
         raise Violation(f"start line {start[:200]!r}")
     headers = []
     for text in fields:
-        match = _FIELD.fullmatch(text)
+        match = (_FIELD if line is _REQUEST_LINE else _ANSWER_FIELD).fullmatch(text)
         if match is None:
             raise Violation(f"header line {text[:200]!r}")
-        headers.append((match[1].lower(), match[2]))
+        headers.append((match[1].lower(), match[2].strip(b" \t")))
     framing = [(name, value) for name, value in headers if name in {b"content-length", b"transfer-encoding"}]
     if len(framing) > 1:
         raise Violation(f"framed twice: {framing!r}")
