@@ -1,0 +1,112 @@
+"""Path rules against servers that read a path in ways of their own: none of them is led past a denial."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Callable
+from itertools import combinations
+from urllib.parse import unquote_to_bytes
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from cfproxy.access import AccessRules
+from cfproxy.errors import BadTarget, NotAllowed
+from cfproxy.wire import outgoing_target
+
+DENIED = AccessRules(paths=("!/v1/secret", "!/v1/secret/**"))
+ALLOWED = AccessRules(paths=("/v1/jobs", "/v1/jobs/**"))
+
+Step = Callable[[str], str]
+
+# What servers, frameworks and gateways are known to do with a path before they decide what it names.
+STEPS: dict[str, Step] = {
+    "collapse slashes": lambda path: re.sub(r"/+", "/", path),
+    "take backslashes for slashes": lambda path: path.replace("\\", "/"),
+    "drop path parameters": lambda path: re.sub(r";[^/]*", "", path),
+    "end at NUL": lambda path: path.partition("\0")[0],
+    "resolve dots": posixpath.normpath,
+    "ignore case": lambda path: path.upper().lower(),
+    "ignore a final slash": lambda path: path.rstrip("/") or "/",
+    "drop control characters": lambda path: re.sub(r"[\x00-\x1f\x7f]", "", path),
+}
+
+
+def decoded(path: str) -> str:
+    return unquote_to_bytes(path).decode("utf-8", "replace")
+
+
+def readings(target: bytes) -> set[str]:
+    """Every path that a server might take the target for: decoded once or twice, steps before and after."""
+    raw = target.partition(b"?")[0].decode("utf-8", "replace")
+    found = set()
+    for count in range(len(STEPS) + 1):
+        for chosen in combinations(STEPS.values(), count):
+            path = decoded(raw)
+            for step in chosen:
+                path = step(path)
+            found |= {path, decoded(path)}
+    before = raw
+    for step in STEPS.values():
+        before = step(before)
+    return found | {decoded(before)}
+
+
+def sent(target: bytes, rules: AccessRules) -> bytes | None:
+    try:
+        rules.check_target("GET", target)
+        return outgoing_target(target, b"")
+    except (BadTarget, NotAllowed):
+        return None
+
+
+_SEGMENTS = ("v1", "V1", "secret", "Secret", "%73ecret", "\u017fecret", "jobs", "%6aobs", "a", "2e")
+_TRICKS = (
+    "/",
+    "//",
+    ".",
+    "..",
+    "%2e",
+    "%2E%2e",
+    "%2f",
+    "%2F",
+    "%5c",
+    "\\",
+    ";",
+    "%3b",
+    ";a=b",
+    "%25",
+    "%252f",
+)
+_MORE = ("%252f", "%252e", "%00", "%0a", "%", "%u002f", "%c0%af", "%ef%bc%8f", "?", "%20", "\x7f")
+_PIECE = st.sampled_from(_SEGMENTS + _TRICKS + _MORE)
+_TARGET = st.lists(_PIECE, max_size=8).map(lambda parts: ("/v1/" + "".join(parts)).encode())
+
+
+@settings(max_examples=300, deadline=None)
+@given(_TARGET)
+@example(b"/v1/jobs/..;/secret")
+@example(b"/v1/jobs%2f..%2fsecret")
+@example(b"/v1/%252e%252e/v1/secret")
+@example(b"/v1/secret%00")
+@example("/v1/\u017fecret".encode())
+def test_no_server_reads_a_denied_path_out_of_one_that_passed(target: bytes) -> None:
+    """What goes up despite a denial is no denied path in anybody's reading; and it goes up as it came."""
+    out = sent(target, DENIED)
+    if out is not None:
+        assert out == target
+        for path in readings(out):
+            assert path != "/v1/secret"
+            assert not path.startswith("/v1/secret/"), path
+
+
+@settings(max_examples=300, deadline=None)
+@given(_TARGET)
+@example(b"/v1/jobs/../secret")
+def test_no_server_reads_another_path_out_of_one_that_is_allowed(target: bytes) -> None:
+    """Nor does an allowed path become one that is not."""
+    out = sent(target, ALLOWED)
+    if out is not None:
+        for path in readings(out):
+            assert path == "/v1/jobs" or path.startswith("/v1/jobs/"), path
