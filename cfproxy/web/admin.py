@@ -46,10 +46,6 @@ class Account(LoginAccount, Protocol):
         """Where its requests go."""
 
     @property
-    def store_location(self) -> str:
-        """Where its login is kept."""
-
-    @property
     def in_flight(self) -> int:
         """How many of its requests are being worked at."""
 

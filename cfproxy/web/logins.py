@@ -49,6 +49,10 @@ class LoginAccount(Protocol):
         """The account's app."""
 
     @property
+    def store_location(self) -> str:
+        """Where its login is kept."""
+
+    @property
     def redirect_uri(self) -> str | None:
         """Where its login brings the browser; None without a login in a browser."""
 
@@ -192,7 +196,8 @@ class Logins:
             name=account.app.account,
             form_token=self._token.value,
             redirect_uri=account.redirect_uri,
-            command=account.app.login_command,
+            # What another process logs in would not reach a store in this one's memory.
+            command="" if account.store_location == "memory" else account.app.login_command,
             alert="" if error is None else error.message,
         )
         response = render_login(

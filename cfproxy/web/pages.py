@@ -52,7 +52,7 @@ class LoginView:
         name: the account.
         form_token: proves that a form is ours.
         redirect_uri: where the browser ends up; None where there is no login in a browser.
-        command: does the same in a terminal.
+        command: does the same in a terminal; empty where it can't.
         alert: why the last try failed; empty without one.
     """
 
@@ -104,11 +104,12 @@ def render_status(
 
 def render_login(login: LoginView, account: View, *, status: int = 200) -> web.Response:
     """Return the login page of one account."""
+    hidden = _hidden(not login.command)
     again = {"form_token": login.form_token, "name": login.name, "command": login.command}
     if login.redirect_uri is None:
-        steps = _fill("app.html", again)
+        steps = _fill("app.html", again, command_hidden=hidden)
     else:
-        steps = _fill("steps.html", again, redirect_uri=login.redirect_uri)
+        steps = _fill("steps.html", again, redirect_uri=login.redirect_uri, command_hidden=hidden)
     alert = ""
     if login.alert:
         alert = f'<p class="alert" role="alert"><b>That did not work:</b> {escape(login.alert)}</p>'
