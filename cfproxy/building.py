@@ -15,12 +15,14 @@ from structlog.typing import FilteringBoundLogger
 from yarl import URL
 
 from cfproxy.access import AccessRules
+from cfproxy.borrowing import BorrowedPace
 from cfproxy.broker import Broker
-from cfproxy.config import Account
+from cfproxy.config import Account, RedisAddress
 from cfproxy.endpoint import HttpTokenEndpoint
 from cfproxy.errors import ListenError
 from cfproxy.hosts import render_authority
 from cfproxy.login import LoginPlan
+from cfproxy.pacing import Pace
 from cfproxy.ports import TokenStore
 from cfproxy.stores import open_store
 from cfproxy.token import App
@@ -145,3 +147,14 @@ def build_origin(upstream: str) -> Origin:
         base_path=url.raw_path.rstrip("/").encode("ascii"),
         via=f"cfproxy-{secrets.token_hex(4)}".encode("ascii"),
     )
+
+
+def build_pace(account: Account, log: FilteringBoundLogger) -> Pace | BorrowedPace:
+    """Return how fast requests to the account's upstream leave: for this process, or for all replicas."""
+    rate, per_s, url = account.pacing.rate, account.pacing.per_s, account.store_url
+    if not account.pacing.shared or rate is None or not isinstance(url, RedisAddress):
+        return Pace(rate, per_s)
+    from cfproxy.stores.redis.lender import RedisLender  # noqa: PLC0415 - optional
+
+    lender = RedisLender(url, account.upstream_origin, account.tls.ca_file)
+    return BorrowedPace(rate, per_s, lender, SystemClock(), log.bind(upstream=account.upstream_origin))

@@ -128,6 +128,9 @@ class Pace:
         self._ready_at = max(due_at + gap_s, self._room_at(shape))
         return True
 
+    def want(self, waiting: int) -> None:
+        """Do nothing: departures come without asking."""
+
     def give_back(self, at: float) -> bool:
         """Undo the departure at `at`, which did not happen; False when none of that instant is remembered."""
         if at not in self._log:

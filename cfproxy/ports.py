@@ -216,6 +216,41 @@ class Pacer(Protocol):
         """Let nobody leave for `pause_s` seconds; `slower`: and fewer for a while after that."""
 
 
+@dataclass(frozen=True, slots=True)
+class Loan:
+    """Departures that were lent.
+
+    Args:
+        instants: monotonic instants, in order; each is good for one request, at or just after it.
+        replicas: how many borrow from this lender, this one included.
+        share: of the rate that is in use, 0 to 1.
+    """
+
+    instants: list[float]
+    replicas: int
+    share: float
+
+
+class Lender(Protocol):
+    """Keeps one pace for several replicas. Every method raises `StoreUnavailable` or `StoreUnusable`."""
+
+    async def lend(self, rate: float, per_s: float, count: int, *, fresh: bool = False) -> Loan:
+        """Return the next departures that are free.
+
+        Args:
+            rate: departures in a window.
+            per_s: the window's length, seconds.
+            count: how many are wanted; 0 only counts this replica.
+            fresh: this replica let requests leave by itself until now: nothing leaves for one window.
+        """
+
+    async def back_off(self, rate: float, per_s: float, pause_s: float, *, slower: bool) -> None:
+        """Lend nothing that leaves within `pause_s` seconds; `slower`: and less for a while after that."""
+
+    async def aclose(self) -> None:
+        """Borrow no more."""
+
+
 class Answer(Protocol):
     """One response, its body still coming."""
 

@@ -307,6 +307,7 @@ class Service:
         # Whatever ends one account badly must not keep another one's refresh from being finished and saved.
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._doors.close)
+            stack.push_async_callback(self._shapers.aclose)
             if self._admin_runner is not None:
                 stack.push_async_callback(self._admin_runner.cleanup)
             for running in self.accounts:

@@ -24,6 +24,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
+from cfproxy.borrowing import BorrowedPace
 from cfproxy.errors import QueueFull, QueueRefusal, QueueTimeout
 from cfproxy.pacing import Pace
 from cfproxy.ports import Clock
@@ -60,13 +61,13 @@ class Shaper:
     """The queue of everybody who shares one limit.
 
     Args:
-        pace: the limit; nobody else may take from it.
+        pace: the limit, of this process or of several; nobody else may take from it.
         clock: its monotonic side is used.
         queue: how many may wait; 0 refuses whoever cannot leave at once.
         max_wait_s: seconds that anybody waits at most.
     """
 
-    def __init__(self, pace: Pace, clock: Clock, queue: int, max_wait_s: float) -> None:
+    def __init__(self, pace: Pace | BorrowedPace, clock: Clock, queue: int, max_wait_s: float) -> None:
         self._pace = pace
         self._clock = clock
         self._queue = queue
@@ -103,6 +104,7 @@ class Shaper:
             self._returned[waiter] = now - waited_s
         if self._timer is None:
             self._timer = asyncio.create_task(self._run())
+        self._pace.want(len(self._line))
         try:
             outcome = await waiter
         except asyncio.CancelledError:
@@ -118,11 +120,16 @@ class Shaper:
         """Keep another pace and other bounds from now on; who waits already keeps the place."""
         self._pace.retune(rate, per_s)
         self._queue, self._max_wait_s = queue, max_wait_s
+        self.wake()
+        self._refuse_late(self._clock.monotonic())
+        self._rest()
+
+    def wake(self) -> None:
+        """Look again when the next departure is: the pace has changed."""
         if self._timer is not None:  # it sleeps until an instant of the old pace
             self._timer.cancel()
             self._timer = asyncio.create_task(self._run())
-        self._refuse_late(self._clock.monotonic())
-        self._rest()
+        self._pace.want(len(self._line))
 
     def pause(self, until: float) -> None:
         """Let nobody leave before the monotonic instant `until`; see `Pace.pause`."""
@@ -162,6 +169,7 @@ class Shaper:
         while self._line:
             await self._clock.sleep(max(0.0, self._pace.ready_at - self._clock.monotonic()))
             self._release(self._clock.monotonic())
+            self._pace.want(len(self._line))
         self._timer = None
 
     def _release(self, now: float) -> None:
@@ -193,7 +201,7 @@ class Shaper:
 
     def _refuse_late(self, now: float) -> None:
         """Refuse whoever's time is up before the next departure can be."""
-        earliest_at = max(now, self._pace.ready_at)
+        earliest_at = self._pace.eta(0, now)
         while (oldest := self._line.oldest()) is not None and oldest[1] + self._max_wait_s < earliest_at:
             self._refuse(oldest[0], now)
         for waiter, since in list(self._returned.items()):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from structlog.typing import FilteringBoundLogger
 
-from cfproxy.building import SystemClock
+from cfproxy.borrowing import BorrowedPace
+from cfproxy.building import SystemClock, build_pace
 from cfproxy.config import Account
-from cfproxy.pacing import Pace
 from cfproxy.shaper import Shaper
 
 
@@ -24,6 +24,7 @@ class Shapers:
     def __init__(self, log: FilteringBoundLogger) -> None:
         self._log = log
         self._shapers: dict[str, Shaper] = {}
+        self._borrowed: list[BorrowedPace] = []
 
     def of(self, account: Account) -> Shaper:
         """Return the queue of the account's upstream; its pace is not changed.
@@ -32,7 +33,12 @@ class Shapers:
         """
         origin, pacing = account.upstream_origin, account.pacing
         if origin not in self._shapers:
-            shaper = Shaper(Pace(pacing.rate, pacing.per_s), SystemClock(), pacing.queue, pacing.max_wait_s)
+            pace = build_pace(account, self._log)
+            shaper = Shaper(pace, SystemClock(), pacing.queue, pacing.max_wait_s)
+            if isinstance(pace, BorrowedPace):
+                pace.on_change = shaper.wake
+                pace.begin()
+                self._borrowed.append(pace)
             shaper.on_back_off = lambda pause_s, stepped: self._log.warning(
                 "pacing.backed_off",
                 upstream=origin,
@@ -48,3 +54,8 @@ class Shapers:
         shaper, pacing = self.of(account), account.pacing
         shaper.retune(pacing.rate, pacing.per_s, pacing.queue, pacing.max_wait_s)
         return shaper
+
+    async def aclose(self) -> None:
+        """Let go of what is shared with other replicas."""
+        for pace in self._borrowed:
+            await pace.aclose()

@@ -57,6 +57,13 @@ def own_conflicts(account: Account) -> Iterator[tuple[set[str], tuple[str, ...],
             "is for a Redis store only" if address is None else "stands in store.url, too; keep one of them"
         )
         yield {"store"}, ("store", "password"), text
+    if account.pacing.shared and (address is None or account.pacing.rate is None):
+        text = (
+            "needs a rate"
+            if account.pacing.rate is None
+            else "needs a Redis store; set store: redis://host:port/0"
+        )
+        yield {"pacing", "store"}, ("pacing", "shared"), text
     if is_exposed(account.listen, account.access):
         yield {"listen", "access"}, ("listen",), EXPOSED
 

@@ -63,6 +63,7 @@ class Pacing(Model):
         1000, "requests that may wait; one more is answered 503 at once; 0: none waits"
     )
     max_wait_s: Duration = _key(60.0, "the longest that a request waits for its turn", "max_wait")
+    shared: bool = _key(False, "all replicas with the same Redis store keep the rate together")
 
 
 class Retry(Model):

@@ -1,0 +1,227 @@
+"""Replicas that share one rate: never more together than the limit, and each its part without the lender."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import structlog
+from structlog.testing import LogCapture
+
+from cfproxy.borrowing import AT_ONCE, LATE_S, BorrowedPace
+from cfproxy.errors import QueueRefusal, StoreUnavailable
+from cfproxy.pacing import Pace
+from cfproxy.ports import Loan
+from cfproxy.shaper import Shaper
+from tests.clock import FakeClock
+from tests.test_pacing import most_in_window
+
+
+class FakeLender:
+    """What Redis does, on the fake clock; `members` are those that borrowed."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self._clock = clock
+        self._pace = Pace(20, 1.0)
+        self.members = 1
+        self.away = False
+        self.questions = 0
+        self.told: list[tuple[float, bool]] = []
+
+    async def lend(self, rate: float, per_s: float, count: int, *, fresh: bool = False) -> Loan:
+        await asyncio.sleep(0)
+        if self.away:
+            raise StoreUnavailable("the store is out of reach")
+        self.questions += count > 0
+        now = self._clock.monotonic()
+        if fresh and self._pace.departures:
+            self._pace.pause(now + self._pace.window_s, now)
+        instants = []
+        for _ in range(count):
+            at = max(now, self._pace.ready_at)
+            self._pace.take(at)
+            instants.append(at)
+        return Loan(instants, self.members, 1.0)
+
+    async def back_off(self, rate: float, per_s: float, pause_s: float, *, slower: bool) -> None:
+        if self.away:
+            raise StoreUnavailable("the store is out of reach")
+        self.told.append((pause_s, slower))
+
+    async def aclose(self) -> None:
+        pass
+
+
+class Scene:
+    """Replicas that borrow from one lender, their callers, and when these left."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.lender = FakeLender(self.clock)
+        self.events = LogCapture()
+        self.paces: list[BorrowedPace] = []
+        self.left_at: list[float] = []
+        self.refused = 0
+        self._calls: list[asyncio.Task[None]] = []
+
+    def open_replica(self, queue: int = 1000, max_wait_s: float = 600.0) -> Shaper:
+        log = structlog.wrap_logger(structlog.PrintLogger(), processors=[self.events])
+        pace = BorrowedPace(20, 1.0, self.lender, self.clock, log)
+        shaper = Shaper(pace, self.clock, queue, max_wait_s)
+        pace.on_change = shaper.wake
+        pace.begin()
+        self.paces.append(pace)
+        self.lender.members = len(self.paces)
+        return shaper
+
+    def ask(self, shaper: Shaper, count: int = 1) -> list[asyncio.Task[None]]:
+        calls = [asyncio.create_task(self._call(shaper)) for _ in range(count)]
+        self._calls += calls
+        return calls
+
+    async def _call(self, shaper: Shaper) -> None:
+        try:
+            await shaper.slot("job")
+        except QueueRefusal:
+            self.refused += 1
+        else:
+            self.left_at.append(self.clock.monotonic())
+
+    async def run(self, seconds: float, step_s: float = 0.005) -> None:
+        for _ in range(round(seconds / step_s)):
+            await self.clock.advance(step_s)
+
+    def named(self, event: str) -> list[dict[str, object]]:
+        return [dict(entry) for entry in self.events.entries if entry["event"] == event]
+
+    async def aclose(self) -> None:
+        for call in self._calls:
+            call.cancel()
+        await asyncio.gather(*self._calls, return_exceptions=True)
+        for pace in self.paces:
+            await pace.aclose()
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    scene = Scene()
+    yield scene
+    await scene.aclose()
+
+
+async def test_replicas_together_use_the_rate_and_never_exceed_it(scene: Scene) -> None:
+    """Eight replicas with 50 callers each: no second holds more than 20, and 95 % of the rate is used."""
+    shapers = [scene.open_replica() for _ in range(8)]
+    for shaper in shapers:
+        scene.ask(shaper, 50)
+    await scene.run(22)
+    assert len(scene.left_at) == 400
+    assert most_in_window(scene.left_at, 1.0) <= 20
+    assert scene.left_at[-1] - scene.left_at[0] <= 400 / 20 / 0.95
+    assert scene.lender.questions / 400 <= 0.25
+
+
+async def test_an_idle_replica_asks_for_nothing(scene: Scene) -> None:
+    """Being counted aside, nobody waits and nothing is borrowed; a lone caller costs one question."""
+    shaper = scene.open_replica()
+    await scene.run(5)
+    assert scene.lender.questions == 0
+    scene.ask(shaper)
+    await scene.run(0.01)
+    assert (len(scene.left_at), scene.lender.questions) == (1, 1)
+    await scene.run(5)
+    assert scene.lender.questions == 1
+
+
+async def test_a_burst_from_idle_leaves_at_once(scene: Scene) -> None:
+    """Ten callers after an idle time leave in the same instant, as they do with a pace of one's own."""
+    shaper = scene.open_replica()
+    await scene.run(1)
+    scene.ask(shaper, 10)
+    await scene.run(0.02)
+    assert len(scene.left_at) == 10
+
+
+async def test_a_departure_that_was_missed_is_not_used_late(scene: Scene) -> None:
+    """A process that stood still lets what it missed pass: used together it would be too much."""
+    shaper = scene.open_replica()
+    scene.ask(shaper, 30)
+    await scene.run(0.7)
+    left = len(scene.left_at)
+    scene.clock._now += 10 * LATE_S  # nobody wakes in time
+    await scene.run(20)
+    assert len(scene.left_at) == 30
+    assert left < 30
+    assert most_in_window(scene.left_at, 1.0) <= 20
+
+
+async def test_callers_that_leave_cost_no_more_than_what_was_borrowed_for_them(scene: Scene) -> None:
+    """Of a queue that hangs up at most one loan is lost."""
+    shaper = scene.open_replica()
+    doomed = scene.ask(shaper, 100)
+    await scene.run(1)
+    for call in doomed:
+        call.cancel()
+    left = len(scene.left_at)
+    began_at = scene.clock.monotonic()
+    scene.ask(shaper)
+    await scene.run(1)
+    assert len(scene.left_at) == left + 1
+    assert scene.left_at[-1] - began_at <= (AT_ONCE + 2) * 0.0516
+
+
+async def test_without_the_lender_each_keeps_to_its_part(scene: Scene) -> None:
+    """Four replicas that lose the lender go on with 5 a second each, and say so once."""
+    shapers = [scene.open_replica() for _ in range(4)]
+    for shaper in shapers:
+        scene.ask(shaper, 100)
+    await scene.run(3)
+    scene.lender.away = True
+    await scene.run(3)
+    before = len(scene.left_at)
+    await scene.run(10)
+    assert 4 * 5 * 10 * 0.9 <= len(scene.left_at) - before <= 4 * 5 * 10 * 1.03
+    assert most_in_window(scene.left_at, 1.0) <= 20
+    assert [entry["rate"] for entry in scene.named("pacing.alone")] == [5.0] * 4
+
+
+async def test_a_lender_that_comes_back_is_used_again(scene: Scene) -> None:
+    """After a few seconds, so that all have noticed; across the change no window is overfull."""
+    shapers = [scene.open_replica() for _ in range(4)]
+    for shaper in shapers:
+        scene.ask(shaper, 250)
+    await scene.run(3)
+    scene.lender.away = True
+    await scene.run(8)
+    scene.lender.away = False
+    await scene.run(20)
+    assert len(scene.named("pacing.shared_again")) == 4
+    assert most_in_window(scene.left_at, 1.0) <= 20
+    before = len(scene.left_at)
+    await scene.run(10)
+    assert len(scene.left_at) - before >= 10 * 20 * 0.95
+
+
+async def test_a_429_slows_all_replicas_down(scene: Scene) -> None:
+    """The pause holds here at once, and the lender is told of it and of the step."""
+    shaper = scene.open_replica()
+    scene.ask(shaper, 100)
+    await scene.run(2)
+    left = len(scene.left_at)
+    shaper.back_off(2.0, slower=True)
+    shaper.back_off(2.0, slower=True)  # the same piece of news
+    await scene.run(1.9)
+    assert len(scene.left_at) == left
+    assert [slower for _, slower in scene.lender.told].count(True) == 1
+    assert sorted(round(pause_s, 3) for pause_s, slower in scene.lender.told if not slower) == [2.0, 2.0]
+
+
+async def test_who_waits_too_long_is_refused_without_the_lender_as_well(scene: Scene) -> None:
+    """`max_wait` holds whether departures come in or not."""
+    shaper = scene.open_replica(max_wait_s=5.0)
+    scene.lender.away = True
+    scene.ask(shaper, 200)
+    await scene.run(7)
+    assert scene.refused + len(scene.left_at) == 200
+    assert scene.refused > 50
