@@ -18,19 +18,6 @@ import click
 from cfproxy import __version__, errors, exits
 from cfproxy.commands.options import common
 
-EXIT_CODES: tuple[tuple[type[errors.CfproxyError], int], ...] = (
-    (errors.ConfigError, exits.USAGE),
-    (errors.UsageError, exits.USAGE),
-    (errors.LoginRequired, exits.LOGIN_REQUIRED),
-    (errors.StoreUnavailable, exits.STORE),
-    (errors.StoreUnusable, exits.STORE),
-    (errors.TokenEndpointUnavailable, exits.ENDPOINT),
-    (errors.Misconfigured, exits.ENDPOINT),
-    (errors.GrantRefused, exits.ENDPOINT),
-    (errors.UpstreamError, exits.ENDPOINT),
-    (errors.CfproxyError, exits.FAILURE),
-)
-
 
 def run(args: list[str]) -> int:
     """Run one command line.
@@ -56,7 +43,7 @@ def run(args: list[str]) -> int:
             traceback.print_exception(error)
         for line in str(error).splitlines():
             _tell(line)
-        return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+        return exits.code_of(error)
     except BrokenPipeError:
         # Whoever read our output has gone, and that is nobody's fault.
         _leave_output()
@@ -94,6 +81,8 @@ _COMMANDS = {
     "serve": "serving:serve_command",
     "login": "logins:login_command",
     "status": "tokens:status_command",
+    "doctor": "doctoring:doctor_command",
+    "wait": "waiting:wait_command",
     "token": "tokens:token_command",
     "logout": "logins:logout_command",
     "config": "configs:config_group",

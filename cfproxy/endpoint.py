@@ -107,6 +107,15 @@ class HttpTokenEndpoint:
             )
         )
 
+    async def probe(self) -> None:
+        """Find out whether the endpoint answers and knows the app, spending nothing.
+
+        Raises:
+            Misconfigured, TokenEndpointUnavailable
+        """
+        form = oauth.probe_form(*self._app)
+        _given(await self._ask(self._token_url, "token", form, oauth.parse_probe))
+
     async def revoke(self, token: Secret, kind: str) -> bool:
         """Revoke `token`; see `ports.TokenEndpoint`."""
         if self._revocation_url is None:

@@ -43,6 +43,10 @@ _REPAIRS = {
     "unsupported_grant_type": f"check token_url, and compare grant with the app {_APPS}",
     "invalid_request": f"check token_url, redirect_uri and pkce, and compare them with the app {_APPS}",
 }
+# A grant of our own naming, which no server has (RFC 6749 §4.5 wants an absolute URI).
+PROBE_GRANT = "urn:cfproxy:grant:none"
+# What a server that knows the app may say to it.
+_PROBED = frozenset({"unsupported_grant_type", "unauthorized_client", "invalid_request", "invalid_scope"})
 _VISIBLE = re.compile(r"[!-~]+")  # no space, no line break: it becomes part of a header
 _VSCHAR = re.compile(r"[ -~]+")  # RFC 6749 appendix A
 _SCOPE = re.compile(r"[!#-\[\]-~ ]+")  # RFC 6749 §3.3
@@ -143,6 +147,11 @@ def revoke_form(client_id: str, client_secret: Secret | None, token: Secret, kin
     return _form(client_id, client_secret, token=token.reveal(), token_type_hint=kind)
 
 
+def probe_form(client_id: str, client_secret: Secret | None, _scope: str) -> dict[str, str]:
+    """Return a form that asks for a grant that does not exist, so that nothing can be spent."""
+    return _form(client_id, client_secret, grant_type=PROBE_GRANT)
+
+
 def _form(client_id: str, client_secret: Secret | None, **fields: str) -> dict[str, str]:
     # Client authentication is form fields, always: trying the other style could spend the grant twice.
     secret = {} if client_secret is None else {"client_secret": client_secret.reveal()}
@@ -225,6 +234,30 @@ def parse_revocation(
         retry_after_s=_retry_after_s(status, retry_after),
         answered=True,
     )
+
+
+def parse_probe(
+    status: int,
+    content_type: str,
+    body: bytes,
+    *,
+    retry_after: str = "",
+    where: str = "the token endpoint",
+) -> None:
+    """Read the answer to `probe_form`, given as to `parse_reply`: a refusal of the grant is a good one.
+
+    Raises:
+        Misconfigured: the app is refused (`invalid_client`).
+        TokenEndpointUnavailable: this is no token endpoint, or it is in trouble.
+    """
+    document = _read_object(body)
+    if 400 <= status < 500 and document.get("error") in _PROBED:
+        return
+    try:
+        parse_reply(status, content_type, body, retry_after=retry_after, where=where)
+    except GrantRefused:
+        return
+    raise TokenEndpointUnavailable(f"{where} gave a token for a grant that does not exist: check token_url")
 
 
 def _is_success(status: int) -> bool:

@@ -84,13 +84,22 @@ def loader() -> Callable[[], Settings]:
     Raises:
         ConfigError: as does what is returned.
     """
+    path, named = locate()
+    return lambda: load_settings(path, os.environ, named)
+
+
+def locate() -> tuple[Path | None, str | None]:
+    """Return the configuration file, if there is one, and how `-c` named it.
+
+    Raises:
+        ConfigError
+    """
     named = config_path()
     try:
         here = Path.cwd()
     except OSError:  # it was deleted: what is named from the root is still there
         here = Path()
-    path = find_config(named, os.environ, here)
-    return lambda: load_settings(path, os.environ, named)
+    return find_config(named, os.environ, here), named
 
 
 def load_account(name: str | None) -> Account:

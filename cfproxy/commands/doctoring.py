@@ -1,0 +1,46 @@
+"""`cfproxy doctor`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+
+from cfproxy import exits
+from cfproxy.commands.options import account_option, choose, common, locate
+from cfproxy.config import Account, Settings, load_settings
+from cfproxy.doctor.examination import examine, refuse
+from cfproxy.doctor.findings import Finding, render_findings
+from cfproxy.errors import ConfigError
+from cfproxy.running import run_loop
+
+
+@click.command("doctor")
+@common
+@account_option
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+def doctor_command(account: str | None, as_json: bool) -> int:
+    """Check config, store, DNS, TLS, clock, token and API; print the fix."""
+    findings = _examine(account)
+    if as_json:
+        click.echo(json.dumps({"findings": [each.to_document() for each in findings]}, indent=2))
+    else:
+        click.echo(render_findings(findings))
+    first = next((each for each in findings if each.level == "fail"), None)
+    return exits.DONE if first is None else first.code
+
+
+def _examine(account: str | None) -> list[Finding]:
+    try:
+        path, named = locate()
+        settings = load_settings(path, os.environ, named)
+    except ConfigError as error:
+        return refuse(error)
+    accounts = [choose(settings, account)] if account else list(settings.accounts.values())
+    return run_loop(_collect(settings, accounts, path))
+
+
+async def _collect(settings: Settings, accounts: list[Account], path: Path | None) -> list[Finding]:
+    return [finding async for finding in examine(settings, accounts, path, os.environ)]

@@ -1,0 +1,131 @@
+"""`cfproxy wait`: for whoever must not start before the proxy can serve, and ends it when done."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+
+import aiohttp
+import click
+
+from cfproxy import exits
+from cfproxy.commands.options import common, load
+from cfproxy.config import Settings, TcpAddress
+from cfproxy.errors import CfproxyError, UsageError
+from cfproxy.hosts import render_authority
+from cfproxy.running import run_loop
+
+LOOK_EVERY_S = 0.2
+ANSWER_S = 5.0
+_PATHS = {"ready": "/readyz", "live": "/livez", "started": "/startupz"}
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised here, not listened on
+
+
+@click.command("wait", context_settings={"ignore_unknown_options": True})
+@common
+@click.option(
+    "--for",
+    "state",
+    type=click.Choice(list(_PATHS)),
+    default="ready",
+    help="What to wait for; default: ready, every account can serve.",
+)
+@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=60.0, metavar="SECONDS")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def wait_command(state: str, timeout_s: float, command: tuple[str, ...]) -> int:
+    """Wait until a running proxy is ready; with -- COMMAND, run it then and end the proxy after it.
+
+    Waits 60 s at most, or --timeout. The exit code is COMMAND's.
+    """
+    settings = load()
+    if settings.admin is None:
+        raise UsageError("the admin listener tells when the proxy is ready, and it is off; set admin")
+    url = f"http://{_reachable(settings.admin)}"
+    run_loop(_wait(url, state, timeout_s))
+    if not command:
+        return exits.DONE
+    code = _run(command)
+    run_loop(_shut_down(url, settings))
+    return code
+
+
+def _reachable(address: TcpAddress) -> str:
+    if address.port == 0:
+        raise UsageError("admin has port 0, which is another one each time; give it a port")
+    return render_authority(_ANYWHERE.get(address.host, address.host), address.port)
+
+
+async def _wait(url: str, state: str, timeout_s: float) -> None:
+    """Ask until the answer is 200.
+
+    Raises:
+        CfproxyError: it did not come in time; the text has what the last answer said.
+    """
+    last = f"nothing answers at {url}; start it with cfproxy serve"
+    try:
+        async with asyncio.timeout(timeout_s), _client() as client:
+            while True:
+                try:
+                    async with client.get(url + _PATHS[state]) as answer:
+                        if answer.status == 200:
+                            return
+                        last = _reason(await answer.json(content_type=None))
+                except (aiohttp.ClientError, ValueError, TimeoutError):
+                    pass
+                await asyncio.sleep(LOOK_EVERY_S)
+    except TimeoutError:
+        raise CfproxyError(f"the proxy is not {state} after {timeout_s:g} s: {last}") from None
+
+
+def _reason(document: object) -> str:
+    """Return what a health check says of itself."""
+    if not isinstance(document, dict):
+        return "its health check does not say why"
+    checks = document.get("checks")
+    for check in checks if isinstance(checks, list) else ():
+        if isinstance(check, dict) and check.get("detail") and not check.get("ready", check.get("ok")):
+            return str(check["detail"])
+    return str(document.get("status") or document.get("title") or "its health check does not say why")
+
+
+def _run(command: tuple[str, ...]) -> int:
+    """Run a command to its end; signals to us are passed on to it, so that it decides."""
+    try:
+        process = subprocess.Popen(command)  # noqa: S603 - what the caller asked for
+    except OSError as error:
+        raise UsageError(f"{command[0]} can't be run: {error.strerror}; the proxy goes on") from None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _: process.send_signal(received))
+    code = process.wait()
+    # As a shell has it for a command that a signal ended.
+    return 128 - code if code < 0 else code
+
+
+async def _shut_down(url: str, settings: Settings) -> None:
+    """Ask the proxy to end; one that has ended already is as good.
+
+    Raises:
+        CfproxyError: it refuses.
+    """
+    headers = {"X-Cfproxy-Admin": "1"}
+    keys = [key.secret for key in next(iter(settings.accounts.values())).access.keys if key.account is None]
+    if keys:
+        headers["X-Cfproxy-Key"] = keys[0].reveal()
+    try:
+        async with _client() as client, client.post(f"{url}/shutdown", headers=headers) as answer:
+            if answer.status == 202:
+                return
+            document = await answer.json(content_type=None)
+    except (aiohttp.ClientError, ValueError, TimeoutError):
+        return
+    detail = document.get("detail") if isinstance(document, dict) else None
+    raise CfproxyError(f"the proxy goes on: {detail or f'POST /shutdown was answered {answer.status}'}")
+
+
+def _client() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        trust_env=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=ANSWER_S),
+    )

@@ -1,0 +1,64 @@
+"""The whole examination, in the order in which things depend on each other.
+
+Owns: which checks are made for which configuration.
+Must not know: how findings are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+from cfproxy import exits
+from cfproxy.building import SystemClock
+from cfproxy.config import Account, RedisAddress, Settings
+from cfproxy.doctor.accounts import check_account, servers_of
+from cfproxy.doctor.findings import Finding, from_error
+from cfproxy.doctor.machine import check_configuration, check_environment, check_port, check_secrets
+from cfproxy.doctor.redis import check_persistence
+from cfproxy.doctor.servers import check_server
+from cfproxy.errors import CfproxyError, ConfigError
+
+
+async def examine(
+    settings: Settings, accounts: list[Account], path: Path | None, environ: Mapping[str, str]
+) -> AsyncIterator[Finding]:
+    """Yield every finding as it is made.
+
+    Args:
+        settings: all of them.
+        accounts: those to look at.
+        path: the configuration file; None when there is none.
+        environ: the process's.
+    """
+    yield check_configuration(settings)
+    for finding in check_secrets(path):
+        yield finding
+    yield check_environment(environ)
+    yield check_port("admin", settings.admin)
+    seen = set()
+    for account in accounts:
+        yield check_port("listen", account.listen, account.name)
+        try:
+            servers = servers_of(account)
+        except CfproxyError as error:
+            yield from_error("tls", error, account.name)
+            continue
+        for server in servers:
+            if server.url in seen:
+                continue
+            seen.add(server.url)
+            for finding in await check_server(server):
+                yield finding
+        async for finding in check_account(account, SystemClock().time()):
+            yield finding
+        if isinstance(account.store.url, RedisAddress):
+            for finding in await check_persistence(account.store.url, account.tls.ca_file, account.name):
+                yield finding
+
+
+def refuse(error: ConfigError) -> list[Finding]:
+    """Return what is wrong with a configuration that can't be used; nothing else can be checked then."""
+    step = "correct it, then: cfproxy config check"
+    texts = [str(problem) for problem in error.problems] or [error.message]
+    return [Finding("configuration", "fail", text, step, code=exits.code_of(error)) for text in texts]

@@ -1,0 +1,148 @@
+"""What the doctor finds on this machine alone."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cfproxy.config import TcpAddress, UnixAddress
+from cfproxy.doctor.findings import Finding, from_error, render_findings
+from cfproxy.doctor.machine import check_environment, check_port, check_secrets, who_listens
+from cfproxy.errors import LoginRequired, Misconfigured
+
+posix = pytest.mark.skipif(os.name != "posix", reason="modes as POSIX has them")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+
+
+def taken() -> tuple[socket.socket, TcpAddress]:
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    sock.listen()
+    return sock, TcpAddress("127.0.0.1", sock.getsockname()[1])
+
+
+def test_a_free_port_is_fine_and_stays_free() -> None:
+    """Looking at it does not take it."""
+    sock, address = taken()
+    sock.close()
+    for _ in range(2):
+        assert check_port("listen", address) == Finding("listen", "ok", f"{address} is free")
+    assert check_port("admin", None).text == "off"
+
+
+@linux
+def test_a_taken_port_is_told_with_who_has_it() -> None:
+    """The process by number and program, so that it can be stopped; never its further words."""
+    script = "import socket,sys,time; s=socket.socket(); s.bind(('127.0.0.1',0)); s.listen()"
+    script += "; print(s.getsockname()[1], flush=True); time.sleep(60)"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, "--secret=marker"], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        address = TcpAddress("127.0.0.1", int(process.stdout.readline()))
+        try:
+            finding = check_port("listen", address)
+        finally:
+            process.kill()
+    assert finding.level == "fail"
+    assert f"process {process.pid} ({Path(sys.executable).name})" in finding.text
+    assert finding.next.startswith(f"stop process {process.pid}")
+    assert "marker" not in finding.text
+
+
+def test_where_nobody_tells_a_taken_port_is_only_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be the proxy itself that runs."""
+    sock, address = taken()
+    with sock:
+        monkeypatch.setattr("cfproxy.doctor.machine.who_listens", lambda _: None)
+        assert check_port("listen", address).level == "warn"
+        monkeypatch.setattr("cfproxy.doctor.machine.who_listens", lambda _: (7, "python -m cfproxy"))
+        finding = check_port("listen", address)
+    assert (finding.level, finding.text) == ("ok", f"{address} is served by cfproxy, process 7")
+
+
+def test_no_process_is_found_elsewhere_than_on_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the system's own tools tell."""
+    monkeypatch.setattr("sys.platform", "win32")
+    assert who_listens(80) is None
+
+
+def test_an_address_that_is_not_this_machines_fails() -> None:
+    """TEST-NET-1 is nobody's."""
+    finding = check_port("listen", TcpAddress("192.0.2.1", 8080))
+    assert (finding.level, finding.next) == ("fail", "set another listen address")
+
+
+@posix
+def test_unix_sockets_are_looked_at_too(tmp_path: Path) -> None:
+    """Free, served, left behind, or in a folder that is not there."""
+    address = UnixAddress(str(tmp_path / "s"))
+    assert check_port("listen", address).text.endswith("is free")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(address.path)
+        assert "was left by" in check_port("listen", address).text
+        sock.listen()
+        assert "is served by" in check_port("listen", address).text
+    assert check_port("listen", UnixAddress(str(tmp_path / "no" / "s"))).level == "fail"
+
+
+def test_proxy_variables_are_told_to_be_ignored() -> None:
+    """By name: their values may hold a password."""
+    finding = check_environment({"HTTPS_PROXY": "http://user:marker@proxy", "HTTP_PROXY": ""})
+    assert finding.level == "warn"
+    assert finding.text == "HTTPS_PROXY: set, and ignored: cfproxy connects directly"
+    assert check_environment({}).level == "ok"
+
+
+@posix
+def test_files_with_secrets_that_others_can_read_are_told(tmp_path: Path) -> None:
+    """The configuration where it holds a text, and the file of a secret; with the command that closes it."""
+    config, secret = tmp_path / "config.yaml", tmp_path / "secret"
+    secret.write_text("marker")
+    config.write_text(
+        "client_secret: marker\n"
+        "access: {keys: [{env: KEY}, {key: {file: secret}, account: acme}]}\n"
+        "accounts: {acme: {client_secret: {file: secret}}}\n"
+    )
+    config.chmod(0o644)
+    secret.chmod(0o640)
+    findings = list(check_secrets(config))
+    assert [(each.level, each.next) for each in findings] == [
+        ("warn", f"chmod 600 {config}"),
+        ("warn", f"chmod 600 {secret}"),
+        ("warn", f"chmod 600 {secret}"),
+        ("ok", ""),
+    ]
+    assert "marker" not in render_findings(findings)
+    config.chmod(0o600)
+    secret.chmod(0o600)
+    (finding,) = check_secrets(config)
+    assert finding.text.endswith("they come from: a file, a variable, the configuration file")
+    assert list(check_secrets(None)) == []
+
+
+def test_an_errors_finding_ends_with_the_errors_own_next_step() -> None:
+    """After the last semicolon, or the colon where there is none; and its code is the command's."""
+    finding = from_error("login", LoginRequired("account 'a' is not logged in; run: cfproxy login"), "a")
+    assert (finding.text, finding.next, finding.code) == ("account 'a' is not logged in", "cfproxy login", 3)
+    finding = from_error("token endpoint", Misconfigured("it refused the app: compare client_id"))
+    assert (finding.text, finding.next, finding.code) == ("it refused the app", "compare client_id", 5)
+    assert from_error("x", LoginRequired("plain")).text == "plain"
+
+
+def test_findings_are_lines_and_documents() -> None:
+    """For people under their account, for machines one by one."""
+    found = Finding("login", "fail", "not logged in", "cfproxy login", "acme", 3)
+    assert render_findings([Finding("dns", "ok", "fine"), found]).count("\n") == 3
+    assert found.to_document() == {
+        "check": "login",
+        "account": "acme",
+        "level": "fail",
+        "text": "not logged in",
+        "next": "cfproxy login",
+    }

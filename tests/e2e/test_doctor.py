@@ -1,0 +1,143 @@
+"""`cfproxy doctor` as a process, with each thing broken, one at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+from cfproxy.sandbox import Behaviour, Sandbox
+
+from .kit import World
+
+NOBODY = "http://127.0.0.1:1"
+
+
+async def examined(world: World, *args: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The exit code, and the worst finding of each check."""
+    ran = await world.run("doctor", "--json", *args)
+    assert ran.err == ""
+    found: dict[str, dict[str, Any]] = {}
+    order = ("ok", "warn", "fail")
+    for finding in json.loads(ran.out)["findings"]:
+        known = found.get(finding["check"])
+        if known is None or order.index(finding["level"]) > order.index(known["level"]):
+            found[finding["check"]] = finding
+    return ran.code, found
+
+
+async def test_everything_in_order_spends_nothing(world: World) -> None:
+    """All checks pass, no token is spent, and the login is as it was."""
+    await world.log_in()
+    before = world.document()
+    code, found = await examined(world)
+    assert code == 0
+    checks = {"configuration", "environment", "admin", "listen", "dns", "tcp", "clock"}
+    assert checks | {"store", "login", "token endpoint", "api"} <= found.keys()
+    assert {name: each["text"] for name, each in found.items() if each["level"] == "fail"} == {}
+    assert world.document() == before
+    outcomes = [each.outcome for each in world.sandbox.token_requests]
+    assert outcomes == ["issued", "unsupported_grant_type"]
+
+
+async def test_people_get_lines_with_the_next_step(world: World) -> None:
+    """No colour where no terminal is, and a login that is missing names its command."""
+    ran = await world.run("doctor")
+    assert ran.code == 3
+    assert "next: cfproxy login" in ran.out
+    assert "\x1b" not in ran.out
+    assert world.sandbox.behaviour.client_secret not in ran.out
+
+
+async def test_a_wrong_configuration_is_all_that_is_told(world: World) -> None:
+    """Each of its problems, and the command that checks it."""
+    world.write_config(timeouts={"idle": "soon"}, pacing={"rate": -1})
+    code, found = await examined(world)
+    assert (code, list(found)) == (2, ["configuration"])
+    assert found["configuration"]["next"] == "correct it, then: cfproxy config check"
+
+
+async def test_a_wrong_secret(world: World) -> None:
+    """The token endpoint says so without anything being spent."""
+    await world.log_in()
+    world.write_config(client_secret="wrong-marker")
+    code, found = await examined(world)
+    assert (code, found["token endpoint"]["level"]) == (5, "fail")
+    assert "invalid_client" in found["token endpoint"]["text"]
+    assert "compare client_id and client_secret" in found["token endpoint"]["next"]
+    assert "wrong-marker" not in json.dumps(found)
+
+
+async def test_a_token_endpoint_that_is_none(world: World) -> None:
+    """A page of something else at token_url."""
+    await world.log_in()
+    world.write_config(token_url=f"{world.sandbox.url}/v1/jobs")
+    code, found = await examined(world)
+    assert (code, found["token endpoint"]["level"]) == (3, "fail")  # the login is for another endpoint: first
+    assert found["login"]["level"] == "fail"
+
+
+async def test_an_api_that_nobody_serves(world: World) -> None:
+    """The network's checks and the request itself agree."""
+    world.write_config(grant="client_credentials", redirect_uri=None, upstream=NOBODY)
+    ran = await world.run("token")
+    assert ran.code == 0
+    code, found = await examined(world)
+    assert (code, found["tcp"]["level"], found["api"]["level"]) == (5, "fail", "fail")
+    assert found["api"]["next"] == "check the network and the upstream setting"
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "rejects a token"),
+        (403, "lacks a permission"),
+        (429, "too many requests"),
+        (500, "answered 500"),
+    ],
+)
+async def test_what_the_api_answers_is_judged(world: World, status: int, words: str) -> None:
+    """An answer means that the way there is open; what it says is a warning."""
+    from cfproxy.sandbox import Fault
+
+    await world.log_in()
+    world.sandbox.inject("api", Fault("status", status=status))
+    code, found = await examined(world)
+    assert (code, found["api"]["level"]) == (0, "warn")
+    assert words in found["api"]["text"]
+    assert found["api"]["next"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes as POSIX has them")
+async def test_a_store_that_others_can_read(world: World) -> None:
+    """The exit code is the store's, the words are those that the proxy would answer with."""
+    await world.log_in()
+    world.document_path.chmod(0o644)
+    code, found = await examined(world)
+    assert (code, found["store"]["level"], found["login"]["level"]) == (4, "fail", "warn")
+    assert "chmod" in found["store"]["next"]
+
+
+async def test_a_proxy_that_runs_has_its_ports(world: World) -> None:
+    """A port that cfproxy itself serves is no conflict."""
+    await world.log_in()
+    async with world.serve() as proxy:
+        world.write_config(
+            listen=proxy.url.removeprefix("http://"), admin=proxy.admin_url.removeprefix("http://")
+        )
+        code, found = await examined(world)
+        assert code == 0
+        assert {found["listen"]["level"], found["admin"]["level"]} <= {"ok", "warn"}
+
+
+async def test_accounts_are_looked_at_one_by_one_or_all(world: World) -> None:
+    """Each finding says whose it is; `--account` chooses."""
+    await world.log_in()
+    async with Sandbox(Behaviour()) as other:
+        urls = {"upstream": other.url, "token_url": f"{other.url}/connect/token"}
+        world.write_config(accounts={"acme": {"listen": "127.0.0.1:0", **urls}})
+        code, found = await examined(world)
+        assert (code, found["login"]["account"]) == (3, "acme")
+        assert (await examined(world, "--account", "default"))[0] == 0
