@@ -75,7 +75,7 @@ def print_invitation(proxy_url: str, admin_url: str | None, sandbox_url: str) ->
         f'-d \'{{"fileName": "shoe.jpg"}}\' {proxy_url}/v1/assets/get-presigned-url\n'
     )
     if admin_url is not None:
-        echo(f"Status: {admin_url}/status.json\n")
+        echo(f"Status page: {admin_url}\n")
 
 
 def free_port(host: str, wanted: int) -> int:

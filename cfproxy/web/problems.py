@@ -65,6 +65,11 @@ _TABLE: dict[type[e.CfproxyError], Row] = {
 }
 
 
+def slugs() -> frozenset[str]:
+    """Return all slugs."""
+    return frozenset(row.slug for row in _TABLE.values())
+
+
 def row_of(error: e.CfproxyError) -> Row:
     """Return the row of the nearest class that has one."""
     for kind in type(error).__mro__:

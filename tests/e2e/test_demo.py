@@ -23,7 +23,7 @@ async def test_the_lines_that_the_demo_prints_work(world: World) -> None:
     with out.open("wb") as sink:
         process = world.popen("demo", "--listen", "127.0.0.1:0", stdout=sink, stderr=sink)
     try:
-        await until(lambda: b"/status.json" in out.read_bytes(), "the demo runs")
+        await until(lambda: b"Status page: " in out.read_bytes(), "the demo runs")
         lines = [line.strip() for line in out.read_text().splitlines() if line.startswith("  curl ")]
         assert len(lines) == 3
         for line in lines:
