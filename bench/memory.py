@@ -90,7 +90,7 @@ async def transfer(port: int, method: bytes) -> int:
 
 
 async def start_proxy(
-    folder: Path, sandbox: Sandbox, origin_port: int
+    folder: Path, sandbox: Sandbox, origin_port: int, **more: str
 ) -> tuple[asyncio.subprocess.Process, int]:
     listener = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
@@ -106,6 +106,7 @@ async def start_proxy(
         "CFPROXY_LISTEN": f"127.0.0.1:{port}",
         "CFPROXY_ADMIN": "off",
         "CFPROXY_STORE": f"file:{folder / 'state'}",
+        **more,
     }
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "cfproxy", "serve", env=environ, cwd=folder, stderr=asyncio.subprocess.DEVNULL
