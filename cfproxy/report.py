@@ -87,7 +87,7 @@ def report_checks(report: dict[str, Any]) -> list[dict[str, Any]]:
             check["detail"] = "expired; the next request fetches one" if not concerned else "none is valid"
         elif name == "login" and report["warning"] is not None:
             check["detail"] = report["warning"]
-        found.append(check)
+        found.append(check | {"ok": check["state"] == "ok"})
     return found
 
 

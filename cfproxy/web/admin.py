@@ -134,7 +134,13 @@ class Admin:
         # A full queue is told but does not count: replicas behind the same address share the API's limit,
         # so that sending callers to another one would help nobody.
         checks += [
-            {"check": "queue", "upstream": upstream, "state": pacing["state"], "detail": pacing["detail"]}
+            {
+                "check": "queue",
+                "upstream": upstream,
+                "state": pacing["state"],
+                "detail": pacing["detail"],
+                "ok": pacing["state"] == "ok",
+            }
             for upstream, pacing in self._pacing().items()
         ]
         ready = self.started and not self.draining and all(report["ready"] for report in reports)
