@@ -29,6 +29,10 @@ METHOD_OVERRIDES = frozenset({b"x-http-method-override", b"x-method-override", b
 _TWO_READINGS = re.compile(
     rb"%(?:2f|5c|3b|[01][0-9a-f]|7f|25[0-9a-f]{2}|(?![0-9a-f]{2}))|\\|//|;", re.IGNORECASE
 )
+# Only IPv6 has brackets, and one dot at most ends a name. Other digits than ASCII's are none.
+_HOST = re.compile(
+    r"(?:\[([0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)\]|([^:\[\]\s/@]*[^:\[\]\s/@.])\.?)(?::([0-9]{1,5}))?"
+)
 _PEPPER = secrets.token_bytes(32)
 
 
@@ -120,7 +124,7 @@ class AccessRules:
                 origin = value.decode("latin-1").strip().lower()
                 if origin not in self.origins and origin != own.lower():
                     raise CrossSite("a web page of another site sent this; add its origin to access.origins")
-            elif low == b"sec-fetch-site" and value.strip().lower() in {b"cross-site", b"same-site"}:
+            elif low == b"sec-fetch-site" and value.strip().lower() not in {b"same-origin", b"none"}:
                 origins = [v.decode("latin-1").strip().lower() for n, v in headers if n.lower() == b"origin"]
                 if not origins or any(origin not in self.origins for origin in origins):
                     raise CrossSite("a web page of another site sent this; add its origin to access.origins")
@@ -186,11 +190,11 @@ class AccessRules:
 
 def split_host(host: str) -> tuple[str, int | None]:
     """Return the lower-cased name without brackets and final dot, and the port if there is one."""
-    match = re.fullmatch(r"\s*(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s/@]+)(?::(\d{1,5}))?\s*", host)
+    match = _HOST.fullmatch(host)
     if match is None:
         return "", None
-    name = match[1].lower().strip("[]").removesuffix(".")
-    return name, int(match[2]) if match[2] else None
+    name = (match[1] or match[2]).lower()
+    return name, int(match[3]) if match[3] else None
 
 
 def _digest(key: Secret) -> bytes:

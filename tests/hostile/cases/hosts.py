@@ -31,6 +31,8 @@ FOREIGN = {
     "an empty port": b"localhost:",
     "a signed port": b"localhost:+" + PORT,
     "a port with a zero before": b"localhost:000" + PORT,
+    "a port in other digits": "localhost:٨٠٨٠".encode(),
+    "a no-break space before": b"\xc2\xa0localhost:" + PORT,
     "a port that is no number": b"localhost:http",
     "two ports": b"localhost:80:" + PORT,
     "a port and more": b"localhost:" + PORT + b".evil.example",
