@@ -62,7 +62,9 @@ async def play_all(name: str, *, verbose: bool = False) -> Results:
                 if not results.get((group.name, case.name)):
                     results[group.name, case.name] = fault.what if fault else ""
                 if fault and verbose:
-                    print(f"{group.name}: {case.name}: {fault} ({'; '.join(fault.__notes__)})")
+                    print(
+                        f"{group.name}: {case.name}: {fault} ({'; '.join(getattr(fault, '__notes__', []))})"
+                    )
     return results
 
 

@@ -15,6 +15,7 @@ from tests.fidelity.script import (
     down,
     group,
     head,
+    meanwhile,
     origin,
     other_client,
     other_origin,
@@ -144,6 +145,10 @@ trailers = group(
          origin.gets(), origin.sends(head(b"200 OK", _CHUNKED, b"Trailer: X-Sum"),
          chunks(b"a", last=b"0\r\nX-Sum: 1\r\n\r\n")), client.gets(lines=(b"Trailer: X-Sum",)),
          fails=_DROPPED),
+    case("that hold credentials go nowhere",
+         client.sends(ask(b"PUT / HTTP/1.1", _CHUNKED),
+                      chunks(b"abc", last=b"0\r\nAuthorization: Bearer x\r\nForwarded: for=1.2.3.4\r\n\r\n")),
+         origin.gets(body=b"abc"), origin.sends(say(body=b"ok")), client.gets(body=b"ok"), *again()),
     case("are left out for an HTTP/1.0 client", client.sends(b"GET / HTTP/1.0\r\nHost: HOST\r\n\r\n"),
          origin.gets(), origin.sends(head(b"200 OK", _CHUNKED),
          chunks(b"abc", last=b"0\r\nX-Sum: 1\r\n\r\n")), client.gets(framed="close", body=b"abc")),
@@ -186,6 +191,25 @@ streams = group(
          origin.sends(say(body=b"hi")), client.gets(body=b"hi")),
 )  # fmt: skip
 
+cuts_up = group(
+    "A cut upload is seen to be cut",
+    case("with a length, closed", client.sends(ask(b"POST / HTTP/1.1", b"Content-Length: 9"), b"abc"),
+         origin.gets(), origin.gets_more(b"abc"), client.closes(), origin.gets_end(cut=True)),
+    case("with a length, reset", client.sends(ask(b"POST / HTTP/1.1", b"Content-Length: 9"), b"abc"),
+         origin.gets(), origin.gets_more(b"abc"), client.resets(), origin.gets_end(cut=True)),
+    case("chunked, closed between two chunks", client.sends(ask(b"POST / HTTP/1.1", _CHUNKED),
+         chunks(b"abc", last=b"")),
+         origin.gets(), origin.gets_more(b"abc"), client.closes(), origin.gets_end(cut=True)),
+    case("chunked, reset inside a chunk", client.sends(ask(b"POST / HTTP/1.1", _CHUNKED), b"9\r\nabc"),
+         origin.gets(), *meanwhile(), client.resets(), origin.gets_end(cut=True)),
+    case("chunked, a broken chunk size", client.sends(ask(b"POST / HTTP/1.1", _CHUNKED), chunks(b"abc",
+         last=b"")),
+         origin.gets(), origin.gets_more(b"abc"), client.sends(b"zz\r\nabc\r\n0\r\n\r\n"),
+         origin.gets_end(cut=True), client.gets()),
+    case("a client that resets its connection while the origin thinks", client.sends(ask()), origin.gets(),
+         client.resets(), origin.sees_close()),
+)  # fmt: skip
+
 cuts = group(
     "A cut answer is seen to be cut",
     case("with a length, closed", client.sends(ask()), origin.gets(),
@@ -198,7 +222,7 @@ cuts = group(
          origin.sends(head(b"200 OK", _CHUNKED), chunks(b"abc", last=b"")), client.gets(),
          client.gets_more(b"abc"), origin.closes(), client.gets_end(cut=True)),
     case("chunked, closed inside a chunk", client.sends(ask()), origin.gets(),
-         origin.sends(head(b"200 OK", _CHUNKED), b"9\r\nabc"), client.gets(), client.gets_more(b"abc"),
+         origin.sends(head(b"200 OK", _CHUNKED), b"9\r\nabc"), client.gets(), *meanwhile(),
          origin.closes(), client.gets_end(cut=True)),
     case("chunked, a broken chunk size", client.sends(ask()), origin.gets(),
          origin.sends(head(b"200 OK", _CHUNKED), chunks(b"abc", last=b"")), client.gets(),

@@ -135,7 +135,8 @@ class End(asyncio.Protocol):
     def eof_received(self) -> bool:
         self.ended = True
         self._tell()
-        return True  # our own direction stays open
+        # Our own direction stays open, where the transport has two.
+        return self._transport is not None and self._transport.can_write_eof()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.ended = True
@@ -155,8 +156,10 @@ class End(asyncio.Protocol):
             self._transport.write(data)
 
     def half_close(self) -> None:
-        """Say that nothing more will be sent."""
-        if self._transport is not None:
+        """Say that nothing more will be sent; over TLS that closes the connection."""
+        if self._transport is not None and not self._transport.can_write_eof():
+            self._transport.close()
+        elif self._transport is not None:
             with contextlib.suppress(OSError):  # the other side has reset the connection
                 self._transport.write_eof()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
@@ -69,10 +70,10 @@ class RecordingOrigin:
 
 
 @contextlib.asynccontextmanager
-async def open_origin() -> AsyncIterator[RecordingOrigin]:
-    """Run a recording origin on loopback."""
+async def open_origin(tls: ssl.SSLContext | None = None) -> AsyncIterator[RecordingOrigin]:
+    """Run a recording origin on loopback; with `tls` its scheme is https."""
     recording = RecordingOrigin()
-    server = await asyncio.get_running_loop().create_server(recording.accept, "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(recording.accept, "127.0.0.1", 0, ssl=tls)
     recording.authority = b"127.0.0.1:%d" % server.sockets[0].getsockname()[1]
     try:
         yield recording

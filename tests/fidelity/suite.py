@@ -19,6 +19,7 @@ GROUPS = (
     bodies.trailers,
     bodies.streams,
     bodies.cuts,
+    bodies.cuts_up,
     connections.expectations,
     connections.interim,
     connections.early,
