@@ -28,6 +28,7 @@ class Stream:
 
     data: bytearray = field(default_factory=bytearray)
     answered_bytes: int = 0
+    went_on: bool = False  # whether 100 Continue was said to the present request
     open: bool = True
 
 
@@ -61,6 +62,9 @@ class Recorder:
                 b"HTTP/1.1 200 OK\r\nX-Origin: %s\r\nContent-Length: 2\r\n\r\n%s" % (one.method, body)
             )
         stream.answered_bytes = len(stream.data) - len(rest)
+        if b"\r\n\r\n" in rest and b"\r\nexpect: 100-continue\r\n" in rest.lower() and not stream.went_on:
+            await peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        stream.went_on = b"\r\n\r\n" in rest
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Must not know: which request it was.
 from __future__ import annotations
 
 import json
+import re
 
 import h11
 
@@ -14,7 +15,7 @@ from tests.hostile.case import KEY, STATUSES
 from tests.hostile.strict import Heard, Violation, read_answers, read_requests
 
 TOKEN = b"Bearer token-1"
-VIA = b"1.1 cfproxy-test"
+VIA = re.compile(rb"(?:.*, )?1\.[01] cfproxy-test")
 # The origin's mark on its answers: ours have none.
 MARK = b"x-origin"
 
@@ -24,7 +25,7 @@ HOP_BY_HOP = frozenset(
 )
 # Whoever may write these speaks in the name of the proxy, or of a client that it vouches for.
 OURS = frozenset(
-    b"forwarded expect x-cfproxy-key x-real-ip x-client-ip x-cluster-client-ip true-client-ip".split()
+    b"forwarded x-cfproxy-key x-real-ip x-client-ip x-cluster-client-ip true-client-ip".split()
     + b"cf-connecting-ip fastly-client-ip x-original-url x-original-host x-rewrite-url x-host".split()
     + b"x-original-forwarded-for x-http-host-override x-forwarded proxy".split()
 )
@@ -65,13 +66,19 @@ def _check_request(one: Heard, host: bytes, base_path: bytes) -> None:
     if (
         one.all(b"host") != [host]
         or one.all(b"authorization") != [TOKEN]
-        or not one.all(b"via")[0].endswith(VIA)
+        or not VIA.fullmatch(one.all(b"via")[0])
     ):
         raise Violation(f"not ours: {one.raw[:500]!r}")
     if not one.target.startswith(base_path + b"/") or b"#" in one.target or b"\\" in one.target:
         raise Violation(f"target {one.target!r}")
     if one.method in {b"CONNECT", b"TRACE", b"TRACK", b"PRI"}:
         raise Violation(f"method {one.method!r}")
+    if one.all(b"expect") not in ([], [b"100-continue"]):
+        raise Violation(f"Expect: {one.all(b'expect')!r}")
+    for name, _ in one.trailers:
+        if name in {*ONCE, *FRAMING, b"expect"}:
+            raise Violation(f"trailer {name!r}")
+    names += [name for name, _ in one.trailers]
     for name in names:
         folded = name.replace(b"_", b"-")
         if folded in HOP_BY_HOP | OURS or folded.startswith(b"x-forwarded-"):

@@ -33,12 +33,14 @@ class Heard:
         start: request line or status line.
         headers: names lower-cased, values without the white space around them.
         body: out of its chunks.
+        trailers: as `headers`.
         raw: all of it, as it came.
     """
 
     start: bytes
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
+    trailers: tuple[tuple[bytes, bytes], ...]
     raw: bytes
 
     def all(self, name: bytes) -> list[bytes]:
@@ -112,50 +114,74 @@ def _read_one(
         return None
     if not line.fullmatch(start):
         raise Violation(f"start line {start[:200]!r}")
-    headers = []
-    for text in fields:
-        match = (_FIELD if line is _REQUEST_LINE else _ANSWER_FIELD).fullmatch(text)
-        if match is None:
-            raise Violation(f"header line {text[:200]!r}")
-        headers.append((match[1].lower(), match[2].strip(b" \t")))
+    headers = _fields(fields, line)
     framing = [(name, value) for name, value in headers if name in {b"content-length", b"transfer-encoding"}]
     if len(framing) > 1:
         raise Violation(f"framed twice: {framing!r}")
-    found = _read_body(data, end + 4, framing, bodiless=bodiless(head + b"\r\n", data[end + 4 : end + 5]))
+    found = _read_body(
+        data, end + 4, framing, bodiless=bodiless(head + b"\r\n", data[end + 4 : end + 5]), line=line
+    )
     if found is None:
         return None
-    body, after = found
-    return Heard(start, tuple(headers), body, data[at:after])
+    body, trailers, after = found
+    return Heard(start, headers, body, trailers, data[at:after])
+
+
+def _fields(lines: list[bytes], start: re.Pattern[bytes]) -> tuple[tuple[bytes, bytes], ...]:
+    fields = []
+    for text in lines:
+        match = (_FIELD if start is _REQUEST_LINE else _ANSWER_FIELD).fullmatch(text)
+        if match is None:
+            raise Violation(f"header line {text[:200]!r}")
+        fields.append((match[1].lower(), match[2].strip(b" \t")))
+    return tuple(fields)
 
 
 def _read_body(
-    data: bytes, at: int, framing: list[tuple[bytes, bytes]], *, bodiless: bool
-) -> tuple[bytes, int] | None:
-    """Return the body and where it ends; None while it is not whole."""
+    data: bytes,
+    at: int,
+    framing: list[tuple[bytes, bytes]],
+    *,
+    bodiless: bool,
+    line: re.Pattern[bytes],
+) -> tuple[bytes, tuple[tuple[bytes, bytes], ...], int] | None:
+    """Return the body, its trailers, and where it ends; None while it is not whole."""
     if not framing:
-        return b"", at
+        return b"", (), at
     name, value = framing[0]
     if name == b"content-length":
         if not _LENGTH.fullmatch(value):
             raise Violation(f"Content-Length {value!r}")
         length = 0 if bodiless else int(value)
-        return None if len(data) < at + length else (data[at : at + length], at + length)
+        return None if len(data) < at + length else (data[at : at + length], (), at + length)
     if value != b"chunked":
         raise Violation(f"Transfer-Encoding {value!r}")
+    if bodiless:
+        return b"", (), at
     pieces = []
-    while not bodiless:
+    while True:
         end = data.find(b"\r\n", at)
         if end < 0:
             return None
         if not _CHUNK_SIZE.fullmatch(data[at:end]):
             raise Violation(f"chunk size {data[at:end][:100]!r}")
         size = int(data[at:end], 16)
+        if not size:
+            return _read_trailers(data, b"".join(pieces), end, line)
         at = end + 2 + size + 2
         if len(data) < at:
             return None
         if data[at - 2 : at] != b"\r\n":
-            raise Violation("a chunk without its end")  # a trailer would show here, too
-        if not size:
-            break
+            raise Violation("a chunk without its end")
         pieces.append(data[end + 2 : at - 2])
-    return b"".join(pieces), at
+
+
+def _read_trailers(
+    data: bytes, body: bytes, at: int, line: re.Pattern[bytes]
+) -> tuple[bytes, tuple[tuple[bytes, bytes], ...], int] | None:
+    """Read what follows the last chunk's size, whose line ends at `at`."""
+    end = data.find(b"\r\n\r\n", at)
+    if end < 0:
+        return None
+    lines = data[at + 2 : end].split(b"\r\n") if end > at else []
+    return body, _fields(lines, line), end + 4

@@ -74,7 +74,10 @@ def test_every_doubt_is_found(old: bytes, new: bytes) -> None:
         (b"3\r\nabc", b"03\r\nabc"),
         (b"3\r\nabc", b"3;a=b\r\nabc"),
         (b"3\r\nabc", b"2\r\nabc"),
-        (b"0\r\n\r\n", b"0\r\nX-T: 1\r\n\r\n"),
+        (b"0\r\n\r\n", b"0\r\nAuthorization: x\r\n\r\n"),
+        (b"0\r\n\r\n", b"0\r\nContent-Length: 3\r\n\r\n"),
+        (b"0\r\n\r\n", b"0\r\nX_Forwarded_For: x\r\n\r\n"),
+        (b"0\r\n\r\n", b"0\r\nX-T : x\r\n\r\n"),
     ],
 )
 def test_every_doubt_about_chunks_is_found(old: bytes, new: bytes) -> None:
