@@ -22,7 +22,7 @@ from cfproxy.building import build_login_plan
 from cfproxy.config import Account, TcpAddress, UnixAddress
 from cfproxy.config.agreement import is_exposed
 from cfproxy.doors import Door
-from cfproxy.errors import ListenError
+from cfproxy.errors import CfproxyError, ListenError
 from cfproxy.expiry import WarnOnce
 from cfproxy.login import LoginPlan
 from cfproxy.parts import Parts, give_up
@@ -98,6 +98,11 @@ class RunningAccount:
     def in_flight(self) -> int:
         """How many of its requests are being worked at."""
         return self.listener.in_flight
+
+    @property
+    def failure(self) -> CfproxyError | None:
+        """Why the API did not answer the latest request; None if it did."""
+        return self.listener.failure
 
     @property
     def listen(self) -> str:

@@ -15,6 +15,10 @@ from cfproxy.errors import (
     StoreUnavailable,
     StoreUnusable,
     TokenEndpointUnavailable,
+    UpstreamError,
+    UpstreamProtocol,
+    UpstreamTimeout,
+    UpstreamTls,
 )
 from cfproxy.expiry import expiry_warning, span_text
 from cfproxy.shaper import FULL, ShaperState
@@ -26,6 +30,10 @@ _STATES: dict[type[CfproxyError], str] = {
     StoreUnusable: "store-unusable",
     StoreUnavailable: "store-unavailable",
     TokenEndpointUnavailable: "token-endpoint-unavailable",
+    UpstreamTls: "upstream-tls",
+    UpstreamProtocol: "upstream-protocol",
+    UpstreamTimeout: "upstream-timeout",
+    UpstreamError: "upstream-unreachable",
 }
 STATES = ("ok", *_STATES.values())
 
@@ -57,32 +65,38 @@ def report_stored(
     return _report(app, login, max(0.0, usable_s), error, location, store_error, now)
 
 
-def report_running(app: App, state: BrokerState, now: float, location: str) -> dict[str, Any]:
-    """Describe an account of a running proxy, from its broker's memory."""
+def report_running(
+    app: App, state: BrokerState, now: float, location: str, failure: CfproxyError | None = None
+) -> dict[str, Any]:
+    """Describe an account of a running proxy, from memory; `failure` is what its latest request met."""
     report = _report(app, state.login, state.usable_s, state.error, location, state.store_error, now)
     report["ready"] = state.ready
     report["retry_in_s"] = round(state.retry_in_s, 1)
     report["store"]["unsaved"] = state.unsaved
     report["refreshes"] = state.refreshes
+    report["api"] = {"state": state_of(failure), "detail": None if failure is None else failure.message}
+    if failure is not None and report["command"] is None:
+        report["command"] = "cfproxy doctor"
     return report
 
 
 def report_checks(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what readiness consists of for one account of a running proxy: login, token and store.
+    """Return the checks of one account of a running proxy: login, token, store and API.
 
-    A check that is not `ok` does not make the account unready while its token in hand is still valid.
+    A check that is not `ok` does not make the account unready while its token in hand is still valid; nor
+    does an API that did not answer the latest request, since another replica would not reach it either.
     """
     state, usable = report["state"], bool(report["access_token"] and report["access_token"]["usable_s"])
     of_login = {"login-required": "login"}
     of_store = {"store-unavailable": "store", "store-unusable": "store"}
     concerned = "" if state == "ok" else {**of_login, **of_store}.get(state, "token")
     found: list[dict[str, Any]] = []
-    for name in ("login", "token", "store"):
+    for name in ("login", "token", "store", "api"):
         check: dict[str, Any] = {"check": name, "account": report["account"], "state": "ok", "detail": None}
         if name == concerned:
             check |= {"state": state, "detail": report["detail"]}
-        elif name == "store" and report["store"]["state"] != "ok":
-            check |= {"state": report["store"]["state"], "detail": report["store"]["detail"]}
+        elif name in {"store", "api"}:
+            check |= {"state": report[name]["state"], "detail": report[name]["detail"]}
         elif name == "token" and not usable and report["access_token"] is not None:
             check["detail"] = "expired; the next request fetches one" if not concerned else "none is valid"
         elif name == "login" and report["warning"] is not None:
@@ -197,6 +211,8 @@ def render_text(reports: list[dict[str, Any]]) -> str:
     lines: list[str] = []
     for report in reports:
         lines.append(f"{report['account']}: {report['state']}: {report['detail']}")
+        if report["warning"] is not None and report["state"] == "ok":
+            lines.append(f"  warning       {report['warning']}")
         lines.append(f"  app           {report['client_id']} ({report['grant']})")
         if report["login"] is not None:
             lines.append(f"  logged in     {report['login']['logged_in_at']}")

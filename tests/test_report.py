@@ -143,3 +143,11 @@ def test_client_credentials_have_a_token_and_no_login() -> None:
     report, text = told(login(client_id="another"), CREDENTIALS_APP)
     assert (report["state"], report["detail"]) == ("ok", "no token yet; the first request fetches one")
     assert report["access_token"] is None
+
+
+def test_a_login_that_dies_soon_is_warned_of() -> None:
+    """In the sentence that log, page and metric have; not before there is a reason to."""
+    assert "warning" not in told(login())[1]
+    report, text = told(login(login_at=NOW - 28 * DAY_S, login_expires_at=NOW + 2 * DAY_S))
+    assert f"  warning       {report['warning']}" in text
+    assert "ends in 2 d" in report["warning"]

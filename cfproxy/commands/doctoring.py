@@ -15,6 +15,9 @@ from cfproxy.doctor.examination import examine, refuse
 from cfproxy.doctor.findings import Finding, render_findings
 from cfproxy.errors import ConfigError
 from cfproxy.running import run_loop
+from cfproxy.terminal import show
+
+_COLORS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 @click.command("doctor")
@@ -27,7 +30,7 @@ def doctor_command(account: str | None, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps({"findings": [each.to_document() for each in findings]}, indent=2))
     else:
-        click.echo(render_findings(findings))
+        show(render_findings(findings), _COLORS)
     first = next((each for each in findings if each.level == "fail"), None)
     return exits.DONE if first is None else first.code
 

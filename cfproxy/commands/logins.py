@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import webbrowser
 
 import click
@@ -14,6 +15,7 @@ from cfproxy.commands.options import account_option, closing, common, load_accou
 from cfproxy.config import Account
 from cfproxy.errors import LoginFailed, UsageError
 from cfproxy.login import LoggedOut, LoginPlan
+from cfproxy.ports import ATTEMPT_LIFETIME_S
 from cfproxy.running import run_loop
 from cfproxy.token import Login
 
@@ -77,6 +79,8 @@ def _invite(url: str, *, browser: bool) -> None:
         "An error page of Creative Force instead? Then redirect_uri differs from the registered one.",
         err=True,
     )
+    until = time.strftime("%H:%M", time.localtime(time.time() + ATTEMPT_LIFETIME_S))
+    click.echo(f"Waiting for it until {until} ({ATTEMPT_LIFETIME_S / 60:.0f} minutes).", err=True)
 
 
 def _finish_at_prompt(plan: LoginPlan) -> Login:
@@ -86,6 +90,7 @@ def _finish_at_prompt(plan: LoginPlan) -> Login:
         line = sys.stdin.readline()
         if not line:
             raise LoginFailed("nothing was pasted; without a terminal use --print-url, then --finish URL")
+        click.echo("Asking the token endpoint for the tokens ...", err=True)
         try:
             return run_loop(closing(plan.store, login.finish(plan, line)))
         except LoginFailed as error:

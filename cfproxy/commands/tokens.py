@@ -17,7 +17,19 @@ from cfproxy.logs import build_logger
 from cfproxy.ports import TokenStore
 from cfproxy.report import render_text, report_stored
 from cfproxy.running import run_loop
+from cfproxy.terminal import show
 from cfproxy.token import Login, Token
+
+_COLORS = {
+    "ok": "green",
+    "unknown": "yellow",
+    "warning": "yellow",
+    "store-unavailable": "yellow",
+    "token-endpoint-unavailable": "yellow",
+    "login-required": "red",
+    "misconfigured": "red",
+    "store-unusable": "red",
+}
 
 
 @click.command("status")
@@ -29,7 +41,10 @@ def status_command(account: str | None, as_json: bool) -> int:
     settings = load()
     chosen = [choose(settings, account)] if account else list(settings.accounts.values())
     reports = run_loop(_report(chosen))
-    click.echo(json.dumps({"accounts": reports}, indent=2) if as_json else render_text(reports))
+    if as_json:
+        click.echo(json.dumps({"accounts": reports}, indent=2))
+    else:
+        show(render_text(reports), _COLORS)
     states = {report["state"] for report in reports} | {report["store"]["state"] for report in reports}
     if states & {"store-unusable", "store-unavailable"}:
         return exits.STORE

@@ -12,12 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import click
-
 from cfproxy import exits
 from cfproxy.errors import CfproxyError
 
-_COLORS = {"ok": "green", "warn": "yellow", "fail": "red"}
 _CHECK_WIDTH = 14
 
 
@@ -62,15 +59,14 @@ def from_error(check: str, error: CfproxyError, account: str | None = None) -> F
 
 
 def render_findings(findings: Iterable[Finding]) -> str:
-    """Return the lines for people; colours are click's to drop where there is no terminal."""
+    """Return the lines for people."""
     lines = []
     accounts: set[str] = set()
     for finding in findings:
         if finding.account is not None and finding.account not in accounts:
             accounts.add(finding.account)
             lines.append(f"account {finding.account}")
-        word = click.style(f"{finding.level:<4}", fg=_COLORS[finding.level], bold=finding.level == "fail")
-        lines.append(f"  {word}  {finding.check:<{_CHECK_WIDTH}} {finding.text}")
+        lines.append(f"  {finding.level:<4}  {finding.check:<{_CHECK_WIDTH}}  {finding.text}")
         if finding.next:
-            lines.append(f"  {'':<4}  {'':<{_CHECK_WIDTH}} next: {finding.next}")
+            lines.append(f"  {'':<4}  {'':<{_CHECK_WIDTH}}  next: {finding.next}")
     return "\n".join(lines)

@@ -46,6 +46,10 @@ class Account(LoginAccount, Protocol):
         """Where its requests go."""
 
     @property
+    def failure(self) -> CfproxyError | None:
+        """Why the API did not answer the latest request; None if it did."""
+
+    @property
     def in_flight(self) -> int:
         """How many of its requests are being worked at."""
 
@@ -204,7 +208,7 @@ class Admin:
         reports = []
         for account in self._accounts:
             state = await account.look()
-            report = report_running(account.app, state, time.time(), account.store_location)
+            report = report_running(account.app, state, time.time(), account.store_location, account.failure)
             report["listen"] = account.listen
             report["url"] = account.url
             report["upstream"] = account.upstream_url

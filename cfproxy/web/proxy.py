@@ -87,6 +87,7 @@ class ProxyListener:
         self.port: int | None = None  # set once it listens; None for a Unix socket
         self.draining = False
         self._refusing = False
+        self.failure: UpstreamError | None = None  # why the API did not answer the latest request
         self._replies: set[Reply] = set()
         self._earlier: list[tuple[set[Reply], asyncio.Event]] = []  # who began before a switch
         self.idle = asyncio.Event()  # set when nothing is in flight any more after `drain`
@@ -144,9 +145,12 @@ class ProxyListener:
             outcome = await forwarder.forward(call, flow)
             if body is not None:
                 body.stop_keeping()
+            self.failure = None
             await self._relay(settings, reply, outcome, caller)
         except CfproxyError as caught:
             error = caught
+            if isinstance(caught, UpstreamError):
+                self.failure = caught
             if reply.begun:
                 reply.cut()
             else:

@@ -50,7 +50,8 @@ def view_account(report: dict[str, Any]) -> View:
     tone, headline = _judge(report)
     token, login, store = report["access_token"], report["login"], report["store"]
     usable_s = 0 if token is None else token["usable_s"]
-    detail = report["detail"] if report["state"] != "ok" else store["detail"] or report["warning"] or ""
+    lesser = store["detail"] or report["api"]["detail"] or report["warning"] or ""
+    detail = report["detail"] if report["state"] != "ok" else lesser
     command = report["command"] or ""
     login_helps = command.startswith("cfproxy login")
     return {
@@ -185,6 +186,8 @@ def _judge(report: dict[str, Any]) -> tuple[Tone, str]:
         return "bad", _TROUBLE[state]
     if report["store"]["state"] != "ok" or report["store"]["unsaved"]:
         return "warn", "Works; the newest login is not saved yet"
+    if report["api"]["state"] != "ok":
+        return "warn", "The latest request got no answer from the API"
     if report["warning"] is not None:
         return "warn", "Works; log in again soon"
     return "good", "Works"

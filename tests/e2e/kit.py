@@ -32,6 +32,7 @@ from tests.ledger import LEDGER
 
 from .processes import PATIENCE_S, Proxy, Ran
 
+NOBODY = "http://127.0.0.1:1"  # where nobody listens
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -10,9 +10,7 @@ import pytest
 
 from cfproxy.sandbox import Behaviour, Sandbox
 
-from .kit import World
-
-NOBODY = "http://127.0.0.1:1"
+from .kit import NOBODY, World
 
 
 async def examined(world: World, *args: str) -> tuple[int, dict[str, dict[str, Any]]]:

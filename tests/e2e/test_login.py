@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
@@ -81,6 +82,8 @@ async def test_the_prompt_takes_the_address_from_a_pipe(world: World) -> None:
     assert ran.code == 0
     assert "Logged in" in ran.out
     assert "redirect_uri" in ran.err
+    assert re.search(r"Waiting for it until \d\d:\d\d \(30 minutes\)", ran.err)
+    assert "Asking the token endpoint" in ran.err
     assert (await world.run("status")).code == 0
 
 
