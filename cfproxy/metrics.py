@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from cfproxy import __version__
 from cfproxy.broker import BrokerState
-from cfproxy.report import STATES, state_of, word_of
+from cfproxy.report import ACCOUNT_STATES, state_of, word_of
 from cfproxy.shaper import ShaperState
 from cfproxy.traffic import Activity, Durations, Traffic
 
@@ -145,13 +145,13 @@ class Metrics:
             failures = Counter({"ok": state.refreshes})
             for kind, count in state.failures.items():
                 failures[word_of(kind)] += count
-            for result in STATES:
+            for result in ACCOUNT_STATES:
                 refreshes.add_metric([name, result], failures[result])
             store_errors.add_metric([name], state.store_failures)
             unsaved.add_metric([name], state.unsaved)
             ready.add_metric([name], state.ready)
             warning.add_metric([name], state.warning_step)
-            for word in STATES:
+            for word in ACCOUNT_STATES:
                 states.add_metric([name, word], state_of(state.error) == word)
             if state.login is not None:
                 token.add_metric([name], state.login.token.expires_at)

@@ -36,6 +36,7 @@ _STATES: dict[type[CfproxyError], str] = {
     UpstreamError: "upstream-unreachable",
 }
 STATES = ("ok", *_STATES.values())
+ACCOUNT_STATES = tuple(word for word in STATES if not word.startswith("upstream-"))
 
 
 def state_of(error: CfproxyError | None) -> str:
@@ -66,15 +67,30 @@ def report_stored(
 
 
 def report_running(
-    app: App, state: BrokerState, now: float, location: str, failure: CfproxyError | None = None
+    app: App,
+    state: BrokerState,
+    now: float,
+    location: str,
+    failure: CfproxyError | None = None,
+    refused: int = 0,
 ) -> dict[str, Any]:
-    """Describe an account of a running proxy, from memory; `failure` is what its latest request met."""
+    """Describe an account of a running proxy, from memory.
+
+    Args:
+        app: the account's app.
+        state: its broker's.
+        now: wall clock, seconds.
+        location: the store's place.
+        failure: why the API did not answer the latest request.
+        refused: how many requests the queue refused of late.
+    """
     report = _report(app, state.login, state.usable_s, state.error, location, state.store_error, now)
     report["ready"] = state.ready
     report["retry_in_s"] = round(state.retry_in_s, 1)
     report["store"]["unsaved"] = state.unsaved
     report["refreshes"] = state.refreshes
     report["api"] = {"state": state_of(failure), "detail": None if failure is None else failure.message}
+    report["refused"] = refused
     if failure is not None and report["command"] is None:
         report["command"] = "cfproxy doctor"
     return report

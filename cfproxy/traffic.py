@@ -76,6 +76,11 @@ class Latest:
         self._kept.append(finished)
         self.serial += 1
 
+    def refused(self, account: str, since: float) -> int:
+        """Return how many requests of an account the queue refused since a wall-clock instant."""
+        recent = itertools.takewhile(lambda finished: finished.at >= since, reversed(self._kept))
+        return sum(each.account == account and each.problem.startswith("queue-") for each in recent)
+
     def after(self, serial: int) -> list[Finished]:
         """Return what came after the one with that number, oldest first, as far as it is remembered."""
         count = min(len(self._kept), max(0, self.serial - serial))
@@ -200,21 +205,20 @@ class Traffic:
             self.retries["unauthorized"] += 1
         if postponed:
             self.retries["too_many_requests"] += postponed
-        self._latest.add(
-            Finished(
-                time.time(),
-                self._account,
-                key[0],
-                path[:PATH_MAX_CHARS],
-                status,
-                problem,
-                total_s,
-                queued_s,
-                token_s,
-                upstream_s,
-                1 + retried + postponed,
-            )
+        finished = Finished(
+            time.time(),
+            self._account,
+            key[0],
+            path[:PATH_MAX_CHARS],
+            status,
+            problem,
+            total_s,
+            queued_s,
+            token_s,
+            upstream_s,
+            1 + retried + postponed,
         )
+        self._latest.add(finished)
         self.trend.sample()
 
 

@@ -25,7 +25,7 @@ HOUR_S = 3600.0
 
 
 async def test_a_login_is_warned_of_once_at_each_step_and_ends_when_it_was_said() -> None:
-    """Log, metric, status and page agree in each hour; tokens are refreshed until the end, which is on time."""
+    """Log, metric, status and page agree each hour; tokens are refreshed to the end, which is on time."""
     clock = FakeClock()
     log = structlog.wrap_logger(None, processors=[LogCapture()])
     async with Sandbox(Behaviour(limiter="off"), clock=clock.time) as sandbox:
@@ -77,4 +77,5 @@ async def test_a_login_is_warned_of_once_at_each_step_and_ends_when_it_was_said(
     assert told[:3] == [(23.0, 1), (28.0, 2), (29.0, 3)]
     assert [step for step, _ in itertools.groupby(steps)][:4] == [0, 1, 2, 3]
     assert login.login_expires_at is not None
+    assert ended_at is not None
     assert 30.0 <= ended_at <= 30.0 + 2 / 24

@@ -50,6 +50,16 @@ def test_a_request_that_was_sent_again_shows_how_often() -> None:
     assert traffic.upstream.cumulative()[-1] == ("+Inf", 0.0)
 
 
+def test_what_the_queue_refused_of_late_is_known() -> None:
+    """By account, and only what came since a given instant."""
+    activity = an_activity()
+    traffic = activity.traffic("default", "https://api:443")
+    traffic.record("GET", "/", 503, "queue-full", total_s=0.1)
+    traffic.record("GET", "/", 504, "upstream-timeout", total_s=0.1)
+    assert activity.latest.refused("default", 0.0) == 1
+    assert activity.latest.refused("another", 0.0) == activity.latest.refused("default", 1e12) == 0
+
+
 def test_counts_outlive_a_reload() -> None:
     """An account whose upstream was changed goes on counting, towards another trend."""
     activity = an_activity()

@@ -15,6 +15,7 @@ from cfproxy.errors import (
     StoreUnavailable,
     StoreUnusable,
     TokenEndpointUnavailable,
+    UpstreamUnreachable,
 )
 from cfproxy.expiry import DAY_S
 from cfproxy.report import report_checks, report_pacing, report_running
@@ -29,10 +30,12 @@ NOW = LOGIN_AT + 600.0
 GOOD = BrokerState(a_login(), 3000.0, None, 0.0, None, False, 1)
 QUIET = ShaperState(0, 0, 0, 20.0, None, 0.0, 1000, 1.0)
 
+PLACES = {"listen": "127.0.0.1:1", "url": "http://127.0.0.1:1", "upstream": "https://api"}
+
 
 def a_report(state: BrokerState = GOOD, now: float = NOW, account: str = "default") -> dict[str, Any]:
     report = report_running(replace(APP, account=account), state, now, "file:/state")
-    return report | {"listen": "127.0.0.1:1", "url": "http://127.0.0.1:1", "upstream": "https://api"}
+    return report | PLACES
 
 
 def test_an_account_that_works_says_so_in_one_word() -> None:
@@ -70,6 +73,23 @@ def test_what_is_broken_is_named_with_its_cause_and_the_next_step(
     assert str(still["headline"]).startswith("Works")
 
 
+def test_an_api_that_failed_the_last_request_is_told() -> None:
+    """In the words that the caller got; readiness tells it, too."""
+    report = report_running(APP, GOOD, NOW, "file:/state", UpstreamUnreachable("no route to it"))
+    view = view_account(report | PLACES)
+    assert (view["tone"], view["detail"], view["command"]) == ("bad", "no route to it", "cfproxy doctor")
+    assert view["headline"] == "The API is out of reach"
+    check = report_checks(report)[-1]
+    assert (check["check"], check["state"], check["ok"]) == ("api", "upstream-unreachable", False)
+
+
+def test_a_queue_that_refuses_is_told_for_a_minute() -> None:
+    """Everything else works, so it is a warning."""
+    view = view_account(a_report() | {"refused": 3})
+    assert (view["tone"], view["headline"]) == ("warn", "Works; the queue is full and refuses requests")
+    assert str(view["detail"]).startswith("3 requests refused in the last minute; ")
+
+
 def test_a_dying_login_is_told_before_it_dies() -> None:
     """The page has the sentence that log and status have."""
     report = a_report(now=LOGIN_AT + 25 * DAY_S)
@@ -102,7 +122,7 @@ def test_an_account_that_never_had_a_token_is_told_as_such() -> None:
     app = report_running(
         replace(APP, grant="client_credentials"), replace(GOOD, login=a_login(None)), NOW, "memory"
     )
-    own = view_account(app | {"listen": "", "url": "", "upstream": ""})
+    own = view_account(app | PLACES)
     assert own["login_text"] == "the app logs in by itself; nothing dies"
 
 
@@ -123,7 +143,7 @@ def test_the_plot_spans_its_width_and_stays_inside() -> None:
     assert str(view["rate_line"]).startswith("M0 100.0L300 ")
     heights = [float(point.split()[1]) for point in str(view["rate_line"])[1:].split("L")]
     assert 0 < min(heights) < max(heights) == 100
-    assert view["rate_text"] == "20.0 per second, of 20 that may be"
+    assert view["rate_text"] == "20.0 of 20 per second"
     assert view["queue_text"] == "0 of 1000 waiting"
     assert (view["tone"], view["note"]) == ("good", "")
 

@@ -28,6 +28,7 @@ from cfproxy.web.problems import render_problem
 from cfproxy.web.view import View, view_account, view_pacing, view_request, view_summary
 
 BODY_MAX_BYTES = 64 * 1024
+REFUSED_S = 60.0  # for which refusals of the queue are told
 
 
 class Account(LoginAccount, Protocol):
@@ -205,10 +206,12 @@ class Admin:
         return views[account.app.account]
 
     async def _reports(self) -> list[dict[str, Any]]:
-        reports = []
+        reports, now = [], time.time()
         for account in self._accounts:
             state = await account.look()
-            report = report_running(account.app, state, time.time(), account.store_location, account.failure)
+            name, latest = account.app.account, self._metrics.activity.latest
+            refused = latest.refused(name, now - REFUSED_S)
+            report = report_running(account.app, state, now, account.store_location, account.failure, refused)
             report["listen"] = account.listen
             report["url"] = account.url
             report["upstream"] = account.upstream_url

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from cfproxy.expiry import span_text
+from cfproxy.shaper import FULL
 from cfproxy.token import instant
 from cfproxy.traffic import Finished
 
@@ -38,6 +39,12 @@ _TROUBLE_AHEAD = {
     "store-unavailable": "Works; the token store is out of reach",
     "token-endpoint-unavailable": "Works for {left} more; the token endpoint gives no new token",
 }
+_API = {
+    "upstream-unreachable": "The API is out of reach",
+    "upstream-tls": "The API's certificate is not trusted",
+    "upstream-protocol": "The API's answers can't be used",
+    "upstream-timeout": "The API does not answer in time",
+}
 _GRANTS = {"authorization_code": "in the name of a person", "client_credentials": "in the app's own name"}
 
 
@@ -51,13 +58,13 @@ def view_account(report: dict[str, Any]) -> View:
     token, login, store = report["access_token"], report["login"], report["store"]
     usable_s = 0 if token is None else token["usable_s"]
     lesser = store["detail"] or report["api"]["detail"] or report["warning"] or ""
-    detail = report["detail"] if report["state"] != "ok" else lesser
+    detail = report["detail"] if report["state"] != "ok" else lesser or _refusals(report)
     command = report["command"] or ""
     login_helps = command.startswith("cfproxy login")
     return {
         "tone": tone,
         "headline": headline,
-        "detail": detail if detail != "logged in" else "",
+        "detail": detail,
         # What another process logs in would not reach a store in this one's memory; this page does.
         "command": "" if login_helps and store["location"] == "memory" else command,
         "login_helps": "yes" if login_helps else "",
@@ -68,6 +75,7 @@ def view_account(report: dict[str, Any]) -> View:
         "token_text": _token_text(report, usable_s),
         "token_left": usable_s,
         "token_life": 1 if token is None else max(1, token["lifetime_s"]),
+        "token_word": "until" if usable_s > 0 else "since",
         "token_at": "" if token is None else token["expires_at"],
         "login_text": _login_text(report),
         "login_left": _login_left_s(login),
@@ -75,7 +83,7 @@ def view_account(report: dict[str, Any]) -> View:
         "login_at": "" if login is None else login["expires_at"] or "",
         "just_now": "yes" if login is not None and login["age_s"] < JUST_NOW_S else "",
         "refreshed_at": "" if token is None else token["obtained_at"],
-        "refreshes": _count(report["refreshes"], "token") + " fetched since the start",
+        "refreshes": f"{report['refreshes']} since the start",
         "retry": f"next try in {span_text(report['retry_in_s'])}" if report["retry_in_s"] >= 1 else "",
         "store": _store_text(store),
         "store_tone": "good" if store["state"] == "ok" and not store["unsaved"] else "warn",
@@ -118,7 +126,7 @@ def view_pacing(pacing: dict[str, Any], rates: Sequence[float], waiting: Sequenc
     top_rate = max([*rates, limit or 0.0, 1.0]) * _HEADROOM
     top_queue = max([*waiting, 5]) * _HEADROOM
     peak = max(waiting, default=0)
-    now = f"{recent:.1f} per second" + ("" if limit is None else f", of {limit:g} that may be")
+    now = f"{recent:.1f}" + ("" if limit is None else f" of {limit:g}") + " per second"
     queue = f"{pacing['waiting']} of {pacing['capacity']} waiting"
     if pacing["waiting"]:
         queue += f", the first for {pacing['oldest_wait_s']:.1f} s"
@@ -184,13 +192,21 @@ def _judge(report: dict[str, Any]) -> tuple[Tone, str]:
         if left_s > 0:
             return "warn", _TROUBLE_AHEAD[state].format(left=span_text(left_s))
         return "bad", _TROUBLE[state]
+    if report["api"]["state"] in _API:
+        return "bad", _API[report["api"]["state"]]
     if report["store"]["state"] != "ok" or report["store"]["unsaved"]:
         return "warn", "Works; the newest login is not saved yet"
-    if report["api"]["state"] != "ok":
-        return "warn", "The latest request got no answer from the API"
     if report["warning"] is not None:
         return "warn", "Works; log in again soon"
+    if report["refused"]:
+        return "warn", "Works; the queue is full and refuses requests"
     return "good", "Works"
+
+
+def _refusals(report: dict[str, Any]) -> str:
+    if not report["refused"]:
+        return ""
+    return f"{_count(report['refused'], 'request')} refused in the last minute; {FULL}"
 
 
 def _token_text(report: dict[str, Any], usable_s: int) -> str:
