@@ -4,7 +4,8 @@ Owns: the departures that were borrowed and not used yet; what is done while the
 Must not know: who waits, how a lender keeps the pace.
 Invariants:
 1. Nothing leaves before a departure that was borrowed for it, and not later than `LATE_S` after it.
-2. Nothing is borrowed while nobody waits; under load one question brings `AT_ONCE` departures.
+2. Nothing is borrowed while nobody waits; under load one question brings `AT_ONCE` departures, fewer where
+   there are many replicas.
 3. While the lender is away this replica keeps to its part of the rate: the rate over the number of
    replicas that were there before. It goes back to borrowing when the lender has been there for
    `RETURN_S`, so that the others have noticed as well.
@@ -25,6 +26,8 @@ from cfproxy.pacing import Pace
 from cfproxy.ports import Clock, Lender
 
 AT_ONCE = 5
+# What all have borrowed lies before a newcomer: together not more than this many seconds of the rate.
+AHEAD_S = 2.0
 # The guard of the pace covers 30 ms of jitter in all; the network needs a part of it.
 LATE_S = 0.015
 TRY_AGAIN_S = 1.0
@@ -116,7 +119,11 @@ class BorrowedPace:
         held = 0 if self.ready_at == math.inf else len(self._slots)
         # The next ones are asked for while the last one has not left yet: no departure passes unused.
         if self._alone is None and self._asking is None and held <= 1 and held < waiting:
-            self._asking = self._begin(self._borrow(min(waiting - held, AT_ONCE)))
+            self._asking = self._begin(self._borrow(min(waiting - held, self._at_once())))
+
+    def _at_once(self) -> int:
+        each = self._rate * AHEAD_S / self._per_s / self._replicas
+        return max(1, min(AT_ONCE, math.floor(each)))
 
     def eta(self, ahead: int, now: float) -> float:
         """Return the earliest instant at which a request with `ahead` before it can leave: a lower bound."""

@@ -79,6 +79,7 @@ class Broker:
         log: where events go.
         endpoint_timeout_s: how long a token request can take at most.
         jitter: returns a factor near 1 for each back-off, so that replicas don't retry in step.
+        chance: see `Ledger`.
     """
 
     def __init__(
@@ -91,11 +92,12 @@ class Broker:
         *,
         endpoint_timeout_s: float = 30.0,
         jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),  # noqa: S311 - no secret hangs on it
+        chance: Callable[[], float] = random.random,
     ) -> None:
         log = log.bind(account=app.account)
         self._app = app
         self._clock = clock
-        self._ledger = Ledger(app, store, clock, log)
+        self._ledger = Ledger(app, store, clock, log, chance)
         self._renewal = Renewal(app, self._ledger, endpoint, clock, log)
         self._refresher = Refresher(
             self._ledger,

@@ -9,11 +9,14 @@ Invariants:
    logout or refresh of somebody else is newer.
 3. The serial in the store only grows within one login.
 4. A token is as old as the wall clock or the monotonic clock says, whichever says older.
+5. A shared store that has gone back in time, as a server does that takes over without the last writes,
+   gets the newer record again.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Hashable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -24,6 +27,10 @@ from cfproxy.errors import CfproxyError, LoginRequired, StoreUnavailable, StoreU
 from cfproxy.ports import Clock, Lease, TokenStore
 from cfproxy.token import App, Login, Token, instant, login_problem
 
+# A thousand replicas with one token must not want to refresh it in the same instant: each begins after its
+# own part of the early time, this one at the latest.
+LATEST_SHARE = 0.5
+
 
 class Ledger:
     """Keeps one account's record.
@@ -33,13 +40,22 @@ class Ledger:
         store: where they live.
         clock: both clocks.
         log: where events go, the account bound to it.
+        chance: returns a number from 0 to 1; asked once.
     """
 
-    def __init__(self, app: App, store: TokenStore, clock: Clock, log: FilteringBoundLogger) -> None:
+    def __init__(
+        self,
+        app: App,
+        store: TokenStore,
+        clock: Clock,
+        log: FilteringBoundLogger,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
         self._app = app
         self._store = store
         self._clock = clock
         self._log = log
+        self._early_share = 1 - (1 - LATEST_SHARE) * chance() if store.shared else 1.0
 
         # Called when somebody else's token or login was adopted, or the record is gone; the argument
         # says whether that is another login, not only a refreshed token.
@@ -74,7 +90,7 @@ class Ledger:
     def fresh(self) -> Token | None:
         """Return the token if it may be sent now and need not be refreshed yet."""
         login = self.login
-        return login.token if login is not None and self.left_s() > login.token.early_s else None
+        return login.token if login is not None and self.left_s() > self._early_s(login) else None
 
     def problem(self) -> LoginRequired | None:
         """Return why only a person can renew the login (see `login_problem`)."""
@@ -89,11 +105,14 @@ class Ledger:
         if self.login is None:
             return 0.0
         if self.login.presented_at is None:
-            return self.left_s() - self.login.token.early_s
+            return self.left_s() - self._early_s(self.login)
         # An open mark: somebody went away in the middle of a refresh. On one machine that one is gone for
         # certain: find out now, while the token still serves. Elsewhere it may only have stood still, with
         # the new token in its hands: it gets the time that is left.
         return self.left_s() if self._store.shared else 0.0
+
+    def _early_s(self, login: Login) -> float:
+        return login.token.early_s * self._early_share
 
     @property
     def shared(self) -> bool:
@@ -112,7 +131,11 @@ class Ledger:
 
     def changed(self) -> bool:
         """Return whether the store may hold something else than at the last look; asks no network."""
-        return self._read_error is not None or self._store.stamp(self._app.account) != self._stamp
+        return self._read_error is not None or self.heard()
+
+    def heard(self) -> bool:
+        """Return whether somebody else has changed the record since it was read; asks no network."""
+        return self._read_error is None and self._store.stamp(self._app.account) != self._stamp
 
     async def load(self) -> None:
         """Read the store, and take its record for ours unless ours is its unsaved successor.
@@ -135,7 +158,7 @@ class Ledger:
     def _adopt(self, stored: Login | None) -> None:
         if self._app.grant == "client_credentials" and stored and not stored.belongs_to(self._app):
             stored = None  # a new token of our own will take its place
-        if self._keeps_unsaved(stored) or stored == self.login:
+        if self._keeps_unsaved(stored) or stored == self.login or self._keeps_newer(stored):
             return
         before, self.login = self.login, stored
         if stored is None or not stored.belongs_to(self._app):
@@ -158,6 +181,18 @@ class Ledger:
         if not _same_generation(stored, self.login):  # else a save took effect that seemed to fail
             self._log.warning("token.unsaved_dropped", reason="the store has another login")
         return False
+
+    def _keeps_newer(self, stored: Login | None) -> bool:
+        mine = self.login
+        if not self._store.shared or mine is None or stored is None or mine.refused_at is not None:
+            return False
+        # The serial only grows within a login, and a new login has another instant.
+        went_back = stored.login_at == mine.login_at and stored.serial < mine.serial
+        if not went_back or _same_generation(stored, mine):
+            return False
+        self.unsaved, self._unsaved_over = True, stored
+        self._log.warning("store.went_back", serial=mine.serial, stored_serial=stored.serial)
+        return True
 
     # --- writing --------------------------------------------------------------------------
 

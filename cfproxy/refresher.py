@@ -101,7 +101,7 @@ class Refresher:
 
     def renew_if_due(self) -> None:
         """Begin a refresh in the background if one makes sense and may be tried now."""
-        if self._renewing is None and self._ledger.due() and self._may_try():
+        if self._renewing is None and self._ledger.due() and self._may_try() and not self._hear():
             self._begin(None)
 
     def refuse_if_hopeless(self) -> None:
@@ -141,6 +141,13 @@ class Refresher:
                     await self._renewal.run(None, lease, ask=False)
 
     # --- a look ---------------------------------------------------------------------------
+
+    def _hear(self) -> bool:
+        """Read what somebody else has stored, if so; return whether that goes on: it may be the refresh."""
+        if self._looking is None and self._ledger.heard():
+            self.look_at = self._clock.monotonic() + LOOK_EVERY_S
+            self._looking = asyncio.create_task(self._read())
+        return self._looking is not None
 
     async def _read(self) -> None:
         try:
@@ -241,6 +248,8 @@ class Refresher:
         self._alarm = None
         if self._renewing is not None:
             return  # it sets the next alarm
+        if self._hear():
+            return  # likewise
         ask = self._ledger.due() and self._may_try()
         if ask or (self._ledger.unsaved and self._clock.monotonic() >= self._save_at):
             self._begin(None, ask=ask)

@@ -232,10 +232,16 @@ class World:
         )
         return log
 
-    async def broker(self, app: App | None = None) -> Broker:
+    async def broker(self, app: App | None = None, chance: float = 0.0) -> Broker:
         """Return one more broker, started: as if another process ran on the same store."""
         broker = Broker(
-            app or self.app, self.store, self.endpoint, self.clock, self.build_log(), jitter=lambda: 1.0
+            app or self.app,
+            self.store,
+            self.endpoint,
+            self.clock,
+            self.build_log(),
+            jitter=lambda: 1.0,
+            chance=lambda: chance,
         )
         self.brokers.append(broker)
         await broker.start()

@@ -66,3 +66,69 @@ async def test_a_mark_that_cannot_be_saved_spends_nothing(world: World) -> None:
     world.store.mend()
     await world.clock.advance(120)
     assert (await broker.get()).value == Secret("access-2")
+
+
+# --- a server that took over without the last writes -----------------------------------------
+
+
+async def test_a_store_that_went_back_gets_the_newer_token_again(world: World) -> None:
+    """After a failover that lost writes, whoever has the newer token saves it; none is spent anew."""
+    await world.put_expired()
+    before = await world.stored()
+    broker = await world.broker()
+    await broker.get()
+    newer = await world.stored()
+    await world.put_expired(serial=before.serial, login_at=before.login_at)
+    await world.clock.advance(2)
+    assert (await broker.get()).value == Secret("access-2")
+    await world.clock.advance(10)
+    assert (await world.stored()).token == newer.token
+    assert (await world.stored()).serial >= newer.serial
+    assert world.endpoint.calls == ["refresh-1"]
+    assert world.named("store.went_back")
+
+
+async def test_of_many_replicas_one_brings_the_newer_token_back(world: World) -> None:
+    """All notice, one saves, and nobody drops anything; then the next refresh goes on as ever."""
+    await world.put_expired()
+    before = await world.stored()
+    brokers = [await world.broker() for _ in range(3)]
+    await brokers[0].get()
+    await world.clock.advance(2)
+    for broker in brokers:
+        await broker.get()
+    await world.clock.advance(2)
+    await world.put_expired(serial=before.serial, login_at=before.login_at)
+    await world.clock.advance(2)
+    for broker in brokers:
+        assert (await broker.get()).value == Secret("access-2")
+    await world.clock.advance(3600)
+    assert [(await broker.get()).value for broker in brokers] == [Secret("access-3")] * 3
+    assert world.endpoint.calls == ["refresh-1", "refresh-2"]
+    assert not world.named("token.unsaved_dropped")
+
+
+# --- many replicas ----------------------------------------------------------------------------
+
+
+async def test_replicas_do_not_all_refresh_in_the_same_instant(world: World) -> None:
+    """Each takes its own part of the early time; the first refreshes, the rest hear of it and ask nothing."""
+    await world.put()
+    brokers = [await world.broker(chance=number / 9) for number in range(10)]
+    await world.clock.advance(3600 - 300)
+    assert world.endpoint.calls == ["refresh-1"]
+    assert world.store.locks == 1
+    await world.clock.advance(299)
+    assert [(await broker.get()).value for broker in brokers] == [Secret("access-2")] * 10
+    await world.clock.advance(2)
+    assert (len(world.endpoint.calls), world.store.locks) == (1, 1)
+
+
+async def test_the_last_replica_still_refreshes_early(world: World) -> None:
+    """Where all others are gone, half of the early time is left for tries."""
+    await world.put()
+    await world.broker(chance=1.0)
+    await world.clock.advance(3600 - 151)
+    assert world.endpoint.calls == []
+    await world.clock.advance(2)
+    assert world.endpoint.calls == ["refresh-1"]

@@ -24,6 +24,7 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     NoPermissionError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
 )
@@ -47,7 +48,10 @@ def open_client(address: RedisAddress, ca_file: Path | None) -> redis.asyncio.Re
     options: dict[str, Any] = {
         "socket_timeout": ANSWER_S,
         "socket_connect_timeout": CONNECT_S,
+        "socket_keepalive": True,
         "retry": Retry(NoBackoff(), 1),
+        # A primary that was set back keeps its connections, and refuses on them for good.
+        "retry_on_error": [ReadOnlyError],
         "client_name": "cfproxy",
         "protocol": 2,
     }
@@ -62,10 +66,14 @@ def open_client(address: RedisAddress, ca_file: Path | None) -> redis.asyncio.Re
     if address.service is None:
         host, port = address.hosts[0]
         return redis.asyncio.Redis(host=host, port=port, db=address.database, **options, **secret)
-    # Sentinels and the server are one installation here: the same user, password and authorities.
+    # Sentinels and the server are one installation here: the same user, password and authorities; but
+    # Sentinels are often left without a password.
     sentinel = Sentinel(  # type: ignore[no-untyped-call] # redis-py leaves it without types
         list(address.hosts), sentinel_kwargs=options | secret, **options, **secret
     )
+    if address.password is not None:
+        for host, port in address.hosts:
+            sentinel.sentinels.append(redis.asyncio.Redis(host=host, port=port, **options))
     client: redis.asyncio.Redis = sentinel.master_for(address.service, db=address.database)
     return client
 
@@ -98,6 +106,11 @@ def naming_errors(where: str) -> Iterator[None]:
         ) from None
     except ResponseError as error:
         code = _code(error)
+        if code in {"MOVED", "ASK"}:
+            raise StoreUnusable(
+                f"{where} is one node of a Redis Cluster, and the keys are on another one; name a server "
+                "that keeps all keys (redis:// or redis+sentinel://)"
+            ) from None
         if code == "WRONGTYPE":
             raise StoreUnusable(
                 f"{where} has something else under cfproxy's keys; give cfproxy a database of its own"
@@ -114,6 +127,16 @@ def naming_errors(where: str) -> Iterator[None]:
 def _code(error: ResponseError) -> str:
     # redis-py cuts the code word off where it has a class for it.
     kind = type(error).__name__
-    by_class = {"OutOfMemoryError": "OOM", "ReadOnlyError": "READONLY", "BusyLoadingError": "LOADING"}
+    by_class = {
+        "OutOfMemoryError": "OOM",
+        "ReadOnlyError": "READONLY",
+        "MovedError": "MOVED",
+        "AskError": "ASK",
+    }
+    by_class |= {
+        "ClusterDownError": "CLUSTERDOWN",
+        "MasterDownError": "MASTERDOWN",
+        "TryAgainError": "TRYAGAIN",
+    }
     match = re.match(r"[A-Z]{2,20}(?= |$)", str(error))
     return by_class.get(kind, match[0] if match else "")

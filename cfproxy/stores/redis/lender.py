@@ -40,11 +40,14 @@ if not now then
 end
 redis.call('ZADD', KEYS[3], string.format('%.0f', now), ARGV[3])
 redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', string.format('%.0f', now - ARGV[4]))
-local s = redis.call('HMGET', KEYS[1], 'ready', 'share', 'recovers', 'slowed', 'paused')
+local s = redis.call('HMGET', KEYS[1], 'ready', 'share', 'recovers', 'slowed', 'paused', 'at')
 local ready, share = tonumber(s[1] or '0'), tonumber(s[2] or '1')
 local recovers, slowed, paused = tonumber(s[3] or '0'), tonumber(s[4] or '0'), tonumber(s[5] or '0')
 local taken = {}
-for i, at in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do taken[i] = tonumber(at) end
+-- A clock that went back, or that of another server: what is kept keeps its distance from now.
+local back = math.max(0, tonumber(s[6] or '0') - now)
+ready, recovers, slowed, paused = ready - back, recovers - back, slowed - back, paused - back
+for i, at in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do taken[i] = tonumber(at) - back end
 local function share_at(at)
   return math.min(1, share + RECOVERY * math.max(0, at - recovers) / 1000000)
 end
@@ -59,7 +62,7 @@ end
 local function keep()
   redis.call('HSET', KEYS[1], 'ready', string.format('%.0f', ready), 'share', string.format('%.9f', share),
     'recovers', string.format('%.0f', recovers), 'slowed', string.format('%.0f', slowed),
-    'paused', string.format('%.0f', paused))
+    'paused', string.format('%.0f', paused), 'at', string.format('%.0f', now))
   redis.call('DEL', KEYS[2])
   for _, at in ipairs(taken) do redis.call('RPUSH', KEYS[2], string.format('%.0f', at)) end
   for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, KEPT) end
@@ -69,9 +72,10 @@ local function room_at(limit, window)
   return taken[#taken - limit + 1] + window
 end
 """
-# More: how many, whether the borrower was away ('1'). Returns now, replicas, share in millionths, instants.
+# More: how many; '1' when the borrower was away, '2' when it has borrowed before: then a state that is gone
+# was lost. Returns now, replicas, share in millionths, instants.
 _LEND = """
-local count, fresh = tonumber(ARGV[6]), ARGV[7] == '1'
+local count, fresh = tonumber(ARGV[6]), ARGV[7] == '1' or (ARGV[7] == '2' and not s[1])
 local answer = {now, redis.call('ZCARD', KEYS[3]), 0}
 if fresh then
   local _, window = shape_at(now)
@@ -133,14 +137,17 @@ def _script(text: str) -> str:
 class _Offset:
     """What to add to the server's clock to get our monotonic one: the least that was seen, seconds.
 
-    The answer that travelled fastest tells it best; each makes it too large by its own travel.
+    The answer that travelled fastest tells it best; each makes it too large by its own travel. What would
+    place the server's reading before the question is of another clock: a server that took over, or was set.
     """
 
     value_s: float = math.inf
     seen_at: float = 0.0
 
-    def note(self, server_s: float, now: float) -> float:
+    def note(self, server_s: float, asked_at: float, now: float) -> float:
         drifted = self.value_s + DRIFT * (now - self.seen_at)
+        if drifted < asked_at - server_s:
+            drifted = math.inf
         self.value_s, self.seen_at = min(drifted, now - server_s), now
         return self.value_s
 
@@ -163,13 +170,17 @@ class RedisLender:
         self._lend = self._client.register_script(_script(_LEND))
         self._back_off = self._client.register_script(_script(_BACK_OFF))
         self._offset = _Offset()
+        self._has_lent = False
 
     async def lend(self, rate: float, per_s: float, count: int, *, fresh: bool = False) -> Loan:
         """Return the next `count` departures; see `ports.Lender`."""
-        arguments = [*self._common(rate, per_s), count, int(fresh)]
+        known = 2 if self._has_lent else 0
+        arguments = [*self._common(rate, per_s), count, 1 if fresh else known]
+        asked_at = time.monotonic()
         with naming_errors(self._where):
             server_us, replicas, share, *instants = await self._lend(self._keys, arguments)
-        offset_s = self._offset.note(server_us / 1e6, time.monotonic())
+        self._has_lent = self._has_lent or bool(instants)
+        offset_s = self._offset.note(server_us / 1e6, asked_at, time.monotonic())
         return Loan([at / 1e6 + offset_s for at in instants], int(replicas), share / 1e6)
 
     async def back_off(self, rate: float, per_s: float, pause_s: float, *, slower: bool) -> None:

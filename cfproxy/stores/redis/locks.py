@@ -5,7 +5,8 @@ Must not know: what the lock protects.
 Invariants:
 1. A lock ends `life_s` after its holder was last heard of; a holder believes in it for a tenth less, by
    the monotonic clock and by the wall clock, whichever says sooner.
-2. Each holder gets a higher fence than all before it, for as long as the record's key lives.
+2. Each holder gets a higher fence than all before it, for as long as the record's key lives, and than
+   any that has written the record, whatever a server forgot that took over.
 3. Only its holder gives a lock back or prolongs it. Taking it twice by the same holder is one taking: a
    command whose answer was lost may arrive again.
 """
@@ -36,10 +37,14 @@ LONGEST_PAUSE_S = 0.5
 # KEYS: lock, record. ARGV: holder, life in ms. Returns the fence, 0 when another one holds the lock.
 _TAKE = """
 local holder = redis.call('GET', KEYS[1])
-if holder == ARGV[1] then return tonumber(redis.call('HGET', KEYS[2], 'fence')) end
-if holder then return 0 end
+if holder and holder ~= ARGV[1] then return 0 end
+local at = redis.call('HMGET', KEYS[2], 'fence', 'by')
+local fence, by = tonumber(at[1] or '0'), tonumber(at[2] or '0')
+if holder and fence > 0 then return fence end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return redis.call('HINCRBY', KEYS[2], 'fence', 1)
+fence = math.max(fence, by) + 1
+redis.call('HSET', KEYS[2], 'fence', fence)
+return fence
 """
 # KEYS: lock. ARGV: holder, life in ms. Returns 1 when it is still the holder's.
 _PROLONG = """

@@ -3,7 +3,8 @@
 Owns: one subscription an account, and the slow poll behind it.
 Must not know: what a record holds.
 Invariants: after a gap in the subscription the version is asked for once; while there is none it is asked
-for every `POLL_S`; a failure is silent here, since whoever needs the record finds out by itself.
+for every `POLL_S`, and a subscription that had not told of it is made anew; a failure is silent here, since
+whoever needs the record finds out by itself.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ class News:
 
     Args:
         client: the connection.
-        ask: returns the version that the server has now.
+        ask: returns the version that the server has now, as the messages say it; empty: there is none.
         tell: called with each version that is heard of.
     """
 
     def __init__(
         self,
         client: redis.asyncio.Redis,
-        ask: Callable[[str], Awaitable[int]],
-        tell: Callable[[str, int], None],
+        ask: Callable[[str], Awaitable[str]],
+        tell: Callable[[str, str], None],
     ) -> None:
         self._client = client
         self._ask = ask
@@ -62,11 +63,17 @@ class News:
     async def _listen(self, account: str, channel: str) -> None:
         async with self._client.pubsub(ignore_subscribe_messages=True) as subscription:
             await subscription.subscribe(channel)
+            # Closes the gap.
+            told = await self._ask(account)
+            self._tell(account, told)
             while True:
-                # The first time it closes the gap, later it is the poll: a connection can be dead unnoticed.
-                self._tell(account, await self._ask(account))
                 async with asyncio.timeout(2 * POLL_S):
                     message = await subscription.get_message(timeout=POLL_S)
                 while message is not None:
-                    self._tell(account, int(message["data"]))
+                    told = message["data"].decode()
+                    self._tell(account, told)
                     message = await subscription.get_message(timeout=POLL_S)
+                # A connection can be dead unnoticed.
+                if (version := await self._ask(account)) != told:
+                    self._tell(account, version)
+                    return

@@ -11,6 +11,8 @@ Invariants:
    (`by`) had a higher fence. What it could not write for that reason it may still keep and save later.
 3. Every command may arrive twice: `write` tells a repetition from a second writer.
 4. No request costs a round trip: `stamp` answers from what `news.py` has heard.
+5. A server that has lost the key (emptied, evicted, restarted without its data) gets it again from whoever
+   knows it: only `delete` forgets a login, and leaves the hash.
 """
 
 from __future__ import annotations
@@ -52,8 +54,15 @@ else
 end
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'by', ARGV[3]) end
 redis.call('HSET', KEYS[1], 'version', version + 1, 'write', ARGV[1])
-redis.call('PUBLISH', ARGV[4], version + 1)
+redis.call('PUBLISH', ARGV[4], (version + 1) .. ' ' .. ARGV[1])
 return {1, version + 1, existed}
+"""
+# KEYS: record. ARGV: write, version, channel, document. Returns 1 when there was nothing.
+_PUT_BACK = """
+if redis.call('HEXISTS', KEYS[1], 'version') == 1 then return 0 end
+redis.call('HSET', KEYS[1], 'document', ARGV[4], 'version', ARGV[2], 'write', ARGV[1])
+redis.call('PUBLISH', ARGV[3], ARGV[2] .. ' ' .. ARGV[1])
+return 1
 """
 # KEYS: attempts. ARGV: field, what it held, what it is to hold.
 _CLAIM = """
@@ -86,9 +95,10 @@ class RedisStore:
         self._client = open_client(address, ca_file)
         self._locks = Locks(self._client, self._where, life_s)
         self._news = News(self._client, self._ask_version, self._heard)
-        self._write = self._client.register_script(_WRITE)
+        self._put_back = self._client.register_script(_PUT_BACK)
         self._claim = self._client.register_script(_CLAIM)
-        self._versions: dict[str, int | None] = {}  # as far as heard; None: there is no record
+        self._versions: dict[str, str | None] = {}  # as far as heard; None: there is no record
+        self._known: dict[str, tuple[int, bytes]] = {}  # the newest record that was read or written
         self._leases: dict[str, RedisLease] = {}
 
     @property
@@ -124,15 +134,18 @@ class RedisStore:
         """Return the record, or None when there is none.
 
         Raises:
-            StoreUnavailable: the server does not answer.
+            StoreUnavailable: the server does not answer, or had lost the record; then it has it again.
             StoreUnusable: damaged, or written by a newer version.
         """
         with naming_errors(self._where):
             found: list[Any] = await self._client.hmget(_key(account, "login"), "document", "version")
         content, version = found
+        if version is None and content is None and account in self._known:
+            await self._restore(account, *self._known[account])
         login = None if content is None else await self._read(content, account)
         if account in self._leases:
             self._leases[account].version = int(version or 0)
+        self._note(account, int(version or 0), content)
         return login
 
     async def save(self, login: Login) -> None:
@@ -223,16 +236,18 @@ class RedisStore:
         lease = self._leases.get(account)
         version = "" if lease is None or lease.version is None else lease.version
         fence = "" if lease is None else lease.fence
+        write = secrets.token_hex(8)
         with naming_errors(self._where):
             done, now_at, existed, acknowledged = await self._send(
-                _key(account, "login"), [secrets.token_hex(8), version, fence, _key(account, "news"), content]
+                _key(account, "login"), [write, version, fence, _key(account, "news"), content]
             )
         if not done:
             raise StoreUnavailable(
                 f"another process changed the login of account '{account}' in the meantime; trying again",
                 retry_after_s=1.0,
             )
-        self._versions[account] = int(now_at) if content else None
+        self._versions[account] = f"{now_at} {write}"
+        self._note(account, int(now_at), content or None)
         if lease is not None:
             lease.version = int(now_at)
         if acknowledged < self._address.replicas:
@@ -243,14 +258,33 @@ class RedisStore:
         return bool(existed)
 
     async def _send(self, key: str, arguments: list[Any]) -> tuple[int, int, int, int]:
+        # As a whole each time, not by its digest: a server that took over does not know that yet.
         if not self._address.replicas:
-            done, version, existed = await self._write([key], arguments)
-            return done, version, existed, 0
+            written: Any = await self._client.eval(_WRITE, 1, key, *arguments)
+            return *written, 0
+        # On one connection: the server waits for what came on that.
         async with self._client.pipeline(transaction=False) as pipe:
-            await self._write([key], arguments, client=pipe)
+            pipe.eval(_WRITE, 1, key, *arguments)
             pipe.wait(self._address.replicas, ACKNOWLEDGE_MS)
-            (done, version, existed), acknowledged = await pipe.execute()
-        return done, version, existed, int(acknowledged)
+            written, acknowledged = await pipe.execute()
+        return *written, int(acknowledged)
+
+    async def _restore(self, account: str, version: int, content: bytes) -> None:
+        with naming_errors(self._where):
+            # One more than is known: who still works on the old record must not take it for that.
+            write, channel = secrets.token_hex(8), _key(account, "news")
+            await self._put_back([_key(account, "login")], [write, version + 1, channel, content])
+        raise StoreUnavailable(
+            f"{self._where} had lost the login of account '{account}'; it was put back. Switch appendonly on "
+            "and eviction off, and forget logins with cfproxy logout",
+            retry_after_s=1.0,
+        )
+
+    def _note(self, account: str, version: int, content: bytes | None) -> None:
+        if content is not None:
+            self._known[account] = version, content
+        else:
+            self._known.pop(account, None)
 
     async def _encoded(self, document: dict[str, Any], purpose: str) -> bytes:
         # In a thread: with a key it may take tenths of a second.
@@ -266,11 +300,13 @@ class RedisStore:
             raise StoreUnusable(f"{where} is another account's; delete its key and log in again")
         return login
 
-    async def _ask_version(self, account: str) -> int:
-        return int(await self._client.hget(_key(account, "login"), "version") or 0)
+    async def _ask_version(self, account: str) -> str:
+        found: list[Any] = await self._client.hmget(_key(account, "login"), "version", "write")
+        return b" ".join(part for part in found if part is not None).decode()
 
-    def _heard(self, account: str, version: int) -> None:
-        # A record that was forgotten has a version, too: `load` tells that it is gone.
+    def _heard(self, account: str, version: str) -> None:
+        # A record that was forgotten has a version, too: `load` tells that it is gone. With the writer's
+        # word beside it, since a server that took over may count from an earlier one.
         self._versions[account] = version or None
 
     # --- attempts ------------------------------------------------------------------------
