@@ -96,9 +96,9 @@ class Metrics:
         for account, count in self.in_flight.items():
             in_flight.add_metric([account], count)
         for account, traffic in self.activity.accounts.items():
-            for (method, status, problem), count in traffic.requests.items():
+            for (method, first_digit, problem), count in traffic.requests.items():
                 origin = "cfproxy" if problem else "upstream"
-                requests.add_metric([account, method, status, origin, problem], count)
+                requests.add_metric([account, method, f"{first_digit}xx", origin, problem], count)
             for reason, count in traffic.retries.items():
                 retries.add_metric([account, reason], count)
             received.add_metric([account], traffic.received_bytes)

@@ -14,7 +14,7 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cfproxy.shaper import ShaperState
 
@@ -68,23 +68,24 @@ class Latest:
     """The latest requests of all accounts; each has a serial number, the first one 1."""
 
     def __init__(self) -> None:
-        self._kept: deque[Finished] = deque(maxlen=LATEST_MAX)
+        self._kept: deque[tuple[Any, ...]] = deque(maxlen=LATEST_MAX)  # each is the fields of a `Finished`
         self.serial = 0
 
-    def add(self, finished: Finished) -> None:
-        """Remember a request and forget the oldest one."""
+    def add(self, finished: tuple[Any, ...]) -> None:
+        """Remember a request, given as the fields of `Finished`, and forget the oldest one."""
         self._kept.append(finished)
         self.serial += 1
 
     def refused(self, account: str, since: float) -> int:
         """Return how many requests of an account the queue refused since a wall-clock instant."""
-        recent = itertools.takewhile(lambda finished: finished.at >= since, reversed(self._kept))
+        latest = map(Finished._make, reversed(self._kept))
+        recent = itertools.takewhile(lambda finished: finished.at >= since, latest)
         return sum(each.account == account and each.problem.startswith("queue-") for each in recent)
 
     def after(self, serial: int) -> list[Finished]:
         """Return what came after the one with that number, oldest first, as far as it is remembered."""
         count = min(len(self._kept), max(0, self.serial - serial))
-        return list(itertools.islice(self._kept, len(self._kept) - count, None))
+        return [Finished._make(each) for each in itertools.islice(self._kept, len(self._kept) - count, None)]
 
 
 class Trend:
@@ -152,7 +153,7 @@ class Traffic:
         self._account = account
         self._latest = latest
         self.trend = trend
-        self.requests: dict[tuple[str, str, str], int] = {}  # by method, status class and problem
+        self.requests: dict[tuple[str, int, str], int] = {}  # by method, first digit of status, and problem
         self.total, self.queued, self.token, self.upstream = (Durations() for _ in range(4))
         self.received_bytes = 0
         self.sent_bytes = 0
@@ -190,7 +191,8 @@ class Traffic:
             retried: sent again with another token after a 401.
             postponed: how often it was sent again after a 429 or 503.
         """
-        key = (method if method in METHODS else "other", f"{status // 100}xx", problem)
+        known = method if method in METHODS else "other"
+        key = (known, status // 100, problem)
         self.requests[key] = self.requests.get(key, 0) + 1
         self.total.observe(total_s)
         if queued_s is not None:
@@ -205,20 +207,10 @@ class Traffic:
             self.retries["unauthorized"] += 1
         if postponed:
             self.retries["too_many_requests"] += postponed
-        finished = Finished(
-            time.time(),
-            self._account,
-            key[0],
-            path[:PATH_MAX_CHARS],
-            status,
-            problem,
-            total_s,
-            queued_s,
-            token_s,
-            upstream_s,
-            1 + retried + postponed,
-        )
-        self._latest.add(finished)
+        now, tries = time.time(), 1 + retried + postponed
+        path = path[:PATH_MAX_CHARS]
+        waits = (queued_s, token_s, upstream_s)
+        self._latest.add((now, self._account, known, path, status, problem, total_s, *waits, tries))
         self.trend.sample()
 
 

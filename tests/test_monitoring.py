@@ -93,9 +93,12 @@ def test_every_alert_says_what_to_do() -> None:
         assert set(rule["annotations"]) == {"summary", "description"}
 
 
-@pytest.mark.skipif(
+needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="no promtool; on Debian: apt-get install prometheus"
 )
+
+
+@needs_promtool
 def test_promtool_accepts_rules_and_exposition() -> None:
     """Prometheus' own judgement of both."""
     rules = subprocess.run(["promtool", "check", "rules", ALERTS], capture_output=True, check=False)
@@ -106,3 +109,61 @@ def test_promtool_accepts_rules_and_exposition() -> None:
         ["promtool", "check", "metrics"], input=metrics.render(), capture_output=True, check=False
     )
     assert judged.returncode == 0, judged.stdout + judged.stderr
+
+
+def firing(tmp_path: Path, series: dict[str, str], expected: dict[int, list[tuple[str, str]]]) -> str:
+    """Let promtool live through `series`, one value an hour; return what it says if it saw other alerts.
+
+    Args:
+        tmp_path: for its file.
+        series: values in promtool's notation, by series.
+        expected: the hour → alerts as (name, severity) of account default that fire then, of those named.
+    """
+    labels = {"account": "default"}
+    names = {name for alerts in expected.values() for name, _ in alerts}
+    document = {
+        "rule_files": [str(ALERTS)],
+        "evaluation_interval": "30s",
+        "tests": [
+            {
+                "interval": "1h",
+                "input_series": [{"series": name, "values": values} for name, values in series.items()],
+                "alert_rule_test": [
+                    {
+                        "eval_time": f"{hour}h",
+                        "alertname": name,
+                        "exp_alerts": [
+                            {"exp_labels": labels | {"severity": severity}, **texts_of(name)}
+                            for wanted, severity in alerts
+                            if wanted == name
+                        ],
+                    }
+                    for hour, alerts in expected.items()
+                    for name in sorted(names)
+                ],
+            }
+        ],
+    }
+    path = tmp_path / "alerts.json"
+    path.write_text(json.dumps(document), encoding="utf-8")  # JSON is YAML
+    ran = subprocess.run(["promtool", "test", "rules", path], capture_output=True, check=False, text=True)
+    return "" if ran.returncode == 0 else ran.stdout + ran.stderr
+
+
+def texts_of(name: str) -> dict[str, Any]:
+    """Return a rule's annotations as they read for account default of an instance without a name."""
+    (rule,) = (rule for rule in alert_rules() if rule["alert"] == name)
+    fill = {"{{ $labels.account }}": "default", "{{ $labels.instance }}": ""}
+    texts = rule["annotations"]
+    for mark, text in fill.items():
+        texts = {key: value.replace(mark, text) for key, value in texts.items()}
+    return {"exp_annotations": texts}
+
+
+@needs_promtool
+def test_a_dying_login_raises_one_alert_at_a_time(tmp_path: Path) -> None:
+    """First that there is a week, then that there are two days, then nothing else until somebody logs in."""
+    week, days = ("CfproxyLoginEndsInAWeek", "warning"), ("CfproxyLoginEndsInTwoDays", "critical")
+    series = {'cfproxy_login_expiry_warning{account="default"}': "0 0 1 1 2 2 3 3 4 4 0 0"}
+    expected = {1: [], 3: [week], 5: [days], 7: [days], 9: [days], 11: []}
+    assert firing(tmp_path, series, expected) == ""

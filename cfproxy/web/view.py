@@ -147,8 +147,8 @@ def view_pacing(pacing: dict[str, Any], rates: Sequence[float], waiting: Sequenc
         "queue_area": _area(waiting, top_queue),
         "rate_label": f"Requests sent in the last 10 minutes: now {now}, at most {max(rates, default=0):.1f}",
         "queue_label": f"Queue in the last 10 minutes: now {queue}, at most {peak}",
-        "rate_top": f"{top_rate:.0f}",
-        "queue_top": f"{top_queue:.0f}",
+        "rate_peak": f"at most {max(rates, default=0):.1f}",
+        "queue_peak": f"at most {peak}",
     }
 
 
