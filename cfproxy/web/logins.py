@@ -36,8 +36,8 @@ from cfproxy.web.view import View
 
 _ELSEWHERE = (
     "This login was not begun in this browser, or not under this name, so it is not finished by itself. If "
-    "you began it: copy the whole address of this page, and paste it where you began, on the login page or "
-    "at 'cfproxy login'. If not: close this page; nothing has happened."
+    "you began it: copy the address of this page from its question mark to the end, and paste that where you "
+    "began, on the login page or at 'cfproxy login'. If not: close this page; nothing has happened."
 )
 
 
@@ -128,21 +128,23 @@ class Logins:
 
     async def receive(self, request: web.Request) -> web.Response:
         """Answer `GET /callback`, where a redirect arrives that was forwarded here."""
-        query = request.rel_url.raw_query_string
+        query, alone = request.rel_url.raw_query_string, self._is_public(request)
         try:
             came = parse_redirect(f"?{query}")
             account = None if came.state is None else self._who_began(request, came.state)
             if account is None:
-                return render_note("One step is left to you", _ELSEWHERE, tone="warn", status=403)
+                title = "One step is left to you"
+                return render_note(title, _ELSEWHERE, tone="warn", alone=alone, status=403)
             await self._finish(account, f"?{query}")
         except CfproxyError as error:
-            again = ("/login", "To the login page") if self._is_at_home(request) else None
+            again = None if alone else ("/login", "To the login page")
+            status = _status_of(error)
             return render_note(
-                "Not logged in", error.message, tone="bad", link=again, status=_status_of(error)
+                "Not logged in", error.message, tone="bad", link=again, alone=alone, status=status
             )
-        link = ("/", "To the status page") if self._is_at_home(request) else None
         text = f"Account '{account.app.account}' is logged in. You can close this tab."
-        return render_note("Logged in", text, link=link)
+        link = None if alone else ("/", "To the status page")
+        return render_note("Logged in", text, link=link, alone=alone)
 
     async def _act_for_program(self, account: LoginAccount, redirected: str | None) -> web.Response:
         name = account.app.account
@@ -182,8 +184,9 @@ class Logins:
                 return account
         return None
 
-    def _is_at_home(self, request: web.Request) -> bool:
-        return request.headers.get("Host", "").lower() not in self.redirect_hosts
+    def _is_public(self, request: web.Request) -> bool:
+        """Return whether only the callback can be had under the name that it came by."""
+        return request.headers.get("Host", "").lower() in self.redirect_hosts
 
     def _account(self, name: str | None) -> LoginAccount:
         for account in self._accounts:

@@ -126,13 +126,28 @@ def render_login(login: LoginView, account: View, *, status: int = 200) -> web.R
 
 
 def render_note(
-    title: str, text: str, *, tone: str = "good", link: tuple[str, str] | None = None, status: int = 200
+    title: str,
+    text: str,
+    *,
+    tone: str = "good",
+    link: tuple[str, str] | None = None,
+    alone: bool = False,
+    status: int = 200,
 ) -> web.Response:
-    """Return a page that says one thing, with a link to go on by (address, label)."""
-    more = "" if link is None else f'<p><a href="{escape(link[0])}">{escape(link[1])}</a></p>'
+    """Return a page that says one thing.
+
+    Args:
+        title: its heading.
+        text: what it says.
+        tone: `good`, `warn` or `bad`.
+        link: address and label of the way on.
+        alone: nothing else can be had where it is shown: no style, no link.
+        status: of the answer.
+    """
+    more = "" if link is None else f'<p><a href="{escape(link[0])}">{escape(link[1])}</a></p>\n'
     role = "status" if tone == "good" else "alert"
     body = _fill("note.html", {"title": title, "text": text, "tone": tone, "role": role}, more=_Html(more))
-    return _page(f"{title} · cfproxy", body, status=status)
+    return _page(f"{title} · cfproxy", body, status=status, frame="plain.html" if alone else "page.html")
 
 
 def render_departure(authorize_url: str) -> web.Response:
@@ -172,10 +187,9 @@ def _page(
     after: str = "",
     status: int = 200,
     headers: Mapping[str, str] = SECURITY_HEADERS,
+    frame: str = "page.html",
 ) -> web.Response:
-    html = _fill(
-        "page.html", {}, title=title, body=_Html(body), names=names, after=after, version=__version__
-    )
+    html = _fill(frame, {}, title=title, body=_Html(body), names=names, after=after, version=__version__)
     return web.Response(text=html, content_type="text/html", charset="utf-8", status=status, headers=headers)
 
 
