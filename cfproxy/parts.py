@@ -26,7 +26,7 @@ from cfproxy.building import (
     build_store,
     build_tls,
 )
-from cfproxy.config import Account
+from cfproxy.config import Account, Log
 from cfproxy.endpoint import HttpTokenEndpoint
 from cfproxy.forward import Forwarder
 from cfproxy.ports import TokenStore
@@ -59,8 +59,9 @@ def build_parts(
     shaper: Shaper,
     log: FilteringBoundLogger,
     *,
-    server_timing: bool,
+    log_settings: Log,
     record: Callable[..., None],
+    keeps_line: Callable[[], bool],
     store: TokenStore | None = None,
 ) -> Parts:
     """Return what serves `account` from now on, using what stays the same of `before`.
@@ -70,8 +71,9 @@ def build_parts(
         before: the parts in use.
         shaper: its upstream's.
         log: where events go.
-        server_timing: see `ProxySettings`.
-        record: likewise.
+        log_settings: what callers are told.
+        record: see `ProxySettings`.
+        keeps_line: likewise.
         store: to be used instead of the configured one.
 
     Raises:
@@ -123,8 +125,10 @@ def build_parts(
         body_memory_bytes=account.retry.body_memory_bytes,
         body_max_bytes=account.retry.body_max_bytes if any_retry else 0,
         idle_s=account.timeouts.idle_s,
-        server_timing=server_timing,
+        server_timing=log_settings.server_timing,
+        sends_id=log_settings.request_id,
         record=record,
+        keeps_line=keeps_line,
     )
     return Parts(
         account,

@@ -204,8 +204,9 @@ class Service:
             before,
             self._shapers.of(account),
             self._log,
-            server_timing=settings.log.server_timing,
+            log_settings=settings.log,
             record=self._metrics.activity.traffic(account.name, account.upstream_origin).record,
+            keeps_line=(lambda: True) if self._logs is None else self._logs.keeps_request,
             store=self._stores.get(account.name),
         )
 

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,6 +159,8 @@ async def proxied(
     max_bytes: int = 64 * 1024 * 1024,
     idle_s: float = 20.0,
     server_timing: bool = False,
+    sends_id: bool = False,
+    keeps_line: Callable[[], bool] = lambda: True,
     upstream_url: str | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Proxied]:
@@ -182,6 +184,8 @@ async def proxied(
             body_max_bytes=max_bytes,
             idle_s=idle_s,
             server_timing=server_timing,
+            sends_id=sends_id,
+            keeps_line=keeps_line,
             record=lambda method, _path, status, _problem, **_: counted.append((method, status)),
         )
         forwarder = Forwarder(source, pacer, upstream, retry_unauthorized=retry, retry_too_many=retry)

@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 import cfproxy
-from cfproxy.logs import FIELDS, build_logger
+from cfproxy.logs import FIELDS, LogOutput, build_logger
 from cfproxy.secret import Secret
 
 MARKER = "marker-5d1c"
@@ -109,3 +109,31 @@ def test_a_json_line_is_one_object(form: str) -> None:
     if form == "json":
         (line,) = out.getvalue().splitlines()
         assert json.loads(line)["path"] == "/a\nb"
+
+
+@pytest.mark.usefixtures("form")
+def test_ordinary_lines_are_sampled_and_dropped_below_the_level() -> None:
+    """All at 1, none at 0, about the share in between; and none where nobody sees them."""
+    for share, least, most in ((1.0, 2000, 2000), (0.0, 0, 0), (0.1, 100, 320)):
+        output = LogOutput("info", "json", share, io.StringIO())
+        assert least <= sum(output.keeps_request() for _ in range(2000)) <= most
+    assert not LogOutput("warning", "json", 1.0, io.StringIO()).keeps_request()
+
+
+def test_the_level_and_form_change_for_loggers_that_are_bound_already(form: str) -> None:
+    """Whoever bound a name to a logger need not know of reloads."""
+    out = io.StringIO()
+    output = LogOutput("info", form, stream=out)
+    bound = output.log.bind(account="acme")
+    output.set_level("error")
+    bound.warning("proxy.removed")
+    assert out.getvalue() == ""
+    output.set_level("debug")
+    bound.debug("proxy.removed")
+    assert "proxy.removed" in out.getvalue()
+    output.change("info", "json", 1.0)
+    out.truncate(0)
+    out.seek(0)
+    bound.info("proxy.removed")
+    assert json.loads(out.getvalue())["account"] == "acme"
+    assert output.level == "info"

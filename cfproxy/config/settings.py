@@ -171,6 +171,9 @@ class Log(Model):
     sample: Annotated[float, Field(ge=0, le=1)] = _key(
         1.0, "the share of ordinary request lines (2xx) that is written; all others always are"
     )
+    request_id: bool = _key(
+        True, "tell the upstream and the caller each request's id, in an X-Request-Id header"
+    )
     server_timing: bool = _key(False, "tell each caller where the time went, in a Server-Timing header")
 
 

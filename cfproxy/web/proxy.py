@@ -12,7 +12,6 @@ There is no router and no reserved path: every target belongs to the upstream. I
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from structlog.typing import FilteringBoundLogger
 from cfproxy.access import AccessRules
 from cfproxy.errors import BadTarget, CfproxyError, ShuttingDown, UpgradeNotSupported, UpstreamError
 from cfproxy.forward import Forwarder, KeptBody, Outcome, Times
+from cfproxy.marks import HEADER, Marks, id_maker, read_marks
 from cfproxy.ports import Call
 from cfproxy.upstream import HttpAnswer
 from cfproxy.web.problems import render_problem, row_of
@@ -33,6 +33,7 @@ from cfproxy.web.server import ProxyServer
 from cfproxy.wire import (
     Origin,
     check_head,
+    folded,
     incoming_headers,
     outgoing_head,
     outgoing_target,
@@ -40,6 +41,7 @@ from cfproxy.wire import (
 )
 
 PROGRAMS_MAX = 128
+_REQUEST_ID = HEADER.encode()
 CUT_S = 0.1  # for handlers to end after they were cancelled; to aiohttp 0 means for ever
 _TOO_LARGE = b'cfproxy; received-status=401; details="request body too large to replay after the 401"'
 
@@ -56,6 +58,8 @@ class ProxySettings:
         idle_s: seconds that a client may leave an answer unread.
         server_timing: whether answers tell where the time went (`Server-Timing`).
         record: called after every request (see `traffic.Traffic.record`).
+        keeps_line: asked before each ordinary request's log line is built.
+        sends_id: whether the upstream and the client are told the request's id.
     """
 
     account: str
@@ -66,6 +70,8 @@ class ProxySettings:
     idle_s: float
     server_timing: bool
     record: Callable[..., None]
+    keeps_line: Callable[[], bool] = lambda: True
+    sends_id: bool = False
 
 
 class ProxyListener:
@@ -81,8 +87,7 @@ class ProxyListener:
         self._settings = settings
         self._forwarder = forwarder
         self._log = log.bind(account=settings.account)
-        self._ids = itertools.count(1)
-        self._id_prefix = f"{time.time_ns() // 1_000_000:x}"
+        self._make_id = id_maker()
         self._server: web.Server | None = None
         self.port: int | None = None  # set once it listens; None for a Unix socket
         self.draining = False
@@ -133,20 +138,22 @@ class ProxyListener:
         started_at = time.perf_counter()
         settings, forwarder = self._settings, self._forwarder  # to the end, whatever is reloaded meanwhile
         reply = Reply(request, lambda: self.draining, settings.idle_s)
-        request_id = f"{self._id_prefix}-{next(self._ids):x}"
+        marks = read_marks(
+            request.headers.getall(HEADER, ()), request.headers.get("traceparent"), self._make_id
+        )
         target = request._message.path.encode("utf-8", "surrogateescape")  # noqa: SLF001 - the bytes as they came
         body: KeptBody | None = None
         outcome: Outcome | None = None
         error: CfproxyError | None = None
         self._replies.add(reply)
         try:
-            call, flow, caller = self._accept(settings, request, target, reply)
+            call, flow, caller = self._accept(settings, request, target, reply, marks)
             body = call.body if isinstance(call.body, KeptBody) else None
             outcome = await forwarder.forward(call, flow)
             if body is not None:
                 body.stop_keeping()
             self.failure = None
-            await self._relay(settings, reply, outcome, caller)
+            await self._relay(settings, reply, outcome, caller, marks)
         except CfproxyError as caught:
             error = caught
             if isinstance(caught, UpstreamError):
@@ -154,7 +161,7 @@ class ProxyListener:
             if reply.begun:
                 reply.cut()
             else:
-                await self._refuse(reply, error, request_id)
+                await self._refuse(reply, error, marks)
         except ConnectionError:
             reply.cut()  # the client left
         except BaseException as fault:
@@ -174,11 +181,11 @@ class ProxyListener:
             if outcome is not None:
                 await outcome.answer.aclose()
             seconds = time.perf_counter() - started_at
-            event = self._describe(request, target, reply, outcome)
+            path = target.partition(b"?")[0].decode("ascii", "backslashreplace")
             times, reached = (Times(), False) if outcome is None else (outcome.times, True)
             settings.record(
                 request.method,
-                event["path"],
+                path,
                 reply.status,
                 row_of(error).slug if error is not None else "client-left" if not reply.complete else "",
                 total_s=seconds,
@@ -190,7 +197,10 @@ class ProxyListener:
                 retried=outcome is not None and outcome.retried,
                 postponed=0 if outcome is None else outcome.postponed,
             )
-            self._log_request(error, reply, request_id=request_id, ms=round(seconds * 1000, 1), **event)
+            # Most lines are alike: whether this one is wanted is asked before it is built.
+            if error is not None or not reply.complete or reply.status >= 300 or settings.keeps_line():
+                event = self._describe(request, path, reply, outcome, marks)
+                self._log_request(error, reply, ms=round(seconds * 1000, 1), **event)
         return reply
 
     def _note_end(self, reply: Reply) -> None:
@@ -201,7 +211,7 @@ class ProxyListener:
         self._earlier = [entry for entry in self._earlier if entry[0]]
 
     def _accept(
-        self, settings: ProxySettings, request: web.BaseRequest, target: bytes, reply: Reply
+        self, settings: ProxySettings, request: web.BaseRequest, target: bytes, reply: Reply, marks: Marks
     ) -> tuple[Call, Hashable, bytes]:
         """Check the request and build what goes up; no await, so nothing changes in between."""
         headers = request._message.raw_headers  # noqa: SLF001 - names and values as they came
@@ -218,7 +228,11 @@ class ProxyListener:
         framing = read_framing(version, headers)
         settings.rules.check_target(request.method, target, headers)
         outgoing = outgoing_target(target, settings.origin.base_path)
+        if marks.made and settings.sends_id:  # what came instead, if anything, is no id
+            headers = tuple(each for each in headers if folded(each[0]) != _REQUEST_ID.lower())
         head = outgoing_head(request.method, outgoing, headers, settings.origin, framing)
+        if marks.made and settings.sends_id:
+            head += b"%s: %s\r\n" % (_REQUEST_ID, marks.request_id.encode("ascii"))
         body = None
         if framing.has_body:
             reader = BodyReader(
@@ -237,12 +251,17 @@ class ProxyListener:
         return call, flow, b"http://%s" % host.encode("utf-8", "surrogateescape") if host else b""
 
     @staticmethod
-    async def _relay(settings: ProxySettings, reply: Reply, outcome: Outcome, caller: bytes) -> None:
+    async def _relay(
+        settings: ProxySettings, reply: Reply, outcome: Outcome, caller: bytes, marks: Marks
+    ) -> None:
         answer = outcome.answer
         assert isinstance(answer, HttpAnswer)  # noqa: S101 - the one adapter there is
         headers = incoming_headers(answer.raw_headers, settings.origin, caller)
         if outcome.too_large:
             headers.append((b"Proxy-Status", _TOO_LARGE))
+        # An id of the API's own is the API's answer, and passes like all of it.
+        if settings.sends_id and not any(folded(name) == _REQUEST_ID.lower() for name, _ in headers):
+            headers.append((_REQUEST_ID, marks.request_id.encode("ascii")))
         if settings.server_timing:
             headers.append((b"Server-Timing", _render_times(outcome.times)))
         reply.begin(answer.status, answer.reason, headers)
@@ -250,8 +269,9 @@ class ProxyListener:
             await reply.write(piece)
         await reply.end()
 
-    async def _refuse(self, reply: Reply, error: CfproxyError, request_id: str) -> None:
-        row, headers, document = render_problem(error, request_id)
+    async def _refuse(self, reply: Reply, error: CfproxyError, marks: Marks) -> None:
+        row, headers, document = render_problem(error, marks.request_id)
+        headers.append((_REQUEST_ID, marks.request_id.encode("ascii")))
         headers.append((b"Content-Length", b"%d" % len(document)))
         if isinstance(error, BadTarget | UpgradeNotSupported):
             reply.close_after()  # what follows on this connection may be part of the attack
@@ -261,14 +281,17 @@ class ProxyListener:
 
     @staticmethod
     def _describe(
-        request: web.BaseRequest, target: bytes, reply: Reply, outcome: Outcome | None
+        request: web.BaseRequest, path: str, reply: Reply, outcome: Outcome | None, marks: Marks
     ) -> dict[str, Any]:
         event: dict[str, Any] = {
+            "request_id": marks.request_id,
             "method": request.method,
-            "path": target.partition(b"?")[0].decode("ascii", "backslashreplace"),
+            "path": path,
             "status": reply.status,
             "bytes": reply.body_bytes,
         }
+        if marks.trace_id is not None:
+            event["trace_id"] = marks.trace_id
         if outcome is not None and outcome.times.queued_s:
             event["queued_ms"] = round(outcome.times.queued_s * 1000, 1)
         if outcome is not None and outcome.retried:

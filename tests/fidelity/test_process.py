@@ -13,7 +13,11 @@ async def test_the_shipped_program_keeps_what_the_listener_keeps(tmp_path: Path)
     """One process keeps all that a listener with fakes around it keeps, case after case."""
     async with open_origin() as origin, open_world(tmp_path) as world:
         retry = {"unauthorized": False, "too_many_requests": False}
-        world.write_config(upstream=f"http://{origin.authority.decode()}", retry=retry)
+        world.write_config(
+            upstream=f"http://{origin.authority.decode()}",
+            retry=retry,
+            log={"format": "json", "request_id": False},
+        )
         await world.log_in()
         async with world.serve() as proxy:
             token = world.document()["access_token"].encode()
