@@ -31,7 +31,7 @@ FIELDS = frozenset(
         *("postponed", "cut", "requests", "pause_s", "stepped", "rate"),
         *("idle", "unfinished", "refused", "connections"),
         *("attempt", "retry_in_s", "token_left_s", "hold_s"),
-        *("changed", "to", "trace_id", "replicas"),
+        *("changed", "to", "trace_id", "replicas", "stored_serial"),
         *("exc_info",),  # becomes `trace`
     }
 )
