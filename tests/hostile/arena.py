@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,8 +19,10 @@ from tests.hostile.strict import Heard, Violation, read_requests
 from tests.origin import Peer, until_still
 from tests.proxied import Proxied, proxied
 
-# A request needs about twenty turns of the event loop from one side of the proxy to the other.
-TURNS = 100
+# A request needs about twenty turns of the event loop from one side of the proxy to the other. While one is
+# under way it may also wait for something that takes time; longer than this it waits for the client.
+TURNS = 60
+WAITING_S = 0.03
 
 
 @dataclass
@@ -187,6 +190,13 @@ class Arena:
         def seen() -> int:
             return self._recorder.seen_bytes + sum(len(caller.data) + caller.ended for caller in callers)
 
+        began_at = time.perf_counter()
+        count = await until_still(seen, TURNS)
+        while self._world.listener.in_flight and time.perf_counter() - began_at < WAITING_S:
+            await asyncio.sleep(0.001)
+            if count != seen():
+                began_at = time.perf_counter()
+                count = await until_still(seen, TURNS)
         await until_still(seen, TURNS)
 
     def _requests_since(self, streams: int, lengths: list[int]) -> list[Heard]:
