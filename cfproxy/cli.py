@@ -85,6 +85,7 @@ _COMMANDS = {
     "wait": "waiting:wait_command",
     "token": "tokens:token_command",
     "logout": "logins:logout_command",
+    "store": "stores:store_group",
     "config": "configs:config_group",
     "sandbox": "playing:sandbox_command",
     "demo": "playing:demo_command",

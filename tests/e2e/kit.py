@@ -55,7 +55,8 @@ class World:
     @property
     def store_dir(self) -> Path:
         """The store's folder."""
-        return Path(self.settings["store"].removeprefix("file:"))
+        store = self.settings["store"]
+        return Path((store["url"] if isinstance(store, dict) else store).removeprefix("file:"))
 
     @property
     def document_path(self) -> Path:

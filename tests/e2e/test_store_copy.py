@@ -1,0 +1,175 @@
+"""`cfproxy store copy`: a login goes from file to Redis and back, and is never in two places by accident."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis.asyncio
+
+from tests.stores.redis_server import RedisServer, running_server
+
+from .kit import World
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A server that wants a password."""
+    with running_server(tmp_path_factory.mktemp("redis"), "--requirepass", "pass-marker") as server:
+        yield server
+
+
+@pytest.fixture
+async def redis_url(server: RedisServer) -> str:
+    """Its address; it is empty."""
+    await server.ready()
+    raw = redis.asyncio.Redis(port=server.port, password="pass-marker")
+    await raw.flushall()
+    await raw.aclose()
+    return server.url
+
+
+async def status_code(world: World, store: object) -> int:
+    """What `status` says with that store."""
+    before = world.settings["store"]
+    world.write_config(store=store)
+    code = (await world.run("status")).code
+    world.write_config(store=before)
+    return code
+
+
+async def test_a_login_goes_to_redis_and_back(world: World, redis_url: str) -> None:
+    """Each way is one command; the login is where it went, gone where it came from, and still works."""
+    await world.log_in()
+    world.environment["REDIS_PASSWORD"] = "pass-marker"
+    shared = {"url": redis_url, "password": {"env": "REDIS_PASSWORD"}}
+    file = world.settings["store"]
+    words = f"{{url: '{redis_url}', password: {{env: REDIS_PASSWORD}}}}"
+    there = await world.run("store", "copy", file, words)
+    assert (there.code, there.err) == (0, "")
+    assert there.out == (f"Moved the login of account 'default' from {world.store_dir} to {redis_url}.\n")
+    assert await status_code(world, file) == 3
+    world.write_config(store=shared)
+    async with world.serve() as proxy:
+        assert await proxy.status() == 200
+    # The password is the configured one's: it is the same server.
+    back = await world.run("store", "copy", redis_url, file)
+    assert (back.code, back.err) == (0, "")
+    assert (await world.run("status")).code == 3
+    assert await status_code(world, file) == 0
+    assert "pass-marker" not in there.out + there.err + back.out + back.err
+
+
+async def test_an_encrypted_login_stays_encrypted(world: World, redis_url: str, server: RedisServer) -> None:
+    """A plain address is taken with the configured key, a mapping says its own."""
+    key = {"env": "STORE_KEY"}
+    world.environment |= {"STORE_KEY": "key-marker", "OTHER_KEY": "other-marker"}
+    world.write_config(store={"url": world.settings["store"], "key": key})
+    await world.log_in()
+    target = redis_url.replace("//", "//:pass-marker@")
+    file = world.settings["store"]["url"]
+    assert (await world.run("store", "copy", file, target)).code == 0
+    raw = redis.asyncio.Redis(port=server.port, password="pass-marker")
+    assert b"scrypt-aes256gcm" in (await raw.hget("cfproxy:{default}:login", "document") or b"")
+    await raw.aclose()
+    wrong = await world.run("store", "copy", f"{{url: '{target}', key: {{env: OTHER_KEY}}}}", file)
+    assert (wrong.code, wrong.out) == (4, "")
+    assert "key" in wrong.line
+    clear = f"file:{world.folder / 'clear'}"
+    assert (await world.run("store", "copy", target, f"{{url: '{clear}'}}")).code == 0
+    assert '"refresh_token"' in (world.folder / "clear" / "default.json").read_text(encoding="utf-8")
+
+
+async def test_a_newer_login_is_not_overwritten(world: World) -> None:
+    """What is older gives way by itself, anything else only to --force."""
+    old, new = world.settings["store"], f"file:{world.folder / 'new'}"
+    await world.log_in()
+    assert (await world.run("store", "copy", old, new, "--keep")).code == 0
+    assert (await world.run("store", "copy", old, new, "--keep")).code == 0  # the same again: nothing is lost
+    world.write_config(store=new)
+    await world.log_in()
+    refused = await world.run("store", "copy", old, new)
+    assert (refused.code, refused.out) == (2, "")
+    assert "has a newer login of account 'default'; --force" in refused.line
+    assert (await world.run("store", "copy", new, old)).code == 0  # the older one gives way
+    assert await status_code(world, old) == 0
+    assert await status_code(world, new) == 3
+
+
+async def test_a_kept_copy_is_told_to_be_dangerous(world: World) -> None:
+    """Two stores with one one-time refresh token: said on stderr, where scripts leave it to people."""
+    await world.log_in()
+    ran = await world.run("store", "copy", world.settings["store"], f"file:{world.folder / 'new'}", "--keep")
+    assert ran.code == 0
+    assert "both stores have the login now" in ran.line
+
+
+async def test_force_replaces_another_login(world: World) -> None:
+    """And the serial still grows, as whoever watches that store counts on."""
+    old, new = world.settings["store"], f"file:{world.folder / 'new'}"
+    await world.log_in()
+    assert (await world.run("store", "copy", old, new)).code == 0
+    await world.log_in()
+    await world.run("token")
+    newer = world.document()
+    assert (await world.run("store", "copy", new, old)).code == 2
+    assert (await world.run("store", "copy", new, old, "--force")).code == 0
+    assert world.document()["serial"] > newer["serial"]
+    assert world.document()["login_at"] < newer["login_at"]
+
+
+async def test_nothing_to_copy_is_login_required(world: World) -> None:
+    """Without a login in FROM the code is 3, TO is left as it is."""
+    new = f"file:{world.folder / 'new'}"
+    ran = await world.run("store", "copy", world.settings["store"], new)
+    assert (ran.code, ran.out) == (3, "")
+    assert "has no login of account 'default'" in ran.line
+    assert not (world.folder / "new" / "default.json").exists()
+
+
+async def test_a_store_that_is_away_keeps_the_login(world: World) -> None:
+    """Code 4, and the login stays where it was."""
+    await world.log_in()
+    ran = await world.run("store", "copy", world.settings["store"], "redis://:pw-marker@127.0.0.1:1/0")
+    assert (ran.code, ran.out) == (4, "")
+    assert "pw-marker" not in ran.err
+    assert (await world.run("status")).code == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "nonsense",
+        "memory",
+        "redis://h/0/0/marker",
+        "{url: [",
+        "{urll: marker}",
+        "{url: file, password: marker}",
+    ],
+)
+async def test_a_store_that_cannot_be_meant_is_a_usage_error(world: World, words: str) -> None:
+    """One line that says what is wanted, and never what stood there."""
+    ran = await world.run("store", "copy", world.settings["store"], words)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.line.startswith("cfproxy: TO")
+    assert "marker" not in ran.line
+
+
+async def test_the_same_store_twice_is_a_usage_error(world: World) -> None:
+    """It would be forgotten right after it was saved."""
+    await world.log_in()
+    ran = await world.run("store", "copy", world.settings["store"], world.settings["store"])
+    assert ran.code == 2
+    assert (await world.run("status")).code == 0
+
+
+async def test_accounts_without_a_login_are_told_and_skipped(world: World) -> None:
+    """All accounts go; the code is 3 only if none had a login."""
+    world.write_config(accounts={"acme": {"listen": "off"}})
+    await world.log_in()
+    new = f"file:{world.folder / 'new'}"
+    ran = await world.run("store", "copy", world.settings["store"], new)
+    assert ran.code == 0
+    assert "Moved the login of account 'default'" in ran.out
+    assert "no login of account 'acme'" in ran.out
+    assert (world.folder / "new" / "default.json").exists()
