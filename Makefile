@@ -18,7 +18,7 @@ help:
 	@echo 'make scan    static checks for security mistakes (ruff S, bandit); works offline once installed'
 	@echo 'make audit   known holes of the dependencies (pip-audit); asks the network, fails without it'
 	@echo 'make bench   memory, slow attackers and pacing, measured; draws docs/pacing.svg (Linux, about nine minutes)'
-	@echo 'make fidelity  what cfproxy, nginx and caddy pass on unchanged; writes docs/fidelity.md (needs both, six minutes)'
+	@echo 'make fidelity  what cfproxy, nginx and caddy pass on unchanged; writes docs/fidelity.md (needs both, three minutes)'
 	@echo 'make lock    resolve the dependencies anew, with hashes'
 	@echo 'make clean   remove what these commands made'
 

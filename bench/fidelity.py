@@ -2,8 +2,7 @@
 
     make fidelity
 
-Needs nginx and caddy; takes about six minutes, since each case is played three times, and what a proxy never passes
-on must be waited for. With
+Needs nginx and caddy; takes about three minutes, since what a proxy never passes on must be waited for. With
 `--only NAME` it plays one proxy and prints what that one does not keep, and why.
 """
 
@@ -11,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import datetime
 import sys
 import tempfile
@@ -24,6 +22,7 @@ from fidelity_peers import PROXIES, versions  # noqa: E402
 
 from tests.fidelity.ends import NotKept  # noqa: E402
 from tests.fidelity.play import Stage, open_origin  # noqa: E402
+from tests.fidelity.script import Case  # noqa: E402
 from tests.fidelity.suite import GROUPS  # noqa: E402
 
 ROUNDS = 3  # kept is what is kept each time
@@ -58,9 +57,10 @@ async def play_all(name: str, *, verbose: bool = False) -> Results:
         ):
             stage = Stage(origin, proxy.port, proxy.token, PATIENCE_S)
             for group, case in [(group, case) for group in GROUPS for case in group.cases] * ROUNDS:
+                if results.get((group.name, case.name)):
+                    continue
                 fault = await outcome(stage, case)
-                if not results.get((group.name, case.name)):
-                    results[group.name, case.name] = fault.what if fault else ""
+                results[group.name, case.name] = fault.what if fault else ""
                 if fault and verbose:
                     print(
                         f"{group.name}: {case.name}: {fault} ({'; '.join(getattr(fault, '__notes__', []))})"
@@ -68,14 +68,15 @@ async def play_all(name: str, *, verbose: bool = False) -> Results:
     return results
 
 
-async def outcome(stage: Stage, case: object) -> NotKept | None:
-    with contextlib.suppress(ConnectionError):
-        try:
-            await stage.play(case)
-        except NotKept as fault:
-            await asyncio.sleep(SETTLE_S)
-            await stage.origin.hang_up()
-            return fault
+async def outcome(stage: Stage, case: Case) -> NotKept | None:
+    try:
+        await stage.play(case)
+    except NotKept as fault:
+        await asyncio.sleep(SETTLE_S)
+        await stage.origin.hang_up()
+        return fault
+    except ConnectionError as error:
+        return NotKept("connection", str(error))
     return None
 
 

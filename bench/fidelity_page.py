@@ -23,15 +23,20 @@ are in `tests/fidelity/` and run with every test run. `bench/fidelity.py` plays 
 as well, each of them set up to add the same kind of token in front of the same origin, and writes this page.
 
 "Kept" means that the whole conversation went as written, in each of three rounds. Otherwise the table says what was
-the first thing to differ.
+the first thing to differ: "no: headers" that a header was changed, added or lost, "no: request" that the request did
+not reach the origin, "no: head" that no answer reached the client in time, "no: end" that a cut answer looked whole
+or a whole one cut.
+
 nginx and caddy are general servers, and much of what they change they change on purpose: the table does not say who is
-right, it says who passes on what. The settings are below; other ones give other results.
+right, it says who passes on what. Their versions are those of Debian 12, the settings are at the end; other ones give
+other results.
 """
 
 METHOD = """\
 ## Settings
 
-cfproxy runs as a process of its own with a login at the sandbox and {cfproxy}, as the peers try nothing again either.
+cfproxy runs as a process of its own with a login at the sandbox. It has
+{cfproxy}, as the peers try nothing again either.
 The cases that it does not keep are marked in `tests/fidelity/` with the reason, and a test fails when one of them
 begins to be kept.
 
@@ -44,6 +49,9 @@ Caddyfile:
 
 ```
 {caddy}```
+
+With `flush_interval -1` caddy 2.6.2 goes on for a client that has hung up, so that half-closed clients get their
+answers. Without it they don't, and the head of an answer waits for the first bytes of the body.
 
 To see every difference of one proxy in full: `python bench/fidelity.py --only nginx`.
 """
