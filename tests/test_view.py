@@ -42,7 +42,7 @@ def test_an_account_that_works_says_so_in_one_word() -> None:
     """No detail, no command: there is nothing to do."""
     view = view_account(a_report())
     assert (view["tone"], view["headline"], view["detail"], view["command"]) == ("good", "Works", "", "")
-    assert view["token_text"] == "good for 50 min"
+    assert view["token_text"] == "good for 50 min of 1 h"
     assert view["login_text"] == "ends in 29 d 23 h"
     assert (view["token_left"], view["token_life"]) == (3000, 3600)
 

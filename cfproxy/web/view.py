@@ -214,7 +214,7 @@ def _token_text(report: dict[str, Any], usable_s: int) -> str:
         return "none yet"
     if usable_s <= 0:
         return "expired"
-    return f"good for {span_text(usable_s)}"
+    return f"good for {span_text(usable_s)} of {span_text(report['access_token']['lifetime_s'])}"
 
 
 def _login_left_s(login: dict[str, Any] | None) -> int:
