@@ -158,7 +158,7 @@ def _read_body(
         raise Violation(f"Transfer-Encoding {value!r}")
     if bodiless:
         return b"", (), at
-    pieces = []
+    pieces: list[bytes] = []
     while True:
         end = data.find(b"\r\n", at)
         if end < 0:
