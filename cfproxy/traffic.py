@@ -112,17 +112,20 @@ class Trend:
     def sample(self, *, at_once: bool = False) -> None:
         """Take a sample if one is due, or in any case."""
         now = self._now()
-        if now < self._sample_at and not at_once:
+        early, number = now < self._sample_at, int(now / STEP_S)
+        begins = not self._steps or self._steps[-1][0] != number
+        if early and not begins and not at_once:
             return
         self._sample_at = now + SAMPLE_EVERY_S
-        state, number = self._read(), int(now / STEP_S)
+        state = self._read()
         if state is None:
             return
-        if not self._steps or self._steps[-1][0] != number:
+        if begins:
             self._steps.append([number, 0, 0])
-        step = self._steps[-1]
-        step[1] += max(0, state.departures - self._departures)
-        step[2] = max(step[2], state.waiting)
+        # In a steady flow, what was not counted yet when a step begins left in the step before.
+        left_before = begins and early and len(self._steps) > 1
+        self._steps[-2 if left_before else -1][1] += max(0, state.departures - self._departures)
+        self._steps[-1][2] = max(self._steps[-1][2], state.waiting)
         self._departures = state.departures
 
     def series(self) -> tuple[list[float], list[int]]:

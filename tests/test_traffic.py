@@ -107,6 +107,20 @@ async def test_a_trend_shows_rate_and_queue_of_ten_minutes() -> None:
     assert sum(trend.series()[0]) == 0.0
 
 
+async def test_a_steady_flow_shows_as_what_it_is() -> None:
+    """Samples and steps don't fall together; what left in a step is not counted to the next one."""
+    clock = FakeClock(monotonic_at=1000.0)
+    shaper = Shaper(Pace(None, 1.0), clock, 10, 60.0)
+    trend = Trend(shaper.state, clock.monotonic)
+    for _ in range(400):
+        await shaper.slot("a")
+        await clock.advance(0.05)
+        trend.sample()
+    rates = trend.series()[0]
+    assert sum(rates) * 5 >= 380
+    assert all(19.6 <= rate <= 20.4 for rate in rates[-4:-1])
+
+
 async def test_a_trend_remembers_the_longest_queue_of_a_step() -> None:
     """A queue that came and went between two looks was there."""
     clock, waiting = FakeClock(), [3, 7, 0]

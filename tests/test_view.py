@@ -143,7 +143,7 @@ def test_the_plot_spans_its_width_and_stays_inside() -> None:
     assert str(view["rate_line"]).startswith("M0 100.0L300 ")
     heights = [float(point.split()[1]) for point in str(view["rate_line"])[1:].split("L")]
     assert 0 < min(heights) < max(heights) == 100
-    assert view["rate_text"] == "20.0 of 20 per second"
+    assert view["rate_text"] == "20 of 20 per second"
     assert view["queue_text"] == "0 of 1000 waiting"
     assert (view["tone"], view["note"]) == ("good", "")
 

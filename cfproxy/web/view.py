@@ -125,8 +125,8 @@ def view_pacing(pacing: dict[str, Any], rates: Sequence[float], waiting: Sequenc
     recent = sum(rates[-2:]) / 2 if len(rates) > 1 else 0.0
     top_rate = max([*rates, limit or 0.0, 1.0]) * _HEADROOM
     top_queue = max([*waiting, 5]) * _HEADROOM
-    peak = max(waiting, default=0)
-    now = f"{recent:.1f}" + ("" if limit is None else f" of {limit:g}") + " per second"
+    most, peak = max(rates, default=0.0), max(waiting, default=0)
+    now = _rate(recent) + ("" if limit is None else f" of {limit:g}") + " per second"
     queue = f"{pacing['waiting']} of {pacing['capacity']} waiting"
     if pacing["waiting"]:
         queue += f", the first for {pacing['oldest_wait_s']:.1f} s"
@@ -145,9 +145,9 @@ def view_pacing(pacing: dict[str, Any], rates: Sequence[float], waiting: Sequenc
         "limit_line": "" if limit is None else _line([limit, limit], top_rate),
         "queue_line": _line(waiting, top_queue),
         "queue_area": _area(waiting, top_queue),
-        "rate_label": f"Requests sent in the last 10 minutes: now {now}, at most {max(rates, default=0):.1f}",
+        "rate_label": f"Requests sent in the last 10 minutes: now {now}, at most {_rate(most)}",
         "queue_label": f"Queue in the last 10 minutes: now {queue}, at most {peak}",
-        "rate_peak": f"at most {max(rates, default=0):.1f}",
+        "rate_peak": f"at most {_rate(most)}",
         "queue_peak": f"at most {peak}",
     }
 
@@ -253,6 +253,11 @@ def _seconds(at: str) -> float:
 
 def _count(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}".replace(",", "\u202f")
+
+
+def _rate(per_s: float) -> str:
+    # Samples are a second apart, so that a decimal of a large rate would mean nothing.
+    return f"{per_s:.0f}" if per_s >= 10 else f"{per_s:.1f}"
 
 
 def _milliseconds(seconds: float | None) -> str:
