@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import json
+
+import yaml
 
 from fidelity_peers import CADDY, CFPROXY, NGINX
 
@@ -15,7 +16,8 @@ INTRO = """\
 # Fidelity
 
 What a client sends is what the API gets, and what the API answers is what the client gets: byte for byte, but for what
-HTTP itself gives to each connection, for the token, and for `Via` and `Host`. This page shows how far that holds.
+HTTP itself gives to each connection, for the token, for `Via` and `Host`, and for an `X-Request-Id` that can be
+switched off. This page shows how far that holds.
 
 Each case is a conversation between a client and an origin that speak raw TCP, with a proxy between them: what the
 client sends, what must reach the origin, what the origin answers, what must reach the client, in this order. The cases
@@ -35,10 +37,15 @@ other results.
 METHOD = """\
 ## Settings
 
-cfproxy runs as a process of its own with a login at the sandbox. It has
-{cfproxy}, as the peers try nothing again either.
+cfproxy runs as a process of its own with a login at the sandbox, and with two things off that the peers don't do
+either: trying again, and the `X-Request-Id` that goes both ways unless `log.request_id` is false.
 The cases that it does not keep are marked in `tests/fidelity/` with the reason, and a test fails when one of them
 begins to be kept.
+
+config.yaml, beside the login and the addresses:
+
+```
+{cfproxy}```
 
 nginx.conf:
 
@@ -76,7 +83,7 @@ def render(table: dict[str, Results], versions: dict[str, str], today: datetime.
             cells = [verdict(table[name][group.name, case.name]) for name in names]
             lines.append(f"| {cell(case.name)} | {' | '.join(cells)} |")
         parts.append("\n".join(lines) + "\n")
-    settings = "`" + json.dumps(CFPROXY).replace('"', "").strip("{}") + "}`"
+    settings = yaml.safe_dump(CFPROXY, sort_keys=False)
     parts.append(METHOD.format(cfproxy=settings, nginx=NGINX, caddy=CADDY))
     return "\n".join(parts)
 

@@ -67,8 +67,11 @@ http://:LISTEN {
 }
 """
 
-# The peers try nothing again either.
-CFPROXY = {"retry": {"unauthorized": False, "too_many_requests": False}}
+# The peers try nothing again and number no requests either.
+CFPROXY = {
+    "retry": {"unauthorized": False, "too_many_requests": False},
+    "log": {"format": "json", "request_id": False},
+}
 
 
 @dataclass(frozen=True)
