@@ -23,7 +23,7 @@ from structlog.typing import FilteringBoundLogger
 
 from cfproxy.errors import CfproxyError
 from cfproxy.pacing import Pace
-from cfproxy.ports import Clock, Lender
+from cfproxy.ports import Clock, Lender, Loan
 
 AT_ONCE = 5
 # What all have borrowed lies before a newcomer: together not more than this many seconds of the rate.
@@ -56,6 +56,7 @@ class BorrowedPace:
         self._alone: Pace | None = None  # while the lender is away
         self._fresh = True
         self._replicas = 1
+        self._told = 0  # how many replicas the log was told of
         self._share = 1.0
         self._paused_until = self._slowed_at = -math.inf
         self._departures = 0
@@ -83,6 +84,16 @@ class BorrowedPace:
     def departures(self) -> int:
         """How many have left from here so far."""
         return self._departures
+
+    @property
+    def replicas(self) -> int:
+        """How many keep the rate together, this one counted; while it is alone: as of before that."""
+        return self._replicas
+
+    @property
+    def alone(self) -> bool:
+        """Whether the lender is away, and this replica keeps to its part of the rate."""
+        return self._alone is not None
 
     @property
     def per_s(self) -> float:
@@ -179,7 +190,7 @@ class BorrowedPace:
             self._go_alone(error)
         else:
             self._fresh = False
-            self._replicas, self._share = max(1, loan.replicas), loan.share
+            self._note(loan)
             if self._alone is None:
                 self._slots.extend(loan.instants)
         if count:
@@ -207,11 +218,16 @@ class BorrowedPace:
             except CfproxyError:
                 there_since = math.inf
             else:
-                self._replicas, self._share = max(1, loan.replicas), loan.share
                 there_since = min(there_since, self._clock.monotonic())
-        self._alone, self._fresh = None, True
-        self._log.info("pacing.shared_again", replicas=self._replicas)
+        self._alone, self._fresh, self._told = None, True, 0
+        self._note(loan)
         self.on_change()
+
+    def _note(self, loan: Loan) -> None:
+        self._replicas, self._share = max(1, loan.replicas), loan.share
+        if self._alone is None and self._replicas != self._told:
+            self._told = self._replicas
+            self._log.info("pacing.shared", replicas=self._replicas)
 
     async def _stay_counted(self) -> None:
         while True:

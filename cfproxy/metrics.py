@@ -174,8 +174,19 @@ class Metrics:
         paused = GaugeMetricFamily(
             "cfproxy_pacing_paused", "Whether nobody may leave because the API asked for it.", labels=label
         )
+        replicas = GaugeMetricFamily(
+            "cfproxy_pacing_replicas", "How many keep the rate together; absent: not shared.", labels=label
+        )
+        alone = GaugeMetricFamily(
+            "cfproxy_pacing_alone",
+            "Whether this replica keeps to its part of the rate, since the store is out of reach.",
+            labels=label,
+        )
         for upstream, read in self.pacing.items():
             state = read()
+            if state.replicas is not None:
+                replicas.add_metric([upstream], state.replicas)
+                alone.add_metric([upstream], state.alone)
             waiting.add_metric([upstream], state.waiting)
             capacity.add_metric([upstream], state.capacity)
             oldest.add_metric([upstream], state.oldest_wait_s)
@@ -184,7 +195,7 @@ class Metrics:
             paused.add_metric([upstream], state.paused_until is not None)
             if state.rate is not None:
                 rate.add_metric([upstream], state.rate)
-        yield from (waiting, capacity, oldest, departures, refusals, rate, paused)
+        yield from (waiting, capacity, oldest, departures, refusals, rate, paused, replicas, alone)
 
 
 class _Reading(Collector):

@@ -19,6 +19,10 @@ STORE_STAYS = (
     "can't change while the account is served: its newest token may be in the old store only; "
     "restart cfproxy to change it"
 )
+SHARED_STAYS = (
+    "can't change while the upstream is served: what left in the last second is counted in one place; "
+    "restart cfproxy to change it"
+)
 GONE = "is gone, and cfproxy was started to serve it (--account); put it back, or restart cfproxy"
 UNSAVED = (
     "can't change now: the account's newest token is not saved yet and would be lost; "
@@ -49,6 +53,10 @@ def check_live(old: Settings, new: Settings, named: tuple[str, ...], unsaved: se
             != (account.client_id, account.token_url, account.upstream_origin)
         ):
             problems.append(Problem(new.source, _path(name, "client_id"), UNSAVED))
+    shared = {account.upstream_origin: account.pacing.shared for account in old.accounts.values()}
+    for name, account in new.accounts.items():
+        if account.pacing.shared != shared.get(account.upstream_origin, account.pacing.shared):
+            problems.append(Problem(new.source, _path(name, "pacing", "shared"), SHARED_STAYS))
     if problems:
         raise ConfigError("the configuration can't be used without a restart", tuple(problems))
 

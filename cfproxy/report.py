@@ -135,6 +135,8 @@ def report_pacing(state: ShaperState) -> dict[str, Any]:
         "rate": state.rate,
         "per_s": state.per_s,
         "paused": state.paused_until is not None,
+        "shared": "off" if state.replicas is None else "alone" if state.alone else "on",
+        "replicas": state.replicas,
     }
 
 
@@ -244,6 +246,7 @@ def render_text(reports: list[dict[str, Any]]) -> str:
             lines.append(f"  access token  {expiry}")
         pacing = report["pacing"]
         pace = "off" if pacing["rate"] is None else f"{pacing['rate']:g} requests in {pacing['per_s']:g} s"
+        pace += ", all replicas together" if pacing.get("shared") else ""
         lines.append(f"  pacing        {pace} (a running proxy's queue: /status.json of its admin listener)")
         store = report["store"]
         problem = "" if store["detail"] is None else f": {store['state']}"  # the first line says more

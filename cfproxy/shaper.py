@@ -55,6 +55,8 @@ class ShaperState:
     oldest_wait_s: float  # 0 when nobody waits
     capacity: int  # how many may wait
     per_s: float  # the period that `rate` counts
+    replicas: int | None = None  # how many share the pace, this one counted; None: nobody else does
+    alone: bool = False  # whether it keeps to its part of the rate, since the lender is away
 
 
 class Shaper:
@@ -163,6 +165,7 @@ class Shaper:
             oldest_wait_s,
             self._queue,
             pace.per_s,
+            *((pace.replicas, pace.alone) if isinstance(pace, BorrowedPace) else (None, False)),
         )
 
     async def _run(self) -> None:

@@ -196,11 +196,39 @@ async def test_a_lender_that_comes_back_is_used_again(scene: Scene) -> None:
     await scene.run(8)
     scene.lender.away = False
     await scene.run(20)
-    assert len(scene.named("pacing.shared_again")) == 4
+    told = [entry["event"] for entry in scene.events.entries]
+    assert told[-8:] == ["pacing.alone"] * 4 + ["pacing.shared"] * 4
     assert most_in_window(scene.left_at, 1.0) <= 20
     before = len(scene.left_at)
     await scene.run(10)
     assert len(scene.left_at) - before >= 10 * 20 * 0.95
+
+
+async def test_how_many_replicas_there_are_can_be_seen(scene: Scene) -> None:
+    """In the state and, when it changes, in the log; a replica that is alone tells that."""
+    shapers = [scene.open_replica() for _ in range(2)]
+    scene.ask(shapers[0])
+    await scene.run(0.1)
+    assert (shapers[0].state().replicas, shapers[0].state().alone) == (2, False)
+    assert scene.named("pacing.shared")[-1]["replicas"] == 2
+    scene.lender.away = True
+    scene.ask(shapers[0], 30)
+    await scene.run(5)
+    assert (shapers[0].state().replicas, shapers[0].state().alone) == (2, True)
+
+
+async def test_many_replicas_borrow_less_at_once(scene: Scene) -> None:
+    """What others have borrowed lies before a newcomer: with forty replicas it is one departure each."""
+    shapers = [scene.open_replica() for _ in range(40)]
+    await scene.run(31)  # until each has heard how many there are
+    for shaper in shapers[1:]:
+        scene.ask(shaper, 10)
+    await scene.run(0.5)
+    began_at = scene.clock.monotonic()
+    (call,) = scene.ask(shapers[0])
+    while not call.done():
+        await scene.run(0.05)
+    assert scene.clock.monotonic() - began_at <= 2.5 * 40 / 20
 
 
 async def test_a_429_slows_all_replicas_down(scene: Scene) -> None:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from cfproxy.config import AccessKey, LocalUser, render_settings
+from cfproxy.errors import ConfigError
 from cfproxy.secret import Secret
 from tests.config_loader import BASE, ENVIRON, MARKER, Loader
 
@@ -122,6 +123,14 @@ def test_a_store_is_a_value_or_a_section(load: Loader) -> None:
     assert shown["store"] == {"url": "file", "password": None, "key": "[redacted]"}
     assert yaml.safe_load(render_settings(load.settings(BASE)))["store"] == "file"
     assert MARKER not in repr(got)
+
+
+def test_accounts_that_share_a_pace_share_its_store(load: Loader) -> None:
+    """Two servers could not keep one rate."""
+    one = "store: redis://a/0\npacing: {shared: true}\n"
+    accounts = "accounts: {b: {listen: 'off', store: 'redis://b/0'}}"
+    with pytest.raises(ConfigError, match=r"accounts.b.pacing: is shared in the store of account 'default'"):
+        load.settings(f"{BASE}{one}{accounts}")
 
 
 def test_the_environment_sets_the_place_and_the_key_of_a_store(load: Loader) -> None:

@@ -11,7 +11,7 @@ from cfproxy.errors import LoginRequired, TokenEndpointUnavailable
 from cfproxy.metrics import Metrics
 from cfproxy.pacing import Pace
 from cfproxy.secret import Secret
-from cfproxy.shaper import Shaper
+from cfproxy.shaper import Shaper, ShaperState
 from cfproxy.token import Login, Token
 from tests.clock import FakeClock
 
@@ -127,3 +127,13 @@ async def test_the_queue_shows_its_length_its_rate_and_the_429s() -> None:
     assert samples["cfproxy_queue_capacity", "https://api"] == 10
     assert samples["cfproxy_pacing_paused", "https://api"] == 1
     assert ("cfproxy_pacing_rate", "off") not in samples
+    assert ("cfproxy_pacing_replicas", "https://api") not in samples
+
+
+def test_a_shared_pace_shows_how_many_keep_it() -> None:
+    """And whether this replica is alone with its part of it."""
+    metrics = Metrics()
+    metrics.pacing["https://api"] = lambda: ShaperState(0, 0, 0, 2.5, None, 0.0, 1000, 1.0, 8, alone=True)
+    samples = read(metrics)
+    assert samples["cfproxy_pacing_replicas", "https://api"] == 8
+    assert samples["cfproxy_pacing_alone", "https://api"] == 1

@@ -21,6 +21,7 @@ from cfproxy.logs import LogOutput
 from cfproxy.reloading import list_changes
 from cfproxy.sandbox import Behaviour, Fault, Sandbox
 from cfproxy.service import Service
+from tests.stores.redis_server import free_port
 
 ACTION = {"X-Cfproxy-Admin": "1"}
 
@@ -141,6 +142,13 @@ async def test_the_store_of_an_account_that_is_served_can_not_change(world: Worl
     with pytest.raises(ConfigError, match=r"store: can't change .* restart cfproxy"):
         await world.reload(STORE=f"file:{tmp_path / 'elsewhere'}", ACCESS__KEYS="sesame")
     assert await world.call() == 200
+
+
+async def test_a_pace_can_not_become_shared_while_it_is_kept(tmp_path: Path) -> None:
+    """What left in the last second is counted here or there; the answer says that a restart does it."""
+    async with opened(tmp_path, STORE=f"redis://127.0.0.1:{free_port()}/0", PACING__RATE="20") as world:
+        with pytest.raises(ConfigError, match=r"pacing.shared: can't change .* restart cfproxy"):
+            await world.reload(PACING__SHARED="true", ACCESS__KEYS="sesame")
 
 
 async def test_accounts_come_and_go(world: World) -> None:

@@ -159,6 +159,18 @@ def test_a_full_queue_and_a_pause_are_told() -> None:
     assert (paused["tone"], paused["limit_line"]) == ("warn", "")
 
 
+def test_a_pace_that_is_shared_tells_with_how_many() -> None:
+    """And when this replica is alone with its part, since the store is out of reach."""
+    shared = report_pacing(replace(QUIET, replicas=8))
+    assert (shared["shared"], shared["replicas"]) == ("on", 8)
+    assert view_pacing(shared, [], [])["note"] == "8 replicas keep the rate together"
+    alone = report_pacing(replace(QUIET, replicas=8, alone=True, rate=2.5))
+    assert alone["shared"] == "alone"
+    view = view_pacing(alone, [], [])
+    assert (view["tone"], view["note"]) == ("warn", "the store is out of reach: one of 8 parts of the rate")
+    assert report_pacing(QUIET)["shared"] == "off"
+
+
 def test_a_request_is_told_in_a_row() -> None:
     """Times in words, and a remark only where there is something to remark."""
     plain = Finished(NOW, "default", "GET", "/v1/jobs", 200, "", 0.012, 0.0, 0.0004, 0.0115, 1)

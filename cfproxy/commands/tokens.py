@@ -70,6 +70,7 @@ async def _report(accounts: list[Account]) -> list[dict[str, Any]]:
             "per_s": account.pacing.per_s,
             "queue": account.pacing.queue,
             "max_wait_s": account.pacing.max_wait_s,
+            "shared": account.pacing.shared,
         }
         reports.append(report)
     return reports

@@ -115,7 +115,7 @@ def _overlap(one: TcpAddress | UnixAddress, other: TcpAddress | UnixAddress) -> 
 
 
 def pacing_conflicts(accounts: Mapping[str, Account]) -> Iterator[tuple[str, str]]:
-    """Yield the accounts that pace an upstream otherwise than one before them, and the text."""
+    """Yield the accounts that pace an upstream otherwise than one before them, or elsewhere, and the text."""
     first: dict[str, Account] = {}
     for name, account in accounts.items():
         other = first.setdefault(account.upstream_origin, account)
@@ -123,4 +123,7 @@ def pacing_conflicts(accounts: Mapping[str, Account]) -> Iterator[tuple[str, str
             text = (
                 f"must be as in account '{other.name}': the upstream is the same, its limit is per IP address"
             )
+            yield name, text
+        elif account.pacing.shared and str(account.store.url) != str(other.store.url):
+            text = f"is shared in the store of account '{other.name}', and this account has another one"
             yield name, text

@@ -132,9 +132,13 @@ def view_pacing(pacing: dict[str, Any], rates: Sequence[float], waiting: Sequenc
         queue += f", the first for {pacing['oldest_wait_s']:.1f} s"
     full = pacing["state"] == "queue-full"
     notes = ["paused: the API asked for it" if pacing["paused"] else ""]
+    if pacing["shared"] == "alone":
+        notes.append(f"the store is out of reach: one of {pacing['replicas']} parts of the rate")
+    elif pacing["shared"] == "on" and pacing["replicas"] > 1:
+        notes.append(f"{pacing['replicas']} replicas keep the rate together")
     notes.append("the queue is full: more requests get 503 queue-full" if full else "")
     return {
-        "tone": "bad" if full else "warn" if pacing["paused"] else "good",
+        "tone": "bad" if full else "warn" if pacing["paused"] or pacing["shared"] == "alone" else "good",
         "rate_text": now,
         "queue_text": queue,
         "note": "; ".join(filter(None, notes)),
