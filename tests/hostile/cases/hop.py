@@ -20,6 +20,7 @@ DROPPED = (
     b"Keep_Alive: timeout=5",
     b"TE: trailers, deflate",
     b"Trailer: X-T",
+    b"HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA",
     b"Connection: keep-alive",
     b"Connection:",
     b"Connection: ,, ,",
