@@ -17,7 +17,7 @@ help:
 	@echo 'make check   lint, types and the rule that a module imports lower rings only'
 	@echo 'make scan    static checks for security mistakes (ruff S, bandit); works offline once installed'
 	@echo 'make audit   known holes of the dependencies (pip-audit); asks the network, fails without it'
-	@echo 'make bench   memory, slow attackers and pacing, measured; draws docs/pacing.svg (Linux, about nine minutes)'
+	@echo 'make bench   memory, slow attackers, reloads, log lines and pacing, measured (Linux, ten minutes)'
 	@echo 'make fidelity  what cfproxy, nginx and caddy pass on unchanged; writes docs/fidelity.md (needs both, three minutes)'
 	@echo 'make lock    resolve the dependencies anew, with hashes'
 	@echo 'make clean   remove what these commands made'
@@ -51,6 +51,8 @@ audit: .venv/audit.stamp
 bench: .venv/bench.stamp
 	$(BIN)/python bench/memory.py
 	$(BIN)/python bench/slowloris.py
+	$(BIN)/python bench/reload.py
+	$(BIN)/python bench/log_line.py
 	$(BIN)/python bench/pacing.py --results .venv/pacing.json
 	$(BIN)/python bench/pacing_plot.py .venv/pacing.json docs/pacing.svg
 

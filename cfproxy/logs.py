@@ -154,8 +154,9 @@ class _Bridge(logging.Handler):
 
 
 def _only_listed(_logger: Any, _name: str, event: EventDict) -> EventDict:
-    for name in event.keys() - FIELDS:
-        event[name] = UNLISTED
+    if not FIELDS.issuperset(event):
+        for name in event.keys() - FIELDS:
+            event[name] = UNLISTED
     return event
 
 
