@@ -154,19 +154,33 @@ async def _retire(before: Parts, parts: Parts, ended: asyncio.Event) -> None:
     await give_up(before, parts)
 
 
-async def let_go(listener: ProxyListener, limit_s: float, *, refuse: bool) -> None:
+async def let_go(listener: ProxyListener, limit_s: float, *, refuse: bool) -> int:
     """End a listener's connections as their requests end, at the latest after `limit_s` seconds.
 
     Args:
         listener: whose socket takes no more connections.
         limit_s: what is still under way then is cut.
         refuse: whether requests that still come on its connections are refused.
+
+    Returns:
+        how many requests were cut.
     """
     listener.drain(refuse=refuse)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(limit_s):
-            await listener.idle.wait()
+            while listener.in_flight:
+                listener.idle.clear()
+                await listener.idle.wait()
+    left = listener.in_flight
     await listener.aclose()
+    return left
+
+
+async def remove(account: RunningAccount, log: FilteringBoundLogger) -> None:
+    """End an account that the configuration does not have any more; its connections are served no further."""
+    await let_go(account.listener, account.settings.timeouts.drain_s, refuse=True)
+    await give_up(account.parts, None)
+    log.info("proxy.removed", account=account.app.account)
 
 
 async def watch_logins(accounts: list[RunningAccount], clock: Clock, log: FilteringBoundLogger) -> None:

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import socket
 from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self
 
-from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
-from cfproxy.accounts import EXPOSED_SOCKET, RunningAccount, build_admin_rules, let_go, watch_logins
+from cfproxy.accounts import EXPOSED_SOCKET, RunningAccount, build_admin_rules, let_go, remove, watch_logins
+from cfproxy.admin_listener import AdminListener
 from cfproxy.building import SystemClock
 from cfproxy.config import Account, Settings
 from cfproxy.config.agreement import is_exposed
@@ -36,10 +35,8 @@ from cfproxy.shapers import Shapers
 from cfproxy.web.admin import Admin
 from cfproxy.web.guard import AdminRules
 from cfproxy.web.proxy import ProxyListener
-from cfproxy.web.server import build_connection
 
 LINGER_S = 0.05
-ADMIN_CUT_S = 0.5  # for answers under way when everything else has ended
 _NO_RELOAD = "this proxy was started without a configuration that could be read again; restart it"
 
 
@@ -80,13 +77,21 @@ class Service:
         self._doors = Doors(None, self._given)
         self._shapers = Shapers(log)
         self._metrics = Metrics()
-        self._admin_runner: web.AppRunner | None = None
         self._reloading = asyncio.Lock()
-        self._ending: set[asyncio.Task[None]] = set()  # what served before a reload
+        self._ending: set[asyncio.Task[object]] = set()  # what served before a reload
         self.accounts: list[RunningAccount] = []
-        self.admin: Admin | None = None
-        self.admin_url: str | None = None
+        self._admin = AdminListener(self.accounts, self._metrics, self, log)
         self.stopped = asyncio.Event()
+
+    @property
+    def admin(self) -> Admin | None:
+        """The admin endpoints; None while they were never wanted."""
+        return self._admin.admin
+
+    @property
+    def admin_url(self) -> str | None:
+        """Where the admin listener is; None when it is off."""
+        return self._admin.url
 
     async def __aenter__(self) -> Self:
         try:
@@ -170,7 +175,7 @@ class Service:
         running = {account.app.account: account for account in self.accounts}
         doors = Doors(self._doors, self._given)
         following: list[tuple[Parts, Door | None]] = []
-        admin: tuple[Door, AdminRules] | None = None
+        admin: tuple[Door | None, AdminRules | None] = (None, None)
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(doors.give_up)
             for account in chosen:
@@ -183,8 +188,9 @@ class Service:
                 following.append((parts, door))
             if settings.admin is not None:
                 admin_door = await doors.open("admin", settings.admin)
-                admin = (admin_door, build_admin_rules(admin_door.address, chosen))
-                await self._build_admin(admin[1])
+                rules = build_admin_rules(admin_door.address, chosen)
+                await self._admin.prepare(rules)
+                admin = (admin_door, rules)
             # Last: what is wrong with an address must not have cost a one-time refresh token.
             for parts, _ in following:
                 await parts.broker.start()
@@ -195,7 +201,7 @@ class Service:
             self._logs.change(settings.log.level, settings.log.format, settings.log.sample)
         self._doors = doors
         self._switch_accounts(running, following)
-        self._switch_admin(admin)
+        self._admin.switch(*admin)
         doors.settle()
 
     def _build_parts(self, settings: Settings, account: Account, before: Parts | None) -> Parts:
@@ -209,14 +215,6 @@ class Service:
             keeps_line=(lambda: True) if self._logs is None else self._logs.keeps_request,
             store=self._stores.get(account.name),
         )
-
-    async def _build_admin(self, rules: AdminRules) -> None:
-        if self._admin_runner is None:
-            self.admin = Admin(self.accounts, self._metrics, rules, self)
-            self._admin_runner = web.AppRunner(
-                self.admin.build_app(), access_log=None, handle_signals=False, shutdown_timeout=ADMIN_CUT_S
-            )
-            await self._admin_runner.setup()
 
     # --- the change itself ----------------------------------------------------------------
 
@@ -251,38 +249,19 @@ class Service:
                 )
             self.accounts.append(account)
         for account in running.values():
-            self._end(self._remove(account))
-
-    def _switch_admin(self, admin: tuple[Door, AdminRules] | None) -> None:
-        if admin is None or self.admin is None or self._admin_runner is None:
-            self.admin_url = None
-            return
-        door, self.admin.rules = admin
-        assert self._admin_runner.server is not None  # noqa: S101 - it is set up
-        door.protocols = functools.partial(build_connection, self._admin_runner.server)
-        self.admin.port = door.port or 0
-        self.admin.started = True
-        if self.admin_url != f"http://{door.address}":
-            self.admin_url = f"http://{door.address}"
-            self._log.info("admin.started", listen=str(door.address))
+            self._end(remove(account, self._log))
 
     # --- the end of what is not in use any more -------------------------------------------
 
-    def _end(self, ending: Coroutine[Any, Any, None] | None) -> None:
+    def _end(self, ending: Coroutine[Any, Any, object] | None) -> None:
         if ending is not None:
             task = asyncio.create_task(ending)
             self._ending.add(task)
             task.add_done_callback(self._ending.discard)
 
-    async def _remove(self, account: RunningAccount) -> None:
-        await let_go(account.listener, account.settings.timeouts.drain_s, refuse=True)
-        await give_up(account.parts, None)
-        self._log.info("proxy.removed", account=account.app.account)
-
     async def _drain(self) -> None:
         """Stop accepting, then let requests in flight finish within `timeouts.drain`."""
-        if self.admin is not None:
-            self.admin.draining = True  # first: whoever asks must not send more
+        self._admin.drain()  # first: whoever asks must not send more
         # A connection that the system has taken for us is reset if its socket closes before we take it, and
         # what has come on one is read a turn of the loop later: both are somebody's request in flight.
         await asyncio.sleep(LINGER_S)
@@ -290,28 +269,22 @@ class Service:
             if running.door is not None:
                 running.door.close()
         await asyncio.sleep(LINGER_S)
-        for running in self.accounts:
-            # Who still sends on an open connection is served once more, and told that it ends.
-            running.listener.drain(refuse=False)
         limit_s = max(running.settings.timeouts.drain_s for running in self.accounts)
-        try:
-            async with asyncio.timeout(limit_s):
-                for running in self.accounts:
-                    await running.listener.idle.wait()
-        except TimeoutError:
-            left = sum(running.listener.in_flight for running in self.accounts)
+        # Who still sends on an open connection is served once more, and told that it ends.
+        letting_go = [let_go(running.listener, limit_s, refuse=False) for running in self.accounts]
+        if left := sum(await asyncio.gather(*letting_go)):
             self._log.warning("proxy.drain_cut", requests=left)
-        for running in self.accounts:
-            await running.listener.aclose()
 
     async def _close(self) -> None:
-        # Whatever ends one account badly must not keep another one's refresh from being finished and saved.
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._doors.close)
             stack.push_async_callback(self._shapers.aclose)
-            if self._admin_runner is not None:
-                stack.push_async_callback(self._admin_runner.cleanup)
-            for running in self.accounts:
-                stack.push_async_callback(give_up, running.parts, None)
+            stack.push_async_callback(self._admin.aclose)
             if self._ending:
                 await asyncio.wait(self._ending)
+            # At once, since each may wait for a token endpoint; and what one of them meets must not keep
+            # another one's refresh from being finished and saved.
+            closing = [give_up(running.parts, None) for running in self.accounts]
+            for fault in await asyncio.gather(*closing, return_exceptions=True):
+                if isinstance(fault, BaseException):
+                    raise fault
