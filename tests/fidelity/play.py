@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
 from tests.fidelity.ends import End, NotKept
-from tests.fidelity.script import Case, Got, Step, ask
+from tests.fidelity.expectations import Got
+from tests.fidelity.script import Case, Step, ask
 
 GOODBYE_S = 2.0
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fidelity.ends import End, Message, NotKept, split_line
+from tests.fidelity.expectations import Got
 from tests.fidelity.play import Stage, open_origin
-from tests.fidelity.script import Got, chunks
+from tests.fidelity.script import chunks
 from tests.fidelity.suite import GROUPS
 
 _PIECES = st.lists(st.binary(min_size=1, max_size=40), max_size=6)
