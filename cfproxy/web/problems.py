@@ -94,7 +94,7 @@ def render_problem(error: e.CfproxyError, request_id: str) -> tuple[Row, list[tu
         "detail": str(error),
         "instance": f"urn:cfproxy:request:{request_id}",
     }
-    if isinstance(error, e.ConfigError):
+    if isinstance(error, e.ConfigError) and error.problems:
         document["problems"] = [str(problem) for problem in error.problems]
     headers = [
         (b"Content-Type", b"application/problem+json"),
