@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cfproxy.config import Settings
+from cfproxy.config import Account, Settings
 from cfproxy.errors import ConfigError, Problem
 
 STORE_STAYS = (
@@ -24,6 +24,10 @@ SHARED_STAYS = (
     "restart cfproxy to change it"
 )
 GONE = "is gone, and cfproxy was started to serve it (--account); put it back, or restart cfproxy"
+PACE_STAYS = (
+    "can't change while the account is served: who waits in one queue can't be moved to the other; "
+    "restart cfproxy to change it"
+)
 UNSAVED = (
     "can't change now: the account's newest token is not saved yet and would be lost; "
     "mend the store first (cfproxy doctor)"
@@ -47,6 +51,8 @@ def check_live(old: Settings, new: Settings, named: tuple[str, ...], unsaved: se
         successor = new.accounts.get(name)
         if successor is not None and successor.store != account.store:
             problems.append(Problem(new.source, _path(name, "store"), STORE_STAYS))
+        if successor is not None and _paced_by(account) != _paced_by(successor):
+            problems.append(Problem(new.source, _path(name, "pacing.shared"), PACE_STAYS))
         if name in unsaved and (
             successor is None
             or (successor.client_id, successor.token_url, successor.upstream_origin)
@@ -59,6 +65,11 @@ def check_live(old: Settings, new: Settings, named: tuple[str, ...], unsaved: se
             problems.append(Problem(new.source, _path(name, "pacing", "shared"), SHARED_STAYS))
     if problems:
         raise ConfigError("the configuration can't be used without a restart", tuple(problems))
+
+
+def _paced_by(account: Account) -> bool:
+    """Whether its rate is kept together with other replicas."""
+    return account.pacing.shared and account.pacing.rate is not None
 
 
 def list_changes(old: Settings, new: Settings) -> list[str]:

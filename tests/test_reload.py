@@ -18,7 +18,7 @@ import structlog
 from cfproxy.config import Settings, load_settings
 from cfproxy.errors import BadTarget, ConfigError, ListenError, ShuttingDown
 from cfproxy.logs import LogOutput
-from cfproxy.reloading import list_changes
+from cfproxy.reloading import check_live, list_changes
 from cfproxy.sandbox import Behaviour, Fault, Sandbox
 from cfproxy.service import Service
 from tests.stores.redis_server import free_port
@@ -149,6 +149,20 @@ async def test_a_pace_can_not_become_shared_while_it_is_kept(tmp_path: Path) -> 
     async with opened(tmp_path, STORE=f"redis://127.0.0.1:{free_port()}/0", PACING__RATE="20") as world:
         with pytest.raises(ConfigError, match=r"pacing.shared: can't change .* restart cfproxy"):
             await world.reload(PACING__SHARED="true", ACCESS__KEYS="sesame")
+
+
+def test_whether_replicas_share_a_rate_can_not_change() -> None:
+    """Who waits in one kind of queue can't be moved to the other; off is off either way."""
+    base = {"CFPROXY_CLIENT_ID": "app", "CFPROXY_REDIRECT_URI": "https://example.com/cb"}
+    redis = base | {"CFPROXY_STORE": "redis://127.0.0.1:1/0"}
+    alone, shared = (
+        load_settings(None, redis),
+        load_settings(None, redis | {"CFPROXY_PACING__SHARED": "true"}),
+    )
+    with pytest.raises(ConfigError, match=r"pacing.shared: can't change"):
+        check_live(alone, shared, (), set())
+    off = {"CFPROXY_PACING__RATE": "off"}
+    check_live(load_settings(None, redis | off), load_settings(None, redis | off), (), set())
 
 
 async def test_accounts_come_and_go(world: World) -> None:

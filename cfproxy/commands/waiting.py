@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import subprocess
+import sys
 
 import aiohttp
 import click
@@ -95,8 +97,15 @@ def _run(command: tuple[str, ...]) -> int:
         process = subprocess.Popen(command)  # noqa: S603 - what the caller asked for
     except OSError as error:
         raise UsageError(f"{command[0]} can't be run: {error.strerror}; the proxy goes on") from None
+
+    def pass_on(number: int, _frame: object) -> None:
+        # Ctrl-C goes to everybody at the terminal, so the command has it already.
+        if number != signal.SIGINT or not sys.stdin.isatty():
+            with contextlib.suppress(ValueError):  # Windows knows no such signal to others
+                process.send_signal(number)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _: process.send_signal(received))
+        signal.signal(number, pass_on)
     code = process.wait()
     # As a shell has it for a command that a signal ended.
     return 128 - code if code < 0 else code
