@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def exposed() -> dict[str, set[str]]:
     """Return each sample's name and labels, of a process that has done everything once."""
     metrics = Metrics()
     metrics.accounts["default"] = lambda: BrokerState(a_login(), 30.0, None, 0.0, None, False, 7)
-    metrics.pacing["https://api"] = Shaper(Pace(20.0, 1.0), FakeClock(), 10, 60.0).state
+    shaper = Shaper(Pace(20.0, 1.0), FakeClock(), 10, 60.0)
+    metrics.pacing["https://api"] = lambda: replace(shaper.state(), replicas=2)
     metrics.activity.traffic("default", "https://api").record("GET", "/", 200, "", total_s=0.1)
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(metrics.render({"default": 1}).decode()):
