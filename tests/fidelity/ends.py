@@ -170,10 +170,12 @@ class End(asyncio.Protocol):
 
     def reset_now(self) -> None:
         """Reset the connection."""
-        if self._transport is not None:
+        if self._transport is None:
+            return
+        if not self._transport.is_closing():  # over TLS nothing is known of a closed socket
             sock = self._transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)
-            self._transport.abort()
+        self._transport.abort()
 
     async def until(self, condition: Callable[[], object], what: str) -> None:
         """Wait until `condition` holds.
