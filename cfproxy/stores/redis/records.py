@@ -30,7 +30,7 @@ from cfproxy.errors import StoreUnavailable, StoreUnusable
 from cfproxy.ports import ATTEMPT_LIFETIME_S, Attempt, Lease
 from cfproxy.stores.attempts import Entry, choose, from_document, to_document
 from cfproxy.stores.codec import Codec
-from cfproxy.stores.redis.client import naming_errors, open_client
+from cfproxy.stores.redis.client import close_client, naming_errors, open_client
 from cfproxy.stores.redis.locks import LIFE_S, Locks, RedisLease
 from cfproxy.stores.redis.news import News
 from cfproxy.token import Login
@@ -228,7 +228,7 @@ class RedisStore:
         """Stop listening and let the connections go; whatever is asked later opens new ones."""
         await self._news.aclose()
         with naming_errors(self._where):
-            await self._client.aclose()
+            await close_client(self._client)
 
     # --- the record ----------------------------------------------------------------------
 
