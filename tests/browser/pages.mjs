@@ -103,7 +103,7 @@ export default async ({ browser, context, page, input }) => {
   }
   seen.violations = [];
   for (const look of Object.keys(LOOKS)) {
-    for (const path of ["/", "/login", "/callback?state=x&code=12345678", "/login?account=own"]) {
+    for (const path of ["/", "/login", "/callback?state=x&code=12345678", "/login?account=7"]) {
       seen.violations.push(...(await violations(browser, `${input.url}${path}`, look)));
     }
   }

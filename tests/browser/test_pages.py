@@ -17,9 +17,10 @@ from cfproxy.service import Service
 from tests.browser.driver import HERE, needs_browser, run_script
 
 LOG = structlog.wrap_logger(None, processors=[structlog.testing.LogCapture()])
+# A name that JavaScript takes for an index, and puts before the others.
 OWN = {
-    "CFPROXY_ACCOUNTS__OWN__GRANT": "client_credentials",
-    "CFPROXY_ACCOUNTS__OWN__LISTEN": "127.0.0.1:0",
+    "CFPROXY_ACCOUNTS__7__GRANT": "client_credentials",
+    "CFPROXY_ACCOUNTS__7__LISTEN": "127.0.0.1:0",
 }
 
 pytestmark = needs_browser

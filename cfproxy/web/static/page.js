@@ -47,8 +47,8 @@ function show(root, view) {
 function showState(state) {
   const names = document.body.dataset.names.split(" ");
   const summary = document.getElementById("summary");
-  // Another configuration has another page.
-  if (summary && names.join() !== Object.keys(state.accounts).join()) return location.reload();
+  // Another configuration has another page. Sorted, since JavaScript puts names like "7" first.
+  if (summary && names.sort().join() !== Object.keys(state.accounts).sort().join()) return location.reload();
   for (const name of names) {
     const card = document.getElementById(`account-${name}`);
     if (card && state.accounts[name]) show(card, state.accounts[name]);
