@@ -24,9 +24,10 @@ from cfproxy.admin_listener import AdminListener
 from cfproxy.building import SystemClock
 from cfproxy.config import Account, Settings
 from cfproxy.config.agreement import is_exposed
+from cfproxy.control import Control
 from cfproxy.doors import Door, Doors
-from cfproxy.errors import BadTarget, CfproxyError, ConfigError, ListenError, Problem, ShuttingDown
-from cfproxy.logs import LEVELS, LogOutput
+from cfproxy.errors import ListenError
+from cfproxy.logs import LogOutput
 from cfproxy.metrics import Metrics
 from cfproxy.parts import Parts, build_parts, give_up
 from cfproxy.ports import TokenStore
@@ -37,7 +38,6 @@ from cfproxy.web.guard import AdminRules
 from cfproxy.web.proxy import ProxyListener
 
 LINGER_S = 0.05
-_NO_RELOAD = "this proxy was started without a configuration that could be read again; restart it"
 
 
 class Service:
@@ -70,18 +70,21 @@ class Service:
         self._names = names
         self._log = log
         self._stores = stores or {}
-        self._load = load
         self._logs = logs
         self._given = given or []
         self._tell = tell
         self._doors = Doors(None, self._given)
         self._shapers = Shapers(log)
         self._metrics = Metrics()
-        self._reloading = asyncio.Lock()
         self._ending: set[asyncio.Task[object]] = set()  # what served before a reload
         self.accounts: list[RunningAccount] = []
-        self._admin = AdminListener(self.accounts, self._metrics, self, log)
-        self.stopped = asyncio.Event()
+        self.control = Control(load, self._change, logs, log, tell)
+        self._admin = AdminListener(self.accounts, self._metrics, self.control, log)
+
+    @property
+    def stopped(self) -> asyncio.Event:
+        """Set when the end was asked for; whoever waits for it ends the context."""
+        return self.control.stopped
 
     @property
     def admin(self) -> Admin | None:
@@ -111,64 +114,20 @@ class Service:
     ) -> None:
         self._tell("stopping")
         self._watch.cancel()
-        async with self._reloading:
+        async with self.control.reloading:
             await self._drain()
         await self._close()
         self._log.info("proxy.stopped")
 
-    def stop(self) -> None:
-        """Ask for the end; whoever waits on `stopped` ends the context."""
-        self.stopped.set()
+    # --- what is built, beside what is in use ---------------------------------------------
 
-    def set_log_level(self, level: str) -> None:
-        """Write lines of `level` and above until the next reload (see `web.actions`)."""
-        if level not in LEVELS or level == "silent" or self._logs is None:
-            raise BadTarget("there is no such level; take debug, info, warning or error")
-        self._logs.set_level(level)
-        self._log.warning("log.level_changed", to=level)
-
-    # --- reloading ------------------------------------------------------------------------
-
-    async def reload(self) -> list[str]:
-        """Read the configuration again and use it; on any problem the present one stays in use.
-
-        Returns:
-            the keys that changed.
-
-        Raises:
-            ConfigError, ListenError, ShuttingDown: nothing was changed.
-        """
-        async with self._reloading:
-            if self.stopped.is_set():
-                raise ShuttingDown("the proxy is shutting down; start it with the new configuration")
-            self._tell("reloading")
-            try:
-                changed = await self._reload()
-            except CfproxyError as error:
-                problems: tuple[object, ...] = error.problems if isinstance(error, ConfigError) else (error,)
-                for problem in problems:
-                    self._log.error("config.refused", reason=str(problem))
-                raise
-            except Exception:  # noqa: BLE001 - logged whole; what serves goes on serving
-                self._log.exception("config.reload_crashed")
-                raise CfproxyError("an internal fault; the log has it under config.reload_crashed") from None
-            finally:
-                self._tell("ready")
-            self._log.info("config.reloaded", changed=changed)
-            return changed
-
-    async def _reload(self) -> list[str]:
-        if self._load is None:
-            raise ConfigError(_NO_RELOAD, (Problem("", "", _NO_RELOAD),))
-        # In a thread: the file of a secret may be on a disk that is slow today.
-        settings = await asyncio.to_thread(self._load)
+    async def _change(self, settings: Settings) -> list[str]:
+        """Use other settings from now on (see `Control`)."""
         unsaved = {running.app.account for running in self.accounts if running.broker.state().unsaved}
         check_live(self._settings, settings, self._names, unsaved)
         changed = list_changes(self._settings, settings)
         await self._apply(settings)
         return changed
-
-    # --- what is built, beside what is in use ---------------------------------------------
 
     async def _apply(self, settings: Settings) -> None:
         chosen = [a for name, a in settings.accounts.items() if not self._names or name in self._names]

@@ -135,3 +135,10 @@ def test_any_text_makes_a_valid_document() -> None:
     """Quotes, line ends and letters outside ASCII in a detail do not break the answer."""
     _, _, body = render_problem(e.BadTarget('"\r\n… \udcff'), "id")
     assert json.loads(body)["detail"] == '"\r\n… \udcff'
+
+
+def test_a_configuration_that_is_refused_is_answered_with_each_of_its_problems() -> None:
+    """For whoever asked for a reload: as a list, beside the detail."""
+    problems = (e.Problem("config.yaml", "listen", "is wrong"), e.Problem("environment", "CFPROXY_X", "too"))
+    _, _, body = render_problem(e.ConfigError("two problems", problems), "id")
+    assert json.loads(body)["problems"] == ["config.yaml: listen: is wrong", "environment: CFPROXY_X: too"]

@@ -49,7 +49,7 @@ class World:
                 self.environ.pop(f"CFPROXY_{key}", None)
             else:
                 self.environ[f"CFPROXY_{key}"] = value
-        return await self.service.reload()
+        return await self.service.control.reload()
 
     def url(self, account: str = "default") -> str:
         assert self.service is not None
@@ -270,7 +270,7 @@ async def test_the_admin_listener_moves_and_can_be_switched_off(world: World) ->
 async def test_nothing_is_reloaded_after_the_end_was_asked_for(world: World) -> None:
     """A reload must not bring anything up that the end would miss."""
     assert world.service is not None
-    world.service.stop()
+    world.service.control.stop()
     with pytest.raises(ShuttingDown):
         await world.reload(ACCOUNTS__ACME__LISTEN="127.0.0.1:0")
 
@@ -349,9 +349,9 @@ async def test_the_log_level_changes_at_run_time(tmp_path: Path) -> None:
             async with client.post(url, headers=ACTION) as answer:
                 assert answer.status == 400
             with pytest.raises(BadTarget):
-                service.set_log_level("silent")
+                service.control.set_log_level("silent")
             environ["CFPROXY_LOG__LEVEL"] = "debug"
-            await service.reload()
+            await service.control.reload()
             assert logs.level == "debug"
     assert "proxy.started" in path.read_text(encoding="utf-8")
     assert os.environ.get("CFPROXY_LOG__LEVEL") is None
