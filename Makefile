@@ -64,6 +64,7 @@ lock: .venv/test.stamp
 	$(BIN)/$(LOCK) --extra encrypt --extra fast --extra redis pyproject.toml -o requirements.lock
 	$(BIN)/$(LOCK) --all-extras -c requirements.lock pyproject.toml -o .ci/requirements-test.lock
 	$(BIN)/$(LOCK) -c .ci/requirements-test.lock bench/requirements.in -o bench/requirements.lock
+	$(BIN)/$(LOCK) .ci/requirements-build.in -o .ci/requirements-build.lock
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
