@@ -217,6 +217,7 @@ class KeptBody:
         self._begun = False
         self._at_end = False
         self._dropped = max_bytes <= 0
+        self.received_bytes = 0  # from the client, whatever was sent again
 
     @property
     def replayable(self) -> bool:
@@ -242,6 +243,7 @@ class KeptBody:
             return b""
         piece = await self._read()
         self._begun = True
+        self.received_bytes += len(piece)
         if not piece:
             self._at_end = True
         elif not self._dropped:

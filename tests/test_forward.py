@@ -295,6 +295,7 @@ def test_every_replay_gives_the_same_bytes(
                     return
                 body.restart()
             assert await drained(body) == whole
+            assert body.received_bytes == len(whole)
             assert body.replayable == (0 < max_bytes >= len(whole))
 
     asyncio.run(replay())

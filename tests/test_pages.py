@@ -153,6 +153,29 @@ async def test_the_page_can_be_linked_to_but_not_fetched_by_another_site() -> No
         assert (await browser.get("/", Host="evil.example")).status == 421
 
 
+async def test_a_request_that_went_twice_shows_on_the_page_and_counts_once() -> None:
+    """What the listener hands over is what page and metrics tell: tries, times, bytes."""
+    async with browsing() as browser:
+        url, _ = await browser.begin()
+        await browser.paste(await approve(url))
+        browser.sandbox.revoke_access_tokens()
+        target = f"{browser.service.accounts[0].url}/v1/_echo/here?query=marker"
+        async with browser.client.post(target, data=b"x" * 1000) as answer:
+            sent = len(await answer.read())
+        page, metrics = (await browser.get("/")).text, (await browser.get("/metrics")).text
+        assert "sent twice" in page
+        assert "/v1/_echo/here<" in page
+        for sample in (
+            'requests_total{account="default",method="POST",origin="upstream",problem="",status="2xx"} 1.0',
+            'retries_total{account="default",reason="unauthorized"} 1.0',
+            'request_body_bytes_total{account="default"} 1000.0',
+            f'response_body_bytes_total{{account="default"}} {float(sent)}',
+            'upstream_duration_seconds_count{account="default"} 1.0',
+            'token_refreshes_total{account="default",result="ok"} 1.0',
+        ):
+            assert f"cfproxy_{sample}" in metrics
+
+
 # --- logging in -------------------------------------------------------------------------------
 
 

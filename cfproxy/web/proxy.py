@@ -192,7 +192,7 @@ class ProxyListener:
                 queued_s=times.queued_s if reached else None,
                 token_s=times.token_s if reached else None,
                 upstream_s=times.upstream_s if reached else None,
-                received_bytes=0,
+                received_bytes=0 if body is None else body.received_bytes,
                 sent_bytes=reply.body_bytes,
                 retried=outcome is not None and outcome.retried,
                 postponed=0 if outcome is None else outcome.postponed,
