@@ -121,6 +121,11 @@ class Doors:
         self._before = {} if before is None else before._doors  # noqa: SLF001 - of the same class
         self._given = given
         self._doors: dict[str, Door] = {}
+        self._taken: list[socket.socket] = []
+
+    def unused(self) -> list[TcpAddress | UnixAddress]:
+        """Return where sockets listen that were handed over and that nobody asked for."""
+        return [address_of(sock) for _, sock in self._given if sock not in self._taken]
 
     async def open(self, owner: str, address: TcpAddress | UnixAddress) -> Door:
         """Return the door of `owner`: an account, or `admin`.
@@ -135,6 +140,7 @@ class Doors:
             given = next((sock for _, sock in self._given if address_of(sock) == address), None)
         key = str(address)
         if given is not None:
+            self._taken.append(given)
             key = f"{owner}: given"
         elif isinstance(address, TcpAddress) and address.port == 0:
             key = f"{owner}: {address}"  # another port for each owner

@@ -105,6 +105,8 @@ class Service:
         for running in self.accounts:
             if (error := running.broker.state().error) is not None:
                 self._log.warning("account.not_ready", account=running.app.account, reason=error.message)
+        for address in self._doors.unused():
+            self._log.warning("socket.not_used", listen=str(address))
         self._watch = asyncio.create_task(watch_logins(self.accounts, SystemClock(), self._log))
         self._tell("ready")
         return self

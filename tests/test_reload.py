@@ -64,7 +64,9 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def opened(tmp_path: Path, **changes: str) -> AsyncIterator[World]:
+async def opened(
+    tmp_path: Path, given: list[tuple[str, socket.socket]] | None = None, **changes: str
+) -> AsyncIterator[World]:
     async with Sandbox(Behaviour(limiter="off")) as sandbox:
         environ = {
             "CFPROXY_CLIENT_ID": sandbox.behaviour.client_id,
@@ -81,7 +83,7 @@ async def opened(tmp_path: Path, **changes: str) -> AsyncIterator[World]:
         capture = structlog.testing.LogCapture()
         world.entries = capture.entries
         log = structlog.wrap_logger(None, processors=[capture])
-        service = Service(world.load(), (), log, load=world.load)
+        service = Service(world.load(), (), log, load=world.load, given=given)
         async with service, aiohttp.ClientSession() as client:
             world.service, world.client = service, client
             yield world
@@ -355,3 +357,28 @@ async def test_the_log_level_changes_at_run_time(tmp_path: Path) -> None:
             assert logs.level == "debug"
     assert "proxy.started" in path.read_text(encoding="utf-8")
     assert os.environ.get("CFPROXY_LOG__LEVEL") is None
+
+
+def listening(host: str) -> socket.socket:
+    sock = socket.socket()
+    sock.bind((host, 0))
+    sock.listen()
+    return sock
+
+
+@pytest.mark.parametrize("name", ["default", "admin"])
+async def test_a_socket_that_was_handed_over_opens_no_door_to_other_machines(
+    name: str, tmp_path: Path
+) -> None:
+    """The configuration says loopback; what the service manager hands over may say otherwise."""
+    with listening("0.0.0.0") as sock, pytest.raises(ListenError, match="can be reached from other machines"):
+        async with opened(tmp_path, given=[(name, sock)]):
+            pass
+
+
+async def test_a_socket_that_nobody_asked_for_is_told(tmp_path: Path) -> None:
+    """Most likely its name is misspelt; connections to it would wait for ever."""
+    with listening("127.0.0.1") as sock:
+        async with opened(tmp_path, given=[("defualt", sock)]) as world:
+            (event,) = world.events("socket.not_used")
+            assert event["listen"] == f"127.0.0.1:{sock.getsockname()[1]}"
