@@ -23,7 +23,8 @@ from cfproxy.secret import Secret
 from cfproxy.shaper import ShaperState
 from cfproxy.token import Token
 from cfproxy.traffic import Finished
-from cfproxy.web.view import view_account, view_pacing, view_request, view_summary
+from cfproxy.web.plots import view_pacing
+from cfproxy.web.view import view_account, view_request, view_summary
 from tests.test_expiry import APP, LOGIN_AT, a_login
 
 NOW = LOGIN_AT + 600.0

@@ -24,8 +24,9 @@ from cfproxy.web.events import Feed
 from cfproxy.web.guard import PAGES, AdminRules, FormToken, wants_html
 from cfproxy.web.logins import LoginAccount, Logins
 from cfproxy.web.pages import SECURITY_HEADERS, render_file, render_note, render_status
+from cfproxy.web.plots import view_pacing
 from cfproxy.web.problems import render_problem
-from cfproxy.web.view import View, view_account, view_pacing, view_request, view_summary
+from cfproxy.web.view import View, view_account, view_request, view_summary
 
 BODY_MAX_BYTES = 64 * 1024
 REFUSED_S = 60.0  # for which refusals of the queue are told
