@@ -102,7 +102,7 @@ async def test_no_part_is_forwarded_that_the_whole_is_not(case: Case) -> None:
         seen = await field.play(pieces_of(sent, chance, 1))
         whole = [(r.start, r.headers, r.body) for r in seen.requests]
         ends = sorted({n + d for n in range(len(sent)) if sent[n] in b"\r\n" for d in (0, 1)})
-        cuts = chance.sample(ends, min(12, len(ends))) + [chance.randrange(len(sent)) for _ in range(4)]
+        cuts = chance.sample(ends, min(8, len(ends))) + [chance.randrange(len(sent)) for _ in range(3)]
         for finish in (False, True):
             parts = await field.play_at_once([sent[:n] for n in cuts], finish=finish)
             assert all((r.start, r.headers, r.body) in whole for r in parts)

@@ -104,7 +104,7 @@ async def test_whatever_the_file_holds_is_a_login_or_one_of_our_errors(
             repr(login)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 async def test_whatever_an_attempts_file_holds_is_an_attempt_or_one_of_our_errors(
     tmp_path: Path, data: st.DataObject
