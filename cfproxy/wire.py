@@ -69,7 +69,10 @@ IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BAD_IN_TARGET = re.compile(rb"[\x00-\x20\x7f#\\]")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_DOT_SEGMENT = re.compile(rb"(?:^|[/\\]|%2f|%5c)(?:\.|%2e){1,2}(?:[/\\?;]|%2f|%5c|$)", re.IGNORECASE)
+# Encoded once, or again and again, or overlong in UTF-8: some server takes each of them for a dot or slash.
+_DOT = rb"(?:\.|%(?:25)*2e|%c0%ae)"
+_SLASH = rb"(?:[/\\]|%(?:25)*(?:2f|5c)|%c0%af)"
+_DOT_SEGMENT = re.compile(rb"(?:^|%b)%b{1,2}(?:%b|[?;]|$)" % (_SLASH, _DOT, _SLASH), re.IGNORECASE)
 _COOKIE_DOMAIN = re.compile(rb";\s*domain\s*=[^;]*", re.IGNORECASE)
 
 
@@ -143,7 +146,7 @@ def check_head(method: str, version: tuple[int, int], headers: RawHeaders, via: 
             raise BadTarget("a header holds a control byte; remove it")
         low = name.lower()
         if low == b"host":
-            hosts += 1
+            hosts += 1 if value else 2  # an empty one names nobody
         elif low == b"upgrade":
             raise UpgradeNotSupported("the API speaks plain HTTP only; send the request without Upgrade")
         elif low == b"via" and via in value:
