@@ -17,6 +17,7 @@ from cfproxy.config import Settings, TcpAddress
 from cfproxy.errors import CfproxyError, UsageError
 from cfproxy.hosts import render_authority
 from cfproxy.running import run_loop
+from cfproxy.secret import Secret
 
 LOOK_EVERY_S = 0.2
 ANSWER_S = 5.0
@@ -24,7 +25,7 @@ _PATHS = {"ready": "/readyz", "live": "/livez", "started": "/startupz"}
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised here, not listened on
 
 
-@click.command("wait", context_settings={"ignore_unknown_options": True})
+@click.command("wait")
 @common
 @click.option(
     "--for",
@@ -34,22 +35,31 @@ _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised her
     help="What to wait for; default: ready, every account can serve.",
 )
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=60.0, metavar="SECONDS")
+@click.option("--url", metavar="URL", help="The admin listener's address; default: the configuration's.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-def wait_command(state: str, timeout_s: float, command: tuple[str, ...]) -> int:
+def wait_command(state: str, timeout_s: float, url: str | None, command: tuple[str, ...]) -> int:
     """Wait until a running proxy is ready; with -- COMMAND, run it then and end the proxy after it.
 
     Waits 60 s at most, or --timeout. The exit code is COMMAND's.
     """
-    settings = load()
-    if settings.admin is None:
-        raise UsageError("the admin listener tells when the proxy is ready, and it is off; set admin")
-    url = f"http://{_reachable(settings.admin)}"
+    key = None
+    if url is None:
+        url, key = _find(load())
+    url = url.rstrip("/")
     run_loop(_wait(url, state, timeout_s))
     if not command:
         return exits.DONE
     code = _run(command)
-    run_loop(_shut_down(url, settings))
+    run_loop(_shut_down(url, key))
     return code
+
+
+def _find(settings: Settings) -> tuple[str, Secret | None]:
+    """Return where the admin listener is, and a key for it."""
+    if settings.admin is None:
+        raise UsageError("the admin listener tells when the proxy is ready, and it is off; set admin")
+    keys = [key.secret for key in next(iter(settings.accounts.values())).access.keys if key.account is None]
+    return f"http://{_reachable(settings.admin)}", keys[0] if keys else None
 
 
 def _reachable(address: TcpAddress) -> str:
@@ -111,16 +121,15 @@ def _run(command: tuple[str, ...]) -> int:
     return 128 - code if code < 0 else code
 
 
-async def _shut_down(url: str, settings: Settings) -> None:
+async def _shut_down(url: str, key: Secret | None) -> None:
     """Ask the proxy to end; one that has ended already is as good.
 
     Raises:
         CfproxyError: it refuses.
     """
     headers = {"X-Cfproxy-Admin": "1"}
-    keys = [key.secret for key in next(iter(settings.accounts.values())).access.keys if key.account is None]
-    if keys:
-        headers["X-Cfproxy-Key"] = keys[0].reveal()
+    if key is not None:
+        headers["X-Cfproxy-Key"] = key.reveal()
     try:
         async with _client() as client, client.post(f"{url}/shutdown", headers=headers) as answer:
             if answer.status == 202:

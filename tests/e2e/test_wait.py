@@ -86,3 +86,13 @@ async def test_a_signal_reaches_the_worker_which_decides(world: World) -> None:
             process.kill()
             process.wait()
         assert await asyncio.to_thread(proxy.process.wait, PATIENCE_S) == 0
+
+
+async def test_a_worker_without_a_configuration_gives_the_address(world: World) -> None:
+    """In a container of its own it knows no client id; a mistaken option is not taken for the command."""
+    await world.log_in()
+    async with world.serve() as proxy:
+        world.config_path.unlink()
+        assert (await world.run("wait")).code == 2
+        assert (await world.run("wait", "--url", f"{proxy.admin_url}/", "--timout", "5")).code == 2
+        assert (await world.run("wait", "--url", f"{proxy.admin_url}/")).code == 0
