@@ -3,7 +3,8 @@
 Starts a raw origin, the real `cfproxy serve` and the attackers as processes of their own. Calm and attacked
 rounds take turns; in each, 200 requests a second leave at fixed instants on 20 connections of honest clients,
 and their latency counts from those instants. Attackers come in four kinds: a head that comes byte by byte, one
-that does so after its first 60 KB, a body that does, and a connection that says nothing after its first request; whoever is cut off comes back at once.
+that does so after its first 60 KB, a body that does, and a connection that says nothing after its first
+request; whoever is cut off comes back at once.
 Prints a line for each round and a summary. Exits 1 when an honest request was not answered, or when the proxy
 grew by 64 MiB or more. Linux only (/proc).
 """
