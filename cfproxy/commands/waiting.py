@@ -46,7 +46,7 @@ def wait_command(state: str, timeout_s: float, url: str | None, command: tuple[s
     if url is None:
         url, key = _find(load())
     url = url.rstrip("/")
-    run_loop(_wait(url, state, timeout_s))
+    run_loop(_wait(url, key, state, timeout_s))
     if not command:
         return exits.DONE
     code = _run(command)
@@ -68,7 +68,7 @@ def _reachable(address: TcpAddress) -> str:
     return render_authority(_ANYWHERE.get(address.host, address.host), address.port)
 
 
-async def _wait(url: str, state: str, timeout_s: float) -> None:
+async def _wait(url: str, key: Secret | None, state: str, timeout_s: float) -> None:
     """Ask until the answer is 200.
 
     Raises:
@@ -76,7 +76,7 @@ async def _wait(url: str, state: str, timeout_s: float) -> None:
     """
     last = f"nothing answers at {url}; start it with cfproxy serve"
     try:
-        async with asyncio.timeout(timeout_s), _client() as client:
+        async with asyncio.timeout(timeout_s), _client(key) as client:
             while True:
                 try:
                     async with client.get(url + _PATHS[state]) as answer:
@@ -127,11 +127,8 @@ async def _shut_down(url: str, key: Secret | None) -> None:
     Raises:
         CfproxyError: it refuses.
     """
-    headers = {"X-Cfproxy-Admin": "1"}
-    if key is not None:
-        headers["X-Cfproxy-Key"] = key.reveal()
     try:
-        async with _client() as client, client.post(f"{url}/shutdown", headers=headers) as answer:
+        async with _client(key) as client, client.post(f"{url}/shutdown") as answer:
             if answer.status == 202:
                 return
             document = await answer.json(content_type=None)
@@ -141,8 +138,11 @@ async def _shut_down(url: str, key: Secret | None) -> None:
     raise CfproxyError(f"the proxy goes on: {detail or f'POST /shutdown was answered {answer.status}'}")
 
 
-def _client() -> aiohttp.ClientSession:
+def _client(key: Secret | None) -> aiohttp.ClientSession:
+    # Beyond this machine, looking takes a key as well.
+    headers = {"X-Cfproxy-Admin": "1"} | ({} if key is None else {"X-Cfproxy-Key": key.reveal()})
     return aiohttp.ClientSession(
+        headers=headers,
         trust_env=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=ANSWER_S),

@@ -9,6 +9,8 @@ import subprocess
 import sys
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import RawTestServer as TestServer
 
 from .kit import World, until
 from .processes import PATIENCE_S, Proxy
@@ -96,3 +98,17 @@ async def test_a_worker_without_a_configuration_gives_the_address(world: World) 
         assert (await world.run("wait")).code == 2
         assert (await world.run("wait", "--url", f"{proxy.admin_url}/", "--timout", "5")).code == 2
         assert (await world.run("wait", "--url", f"{proxy.admin_url}/")).code == 0
+
+
+async def test_a_key_is_sent_with_each_question(world: World) -> None:
+    """An admin listener that other machines reach asks for one, to look as to act."""
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        return web.Response(status=200 if request.headers.get("X-Cfproxy-Key") == "sesame" else 401)
+
+    async with TestServer(answer) as server:
+        world.write_config(admin=f"127.0.0.1:{server.port}", access={"keys": ["sesame"]})
+        assert (await world.run("wait")).code == 0
+        world.write_config(access={"keys": ["another"]})
+        ran = await world.run("wait", "--timeout", "0.5")
+        assert (ran.code, "another" in ran.err) == (1, False)
