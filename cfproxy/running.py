@@ -48,13 +48,16 @@ async def wait_for_signal(stopped: asyncio.Event) -> int:
 
 def watch_signals(stopped: asyncio.Event) -> Callable[[], int]:
     """Set `stopped` on SIGTERM and SIGINT; return what tells the exit code that goes with it."""
-    code = exits.DONE
+    code, seen = exits.DONE, False
 
     def on_signal(number: int) -> None:
-        nonlocal code
-        if stopped.is_set():
+        nonlocal code, seen
+        # A first signal while the end is under way is an orchestrator's, who does not know of that.
+        if seen:
             os._exit(128 + number)
-        code = exits.INTERRUPTED if number == signal.SIGINT else exits.DONE
+        seen = True
+        if not stopped.is_set():
+            code = exits.INTERRUPTED if number == signal.SIGINT else exits.DONE
         stopped.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):

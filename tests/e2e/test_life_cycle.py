@@ -25,6 +25,7 @@ ACTION = {"X-Cfproxy-Admin": "1"}
 IN_FLIGHT = 200
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/net/tcp is Linux's")
 @pytest.mark.parametrize("age_s", [3500, 7200], ids=["token-due", "token-expired"])
 async def test_the_end_loses_no_request_and_no_token(world: World, age_s: int) -> None:
     """SIGTERM under 200 requests and a refresh: all are answered, the new token is saved, and it exits 0."""
@@ -65,6 +66,19 @@ async def test_a_refresh_under_way_is_saved_when_nobody_waits_for_it(world: Worl
         assert await proxy.end(signal.SIGTERM) == 0
     assert refreshes(world) == ["issued"]
     assert world.document()["access_token"] == newest(world)
+
+
+async def test_a_signal_after_the_shutdown_was_asked_for_does_not_hurry_it(world: World) -> None:
+    """A worker that is done asks for the end, then the orchestrator ends the container: nothing is lost."""
+    await world.log_in()
+    world.sandbox.inject("api", Fault("slow", delay_s=1.5))
+    async with world.serve() as proxy:
+        call = asyncio.create_task(proxy.status())
+        await until(lambda: world.sandbox.api_requests == 1, "the request is in flight")
+        async with proxy.client.post(f"{proxy.admin_url}/shutdown", headers=ACTION) as answer:
+            assert answer.status == 202
+        assert await proxy.end(signal.SIGTERM) == 0
+        assert await call == 200
 
 
 async def test_readiness_flips_before_the_end(world: World) -> None:
