@@ -59,8 +59,9 @@ def missing() -> str:
         return "no Chromium; on Debian: apt-get install chromium"
     if shutil.which("node") is None:
         return "no Node.js; on Debian: apt-get install nodejs npm"
-    if not (HERE / "node_modules" / "playwright-core").is_dir():
-        return "no playwright-core; run: npm install --prefix tests/browser --no-package-lock"
+    packages = json.loads((HERE / "package.json").read_text(encoding="utf-8"))["dependencies"]
+    if absent := [name for name in packages if not (HERE / "node_modules" / name).is_dir()]:
+        return f"no {', '.join(absent)}; run: npm install --prefix tests/browser --no-package-lock"
     return ""
 
 
