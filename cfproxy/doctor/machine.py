@@ -29,7 +29,7 @@ _LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
 def check_configuration(settings: Settings) -> Finding:
     """Tell which configuration is in use; it was read without a problem."""
     names = ", ".join(settings.accounts)
-    return Finding("configuration", "ok", f"{settings.source}: {len(settings.accounts)} account(s): {names}")
+    return Finding("configuration", "ok", f"{settings.source} can be used; accounts: {names}")
 
 
 def check_secrets(path: Path | None) -> Iterator[Finding]:
