@@ -9,7 +9,7 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 	--custom-compile-command 'make lock'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types rings scan audit bench fidelity lock clean
+.PHONY: help demo test check lint types rings scan audit bench fidelity lock clean dotnet
 
 help:
 	@echo 'make demo    sandbox, login and proxy in one command; prints a curl to try'
@@ -65,6 +65,11 @@ lock: .venv/test.stamp
 	$(BIN)/$(LOCK) --all-extras -c requirements.lock pyproject.toml -o .ci/requirements-test.lock
 	$(BIN)/$(LOCK) -c .ci/requirements-test.lock bench/requirements.in -o bench/requirements.lock
 	$(BIN)/$(LOCK) .ci/requirements-build.in -o .ci/requirements-build.lock
+
+# Only the .NET recipe's test wants it: Linux, x86-64.
+dotnet: .venv/pyvenv.cfg
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --upgrade \
+		--target .venv/dotnet -r tests/recipes/requirements.txt
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
