@@ -105,7 +105,10 @@ def test_a_token_that_could_not_be_saved_is_told() -> None:
     """It works, and a restart now would cost the login."""
     view = view_account(a_report(replace(GOOD, store_error=StoreUnavailable("disk full"), unsaved=True)))
     assert (view["tone"], view["detail"], view["store_tone"]) == ("warn", "disk full", "warn")
+    assert view["headline"] == "Works; the newest token is not saved yet"
     assert "in memory only" in str(view["store"])
+    unread = view_account(a_report(replace(GOOD, store_error=StoreUnavailable("no route"))))
+    assert (unread["tone"], unread["headline"]) == ("warn", "Works; the token store is out of reach")
 
 
 def test_a_login_in_memory_is_not_sent_to_the_command_line() -> None:

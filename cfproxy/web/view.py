@@ -152,8 +152,10 @@ def _judge(report: dict[str, Any]) -> tuple[Tone, str]:
         return "bad", _TROUBLE[state]
     if report["api"]["state"] in _API:
         return "bad", _API[report["api"]["state"]]
-    if report["store"]["state"] != "ok" or report["store"]["unsaved"]:
-        return "warn", "Works; the newest login is not saved yet"
+    if report["store"]["unsaved"]:
+        return "warn", "Works; the newest token is not saved yet"
+    if report["store"]["state"] != "ok":
+        return "warn", _TROUBLE_AHEAD[report["store"]["state"]]
     if report["warning"] is not None:
         return "warn", "Works; log in again soon"
     if report["refused"]:
