@@ -82,19 +82,22 @@ class AccessRules:
         if self.uids and uid not in self.uids:
             raise NotAllowed("access.users does not list the user who runs the calling program")
 
-    def check_host(self, host: str, port: int | None, local_address: str | None) -> None:
+    def check_host(self, host: str | None, port: int | None, local_address: str | None) -> None:
         """Refuse a `Host` that does not name this listener: DNS rebinding ends here.
 
         Args:
-            host: the header's value; empty when there was none (HTTP/1.0).
+            host: the header's value; None when there was none (HTTP/1.0), which no browser sends.
             port: the listener's port; None for a Unix socket, which no web page reaches.
             local_address: the IP address that the connection came in at.
 
         Raises:
             HostNotAllowed
+            BadTarget: it is there, and empty (RFC 9112 §3.2).
         """
-        if port is None or not host:
+        if port is None or host is None:
             return
+        if not host.strip():
+            raise BadTarget("the Host header is empty; send the one that the URL names")
         name, given_port = split_host(host)
         right_port = given_port == port or (given_port is None and port == 80)
         if right_port and (is_loopback(name) or name == local_address):

@@ -14,22 +14,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from cfproxy.wire import RawHeaders
+from cfproxy.wire import CORS_ANSWERS, RawHeaders
 
 MAX_AGE_S = 600  # how long a browser may rely on a preflight's answer
-OURS = frozenset(
-    {
-        b"access-control-allow-credentials",
-        b"access-control-allow-headers",
-        b"access-control-allow-methods",
-        b"access-control-allow-origin",
-        b"access-control-allow-private-network",
-        b"access-control-expose-headers",
-        b"access-control-max-age",
-    }
-)
 # What a page may read without a word of ours, and what no page may read.
-_NOT_LISTED = OURS | {
+_NOT_LISTED = {
     b"cache-control",
     b"content-language",
     b"content-length",
@@ -98,7 +87,7 @@ def with_cors(
         origin: from `listed_origin`; None for everybody else, who gets no CORS headers.
         origins: all that are listed: with any, caches have to tell requests apart by `Origin`.
     """
-    kept = [header for header in headers if header[0].lower() not in OURS]
+    kept = [header for header in headers if header[0].lower() not in CORS_ANSWERS]
     if origin is not None:
         names = dict.fromkeys(name for name, _ in kept if name.lower() not in _NOT_LISTED)
         kept += [

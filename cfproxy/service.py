@@ -76,6 +76,7 @@ class Service:
         self._doors = Doors(None, self._given)
         self._shapers = Shapers(log)
         self._metrics = Metrics()
+        self._listeners: dict[str, ProxyListener] = {}
         self._ending: set[asyncio.Task[object]] = set()  # what served before a reload
         self.accounts: list[RunningAccount] = []
         self.control = Control(load, self._change, logs, log, tell)
@@ -183,6 +184,7 @@ class Service:
         self, running: dict[str, RunningAccount], following: list[tuple[Parts, Door | None]]
     ) -> None:
         self.accounts.clear()  # the same list for good: the admin listener has it
+        self._listeners.clear()
         self._metrics.accounts.clear()
         self._metrics.pacing.clear()
         for parts, door in following:
@@ -194,7 +196,7 @@ class Service:
             if account is not None:
                 self._end(account.switch(parts))
             if account is None or account.door is not door:
-                listener = ProxyListener(parts.listener_settings, parts.forwarder, self._log)
+                listener = ProxyListener(parts.listener_settings, parts.forwarder, self._log, self._listeners)
                 if door is not None:
                     listener.port = door.port
                     door.protocols = listener.build_server()
@@ -209,6 +211,7 @@ class Service:
                     upstream=account.upstream_url,
                 )
             self.accounts.append(account)
+            self._listeners[parts.settings.name] = account.listener
         for account in running.values():
             self._end(remove(account, self._log))
 

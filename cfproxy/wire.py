@@ -61,7 +61,22 @@ OWNED = frozenset(
     }
 )
 OWNED_PREFIX = b"x-forwarded"
+# What a browser is told about pages of other origins: the upstream's word is about its own address, and
+# who may read what comes through here is for us to say (`cors.py`).
+CORS_ANSWERS = frozenset(
+    {
+        b"access-control-allow-credentials",
+        b"access-control-allow-headers",
+        b"access-control-allow-methods",
+        b"access-control-allow-origin",
+        b"access-control-allow-private-network",
+        b"access-control-expose-headers",
+        b"access-control-max-age",
+    }
+)
+OWN_COOKIES = b"cfproxy"  # how the names of the admin listener's cookies begin
 _NOT_SENT_UP = HOP_BY_HOP | OWNED
+_NOT_SENT_DOWN = HOP_BY_HOP | CORS_ANSWERS
 
 # RFC 9110 §9.2.2: sending them twice does no more than sending them once.
 IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
@@ -206,6 +221,9 @@ def outgoing_head(method: str, target: bytes, headers: RawHeaders, origin: Origi
         elif low in drop or low.startswith(OWNED_PREFIX):
             if low == b"via":
                 vias.append(value)
+        elif low == b"cookie" and OWN_COOKIES in value.lower():
+            if others := _without_own_cookies(value):
+                lines.append(b"%s: %s\r\n" % (name, others))
         else:
             lines.append(b"%s: %s\r\n" % (name, value))
     if framing.chunked:
@@ -213,6 +231,16 @@ def outgoing_head(method: str, target: bytes, headers: RawHeaders, origin: Origi
     vias.append(b"1.1 " + origin.via)
     lines.append(b"Via: %s\r\n" % b", ".join(vias))
     return b"".join(lines)
+
+
+def _without_own_cookies(value: bytes) -> bytes:
+    """Return a `Cookie` without the admin listener's: a browser has one jar for all ports of a host."""
+    parts = [part for part in value.split(b";") if not _is_own_cookie(part)]
+    return b";".join(parts).strip(b" ")
+
+
+def _is_own_cookie(pair: bytes) -> bool:
+    return pair.lstrip(b" \t").lower().startswith(OWN_COOKIES)
 
 
 def incoming_headers(headers: RawHeaders, origin: Origin, caller: bytes) -> list[tuple[bytes, bytes]]:
@@ -223,7 +251,7 @@ def incoming_headers(headers: RawHeaders, origin: Origin, caller: bytes) -> list
         origin: where they come from.
         caller: `scheme://authority` under which the client knows us; empty when it named none.
     """
-    drop = HOP_BY_HOP | _listed_in_connection(headers)
+    drop = _NOT_SENT_DOWN | _listed_in_connection(headers)
     passed = []
     for name, value in headers:
         low = folded(name)
@@ -232,8 +260,9 @@ def incoming_headers(headers: RawHeaders, origin: Origin, caller: bytes) -> list
         if low == b"location":
             passed.append((name, _callers_location(value, origin, caller)))
         elif low == b"set-cookie":
-            # Its domain is the upstream's: the client would throw such a cookie away.
-            passed.append((name, _COOKIE_DOMAIN.sub(b"", value)))
+            if not _is_own_cookie(value):
+                # Its domain is the upstream's: the client would throw such a cookie away.
+                passed.append((name, _COOKIE_DOMAIN.sub(b"", value)))
         else:
             passed.append((name, value))
     return passed

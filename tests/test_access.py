@@ -21,7 +21,9 @@ KEY = Secret("s3cret:key-ü")
 # --- Host ---------------------------------------------------------------------------------
 
 
-def host_passes(host: str, *hosts: str, port: int | None = 8080, local: str | None = "127.0.0.1") -> bool:
+def host_passes(
+    host: str | None, *hosts: str, port: int | None = 8080, local: str | None = "127.0.0.1"
+) -> bool:
     try:
         AccessRules(hosts=hosts).check_host(host, port, local)
     except HostNotAllowed:
@@ -95,8 +97,11 @@ def test_a_malformed_host_never_matches_a_malformed_setting() -> None:
 
 def test_no_host_and_unix_sockets_are_not_asked() -> None:
     """HTTP/1.0 without Host and Unix sockets are beyond the reach of web pages."""
-    assert host_passes("")
+    assert host_passes(None)
     assert host_passes("anything", port=None)
+    for empty in ("", " \t"):
+        with pytest.raises(BadTarget, match="Host header is empty"):
+            host_passes(empty)
 
 
 @given(st.text(max_size=12), st.none() | st.integers(0, 99999))

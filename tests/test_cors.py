@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cfproxy.cors import OURS, is_preflight, listed_origin, render_preflight, with_cors
+from cfproxy.cors import is_preflight, listed_origin, render_preflight, with_cors
+from cfproxy.wire import CORS_ANSWERS
 
 PAGE = b"https://App.studio"
 LISTED = ("https://app.studio",)
@@ -71,7 +72,7 @@ def test_a_listed_page_on_the_internet_may_reach_into_the_private_network() -> N
 
 def test_the_upstream_s_word_is_replaced() -> None:
     """An answer names one origin at most, and never one that the upstream chose."""
-    upstream = [(name.title(), b"*") for name in sorted(OURS)]
+    upstream = [(name.title(), b"*") for name in sorted(CORS_ANSWERS)]
     headers = [*upstream, (b"ETag", b"x"), (b"Set-Cookie", b"a=b"), (b"Vary", b"Accept")]
     assert with_cors(headers, None, ()) == [(b"ETag", b"x"), (b"Set-Cookie", b"a=b"), (b"Vary", b"Accept")]
     got = with_cors(headers, PAGE, LISTED)

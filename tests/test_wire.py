@@ -408,6 +408,34 @@ def test_a_cookie_loses_the_apis_domain_and_nothing_else() -> None:
     ]
 
 
+def test_cookies_of_the_admin_page_stay_here() -> None:
+    """A browser sends one port's cookies to all ports: ours don't go up, the API's go up as they came."""
+    ours = b"cfproxy-login-acme=x"
+    for value, left in (
+        (b"a=1; " + ours + b"; b=cfproxy", b"a=1; b=cfproxy"),
+        (b" CFPROXY_x=1;a=1", b"a=1"),
+        (b"a=cfproxy;  b=2 ", b"a=cfproxy;  b=2"),
+        (b"a=1; b=2 ", b"a=1; b=2 "),
+    ):
+        assert sent_up((b"cookie", value)) == [(b"cookie", left)]
+    assert sent_up((b"Cookie", ours), (b"X", b"y")) == [(b"X", b"y")]
+
+
+def test_the_api_sets_no_cookie_of_the_admin_page() -> None:
+    """Nor can an answer plant one there."""
+    assert came_down((b"Set-Cookie", b"Cfproxy-login=1"), (b"Set-Cookie", b"a=cfproxy")) == [
+        (b"Set-Cookie", b"a=cfproxy")
+    ]
+
+
+def test_the_api_does_not_say_which_pages_may_read() -> None:
+    """Its CORS headers are about its own address; who may read through here is said here."""
+    assert (
+        came_down((b"Access-Control-Allow-Origin", b"*"), (b"access_control_allow_credentials", b"true"))
+        == []
+    )
+
+
 def test_answer_headers_come_down_byte_by_byte() -> None:
     """Order, case, duplicates and high bytes of an answer's headers reach the client unchanged."""
     headers = [

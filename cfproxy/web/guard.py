@@ -55,7 +55,7 @@ class AdminRules:
         local = None if request.transport is None else request.transport.get_extra_info("sockname")
         forwarded = request.path == CALLBACK and request.method == "GET"
         named = AccessRules(hosts=self.looking.hosts + redirect_hosts) if forwarded else self.looking
-        named.check_host(host, port, local[0] if isinstance(local, tuple) else None)
+        named.check_host(request.headers.get("Host"), port, local[0] if isinstance(local, tuple) else None)
         if not _is_arrival(request):
             # TLS may end before us, at a proxy that serves this page to others under its name.
             tls = request.headers.get("Origin", "").lower() == f"https://{host}".lower()

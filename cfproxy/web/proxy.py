@@ -13,19 +13,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any
 
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
 from cfproxy.access import AccessRules
-from cfproxy.errors import BadTarget, CfproxyError, ShuttingDown, UpgradeNotSupported, UpstreamError
+from cfproxy.cors import is_preflight, listed_origin, render_preflight, with_cors
+from cfproxy.errors import (
+    BadTarget,
+    CfproxyError,
+    NotAllowed,
+    ShuttingDown,
+    UpgradeNotSupported,
+    UpstreamError,
+)
 from cfproxy.forward import Forwarder, KeptBody, Outcome, Times
 from cfproxy.marks import HEADER, Marks, id_maker, read_marks
 from cfproxy.ports import Call
+from cfproxy.sockets import peer_uid
 from cfproxy.upstream import HttpAnswer
 from cfproxy.web.problems import render_problem, row_of
 from cfproxy.web.reply import BodyReader, Reply
@@ -81,10 +91,18 @@ class ProxyListener:
         settings: see there.
         forwarder: sends what was accepted.
         log: where the request lines go.
+        others: those of all accounts by name, for keys that lead to one of them; may change at any time.
     """
 
-    def __init__(self, settings: ProxySettings, forwarder: Forwarder, log: FilteringBoundLogger) -> None:
+    def __init__(
+        self,
+        settings: ProxySettings,
+        forwarder: Forwarder,
+        log: FilteringBoundLogger,
+        others: Mapping[str, ProxyListener] = MappingProxyType({}),
+    ) -> None:
         self._settings = settings
+        self._others = others
         self._forwarder = forwarder
         self._log = log.bind(account=settings.account)
         self._make_id = id_maker()
@@ -125,6 +143,9 @@ class ProxyListener:
 
     async def aclose(self) -> None:
         """Cut what is still open."""
+        # Among these may be some on connections of another listener, whose callers' keys lead here.
+        for reply in list(self._replies):
+            reply.cut()
         if self._server is not None:
             await self._server.shutdown(CUT_S)
 
@@ -136,7 +157,8 @@ class ProxyListener:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request (the handler of aiohttp's low-level server)."""
         started_at = time.perf_counter()
-        settings, forwarder = self._settings, self._forwarder  # to the end, whatever is reloaded meanwhile
+        settings = judged_by = self._settings  # to the end, whatever is reloaded meanwhile
+        by = self
         reply = Reply(request, lambda: self.draining, settings.idle_s)
         marks = read_marks(
             request.headers.getall(HEADER, ()), request.headers.get("traceparent"), self._make_id
@@ -147,21 +169,27 @@ class ProxyListener:
         error: CfproxyError | None = None
         self._replies.add(reply)
         try:
-            call, flow, caller = self._accept(settings, request, target, reply, marks)
-            body = call.body if isinstance(call.body, KeptBody) else None
-            outcome = await forwarder.forward(call, flow)
-            if body is not None:
-                body.stop_keeping()
-            self.failure = None
-            await self._relay(settings, reply, outcome, caller, marks)
+            if not await self._answer_preflight(judged_by, request, reply):
+                by = self._admit(judged_by, request)
+                settings = self._settings_for(by, judged_by)
+                by._replies.add(reply)  # noqa: SLF001 - of the same class
+                call, flow, caller = self._accept(judged_by, settings, request, target, reply, marks)
+                body = call.body if isinstance(call.body, KeptBody) else None
+                outcome = await by._forwarder.forward(call, flow)  # noqa: SLF001 - of the same class
+                if body is not None:
+                    body.stop_keeping()
+                by.failure = None
+                origins = judged_by.rules.origins
+                origin = listed_origin(_headers_of(request), origins) if origins else None
+                await self._relay(settings, reply, outcome, caller, marks, origin, origins)
         except CfproxyError as caught:
             error = caught
             if isinstance(caught, UpstreamError):
-                self.failure = caught
+                by.failure = caught
             if reply.begun:
                 reply.cut()
             else:
-                await self._refuse(reply, error, marks)
+                await self._refuse(judged_by, request, reply, error, marks)
         except ConnectionError:
             reply.cut()  # the client left
         except BaseException as fault:
@@ -171,11 +199,8 @@ class ProxyListener:
                 reply.cut()  # or the server would write another answer into this one
             raise
         finally:
-            self._replies.discard(reply)
-            if self._earlier:
-                self._note_end(reply)
-            if self.draining and not self.in_flight:
-                self.idle.set()
+            for listener in {self, by}:
+                listener._note_end(reply)  # noqa: SLF001 - of the same class
             if body is not None:
                 body.close()
             if outcome is not None:
@@ -200,30 +225,79 @@ class ProxyListener:
             # Most lines are alike: whether this one is wanted is asked before it is built.
             if error is not None or not reply.complete or reply.status >= 300 or settings.keeps_line():
                 event = self._describe(request, path, reply, outcome, marks)
-                self._log_request(error, reply, ms=round(seconds * 1000, 1), **event)
+                by._log_request(  # noqa: SLF001 - of the same class
+                    error, reply, outcome, ms=round(seconds * 1000, 1), **event
+                )
         return reply
 
     def _note_end(self, reply: Reply) -> None:
+        self._replies.discard(reply)
+        if self.draining and not self.in_flight:
+            self.idle.set()
         for replies, ended in self._earlier:
             replies.discard(reply)
             if not replies:
                 ended.set()
         self._earlier = [entry for entry in self._earlier if entry[0]]
 
-    def _accept(
-        self, settings: ProxySettings, request: web.BaseRequest, target: bytes, reply: Reply, marks: Marks
-    ) -> tuple[Call, Hashable, bytes]:
-        """Check the request and build what goes up; no await, so nothing changes in between."""
-        headers = request._message.raw_headers  # noqa: SLF001 - names and values as they came
-        version = (request.version.major, request.version.minor)
+    def _check_caller(self, rules: AccessRules, request: web.BaseRequest) -> None:
+        """Check who may call at all, keys apart."""
+        host = request.headers.get("Host")
+        transport = request.transport
+        local = None if transport is None else transport.get_extra_info("sockname")
+        rules.check_host(host, self.port, local[0] if isinstance(local, tuple) else None)
+        rules.check_origin(_headers_of(request), f"http://{host or ''}")
+        if rules.uids:
+            rules.check_user(None if transport is None else peer_uid(transport.get_extra_info("socket")))
+
+    def _admit(self, settings: ProxySettings, request: web.BaseRequest) -> ProxyListener:
+        """Check who calls; return whose account serves it."""
         if self._refusing:
             raise ShuttingDown("cfproxy is shutting down; send the request again in a moment")
+        rules = settings.rules
+        self._check_caller(rules, request)
+        key = rules.check_key(_headers_of(request))
+        account = None if key is None else rules.bound.get(key)
+        if account is None:
+            return self
+        if account not in self._others:
+            raise NotAllowed("the account that this access key leads to is not served here")
+        return self._others[account]
+
+    def _settings_for(self, by: ProxyListener, judged_by: ProxySettings) -> ProxySettings:
+        return judged_by if by is self else by._settings
+
+    async def _answer_preflight(
+        self, settings: ProxySettings, request: web.BaseRequest, reply: Reply
+    ) -> bool:
+        """Answer a browser that asks on behalf of a page of a listed origin; False when this is not that."""
+        rules, headers = settings.rules, _headers_of(request)
+        if not rules.origins or not is_preflight(request.method, headers):
+            return False
+        self._check_caller(rules, request)
+        origin = listed_origin(headers, rules.origins)
+        if origin is None:
+            return False
+        reply.begin(204, "No Content", render_preflight(headers, origin, rules.methods))
+        await reply.end()
+        return True
+
+    def _accept(
+        self,
+        judged_by: ProxySettings,
+        settings: ProxySettings,
+        request: web.BaseRequest,
+        target: bytes,
+        reply: Reply,
+        marks: Marks,
+    ) -> tuple[Call, Hashable, bytes]:
+        """Check the request and build what goes up; no await, so nothing changes in between."""
+        headers = _headers_of(request)
+        version = (request.version.major, request.version.minor)
         host = request.headers.get("Host", "")
-        local = None if request.transport is None else request.transport.get_extra_info("sockname")
-        address = local[0] if isinstance(local, tuple) else None
-        settings.rules.check_host(host, self.port, address)
-        settings.rules.check_origin(headers, f"http://{host}")
-        key = settings.rules.check_key(headers)
+        key = judged_by.rules.check_key(headers)
+        if settings is not judged_by:
+            judged_by.rules.check_target(request.method, target, headers)
         check_head(request.method, version, headers, settings.origin.via)
         framing = read_framing(version, headers)
         settings.rules.check_target(request.method, target, headers)
@@ -252,7 +326,13 @@ class ProxyListener:
 
     @staticmethod
     async def _relay(
-        settings: ProxySettings, reply: Reply, outcome: Outcome, caller: bytes, marks: Marks
+        settings: ProxySettings,
+        reply: Reply,
+        outcome: Outcome,
+        caller: bytes,
+        marks: Marks,
+        web_origin: bytes | None,
+        web_origins: Collection[str],
     ) -> None:
         answer = outcome.answer
         assert isinstance(answer, HttpAnswer)  # noqa: S101 - the one adapter there is
@@ -264,15 +344,26 @@ class ProxyListener:
             headers.append((_REQUEST_ID, marks.request_id.encode("ascii")))
         if settings.server_timing:
             headers.append((b"Server-Timing", _render_times(outcome.times)))
+        if web_origins:
+            headers = with_cors(headers, web_origin, web_origins)
         reply.begin(answer.status, answer.reason, headers)
         while piece := await answer.read():
             await reply.write(piece)
         await reply.end()
 
-    async def _refuse(self, reply: Reply, error: CfproxyError, marks: Marks) -> None:
+    async def _refuse(
+        self,
+        settings: ProxySettings,
+        request: web.BaseRequest,
+        reply: Reply,
+        error: CfproxyError,
+        marks: Marks,
+    ) -> None:
         row, headers, document = render_problem(error, marks.request_id)
         headers.append((_REQUEST_ID, marks.request_id.encode("ascii")))
         headers.append((b"Content-Length", b"%d" % len(document)))
+        if origins := settings.rules.origins:
+            headers = with_cors(headers, listed_origin(_headers_of(request), origins), origins)
         if isinstance(error, BadTarget | UpgradeNotSupported):
             reply.close_after()  # what follows on this connection may be part of the attack
         reply.begin(row.status, HTTPStatus(row.status).phrase, headers)
@@ -300,15 +391,23 @@ class ProxyListener:
             event["postponed"] = outcome.postponed
         return event
 
-    def _log_request(self, error: CfproxyError | None, reply: Reply, **event: Any) -> None:
+    def _log_request(
+        self, error: CfproxyError | None, reply: Reply, outcome: Outcome | None, **event: Any
+    ) -> None:
         if isinstance(error, UpstreamError):
             self._log.warning("request.failed", problem=row_of(error).slug, cut=reply.cut_off, **event)
         elif error is not None:
             self._log.info("request.refused", problem=row_of(error).slug, **event)
+        elif reply.complete and outcome is None:
+            self._log.info("preflight.answered", **event)
         elif reply.complete:
             self._log.info("request.forwarded", **event)
         else:
             self._log.info("request.abandoned", **event)  # the client left before its answer was whole
+
+
+def _headers_of(request: web.BaseRequest) -> tuple[tuple[bytes, bytes], ...]:
+    return request._message.raw_headers  # noqa: SLF001 - names and values as they came
 
 
 def _render_times(times: Times) -> bytes:
