@@ -108,6 +108,19 @@ export default async ({ browser, context, page, input }) => {
     }
   }
 
+  // --- without a script ---------------------------------------------------------------------
+  const plain = await browser.newContext({ javaScriptEnabled: false });
+  const still = await plain.newPage();
+  await still.goto(input.url);
+  seen.still = await still.locator("h1").innerText();
+  await still.getByRole("link", { name: "Log in again" }).click();
+  const [unscripted] = await Promise.all([
+    plain.waitForEvent("page"),
+    still.getByRole("button", { name: "Log in to Creative Force" }).click(),
+  ]);
+  await unscripted.getByRole("button", { name: "Yes, Allow" }).waitFor();
+  await plain.close();
+
   // --- when it ends -------------------------------------------------------------------------
   await page.goto(input.url);
   await page.locator("#live[data-tone=good]").waitFor();

@@ -78,6 +78,7 @@ async def test_a_person_logs_in_and_watches(tmp_path: Path) -> None:
     assert seen["focused"][:3] == ["Skip to the content", "cfproxy", "Log in again"]
     assert seen["violations"] == []
     assert set(seen["widths"].values()) == {True}
+    assert seen["still"] == "All 2 accounts work"  # and a login can be begun without a script
     assert "does not answer" in seen["ended"]
     assert "cfproxy serve" in seen["ended"]
     assert sum(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png")) == 6
