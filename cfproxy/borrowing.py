@@ -27,7 +27,7 @@ from cfproxy.ports import Clock, Lender, Loan
 
 AT_ONCE = 5
 # What all have borrowed lies before a newcomer: together not more than this many seconds of the rate.
-AHEAD_S = 2.0
+AHEAD_S = 2.5
 # The guard of the pace covers 30 ms of jitter in all; the network needs a part of it.
 LATE_S = 0.015
 TRY_AGAIN_S = 1.0

@@ -1,0 +1,236 @@
+"""What 1 to 1,000 replicas do together, more than a machine holds as processes: on a clock of its own.
+
+The real engine (`Broker`, `BorrowedPace`, `Shaper`) runs against a store, a lender and a token endpoint in
+memory that take as long as a network does: 0.5 ms for each question to the store, 200 ms for a refresh. The
+lock is asked for as `stores/redis/locks.py` does. Everything is counted, nothing is timed: the figures do not
+depend on the machine. `python bench/replicas_simulation.py [--json]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import sys
+from collections.abc import AsyncIterator, Hashable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import structlog
+
+from cfproxy.borrowing import BorrowedPace
+from cfproxy.broker import Broker
+from cfproxy.pacing import Pace
+from cfproxy.ports import Lease, Loan
+from cfproxy.shaper import Shaper
+from cfproxy.stores.memory import MemoryStore
+from cfproxy.stores.redis.locks import FIRST_PAUSE_S, LONGEST_PAUSE_S
+from cfproxy.token import Login
+from tests.clock import FakeClock
+from tests.fakes import APP, FakeEndpoint, World
+
+STORE_S, REFRESH_S = 0.0005, 0.2
+COUNTS = (1, 10, 100, 1000)
+LOG = structlog.wrap_logger(None, processors=[lambda *_: (_ for _ in ()).throw(structlog.DropEvent)])
+
+
+class Server:
+    """What all replicas' stores ask."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.records = MemoryStore()
+        self.holder: object = None
+        self.trips = self.lock_trips = self.waiting = self.most_waiting = 0
+
+    async def trip(self) -> None:
+        self.trips += 1
+        await self.clock.sleep(STORE_S)
+
+
+class SharedStore(MemoryStore):
+    """One replica's store (see `ports.TokenStore`)."""
+
+    def __init__(self, server: Server, chance: random.Random) -> None:
+        super().__init__()
+        self._server, self._chance = server, chance
+
+    @property
+    def shared(self) -> bool:
+        return True
+
+    @asynccontextmanager
+    async def lock(self, account: str, timeout_s: float) -> AsyncIterator[Lease]:
+        server, pause_s = self._server, FIRST_PAUSE_S
+        server.waiting += 1
+        server.most_waiting = max(server.most_waiting, server.waiting)
+        while True:
+            server.lock_trips += 1
+            await server.trip()
+            if server.holder is None:
+                server.holder = self
+                break
+            await server.clock.sleep(pause_s * self._chance.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        server.waiting -= 1
+        try:
+            yield Lease()
+        finally:
+            await server.trip()
+            server.holder = None
+
+    async def load(self, account: str) -> Login | None:
+        await self._server.trip()
+        return await self._server.records.load(account)
+
+    async def save(self, login: Login) -> None:
+        await self._server.trip()
+        await self._server.records.save(login)
+
+    def stamp(self, account: str) -> Hashable:
+        return self._server.records.stamp(account)
+
+
+class SlowEndpoint(FakeEndpoint):
+    async def refresh(self, refresh_token, may_send=None):
+        await self._clock.sleep(REFRESH_S)
+        return await super().refresh(refresh_token, may_send)
+
+
+async def refreshes(count: int, *, spread: bool, lifetimes: int = 5) -> dict[str, object]:
+    """Idle replicas over some token lifetimes of an hour."""
+    chance = random.Random(count)
+    clock = FakeClock()
+    server, endpoint = Server(clock), SlowEndpoint(clock)
+    world = World()
+    world.clock = clock
+    await server.records.save(world.login())
+    brokers = []
+    for _ in range(count):
+        store = SharedStore(server, chance)
+        brokers.append(
+            Broker(APP, store, endpoint, clock, LOG, chance=chance.random if spread else lambda: 0.0)
+        )
+        starting = asyncio.create_task(brokers[-1].start())
+        await clock.advance(0.002)
+        await starting
+    server.trips = server.lock_trips = server.most_waiting = 0
+    await clock.advance(3600.0 * lifetimes)
+    done = len(endpoint.calls)
+    assert endpoint.failed == []
+    for broker in brokers:
+        closing = asyncio.create_task(broker.aclose())
+        await clock.advance(0.01)
+        await closing
+    return {
+        "replicas": count,
+        "refreshes": done,
+        "lock round trips per refresh": round(server.lock_trips / done, 1),
+        "all round trips per refresh": round(server.trips / done, 1),
+        "most at the lock": server.most_waiting,
+    }
+
+
+class MemoryLender:
+    """One pace for all (see `ports.Lender`)."""
+
+    def __init__(self, clock: FakeClock, count: int) -> None:
+        self._clock, self._count = clock, count
+        self._pace = Pace(20, 1.0)
+        self.trips = self.lent = 0
+
+    async def lend(self, rate: float, per_s: float, count: int, *, fresh: bool = False) -> Loan:
+        self.trips += count > 0
+        await self._clock.sleep(STORE_S)
+        instants = []
+        for _ in range(count):
+            at = max(self._clock.monotonic(), self._pace.ready_at)
+            self._pace.take(at)
+            instants.append(at)
+        self.lent += count
+        return Loan(instants, self._count, 1.0)
+
+    async def back_off(self, rate: float, per_s: float, pause_s: float, *, slower: bool) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def paces(count: int, seconds: float = 60.0) -> dict[str, object]:
+    """All replicas but one have more to send than may leave; a lone caller comes to that one each 7 s."""
+    clock = FakeClock()
+    lender = MemoryLender(clock, count + 1)
+    paces = [BorrowedPace(20, 1.0, lender, clock, LOG) for _ in range(count + 1)]
+    shapers = []
+    for pace in paces:
+        shapers.append(Shaper(pace, clock, 10_000, 100_000.0))
+        pace.on_change = shapers[-1].wake
+        pace._replicas = count + 1
+    left: list[float] = []
+    waited: list[float] = []
+
+    async def work(shaper: Shaper) -> None:
+        while True:
+            await shaper.slot("job")
+            left.append(clock.monotonic())
+
+    async def lone() -> None:
+        while True:
+            await clock.sleep(7)
+            waited.append(await shapers[-1].slot("lone"))
+            left.append(clock.monotonic())
+
+    tasks = [asyncio.create_task(work(shaper)) for shaper in shapers[:-1] for _ in range(6)]
+    tasks.append(asyncio.create_task(lone()))
+    await clock.advance(10)
+    began_at, trips = clock.monotonic(), lender.trips
+    left.clear()
+    waited.clear()
+    step_s = 0.01
+    for _ in range(round((seconds if count < 1000 else 200) / step_s)):
+        await clock.advance(step_s)
+    took_s = clock.monotonic() - began_at
+    worst = max(sum(at <= other < at + 1.0 for other in left[i : i + 40]) for i, at in enumerate(left))
+    figures = {
+        "busy replicas": count,
+        "of the rate": round(len(left) / took_s / 20, 3),
+        "most in 1.0 s": worst,
+        "round trips per request": round((lender.trips - trips) / len(left), 2),
+        "lone caller waits s, median": round(statistics.median(waited), 2) if waited else "over 200",
+        "most": round(max(waited), 2) if waited else "over 200",
+    }
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for pace in paces:
+        await pace.aclose()
+    return figures
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    head = "| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0])
+    return "\n".join([head, *("| " + " | ".join(map(str, row.values())) + " |" for row in rows)])
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    results = {
+        "refreshes, all due in the same instant": [await refreshes(count, spread=False) for count in COUNTS],
+        "refreshes, spread": [await refreshes(count, spread=True) for count in COUNTS],
+        "pacing": [await paces(count) for count in COUNTS],
+    }
+    for name, rows in results.items():
+        print(json.dumps({name: rows}) if asked.json else f"{name}\n\n{table(rows)}\n", flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
