@@ -54,7 +54,7 @@ class BorrowedPace:
         self._log = log
         self._slots: deque[float] = deque()
         self._alone: Pace | None = None  # while the lender is away
-        self._fresh = True
+        self._fresh = False  # whether it has let requests leave by itself
         self._replicas = 1
         self._told = 0  # how many replicas the log was told of
         self._share = 1.0

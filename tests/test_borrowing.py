@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 
 import pytest
@@ -202,6 +203,17 @@ async def test_a_lender_that_comes_back_is_used_again(scene: Scene) -> None:
     before = len(scene.left_at)
     await scene.run(10)
     assert len(scene.left_at) - before >= 10 * 20 * 0.95
+
+
+async def test_a_replica_that_starts_stops_nobody(scene: Scene) -> None:
+    """A roll-out starts many: each has let nothing leave by itself, so the others go on without a gap."""
+    scene.ask(scene.open_replica(), 150)
+    await scene.run(2)
+    for _ in range(3):
+        scene.open_replica()
+        await scene.run(0.5)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(scene.left_at)]
+    assert max(gaps) < 0.3
 
 
 async def test_how_many_replicas_there_are_can_be_seen(scene: Scene) -> None:
