@@ -9,7 +9,7 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 	--custom-compile-command 'make lock'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types rings scan audit bench fidelity lock clean dotnet
+.PHONY: help demo test check lint types rings scan audit bench fidelity lock clean docs dotnet
 
 help:
 	@echo 'make demo    sandbox, login and proxy in one command; prints a curl to try'
@@ -20,6 +20,7 @@ help:
 	@echo 'make bench   memory, slow attackers, reloads, log lines and pacing, measured (Linux, ten minutes)'
 	@echo 'make fidelity  what cfproxy, nginx and caddy pass on unchanged; writes docs/fidelity.md (needs both, three minutes)'
 	@echo 'make lock    resolve the dependencies anew, with hashes'
+	@echo 'make docs    the pages of docs/ as a site in .venv/site; a broken link is an error'
 	@echo 'make clean   remove what these commands made'
 
 demo: .venv/run.stamp
@@ -64,7 +65,19 @@ lock: .venv/test.stamp
 	$(BIN)/$(LOCK) --extra encrypt --extra fast --extra redis pyproject.toml -o requirements.lock
 	$(BIN)/$(LOCK) --all-extras -c requirements.lock pyproject.toml -o .ci/requirements-test.lock
 	$(BIN)/$(LOCK) -c .ci/requirements-test.lock bench/requirements.in -o bench/requirements.lock
+	$(BIN)/$(LOCK) docs/requirements.in -o docs/requirements.lock
 	$(BIN)/$(LOCK) .ci/requirements-build.in -o .ci/requirements-build.lock
+
+docs: .venv/docs/pyvenv.cfg
+	.venv/docs/bin/sphinx-build --quiet --fail-on-warning --keep-going -b dirhtml docs .venv/site
+	@echo 'the pages are in .venv/site'
+
+# An environment of its own: what draws the pages has no say in what cfproxy is made of.
+.venv/docs/pyvenv.cfg: .venv/pyvenv.cfg docs/requirements.lock
+	$(PYTHON) -m venv --without-pip .venv/docs
+	$(PYTHON) -m pip --python .venv/docs/bin/python install --quiet --disable-pip-version-check \
+		--require-hashes -r docs/requirements.lock
+	@touch $@
 
 # Only the .NET recipe's test wants it: Linux, x86-64.
 dotnet: .venv/pyvenv.cfg
