@@ -64,6 +64,8 @@ class Ledger:
         self.dead_at = -math.inf  # monotonic instant from which the token is not sent any more
         self.unsaved = False
         self.failures = 0  # reads and writes of the store
+        # Our mark that seemed not to be saved, and so nothing was presented under it.
+        self.void_mark: tuple[int, float | None] | None = None
         self._unsaved_over: Login | None = None  # the stored record that our unsaved one comes from
         self._stamp: Hashable = object()
         self._read_error: CfproxyError | None = None
@@ -104,7 +106,7 @@ class Ledger:
         """Return the seconds until the token should be refreshed; not positive from then on."""
         if self.login is None:
             return 0.0
-        if self.login.presented_at is None:
+        if self.open_mark(self.login) is None:
             return self.left_s() - self._early_s(self.login)
         # An open mark: somebody went away in the middle of a refresh. On one machine that one is gone for
         # certain: find out now, while the token still serves. Elsewhere it may only have stood still, with
@@ -113,6 +115,10 @@ class Ledger:
 
     def _early_s(self, login: Login) -> float:
         return login.token.early_s * self._early_share
+
+    def open_mark(self, login: Login) -> float | None:
+        """Return since when the outcome of a presentation is unknown, if one is."""
+        return None if (login.serial, login.presented_at) == self.void_mark else login.presented_at
 
     @property
     def shared(self) -> bool:

@@ -13,9 +13,17 @@ Invariants:
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from structlog.typing import FilteringBoundLogger
 
-from cfproxy.errors import GrantRefused, Misconfigured, TokenEndpointUnavailable
+from cfproxy.errors import (
+    GrantRefused,
+    Misconfigured,
+    StoreUnavailable,
+    StoreUnusable,
+    TokenEndpointUnavailable,
+)
 from cfproxy.ledger import Ledger
 from cfproxy.ports import Clock, Lease, TokenEndpoint, TokenReply
 from cfproxy.token import UNKNOWN_LIFETIME_S, App, Login, Token, instant
@@ -81,12 +89,14 @@ class Renewal:
         await self._publish(reply, asked_at, asked_mono)
 
     async def _spend_refresh_token(self, before: Login, rejected: Token | None, lease: Lease) -> None:
-        assert before.refresh_token is not None  # noqa: S101 - for the type checker: `run` has seen to it
+        refresh_token = before.refresh_token
+        assert refresh_token is not None  # noqa: S101 - for the type checker: `run` has seen to it
         asked_at, asked_mono = self._clock.time(), self._clock.monotonic()
         # An open mark keeps its time: it tells since when the outcome is unknown.
+        before = replace(before, presented_at=self._ledger.open_mark(before))
         await self._mark(before.next(presented_at=before.presented_at or asked_at), rejected)
         try:
-            reply = await self.endpoint.refresh(before.refresh_token, lease.held)
+            reply = await self.endpoint.refresh(refresh_token, lease.held)
         except (TokenEndpointUnavailable, Misconfigured) as error:
             settled = isinstance(error, Misconfigured) or not error.sent or error.answered
             # An older open mark stays: this attempt says nothing about that one. Whoever took our place in
@@ -111,7 +121,13 @@ class Renewal:
         token = self._ledger.usable()
         # A mark that can't be saved in a shared store can't keep another machine from spending it, too.
         if self._ledger.shared or (token is not None and (rejected is None or token.value != rejected.value)):
-            await self._ledger.save(marked)
+            try:
+                await self._ledger.save(marked)
+            except (StoreUnavailable, StoreUnusable):
+                # It may have been saved all the same: on too few replicas, or its answer was lost.
+                if self._ledger.login is None or self._ledger.open_mark(self._ledger.login) is None:
+                    self._ledger.void_mark = marked.serial, marked.presented_at
+                raise
             return
         # Nothing is left that the upstream takes: serving callers from memory comes before the mark.
         await self._ledger.keep(marked)

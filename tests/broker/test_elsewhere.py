@@ -68,6 +68,22 @@ async def test_a_mark_that_cannot_be_saved_spends_nothing(world: World) -> None:
     assert (await broker.get()).value == Secret("access-2")
 
 
+async def test_a_mark_that_was_saved_too_thinly_does_not_hold_its_owner_up(world: World) -> None:
+    """Too few replicas had it: nothing was presented under it, and its owner need not wait."""
+    await world.put()
+    broker = await world.broker()
+    world.store.save_fault = StoreUnavailable("only 0 of 1 replicas have it")
+    world.store.save_lands = True
+    await world.clock.advance(3600 - 300)
+    assert (await world.stored()).presented_at is not None
+    assert world.endpoint.calls == []
+    world.store.mend()
+    await world.clock.advance(120)
+    assert (await broker.get()).value == Secret("access-2")
+    assert world.endpoint.calls == ["refresh-1"]
+    assert (await world.stored()).presented_at is None
+
+
 # --- a server that took over without the last writes -----------------------------------------
 
 
