@@ -17,8 +17,9 @@ from cfproxy.doors import Door
 from cfproxy.metrics import Metrics
 from cfproxy.web.actions import Operations
 from cfproxy.web.admin import Admin
+from cfproxy.web.connections import Connections
 from cfproxy.web.guard import AdminRules
-from cfproxy.web.server import build_connection
+from cfproxy.web.server import build_connection, build_room
 
 CUT_S = 0.5  # for answers under way when everything else has ended
 
@@ -43,6 +44,7 @@ class AdminListener:
         self._parts = (accounts, metrics, operations)
         self._log = log
         self._runner: web.AppRunner | None = None
+        self._room: Connections | None = None
         self.admin: Admin | None = None
         self.url: str | None = None
 
@@ -56,14 +58,15 @@ class AdminListener:
             self.admin.build_app(), access_log=None, handle_signals=False, shutdown_timeout=CUT_S
         )
         await self._runner.setup()
+        self._room = build_room(self._log)
 
     def switch(self, door: Door | None, rules: AdminRules | None) -> None:
         """Be reached at `door` by whom `rules` say from now on; None: not at all. It is prepared."""
-        if door is None or rules is None or self.admin is None or self._runner is None:
+        if door is None or rules is None or self.admin is None or self._runner is None or self._room is None:
             self.url = None
             return
         assert self._runner.server is not None  # noqa: S101 - it is set up
-        door.protocols = functools.partial(build_connection, self._runner.server)
+        door.protocols = functools.partial(build_connection, self._runner.server, self._room)
         self.admin.rules = rules
         self.admin.port = door.port or 0
         self.admin.started = True
@@ -80,3 +83,5 @@ class AdminListener:
         """End every connection."""
         if self._runner is not None:
             await self._runner.cleanup()
+        if self._room is not None:
+            self._room.aclose()

@@ -20,12 +20,14 @@ from cfproxy.broker import Broker
 from cfproxy.config import Account, RedisAddress
 from cfproxy.endpoint import HttpTokenEndpoint
 from cfproxy.errors import ListenError
+from cfproxy.heads import HeadLimits
 from cfproxy.hosts import render_authority
 from cfproxy.login import LoginPlan
 from cfproxy.pacing import Pace
 from cfproxy.ports import TokenStore
 from cfproxy.stores import open_store
 from cfproxy.token import App
+from cfproxy.web.connection import Limits
 from cfproxy.wire import Origin
 
 
@@ -106,6 +108,18 @@ def build_rules(account: Account) -> AccessRules:
         uids=frozenset(user.uid for user in access.users),
         methods=access.methods,
         paths=access.paths,
+    )
+
+
+def build_limits(account: Account) -> Limits:
+    """Return what a client of the account's listener may take up."""
+    limits, timeouts = account.limits, account.timeouts
+    return Limits(
+        head=HeadLimits(limits.line_bytes, limits.head_bytes, limits.headers),
+        head_s=timeouts.head_s,
+        keep_alive_s=timeouts.keep_alive_s,
+        idle_s=timeouts.idle_s,
+        ahead_bytes=limits.read_ahead_bytes,
     )
 
 

@@ -21,7 +21,7 @@ from typing import IO
 from cfproxy.errors import QueueRefusal
 from cfproxy.ports import Answer, Call, Pacer, TokenSource, Upstream
 from cfproxy.token import Token
-from cfproxy.wire import IDEMPOTENT, retry_after_s
+from cfproxy.wire import retry_after_s
 
 PIECE_BYTES = 64 * 1024
 # The API counts by the second, so a second is over soon; a header that asks for hours may be in error.
@@ -159,7 +159,7 @@ class Forwarder:
         pause_s = RETRY_AFTER_DEFAULT_S if asked_s is None else min(asked_s, RETRY_AFTER_MAX_S)
         self._pacer.back_off(pause_s, slower=status == 429)
         # A 429 was not processed; whether a 503 was, nobody knows (RFC 9110 §9.2.2, RFC 6585 §4).
-        harmless = status == 429 or call.method in IDEMPOTENT
+        harmless = status == 429 or call.idempotent
         at_hand = call.body is None or call.body.replayable
         if not (self._retry_too_many and harmless and at_hand) or outcome.postponed == POSTPONED_MAX:
             return None
@@ -205,10 +205,22 @@ class KeptBody:
         read: gives the next piece from the client, b"" at the end.
         memory_bytes: up to here it is kept in memory, beyond in a temporary file.
         max_bytes: beyond this nothing is kept and there is no second try; 0 keeps nothing at all.
+        whole: gives all of it if it is there already and nothing was read, None otherwise.
+        trailers: gives what followed it, once it was read to its end.
     """
 
-    def __init__(self, read: Callable[[], Awaitable[bytes]], *, memory_bytes: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        read: Callable[[], Awaitable[bytes]],
+        *,
+        memory_bytes: int,
+        max_bytes: int,
+        whole: Callable[[], bytes | None] = lambda: None,
+        trailers: Callable[[], list[tuple[bytes, bytes]]] = list,
+    ) -> None:
         self._read = read
+        self._whole = whole
+        self._trailers = trailers
         self._max_bytes = max_bytes
         self._kept: IO[bytes] | None = None
         self._memory_bytes = memory_bytes
@@ -229,6 +241,22 @@ class KeptBody:
         if not self.replayable:
             raise ValueError("the body is not at hand any more")
         self._replayed_bytes = 0
+
+    @property
+    def trailers(self) -> list[tuple[bytes, bytes]]:
+        """What goes behind a chunked body; known once the body was read to its end."""
+        return self._trailers()
+
+    def whole(self) -> bytes | None:
+        """Return all of it if it is there already and nothing of it was read; None otherwise."""
+        if self._begun:
+            return None
+        piece = self._whole()
+        if piece is not None:
+            self._begun = self._at_end = True
+            if piece and not self._dropped:
+                self._keep(piece)
+        return piece
 
     async def read(self) -> bytes:
         """Return the next piece: first what is kept, then what still comes from the client."""

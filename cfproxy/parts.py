@@ -10,7 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,20 +21,25 @@ from cfproxy.building import (
     build_app,
     build_broker,
     build_endpoint,
+    build_limits,
     build_origin,
     build_rules,
     build_store,
     build_tls,
 )
 from cfproxy.config import Account, Log
+from cfproxy.descriptors import open_files_for
 from cfproxy.endpoint import HttpTokenEndpoint
 from cfproxy.forward import Forwarder
 from cfproxy.ports import TokenStore
 from cfproxy.shaper import Shaper
 from cfproxy.token import App
 from cfproxy.upstream import HttpUpstream
+from cfproxy.web.connections import ConnectionLimits
 from cfproxy.web.proxy import ProxySettings
 from cfproxy.wire import Origin
+
+SPARE_FILES = 128  # listeners, the store, bodies that are kept for a second try, libraries
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ def build_parts(
     shaper: Shaper,
     log: FilteringBoundLogger,
     *,
+    share: float,
     log_settings: Log,
     record: Callable[..., None],
     keeps_line: Callable[[], bool],
@@ -71,6 +77,7 @@ def build_parts(
         before: the parts in use.
         shaper: its upstream's.
         log: where events go.
+        share: of `limits.connections` that there are open files for (see `affordable_share`).
         log_settings: what callers are told.
         record: see `ProxySettings`.
         keeps_line: likewise.
@@ -125,6 +132,8 @@ def build_parts(
         body_memory_bytes=account.retry.body_memory_bytes,
         body_max_bytes=account.retry.body_max_bytes if any_retry else 0,
         idle_s=account.timeouts.idle_s,
+        limits=build_limits(account),
+        room=ConnectionLimits(max(1, int(account.limits.connections * share)), account.limits.unfinished),
         server_timing=log_settings.server_timing,
         sends_id=log_settings.request_id,
         record=record,
@@ -142,6 +151,17 @@ def build_parts(
         forwarder,
         listener_settings,
     )
+
+
+def affordable_share(accounts: Iterable[Account]) -> float:
+    """Return how much of its `limits.connections` every listener can have, from 0 to 1.
+
+    A connection may need two open files, its own and one to the upstream; the limit of the process is raised
+    if that helps.
+    """
+    wanted = 2 * sum(account.limits.connections for account in accounts if account.listen is not None)
+    allowed = open_files_for(wanted + SPARE_FILES)
+    return min(1.0, max(0, allowed - SPARE_FILES) / wanted) if wanted else 1.0
 
 
 async def give_up(parts: Parts, before: Parts | None) -> None:

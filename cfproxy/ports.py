@@ -14,6 +14,9 @@ from typing import Protocol
 from cfproxy.secret import Secret
 from cfproxy.token import Login, Token
 
+# RFC 9110 §9.2.2: sending them twice does no more than sending them once.
+IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
+
 
 class Clock(Protocol):
     """The two clocks and the one way to wait."""
@@ -286,6 +289,13 @@ class RequestBody(Protocol):
     def replayable(self) -> bool:
         """Whether everything that was read so far is still at hand."""
 
+    @property
+    def trailers(self) -> list[tuple[bytes, bytes]]:
+        """What goes behind a chunked body; known once the body was read to its end."""
+
+    def whole(self) -> bytes | None:
+        """Return all of it if it is there already and nothing of it was read; None otherwise."""
+
     async def read(self) -> bytes:
         """Return the next piece, b"" after the last one.
 
@@ -294,7 +304,7 @@ class RequestBody(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """One request as it goes up, but for its token.
 
@@ -303,12 +313,23 @@ class Call:
         head: request line and headers, up to where `Authorization` follows.
         body: None when there is none.
         chunked: whether the body goes in chunks; else its length stands in `head`.
+        expects: whether the client waits for 100 Continue before it sends the body.
+        idempotency_key: whether it names itself, so that the upstream knows it when it comes twice.
+        on_interim: called with status, reason and headers of each 1xx that the client should see.
     """
 
     method: str
     head: bytes
     body: RequestBody | None
     chunked: bool
+    expects: bool = False
+    idempotency_key: bool = False
+    on_interim: Callable[[int, bytes, Iterable[tuple[bytes, bytes]]], None] | None = None
+
+    @property
+    def idempotent(self) -> bool:
+        """Whether sending it twice does no more than sending it once (RFC 9110 §9.2.2)."""
+        return self.idempotency_key or self.method in IDEMPOTENT
 
 
 class Upstream(Protocol):

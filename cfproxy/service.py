@@ -29,7 +29,7 @@ from cfproxy.doors import Door, Doors
 from cfproxy.errors import ListenError
 from cfproxy.logs import LogOutput
 from cfproxy.metrics import Metrics
-from cfproxy.parts import Parts, build_parts, give_up
+from cfproxy.parts import Parts, affordable_share, build_parts, give_up
 from cfproxy.ports import TokenStore
 from cfproxy.reloading import check_live, list_changes
 from cfproxy.shapers import Shapers
@@ -135,6 +135,7 @@ class Service:
     async def _apply(self, settings: Settings) -> None:
         chosen = [a for name, a in settings.accounts.items() if not self._names or name in self._names]
         running = {account.app.account: account for account in self.accounts}
+        share = affordable_share(chosen)
         doors = Doors(self._doors, self._given)
         following: list[tuple[Parts, Door | None]] = []
         admin: tuple[Door | None, AdminRules | None] = (None, None)
@@ -142,7 +143,7 @@ class Service:
             undo.callback(doors.give_up)
             for account in chosen:
                 before = running[account.name].parts if account.name in running else None
-                parts = self._build_parts(settings, account, before)
+                parts = self._build_parts(settings, account, before, share)
                 undo.push_async_callback(give_up, parts, before)
                 door = None if account.listen is None else await doors.open(account.name, account.listen)
                 if door is not None and is_exposed(door.address, account.access):
@@ -165,13 +166,21 @@ class Service:
         self._switch_accounts(running, following)
         self._admin.switch(*admin)
         doors.settle()
+        if share < 1.0:
+            self._log.warning(
+                "limits.lowered",
+                reason="the system allows fewer open files than limits.connections takes; "
+                "raise its limit (ulimit -n, LimitNOFILE)",
+                connections=sum(parts.listener_settings.room.connections for parts, _ in following),
+            )
 
-    def _build_parts(self, settings: Settings, account: Account, before: Parts | None) -> Parts:
+    def _build_parts(self, settings: Settings, account: Account, before: Parts | None, share: float) -> Parts:
         return build_parts(
             account,
             before,
             self._shapers.of(account),
             self._log,
+            share=share,
             log_settings=settings.log,
             record=self._metrics.activity.traffic(account.name, account.upstream_origin).record,
             keeps_line=(lambda: True) if self._logs is None else self._logs.keeps_request,
@@ -199,7 +208,7 @@ class Service:
                 listener = ProxyListener(parts.listener_settings, parts.forwarder, self._log, self._listeners)
                 if door is not None:
                     listener.port = door.port
-                    door.protocols = listener.build_server()
+                    door.protocols = listener.build_connection
                 if account is not None:
                     self._end(let_go(account.listener, parts.settings.timeouts.drain_s, refuse=False))
                 warnings = () if account is None else (account.warnings,)

@@ -77,17 +77,25 @@ CORS_ANSWERS = frozenset(
 OWN_COOKIES = b"cfproxy"  # how the names of the admin listener's cookies begin
 _NOT_SENT_UP = HOP_BY_HOP | OWNED
 _NOT_SENT_DOWN = HOP_BY_HOP | CORS_ANSWERS
+_NO_TRAILERS = _NOT_SENT_UP | {b"content-length"}
 
-# RFC 9110 §9.2.2: sending them twice does no more than sending them once.
-IDEMPOTENT = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
+_USUAL_METHODS = {
+    name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+}
+# A request that names itself may be sent again by whatever stands in between, like an idempotent one.
+IDEMPOTENCY_KEYS = frozenset({b"idempotency-key", b"x-idempotency-key"})
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BAD_IN_TARGET = re.compile(rb"[\x00-\x20\x7f#\\]")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-# Encoded once, or again and again, or overlong in UTF-8: some server takes each of them for a dot or slash.
-_DOT = rb"(?:\.|%(?:25)*2e|%c0%ae)"
-_SLASH = rb"(?:[/\\]|%(?:25)*(?:2f|5c)|%c0%af)"
-_DOT_SEGMENT = re.compile(rb"(?:^|%b)%b{1,2}(?:%b|[?;]|$)" % (_SLASH, _DOT, _SLASH), re.IGNORECASE)
+# Methods are case-sensitive: what `get` is, some servers read as GET and others don't.
+_METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Z]+")
+# Encoded once or more often, or overlong: what some server makes a dot or a slash of.
+_SLASH = rb"[/\\]|%(?:25)*(?:2f|5c)|%(?:25)*c0%(?:25)*af"
+_DOT = rb"\.|%(?:25)*2e|%(?:25)*c0%(?:25)*ae"
+_DOT_SEGMENT = re.compile(
+    rb"(?:^|%b)(?:%b){1,2}(?:[?;]|%%(?:25)*3b|%b|$)" % (_SLASH, _DOT, _SLASH), re.IGNORECASE
+)
 _COOKIE_DOMAIN = re.compile(rb";\s*domain\s*=[^;]*", re.IGNORECASE)
 
 
@@ -149,11 +157,29 @@ def read_framing(version: tuple[int, int], headers: RawHeaders) -> Framing:
     return Framing(int(text), chunked=False)
 
 
-def check_head(method: str, version: tuple[int, int], headers: RawHeaders, via: bytes) -> None:
-    """Refuse what is not a plain HTTP request for an upstream.
+def check_method(method: bytes) -> str:
+    """Return the method of a request that may be forwarded.
 
     Raises:
-        BadTarget, NotAllowed, UpgradeNotSupported, LoopDetected
+        BadTarget, NotAllowed
+    """
+    if method in _USUAL_METHODS:
+        return _USUAL_METHODS[method]
+    if not _METHOD.fullmatch(method):
+        raise BadTarget("the request's method is not a token in capitals (RFC 9110 §9.1)")
+    if method == b"CONNECT":
+        raise BadTarget("this is a reverse proxy: send the request itself, without CONNECT")
+    if method in {b"TRACE", b"TRACK"}:
+        # An upstream that echoes the request would show the token (RFC 9110 §9.3.8).
+        raise NotAllowed("TRACE is never forwarded, since its answer would show the access token")
+    return method.decode("ascii")
+
+
+def check_fields(version: tuple[int, int], headers: RawHeaders, via: bytes) -> None:
+    """Refuse headers that are not those of a plain HTTP request for an upstream.
+
+    Raises:
+        BadTarget, UpgradeNotSupported, LoopDetected
     """
     hosts = 0
     for name, value in headers:
@@ -168,11 +194,13 @@ def check_head(method: str, version: tuple[int, int], headers: RawHeaders, via: 
             raise LoopDetected("this request has come back to the proxy it left; check the upstream setting")
     if hosts > 1 or (not hosts and version >= (1, 1)):
         raise BadTarget("HTTP/1.1 wants exactly one Host header (RFC 9112 §3.2)")
-    if method == "CONNECT":
-        raise BadTarget("this is a reverse proxy: send the request itself, without CONNECT")
-    if method == "TRACE":
-        # An upstream that echoes the request would show the token (RFC 9110 §9.3.8).
-        raise NotAllowed("TRACE is never forwarded, since its answer would show the access token")
+
+
+def waits_to_go_on(version: tuple[int, int], headers: RawHeaders) -> bool:
+    """Return whether the client waits for 100 Continue (RFC 9110 §10.1.1); HTTP/1.0 can't."""
+    return version >= (1, 1) and any(
+        name.lower() == b"expect" and value.lower() == b"100-continue" for name, value in headers
+    )
 
 
 def outgoing_target(target: bytes, base_path: bytes) -> bytes:
@@ -197,40 +225,67 @@ def has_dot_segment(target: bytes) -> bool:
     return _DOT_SEGMENT.search(target.partition(b"?")[0]) is not None
 
 
-def outgoing_head(method: str, target: bytes, headers: RawHeaders, origin: Origin, framing: Framing) -> bytes:
-    """Return the request head up to where `Authorization` and the empty line follow.
+def outgoing_fields(
+    headers: RawHeaders,
+    origin: Origin,
+    framing: Framing,
+    *,
+    version: tuple[int, int] = (1, 1),
+    expects: bool = False,
+) -> bytes:
+    """Return the header lines of a request head, but for `Authorization` and the empty line.
 
     Args:
-        method: as parsed.
-        target: from `outgoing_target`.
         headers: the client's, raw, in order.
         origin: where it goes.
         framing: from `read_framing`.
+        version: of HTTP, as the client speaks it.
+        expects: whether the client waits for 100 Continue; then the upstream decides.
     """
     drop = _NOT_SENT_UP
     listed = _listed_in_connection(headers)
     if listed:
         drop = drop | listed
-    lines = [b"%s %s HTTP/1.1\r\nHost: %s\r\n" % (method.encode("ascii"), target, origin.authority)]
+    lines = [b"Host: %b\r\n" % origin.authority]
     vias = []
+    takes_trailers = False
     for name, value in headers:
         low = folded(name)
         if low == b"content-length":
             if framing.length is not None:
-                lines.append(b"%s: %d\r\n" % (name, framing.length))
+                lines.append(b"%b: %d\r\n" % (name, framing.length))
         elif low in drop or low.startswith(OWNED_PREFIX):
             if low == b"via":
                 vias.append(value)
+            elif low == b"expect" and expects:
+                lines.append(b"%b: 100-continue\r\n" % name)
+            elif low == b"trailer" and framing.chunked:
+                lines.append(b"%b: %b\r\n" % (name, value))
+            elif low == b"te" and b"te" in listed:
+                takes_trailers = takes_trailers or b"trailers" in _elements(value)
         elif low == b"cookie" and OWN_COOKIES in value.lower():
             if others := _without_own_cookies(value):
-                lines.append(b"%s: %s\r\n" % (name, others))
+                lines.append(b"%b: %b\r\n" % (name, others))
         else:
-            lines.append(b"%s: %s\r\n" % (name, value))
+            lines.append(b"%b: %b\r\n" % (name, value))
+    if takes_trailers:
+        lines.append(b"TE: trailers\r\nConnection: TE\r\n")  # RFC 9110 §10.1.4
     if framing.chunked:
         lines.append(b"Transfer-Encoding: chunked\r\n")
-    vias.append(b"1.1 " + origin.via)
-    lines.append(b"Via: %s\r\n" % b", ".join(vias))
+    vias.append(b"%d.%d %b" % (*version, origin.via))
+    lines.append(b"Via: %b\r\n" % b", ".join(vias))
     return b"".join(lines)
+
+
+def outgoing_head(method: bytes, target: bytes, fields: bytes) -> bytes:
+    """Return a request head up to where `Authorization` and the empty line follow.
+
+    Args:
+        method: one that passed `check_method`.
+        target: from `outgoing_target`.
+        fields: from `outgoing_fields`.
+    """
+    return b"%b %b HTTP/1.1\r\n%b" % (method, target, fields)
 
 
 def _without_own_cookies(value: bytes) -> bytes:
@@ -243,15 +298,32 @@ def _is_own_cookie(pair: bytes) -> bool:
     return pair.lstrip(b" \t").lower().startswith(OWN_COOKIES)
 
 
-def incoming_headers(headers: RawHeaders, origin: Origin, caller: bytes) -> list[tuple[bytes, bytes]]:
+def passing_trailers(trailers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return the trailers that go on: none that frames, routes or authorizes (RFC 9110 §6.5.1)."""
+    return [
+        (name, value)
+        for name, value in trailers
+        if (low := folded(name)) not in _NO_TRAILERS and not low.startswith(OWNED_PREFIX)
+    ]
+
+
+def incoming_headers(
+    headers: RawHeaders, origin: Origin, caller: bytes, *, trailers: bool = False
+) -> list[tuple[bytes, bytes]]:
     """Return the upstream's headers as the client gets them, without framing that is per connection.
 
     Args:
         headers: the upstream's, raw, in order.
         origin: where they come from.
         caller: `scheme://authority` under which the client knows us; empty when it named none.
+        trailers: whether the client gets the trailers that `Trailer` announces.
     """
-    drop = _NOT_SENT_DOWN | _listed_in_connection(headers)
+    drop = _NOT_SENT_DOWN
+    listed = _listed_in_connection(headers)
+    if listed:
+        drop = drop | listed
+    if trailers:
+        drop = drop - {b"trailer"}
     passed = []
     for name, value in headers:
         low = folded(name)
@@ -273,8 +345,13 @@ def _listed_in_connection(headers: RawHeaders) -> frozenset[bytes]:
     names: set[bytes] = set()
     for name, value in headers:
         if name.lower() == b"connection":
-            names.update(folded(part.strip()) for part in value.split(b","))
+            names.update(_elements(value))
     return frozenset(names - {b"", b"close", b"keep-alive", b"content-length"})
+
+
+def _elements(value: bytes) -> set[bytes]:
+    """Return the elements of a comma-separated list, as they are compared."""
+    return {folded(part.strip()) for part in value.split(b",")}
 
 
 def _callers_location(value: bytes, origin: Origin, caller: bytes) -> bytes:

@@ -23,6 +23,8 @@ from cfproxy.forward import Forwarder
 from cfproxy.secret import Secret
 from cfproxy.token import Token
 from cfproxy.upstream import HttpUpstream
+from cfproxy.web.connection import Limits
+from cfproxy.web.connections import ConnectionLimits
 from cfproxy.web.proxy import ProxyListener, ProxySettings
 from cfproxy.wire import Origin as UpstreamOrigin
 from tests.origin import LIMIT_BYTES, Message, Origin, Script, Wire, serving
@@ -161,6 +163,7 @@ async def proxied(
     server_timing: bool = False,
     sends_id: bool = False,
     keeps_line: Callable[[], bool] = lambda: True,
+    room: ConnectionLimits | None = None,
     upstream_url: str | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Proxied]:
@@ -183,6 +186,8 @@ async def proxied(
             body_memory_bytes=memory_bytes,
             body_max_bytes=max_bytes,
             idle_s=idle_s,
+            limits=Limits(idle_s=idle_s),
+            room=room or ConnectionLimits(),
             server_timing=server_timing,
             sends_id=sends_id,
             keeps_line=keeps_line,
@@ -190,7 +195,7 @@ async def proxied(
         )
         forwarder = Forwarder(source, pacer, upstream, retry_unauthorized=retry, retry_too_many=retry)
         listener = ProxyListener(settings, forwarder, log)
-        server = await loop.create_server(listener.build_server(), "127.0.0.1", 0)
+        server = await loop.create_server(listener.build_connection, "127.0.0.1", 0)
         listener.port = server.sockets[0].getsockname()[1]
         world = Proxied(origin, listener, source, pacer, listener.port, capture.entries, counted)
         loop.set_exception_handler(lambda _, context: world.crashes.append(context))

@@ -35,8 +35,8 @@ async def with_acme(tmp_path: Path, **acme: Any) -> AsyncIterator[tuple[World, S
             "access": {"keys": []},
         } | acme
         keys = ["hub-key", {"key": "acme-key", "account": "acme"}]
-        changes: dict[str, Any] = {"ACCESS__KEYS": json.dumps(keys), "ACCOUNTS__ACME": json.dumps(account)}
-        async with opened(tmp_path, **changes) as world:
+        changes = {"ACCESS__KEYS": json.dumps(keys), "ACCOUNTS__ACME": json.dumps(account)}
+        async with opened(tmp_path, None, **changes) as world:
             yield world, sandbox
 
 

@@ -208,19 +208,40 @@ async def test_answers_without_a_length_are_chunked_for_the_client() -> None:
 
 async def test_an_http_1_0_client_gets_no_chunks() -> None:
     """For HTTP/1.0 the end of the connection is the end of a body of unknown length."""
-    replies = [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"ab", b"cd"), OK]
-    async with proxied(answering(*replies)) as world:
-        for body in (b"abcd", b"ok"):
-            client = await world.client()
+    answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"ab", b"cd")
+    async with proxied(answering(answer)) as world:
+        client = await world.client()
+        await client.send(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        got = await client.read_answer()
+        assert (got.body, got.headers) == (b"abcd", [(b"Connection", b"close")])
+        assert await client.ended()
+        assert world.origin.requests[0].start == b"GET / HTTP/1.1"
+
+
+async def test_an_http_1_0_client_keeps_its_connection_when_it_asks_to() -> None:
+    """With `Connection: keep-alive` and a known length the connection lives on, and the answer says so."""
+    async with proxied(answering(OK)) as world:
+        client = await world.client()
+        for _ in range(2):
             await client.send(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
             answer = await client.read_answer()
-            assert (answer.body, answer.all(b"Connection"), answer.all(b"Transfer-Encoding")) == (
-                body,
-                [b"close"],
-                [],
-            )
-            assert await client.ended()
-        assert world.origin.requests[0].start == b"GET / HTTP/1.1"
+            assert (answer.body, answer.all(b"Connection")) == (b"ok", [b"keep-alive"])
+        await client.send(b"GET / HTTP/1.0\r\n\r\n")
+        assert (await client.read_answer()).all(b"Connection") == [b"close"]
+        assert await client.ended()
+
+
+async def test_methods_that_nobody_knows_pass() -> None:
+    """Every method belongs to the API, also one that was invented yesterday."""
+    async with proxied(answering(OK)) as world:
+        for method in (b"FOO", b"PROPFIND", b"M-SEARCH", b"X!Y"):
+            assert (await world.ask(method + b" / HTTP/1.1")).status == 200
+        assert [request.method for request in world.origin.requests] == [
+            b"FOO",
+            b"PROPFIND",
+            b"M-SEARCH",
+            b"X!Y",
+        ]
 
 
 async def test_redirects_are_not_followed_but_lead_back_to_the_proxy() -> None:
@@ -323,7 +344,7 @@ async def raw_problem(world: Proxied, request: bytes) -> tuple[int, str]:
         (b"GET / HTTP/1.1\r\nHost: HOST\r\n folded: y\r\n\r\n", (400, "bad-target")),
         (b"GET / HTTP/1.1\r\nHost: HOST\r\nX: " + b"y" * 40_000 + b"\r\n\r\n", (400, "bad-target")),
         (b"GET / HTTP/3.7\r\nHost: HOST\r\n\r\n", (400, "bad-target")),
-        (b"FOO / HTTP/1.1\r\nHost: HOST\r\n\r\n", (400, "bad-target")),
+        (b"F(O / HTTP/1.1\r\nHost: HOST\r\n\r\n", (400, "bad-target")),
         (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", (400, "bad-target")),
         (
             b"POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",

@@ -71,7 +71,7 @@ async def test_programs_get_no_cors_headers() -> None:
     [
         ((b"GET / HTTP/1.1", FROM_PAGE), 401),
         ((b"TRACE / HTTP/1.1", FROM_PAGE, KEY), 403),
-        ((b"GET http://a/ HTTP/1.1", FROM_PAGE, KEY), 400),
+        ((b"GET * HTTP/1.1", FROM_PAGE, KEY), 400),
     ],
 )
 async def test_a_listed_page_may_read_why_it_was_refused(lines: tuple[bytes, ...], status: int) -> None:

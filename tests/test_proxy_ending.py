@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from cfproxy.web import connection
 from tests.origin import OK, Message, Peer, answering, chunked, until
 from tests.proxied import Client, Proxied, proxied
 from tests.test_proxy import problem
@@ -37,8 +38,11 @@ class Watched:
 @pytest.mark.parametrize(
     "leave", [Client.abort, lambda client: client.writer.close()], ids=["reset", "close"]
 )
-async def test_a_client_that_leaves_takes_its_request_to_the_api_along(begin: bytes, leave: object) -> None:
+async def test_a_client_that_leaves_takes_its_request_to_the_api_along(
+    begin: bytes, leave: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A hang-up, before the answer or within it, cancels the request there and leaves nothing in flight."""
+    monkeypatch.setattr(connection, "HALF_CLOSE_S", 0.0)  # as if the time had passed
     script = Watched(begin)
     async with proxied(script) as world:
         client = await world.client()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import pytest
+
+from cfproxy import upstream
 from cfproxy.errors import LoginRequired
-from tests.origin import OK, Message, Peer, answering, reply, until_still
+from tests.origin import OK, Message, Peer, Script, answering, reply, until_still
 from tests.proxied import Client, proxied
 from tests.test_proxy import problem
 
@@ -123,21 +126,72 @@ async def test_upload_and_answer_may_overlap() -> None:
 EXPECT = b"Expect: 100-continue"
 
 
-async def test_a_waiting_client_is_told_to_go_on_when_the_body_is_wanted() -> None:
-    """100 Continue comes once, before the answer, and the expectation itself does not reach the API."""
-    async with proxied(answering(reply("401 No"), OK)) as world:
+def deciding(*statuses: bytes) -> Script:
+    """Answer each head with the next status; only 100 asks for the body, which is then answered with OK."""
+    left = list(statuses)
+
+    async def script(peer: Peer) -> None:
+        while True:
+            request = await peer.take_head()
+            assert request.all(b"Expect") == [b"100-continue"]
+            if left.pop(0) == b"100":
+                await peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+                await peer.read_body(request)
+                await peer.send(OK)
+            else:
+                await peer.send(reply("401 No"))
+
+    return script
+
+
+async def test_a_waiting_client_is_told_to_go_on_when_the_api_wants_the_body() -> None:
+    """The expectation goes up, the API's 100 Continue comes down once, and only then does the body go up."""
+    async with proxied(deciding(b"100")) as world:
         client = await world.client()
         await client.send(client.compose(b"POST / HTTP/1.1", EXPECT, b"Content-Length: 2"))
         assert (await client.read_head()).start == b"HTTP/1.1 100 Continue"
         await client.send(b"ab")
         assert (await client.read_answer()).body == b"ok"
-        assert [request.body for request in world.origin.requests] == [b"ab", b"ab"]
-        assert all(request.all(b"Expect") == [] for request in world.origin.requests)
+        assert world.origin.requests[0].body == b"ab"
+
+
+async def test_a_refusal_before_the_body_costs_no_upload() -> None:
+    """A 401 to a waiting request is followed by the second try before a byte of the body was fetched."""
+    async with proxied(deciding(b"401", b"100"), max_bytes=0) as world:
+        client = await world.client()
+        await client.send(client.compose(b"POST / HTTP/1.1", EXPECT, b"Content-Length: 2"))
+        assert (await client.read_head()).start == b"HTTP/1.1 100 Continue"
+        await client.send(b"ab")
+        assert (await client.read_answer()).body == b"ok"
+        first, second = world.origin.requests
+        assert (first.body, second.body) == (b"", b"ab")
+
+
+async def test_a_refused_upload_is_never_sent() -> None:
+    """When the API says no at once the client gets that instead of 100 Continue, and keeps its body."""
+    async with proxied(deciding(b"401", b"401"), retry=False) as world:
+        client = await world.client()
+        await client.send(client.compose(b"POST / HTTP/1.1", EXPECT, b"Content-Length: 2"))
+        answer = await client.read_answer()
+        assert (answer.status, answer.all(b"Connection")) == (401, [b"close"])
+
+
+async def test_an_api_that_knows_no_expectations_gets_the_body_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Silence means go on (RFC 9110 §10.1.1): the body is not held back for ever."""
+    monkeypatch.setattr(upstream, "CONTINUE_S", 0.05)
+    async with proxied(answering(OK)) as world:
+        client = await world.client()
+        await client.send(client.compose(b"POST / HTTP/1.1", EXPECT, b"Content-Length: 2"))
+        assert (await client.read_head()).start == b"HTTP/1.1 100 Continue"
+        await client.send(b"ab")
+        assert (await client.read_answer()).body == b"ok"
 
 
 async def test_a_waiting_client_is_not_told_to_go_on_while_its_request_queues() -> None:
     """The body is not fetched before the request may leave."""
-    async with proxied(answering(OK)) as world:
+    async with proxied(deciding(b"100")) as world:
         world.pacer.gate.clear()
         client = await world.client()
         await client.send(client.compose(b"POST / HTTP/1.1", EXPECT, b"Content-Length: 2"))

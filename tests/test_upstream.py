@@ -163,8 +163,8 @@ async def test_an_answer_that_nobody_asked_for_is_given_to_nobody() -> None:
     async with upstream_of(script) as (origin, upstream):
         await fetch(upstream)
         told.set()
-        [idle] = [protocol for kept in upstream._connector._conns.values() for protocol, _ in kept]
-        await until(lambda: len(idle))
+        [idle] = upstream.pool._idle
+        await until(lambda: idle.lost)
         answer = await upstream.send(call(), TOKEN)
         assert answer.status == 200
         assert await whole(answer) == b"ok"
@@ -231,8 +231,8 @@ async def test_a_close_that_was_seen_costs_nobody_anything() -> None:
 
     async with upstream_of(script) as (origin, upstream):
         await fetch(upstream)
-        [idle] = [protocol for kept in upstream._connector._conns.values() for protocol, _ in kept]
-        await until(lambda: not idle.is_connected())
+        [idle] = upstream.pool._idle
+        await until(lambda: idle.lost)
         with closing(body_of(b"ab")) as body:
             assert await fetch(upstream, call("POST", body)) == b"ok"
     assert origin.connections == 2

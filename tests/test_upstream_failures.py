@@ -192,8 +192,8 @@ async def test_leaving_an_upload_that_nobody_takes_ends_its_connection() -> None
     async with upstream_of(script) as (origin, upstream):
         task = asyncio.create_task(upstream.send(call("POST", endless()), TOKEN))
         await until(lambda: origin.requests)
-        [protocol] = upstream._connector._acquired
-        await until(lambda: protocol.writing_paused)
+        [connection] = upstream.pool._all
+        await until(lambda: connection.writing_paused)
         task.cancel()
         await ended.wait()
 

@@ -23,7 +23,7 @@ from cfproxy.expiry import expiry_warning
 from cfproxy.ports import Call, TokenStore
 from cfproxy.token import App, Login, instant, login_problem
 from cfproxy.upstream import HttpUpstream
-from cfproxy.wire import Framing, outgoing_head, outgoing_target
+from cfproxy.wire import Framing, outgoing_fields, outgoing_head, outgoing_target
 
 API_PATH = b"/v1/jobs?pageSize=1"
 
@@ -112,7 +112,7 @@ async def check_api(account: Account, login: Login) -> Finding:
         (b"Accept", b"application/json"),
         (b"User-Agent", b"cfproxy-doctor"),
     ]
-    head = outgoing_head("GET", target, headers, origin, Framing(None, chunked=False))
+    head = outgoing_head(b"GET", target, outgoing_fields(headers, origin, Framing(None, chunked=False)))
     try:
         answer = await upstream.send(Call("GET", head, None, chunked=False), login.token)
         status = answer.status

@@ -1,7 +1,8 @@
 """The proxy listener: from a client's connection to `forward`, and the answer back.
 
-Owns: reading requests from aiohttp's low-level server, writing answers byte for byte.
-Must not know: tokens, OAuth, how an upstream is reached.
+Owns: what is done with each request: checks, forwarding, the answer's way back, its log line.
+Must not know: tokens, OAuth, how an upstream is reached; how requests are read (`connection.py`) and answers
+written (`reply.py`).
 
 There is no router and no reserved path: every target belongs to the upstream. Invariants:
 1. After the first byte of an answer nothing but that answer follows; if it can't be completed the
@@ -12,14 +13,15 @@ There is no router and no reserved path: every target belongs to the upstream. I
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import time
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
 
-from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
 from cfproxy.access import AccessRules
@@ -32,27 +34,37 @@ from cfproxy.errors import (
     UpgradeNotSupported,
     UpstreamError,
 )
+from cfproxy.flow import Inflow
 from cfproxy.forward import Forwarder, KeptBody, Outcome, Times
+from cfproxy.hangups import HangupWatch
+from cfproxy.heads import Fields
 from cfproxy.marks import HEADER, Marks, id_maker, read_marks
 from cfproxy.ports import Call
-from cfproxy.sockets import peer_uid
+from cfproxy.secret import Secret
 from cfproxy.upstream import HttpAnswer
+from cfproxy.web.connection import ClientConnection, Limits, Request
+from cfproxy.web.connections import ConnectionLimits, Connections
 from cfproxy.web.problems import render_problem, row_of
-from cfproxy.web.reply import BodyReader, Reply
-from cfproxy.web.server import ProxyServer
+from cfproxy.web.reply import Reply
 from cfproxy.wire import (
+    IDEMPOTENCY_KEYS,
     Origin,
-    check_head,
+    RawHeaders,
+    check_fields,
+    check_method,
     folded,
     incoming_headers,
+    outgoing_fields,
     outgoing_head,
     outgoing_target,
-    read_framing,
+    passing_trailers,
+    waits_to_go_on,
 )
 
 PROGRAMS_MAX = 128
 _REQUEST_ID = HEADER.encode()
-CUT_S = 0.1  # for handlers to end after they were cancelled; to aiohttp 0 means for ever
+_FOLDED_REQUEST_ID = folded(_REQUEST_ID)
+CUT_S = 0.1  # for a request that is on its way on a kept connection
 _TOO_LARGE = b'cfproxy; received-status=401; details="request body too large to replay after the 401"'
 
 
@@ -66,6 +78,8 @@ class ProxySettings:
         rules: who may call.
         body_memory_bytes, body_max_bytes: bounds of what is kept of a body for a second try.
         idle_s: seconds that a client may leave an answer unread.
+        limits: what a client may take up.
+        room: how many clients there may be.
         server_timing: whether answers tell where the time went (`Server-Timing`).
         record: called after every request (see `traffic.Traffic.record`).
         keeps_line: asked before each ordinary request's log line is built.
@@ -78,14 +92,91 @@ class ProxySettings:
     body_memory_bytes: int
     body_max_bytes: int
     idle_s: float
+    limits: Limits
+    room: ConnectionLimits
     server_timing: bool
     record: Callable[..., None]
     keeps_line: Callable[[], bool] = lambda: True
     sends_id: bool = False
 
 
+@dataclass(slots=True)
+class Admission:
+    """What follows from a request's fields alone, whatever its method and target.
+
+    It is built once for as long as a client repeats the same fields on its connection.
+
+    Args:
+        judged_by: the settings of the listener.
+        by: who serves it: the listener, or the account that the caller's key leads to.
+        settings: of that account.
+        origin: the web origin that may read the answer; None for everybody else.
+        lines: the header lines that go up.
+        flow: whose turn it takes in the queue.
+        caller: `scheme://authority` under which the client knows us; empty when it named none.
+        expects: whether the client waits for 100 Continue.
+        idempotency_key: whether it brought one.
+    """
+
+    judged_by: ProxySettings
+    by: ProxyListener
+    settings: ProxySettings
+    origin: bytes | None
+    lines: bytes
+    flow: Hashable
+    caller: bytes
+    expects: bool
+    idempotency_key: bool
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What is remembered of a request's fields while a client repeats them.
+
+    Args:
+        marks: what they say of the request's id and trace; `made` where they name no id.
+        admission: None until they were let in.
+    """
+
+    marks: Marks
+    admission: Admission | None = None
+
+
+class IncomingBody:
+    """A client's body, asked for when the first piece is wanted.
+
+    Args:
+        inflow: the body.
+        reply: tells a client that waits for 100 Continue to go on.
+    """
+
+    __slots__ = ("_inflow", "_reply")
+
+    def __init__(self, inflow: Inflow, reply: Reply) -> None:
+        self._inflow = inflow
+        self._reply = reply
+
+    async def read(self) -> bytes:
+        """Return the next piece, b"" after the last one.
+
+        Raises:
+            BadTarget: the body is not well-formed, or nothing of it came for too long.
+            ConnectionError: the client left.
+        """
+        self._reply.go_on()
+        return await self._inflow.read()
+
+    def whole(self) -> bytes | None:
+        """Return all of it if it is there already, None otherwise."""
+        return self._inflow.take() if self._inflow.complete else None
+
+    def trailers(self) -> list[tuple[bytes, bytes]]:
+        """Return what goes behind it, once it was read to its end."""
+        return passing_trailers(self._inflow.trailers)
+
+
 class ProxyListener:
-    """Handles the requests of one account's listener.
+    """Handles the requests of one account's listener (see `connection.Listener`).
 
     Args:
         settings: see there.
@@ -102,11 +193,14 @@ class ProxyListener:
         others: Mapping[str, ProxyListener] = MappingProxyType({}),
     ) -> None:
         self._settings = settings
-        self._others = others
         self._forwarder = forwarder
+        self._others = others
         self._log = log.bind(account=settings.account)
         self._make_id = id_maker()
-        self._server: web.Server | None = None
+        self._watch: HangupWatch | None = None
+        loop = asyncio.get_running_loop()
+        self._room = Connections(settings.room, loop.time, loop.call_later, self._note_ended)
+        self.connections: set[ClientConnection] = set()
         self.port: int | None = None  # set once it listens; None for a Unix socket
         self.draining = False
         self._refusing = False
@@ -127,6 +221,7 @@ class ProxyListener:
             what is set once every earlier request has its answer.
         """
         self._settings, self._forwarder = settings, forwarder
+        self._room.limits = settings.room
         ended = asyncio.Event()
         if self._replies:
             self._earlier.append((set(self._replies), ended))
@@ -143,61 +238,91 @@ class ProxyListener:
 
     async def aclose(self) -> None:
         """Cut what is still open."""
-        # Among these may be some on connections of another listener, whose callers' keys lead here.
-        for reply in list(self._replies):
-            reply.cut()
-        if self._server is not None:
-            await self._server.shutdown(CUT_S)
+        self.drain(refuse=self._refusing)
+        # Among the replies may be some on connections of another listener, whose callers' keys lead here.
+        busy = {connection for connection in self.connections if connection.busy}
+        await _cut(list(busy | {reply.connection for reply in self._replies}))
+        if self.connections:
+            await asyncio.sleep(CUT_S)
+        await _cut(list(self.connections))
+        self._room.aclose()
+        if self._watch is not None:
+            self._watch.aclose()
 
-    def build_server(self) -> web.Server:
-        """Return the factory of protocols for `loop.create_server`."""
-        self._server = ProxyServer(self.handle)
-        return self._server
+    # --- connections ----------------------------------------------------------------------
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request (the handler of aiohttp's low-level server)."""
+    def build_connection(self) -> ClientConnection:
+        """Return the protocol of one more connection, for `loop.create_server`."""
+        if self._watch is None:
+            self._watch = HangupWatch()
+        return ClientConnection(self, self._settings.limits, self._watch)
+
+    def opened(self, connection: ClientConnection) -> None:
+        """Take note of a new connection."""
+        self.connections.add(connection)
+        self._room.opened(connection)
+
+    def closed(self, connection: ClientConnection) -> None:
+        """Take note of its end."""
+        self.connections.discard(connection)
+        self._room.closed(connection)
+
+    def began(self, connection: ClientConnection) -> None:
+        """Take note that a part of a head is there."""
+        self._room.began(connection)
+
+    def working(self, connection: ClientConnection) -> None:
+        """Take note that a whole head is there."""
+        self._room.working(connection)
+
+    def waiting(self, connection: ClientConnection) -> None:
+        """Take note that nothing is there to be worked at."""
+        self._room.waiting(connection)
+
+    def _note_ended(self, causes: dict[str, int]) -> None:
+        self._log.warning("connections.ended", **causes)
+
+    # --- requests -------------------------------------------------------------------------
+
+    async def handle(self, request: Request) -> bool:
+        """Answer one request; return whether its connection may serve another one."""
         started_at = time.perf_counter()
+        method = request.method.decode("ascii", "backslashreplace")
         settings = judged_by = self._settings  # to the end, whatever is reloaded meanwhile
         by = self
-        reply = Reply(request, lambda: self.draining, settings.idle_s)
-        marks = read_marks(
-            request.headers.getall(HEADER, ()), request.headers.get("traceparent"), self._make_id
-        )
-        target = request._message.path.encode("utf-8", "surrogateescape")  # noqa: SLF001 - the bytes as they came
+        reply = Reply(request, settings.idle_s)
+        marks = self._mark(request.fields)
         body: KeptBody | None = None
         outcome: Outcome | None = None
         error: CfproxyError | None = None
         self._replies.add(reply)
         try:
-            if not await self._answer_preflight(judged_by, request, reply):
-                by = self._admit(judged_by, request)
-                settings = self._settings_for(by, judged_by)
+            if not self._answer_preflight(judged_by, request, reply):
+                admission, call = self._accept(judged_by, request, reply, marks)
+                by, settings = admission.by, admission.settings
                 by._replies.add(reply)  # noqa: SLF001 - of the same class
-                call, flow, caller = self._accept(judged_by, settings, request, target, reply, marks)
                 body = call.body if isinstance(call.body, KeptBody) else None
-                outcome = await by._forwarder.forward(call, flow)  # noqa: SLF001 - of the same class
+                outcome = await by._forwarder.forward(call, admission.flow)  # noqa: SLF001 - likewise
                 if body is not None:
                     body.stop_keeping()
                 by.failure = None
-                origins = judged_by.rules.origins
-                origin = listed_origin(_headers_of(request), origins) if origins else None
-                await self._relay(settings, reply, outcome, caller, marks, origin, origins)
+                await self._relay(reply, outcome, admission, marks)
         except CfproxyError as caught:
             error = caught
             if isinstance(caught, UpstreamError):
                 by.failure = caught
-            if reply.begun:
-                reply.cut()
-            else:
-                await self._refuse(judged_by, request, reply, error, marks)
+            await self._refuse(judged_by, request, reply, error, marks)
         except ConnectionError:
             reply.cut()  # the client left
-        except BaseException as fault:
-            if isinstance(fault, Exception):
-                reply.set_status(500)
+        except asyncio.CancelledError:
             if reply.begun:
-                reply.cut()  # or the server would write another answer into this one
+                reply.cut()
             raise
+        except Exception as fault:  # noqa: BLE001 - whatever it is, it is a fault of ours and the client must hear of it
+            self._log.error("request.crashed", request_id=marks.request_id, exc_info=fault)
+            error = CfproxyError("an internal fault; the log has it under request.crashed")
+            reply.close_after()
+            await self._refuse(judged_by, request, reply, error, marks)
         finally:
             for listener in {self, by}:
                 listener._note_end(reply)  # noqa: SLF001 - of the same class
@@ -206,10 +331,10 @@ class ProxyListener:
             if outcome is not None:
                 await outcome.answer.aclose()
             seconds = time.perf_counter() - started_at
-            path = target.partition(b"?")[0].decode("ascii", "backslashreplace")
+            path = request.target.partition(b"?")[0].decode("ascii", "backslashreplace")
             times, reached = (Times(), False) if outcome is None else (outcome.times, True)
             settings.record(
-                request.method,
+                method,
                 path,
                 reply.status,
                 row_of(error).slug if error is not None else "client-left" if not reply.complete else "",
@@ -224,11 +349,11 @@ class ProxyListener:
             )
             # Most lines are alike: whether this one is wanted is asked before it is built.
             if error is not None or not reply.complete or reply.status >= 300 or settings.keeps_line():
-                event = self._describe(request, path, reply, outcome, marks)
+                event = self._describe(method, path, reply, outcome, marks)
                 by._log_request(  # noqa: SLF001 - of the same class
                     error, reply, outcome, ms=round(seconds * 1000, 1), **event
                 )
-        return reply
+        return reply.goes_on and not self.draining
 
     def _note_end(self, reply: Reply) -> None:
         self._replies.discard(reply)
@@ -240,143 +365,166 @@ class ProxyListener:
                 ended.set()
         self._earlier = [entry for entry in self._earlier if entry[0]]
 
-    def _check_caller(self, rules: AccessRules, request: web.BaseRequest) -> None:
-        """Check who may call at all, keys apart."""
-        host = request.headers.get("Host")
-        transport = request.transport
-        local = None if transport is None else transport.get_extra_info("sockname")
-        rules.check_host(host, self.port, local[0] if isinstance(local, tuple) else None)
-        rules.check_origin(_headers_of(request), f"http://{host or ''}")
-        if rules.uids:
-            rules.check_user(None if transport is None else peer_uid(transport.get_extra_info("socket")))
+    def _mark(self, fields: Fields) -> Marks:
+        """Return what the request is known by."""
+        if fields.verdict is None:
+            fields.verdict = Verdict(_read_marks(fields))
+        marks = fields.verdict.marks
+        return Marks(self._make_id(), True, marks.trace_id) if marks.made else marks
 
-    def _admit(self, settings: ProxySettings, request: web.BaseRequest) -> ProxyListener:
-        """Check who calls; return whose account serves it."""
+    def _accept(
+        self, settings: ProxySettings, request: Request, reply: Reply, marks: Marks
+    ) -> tuple[Admission, Call]:
+        """Check the request and build what goes up; no await, so nothing changes in between."""
+        if request.error is not None:
+            raise request.error
         if self._refusing:
             raise ShuttingDown("cfproxy is shutting down; send the request again in a moment")
-        rules = settings.rules
-        self._check_caller(rules, request)
-        key = rules.check_key(_headers_of(request))
-        account = None if key is None else rules.bound.get(key)
+        fields = request.fields
+        admission: Admission | None = fields.verdict.admission
+        if admission is None or admission.judged_by is not settings:
+            admission = fields.verdict.admission = self._admit(settings, fields, request.connection)
+        method = check_method(request.method)
+        settings.rules.check_target(method, request.target, fields.raw)
+        if admission.by is not self:
+            settings = admission.settings
+            settings.rules.check_target(method, request.target, fields.raw)
+        target = outgoing_target(request.target, settings.origin.base_path)
+        body = None
+        if request.body is not None:
+            reply.client_waits = admission.expects
+            incoming = IncomingBody(request.body, reply)
+            body = KeptBody(
+                incoming.read,
+                memory_bytes=settings.body_memory_bytes,
+                max_bytes=settings.body_max_bytes,
+                whole=incoming.whole,
+                trailers=incoming.trailers,
+            )
+        head = outgoing_head(request.method, target, admission.lines)
+        if marks.made and settings.sends_id:
+            head += b"%b: %b\r\n" % (_REQUEST_ID, marks.request_id.encode("ascii"))
+        call = Call(
+            method,
+            head,
+            body,
+            fields.framing.chunked,
+            expects=admission.expects,
+            idempotency_key=admission.idempotency_key,
+            on_interim=functools.partial(_tell, reply, admission),
+        )
+        return admission, call
+
+    def _admit(self, settings: ProxySettings, fields: Fields, connection: ClientConnection) -> Admission:
+        """Check what does not depend on method and target, and build what follows from it."""
+        headers, rules, judged_by = fields.raw, settings.rules, settings
+        named = {name.lower(): value for name, value in reversed(headers)}
+        host = self._check_caller(rules, headers, connection)
+        key = rules.check_key(headers)
+        by = self if key is None else self._led_to_by(rules, key)
+        settings = by._settings if by is not self else settings  # noqa: SLF001 - of the same class
+        check_fields(fields.version, headers, settings.origin.via)
+        if fields.verdict.marks.made and settings.sends_id:  # what came instead, if anything, is no id
+            headers = tuple(each for each in headers if folded(each[0]) != _FOLDED_REQUEST_ID)
+        expects = fields.framing.has_body and waits_to_go_on(fields.version, headers)
+        # Who shares one turn in the queue: a program of a caller, not one of its many connections. The
+        # program's name is the caller's invention, so that there must be a bound to how many it can be.
+        program = hash(named.get(b"user-agent")) % PROGRAMS_MAX
+        return Admission(
+            judged_by,
+            by,
+            settings,
+            listed_origin(headers, rules.origins) if rules.origins else None,
+            lines=outgoing_fields(
+                headers, settings.origin, fields.framing, version=fields.version, expects=expects
+            ),
+            flow=(settings.account, key or connection.remote_address, program),
+            caller=f"http://{host}".encode("utf-8", "surrogateescape") if host else b"",
+            expects=expects,
+            idempotency_key=not IDEMPOTENCY_KEYS.isdisjoint(named),
+        )
+
+    def _led_to_by(self, rules: AccessRules, key: Secret) -> ProxyListener:
+        account = rules.bound.get(key)
         if account is None:
             return self
         if account not in self._others:
             raise NotAllowed("the account that this access key leads to is not served here")
         return self._others[account]
 
-    def _settings_for(self, by: ProxyListener, judged_by: ProxySettings) -> ProxySettings:
-        return judged_by if by is self else by._settings
+    def _check_caller(self, rules: AccessRules, headers: RawHeaders, connection: ClientConnection) -> str:
+        """Check who may call at all, keys apart; return `Host`."""
+        host = next((value for name, value in headers if name.lower() == b"host"), None)
+        text = "" if host is None else host.decode("utf-8", "surrogateescape")
+        rules.check_host(None if host is None else text, self.port, connection.local_address)
+        rules.check_origin(headers, f"http://{text}")
+        if rules.uids:
+            rules.check_user(connection.uid)
+        return text
 
-    async def _answer_preflight(
-        self, settings: ProxySettings, request: web.BaseRequest, reply: Reply
-    ) -> bool:
+    def _answer_preflight(self, settings: ProxySettings, request: Request, reply: Reply) -> bool:
         """Answer a browser that asks on behalf of a page of a listed origin; False when this is not that."""
-        rules, headers = settings.rules, _headers_of(request)
-        if not rules.origins or not is_preflight(request.method, headers):
+        rules, headers = settings.rules, request.fields.raw
+        if not (rules.origins and request.method == b"OPTIONS" and is_preflight("OPTIONS", headers)):
             return False
-        self._check_caller(rules, request)
+        self._check_caller(rules, headers, request.connection)
         origin = listed_origin(headers, rules.origins)
         if origin is None:
             return False
-        reply.begin(204, "No Content", render_preflight(headers, origin, rules.methods))
-        await reply.end()
+        if self.draining:
+            reply.close_after()
+        reply.begin(204, b"No Content", render_preflight(headers, origin, rules.methods), sized=False)
+        reply.end([])
         return True
 
-    def _accept(
-        self,
-        judged_by: ProxySettings,
-        settings: ProxySettings,
-        request: web.BaseRequest,
-        target: bytes,
-        reply: Reply,
-        marks: Marks,
-    ) -> tuple[Call, Hashable, bytes]:
-        """Check the request and build what goes up; no await, so nothing changes in between."""
-        headers = _headers_of(request)
-        version = (request.version.major, request.version.minor)
-        host = request.headers.get("Host", "")
-        key = judged_by.rules.check_key(headers)
-        if settings is not judged_by:
-            judged_by.rules.check_target(request.method, target, headers)
-        check_head(request.method, version, headers, settings.origin.via)
-        framing = read_framing(version, headers)
-        settings.rules.check_target(request.method, target, headers)
-        outgoing = outgoing_target(target, settings.origin.base_path)
-        if marks.made and settings.sends_id:  # what came instead, if anything, is no id
-            headers = tuple(each for each in headers if folded(each[0]) != _REQUEST_ID.lower())
-        head = outgoing_head(request.method, outgoing, headers, settings.origin, framing)
-        if marks.made and settings.sends_id:
-            head += b"%s: %s\r\n" % (_REQUEST_ID, marks.request_id.encode("ascii"))
-        body = None
-        if framing.has_body:
-            reader = BodyReader(
-                request.content, reply if "Expect" in request.headers else None, settings.idle_s
-            )
-            body = KeptBody(
-                reader.read,
-                memory_bytes=settings.body_memory_bytes,
-                max_bytes=settings.body_max_bytes,
-            )
-        # Who shares one turn in the queue: a program of a caller, not one of its many connections. The
-        # program's name is the caller's invention, so that there must be a bound to how many it can be.
-        program = hash(request.headers.get("User-Agent")) % PROGRAMS_MAX
-        flow = (settings.account, key or request.remote, program)
-        call = Call(request.method, head, body, framing.chunked)
-        return call, flow, b"http://%s" % host.encode("utf-8", "surrogateescape") if host else b""
-
-    @staticmethod
-    async def _relay(
-        settings: ProxySettings,
-        reply: Reply,
-        outcome: Outcome,
-        caller: bytes,
-        marks: Marks,
-        web_origin: bytes | None,
-        web_origins: Collection[str],
-    ) -> None:
-        answer = outcome.answer
+    async def _relay(self, reply: Reply, outcome: Outcome, admission: Admission, marks: Marks) -> None:
+        answer, settings = outcome.answer, admission.settings
         assert isinstance(answer, HttpAnswer)  # noqa: S101 - the one adapter there is
-        headers = incoming_headers(answer.raw_headers, settings.origin, caller)
+        head = answer.head
+        headers = incoming_headers(head.raw_headers, settings.origin, admission.caller, trailers=head.chunked)
         if outcome.too_large:
             headers.append((b"Proxy-Status", _TOO_LARGE))
         # An id of the API's own is the API's answer, and passes like all of it.
-        if settings.sends_id and not any(folded(name) == _REQUEST_ID.lower() for name, _ in headers):
+        if settings.sends_id and not any(folded(name) == _FOLDED_REQUEST_ID for name, _ in headers):
             headers.append((_REQUEST_ID, marks.request_id.encode("ascii")))
         if settings.server_timing:
             headers.append((b"Server-Timing", _render_times(outcome.times)))
-        if web_origins:
-            headers = with_cors(headers, web_origin, web_origins)
-        reply.begin(answer.status, answer.reason, headers)
+        if admission.judged_by.rules.origins:
+            headers = with_cors(headers, admission.origin, admission.judged_by.rules.origins)
+        if self.draining:
+            reply.close_after()
+        reply.begin(head.status, head.reason, headers, answer.take(), sized=head.length is not None)
+        await reply.drain()
         while piece := await answer.read():
             await reply.write(piece)
-        await reply.end()
+        reply.end(passing_trailers(answer.trailers))
+        await answer.finish_upload()
 
     async def _refuse(
-        self,
-        settings: ProxySettings,
-        request: web.BaseRequest,
-        reply: Reply,
-        error: CfproxyError,
-        marks: Marks,
+        self, settings: ProxySettings, request: Request, reply: Reply, error: CfproxyError, marks: Marks
     ) -> None:
+        """Answer in our own name, or cut an answer that can't be completed."""
+        if reply.begun:
+            reply.cut()
+            return
         row, headers, document = render_problem(error, marks.request_id)
         headers.append((_REQUEST_ID, marks.request_id.encode("ascii")))
         headers.append((b"Content-Length", b"%d" % len(document)))
         if origins := settings.rules.origins:
-            headers = with_cors(headers, listed_origin(_headers_of(request), origins), origins)
-        if isinstance(error, BadTarget | UpgradeNotSupported):
+            headers = with_cors(headers, listed_origin(request.fields.raw, origins), origins)
+        if self.draining or isinstance(error, BadTarget | UpgradeNotSupported):
             reply.close_after()  # what follows on this connection may be part of the attack
-        reply.begin(row.status, HTTPStatus(row.status).phrase, headers)
-        await reply.write(document)
-        await reply.end()
+        with contextlib.suppress(ConnectionError):
+            reply.begin(row.status, HTTPStatus(row.status).phrase.encode(), headers, document, sized=True)
+            reply.end([])
 
     @staticmethod
     def _describe(
-        request: web.BaseRequest, path: str, reply: Reply, outcome: Outcome | None, marks: Marks
+        method: str, path: str, reply: Reply, outcome: Outcome | None, marks: Marks
     ) -> dict[str, Any]:
         event: dict[str, Any] = {
             "request_id": marks.request_id,
-            "method": request.method,
+            "method": method,
             "path": path,
             "status": reply.status,
             "bytes": reply.body_bytes,
@@ -406,8 +554,23 @@ class ProxyListener:
             self._log.info("request.abandoned", **event)  # the client left before its answer was whole
 
 
-def _headers_of(request: web.BaseRequest) -> tuple[tuple[bytes, bytes], ...]:
-    return request._message.raw_headers  # noqa: SLF001 - names and values as they came
+async def _cut(connections: list[ClientConnection]) -> None:
+    tasks = [task for connection in connections if (task := connection.cut()) is not None]
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+def _read_marks(fields: Fields) -> Marks:
+    given = [(name.lower(), value.decode("utf-8", "surrogateescape")) for name, value in fields.raw]
+    ids = [value for name, value in given if name == b"x-request-id"]
+    trace = next((value for name, value in given if name == b"traceparent"), None)
+    return read_marks(ids, trace, str)
+
+
+def _tell(reply: Reply, admission: Admission, status: int, reason: bytes, headers: RawHeaders) -> None:
+    """Pass an interim answer on."""
+    with contextlib.suppress(ConnectionError):  # a client that left is noticed elsewhere
+        reply.tell(status, reason, incoming_headers(headers, admission.settings.origin, admission.caller))
 
 
 def _render_times(times: Times) -> bytes:

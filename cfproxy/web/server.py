@@ -1,53 +1,54 @@
-"""aiohttp's low-level server, with what it leaves to be wished for.
+"""aiohttp's server, with what it leaves to be wished for: for listeners that are no proxies.
 
-Owns: the limits of a client's connection, and our answers to what the parser refuses.
+Owns: the limits of a client's connection there, and our answers to what the parser refuses.
 Must not know: what is done with a request.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from typing import Any
 
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
+from structlog.typing import FilteringBoundLogger
 
 from cfproxy.errors import BadTarget, CfproxyError
+from cfproxy.web.connections import ConnectionLimits, Connections
 from cfproxy.web.problems import render_problem
 
 MAX_HEADER_BYTES = 32 * 1024
 KEEPALIVE_S = 75.0
-# A request that waits in the queue holds about twice this of its body, and what one read of the socket gives.
-READ_BUFFER_BYTES = 64 * 1024
+HEAD_S = 10.0
+CONNECTIONS_MAX, UNFINISHED_MAX = 256, 64
 
 
-class ProxyServer(web.Server):
-    """aiohttp's low-level server with our answers to what its parser refuses."""
+def build_room(log: FilteringBoundLogger) -> Connections:
+    """Return what keeps a listener's connections within bounds; for people, probes and scrapers."""
+    loop = asyncio.get_running_loop()
+    return Connections(
+        ConnectionLimits(CONNECTIONS_MAX, UNFINISHED_MAX),
+        loop.time,
+        loop.call_later,
+        lambda causes: log.warning("connections.ended", listen="admin", **causes),
+    )
 
-    def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> None:
-        # A client that hung up gives its place in the queue back.
-        super().__init__(handler, handler_cancellation=True)
 
-    def __call__(self) -> RequestHandler:
-        """Return the protocol of one more connection."""
-        return build_connection(self)
-
-
-def build_connection(server: web.Server) -> RequestHandler:
-    """Return the protocol of one more connection of `server`, which may be that of an application.
+def build_connection(server: web.Server, room: Connections) -> RequestHandler:
+    """Return the protocol of one more connection of `server`, in `room`.
 
     Called instead of the server itself: that one drops all options when one of them is misspelt.
     """
     return _Connection(
         server,
+        room,
         loop=asyncio.get_running_loop(),
-        access_log=None,  # type: ignore[arg-type] # None is how it is switched off
+        access_log=None,  # which is how it is switched off
         auto_decompress=False,
         keepalive_timeout=KEEPALIVE_S,
         max_line_size=MAX_HEADER_BYTES,
         max_field_size=MAX_HEADER_BYTES,
-        read_bufsize=READ_BUFFER_BYTES,
         tcp_keepalive=True,
     )
 
@@ -55,10 +56,46 @@ def build_connection(server: web.Server) -> RequestHandler:
 class _Connection(RequestHandler):
     """One client connection; a malformed request gets a problem document and no stack trace."""
 
-    __slots__ = ()
+    __slots__ = ("_head_timer", "_room")
+
+    def __init__(self, server: web.Server, room: Connections, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._room = room
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a place, and wait for a first request, but not as long as for further ones."""
+        super().connection_made(transport)
+        self._head_timer = self._loop.call_later(HEAD_S, self.end, "late")
+        self._room.opened(self)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Give the place back."""
+        self._stop_timer()
+        self._room.closed(self)
+        super().connection_lost(exc)
+
+    def end(self, cause: str) -> None:  # noqa: ARG002 - all are alike here
+        """Make room for others (see `connections.Client`)."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    async def _handle_request(self, *args: Any) -> tuple[web.StreamResponse, bool]:
+        self._stop_timer()
+        self._room.working(self)
+        try:
+            return await super()._handle_request(*args)
+        finally:
+            self._room.waiting(self)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def data_received(self, data: bytes) -> None:
         """Take what came; if it breaks the body that is being read, tell the reader, as aiohttp does not."""
+        self._room.began(self)
         super().data_received(data)
         if not self._messages or isinstance(self._messages[-1][0], RawRequestMessage):
             return

@@ -50,7 +50,8 @@ def _headers(message: Message, call: Call, upstream: bytes, host: bytes) -> list
     kept = []
     for name, value in message.headers:
         low = name.lower()
-        if low in _PER_CONNECTION:
+        # What a page may read is said for our address by us, for those of `access.origins`.
+        if low in _PER_CONNECTION or low.startswith(b"access-control-"):
             continue
         if low == b"date" or (call.varies and low in _NEW_EACH_TIME):
             kept.append((name, b"*"))

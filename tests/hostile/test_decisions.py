@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from cfproxy.access import AccessRules
 from cfproxy.errors import Refusal
-from cfproxy.wire import Origin, check_head, outgoing_head, outgoing_target, read_framing
+from cfproxy.wire import (
+    Origin,
+    check_fields,
+    check_method,
+    outgoing_fields,
+    outgoing_head,
+    outgoing_target,
+    read_framing,
+)
 from tests.hostile.case import request
 from tests.hostile.corpus import CORPUS
 from tests.hostile.oracle import check_upstream
@@ -95,9 +103,12 @@ def sent_for(method: str, target: bytes, fields: list[Header], base_path: bytes)
     """Return what goes up, read by the strict parsers; None when it is refused."""
     origin = Origin("https", b"api.example", base_path, b"cfproxy-test")
     try:
-        check_head(method, (1, 1), fields, origin.via)
+        check_method(method.encode())
+        check_fields((1, 1), fields, origin.via)
         framing = read_framing((1, 1), fields)
-        head = outgoing_head(method, outgoing_target(target, base_path), fields, origin, framing)
+        head = outgoing_head(
+            method.encode(), outgoing_target(target, base_path), outgoing_fields(fields, origin, framing)
+        )
     except Refusal:
         return None
     body = b"0\r\n\r\n" if framing.chunked else b"x" * min(framing.length or 0, 1 << 16)

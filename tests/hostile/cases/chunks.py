@@ -25,11 +25,12 @@ GOOD = {
     "a request as data": (b"11\r\nGET /x HTTP/1.1\r\n\r\n" + END, b"GET /x HTTP/1.1\r\n"),
     "a trailer": (b"3\r\nabc\r\n0\r\nX-T: 1\r\n\r\n", b"abc"),
     "an Authorization trailer": (b"3\r\nabc\r\n0\r\nAuthorization: Bearer evil\r\n\r\n", b"abc"),
-    "more zeros than anybody needs": (b"0" * 200_000 + b"3\r\nabc\r\n" + END, b"abc"),
     "a Host trailer": (b"3\r\nabc\r\n0\r\nHost: evil.example\r\n\r\n", b"abc"),
 }
 
 BAD = {
+    "more zeros than anybody needs": b"0" * 200_000 + b"3\r\nabc\r\n" + END,
+    "an extension without end": b"3;" + b"x" * 200_000,
     "LF after the size": b"3\nabc\r\n" + END,
     "CR after the size": b"3\rabc\r\n" + END,
     "CR CR LF after the size": b"3\r\r\nabc\r\n" + END,
@@ -74,6 +75,5 @@ CASES: tuple[Case, ...] = (
     *(refused(f"chunks: {name}", post(TE, body=body)) for name, body in BAD.items()),
     # Nothing of these is kept, and a client that stops is cut after `timeouts.idle`.
     Case("chunks: more data than anybody has", post(TE, body=b"ffffffffffffffff\r\nabc\r\n" + END), ()),
-    Case("chunks: an extension without end", post(TE, body=b"3;" + b"x" * 200_000), ()),
     Case("chunks: an end that is still to come", post(TE, body=b"3\r\nabc\r\n0\r\n"), ()),
 )

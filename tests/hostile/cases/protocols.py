@@ -36,10 +36,8 @@ NO_VERSIONS = {
 }
 
 NO_METHODS = {
-    "unknown": b"FOO",
     "lower case": b"get",
     "mixed case": b"Get",
-    "TRACK": b"TRACK",
     "trace": b"trace",
     "a slash": b"G/T",
     "a colon": b"GET:",
@@ -101,6 +99,8 @@ CASES: tuple[Case, ...] = (
         refused(f"method: {name}", request(method + b" /a HTTP/1.1", HOST))
         for name, method in NO_METHODS.items()
     ),
+    passes("method: unknown", request(b"FOO /a HTTP/1.1", HOST), request(b"FOO /a HTTP/1.1")),
+    refused("method: TRACK", request(b"TRACK /a HTTP/1.1", HOST), "not-allowed"),
     refused("method: none", request(b" /a HTTP/1.1", HOST)),
     refused("method: TRACE", request(b"TRACE /a HTTP/1.1", HOST), "not-allowed"),
     refused("method: TRACE of a hop", request(b"TRACE /a HTTP/1.1", HOST, b"Max-Forwards: 0"), "not-allowed"),
@@ -149,7 +149,10 @@ CASES: tuple[Case, ...] = (
     passes("upgrade in Connection alone", get(b"Connection: Upgrade"), UP),
     passes("HTTP/1.0", request(b"GET /a HTTP/1.0", HOST), UP),
     Case(
-        "expecting 100-continue", post(CL3, b"Expect: 100-continue", body=b"abc"), ("100", "ok"), (UP_POST,)
+        "expecting 100-continue",
+        post(CL3, b"Expect: 100-continue", body=b"abc"),
+        ("100", "ok"),
+        (UP_POST,),
     ),
     Case(
         "expecting 100-continue, in capitals",

@@ -1,0 +1,279 @@
+"""How bytes flow through one connection: back-pressure both ways, and time limits.
+
+Owns: `FlowProtocol`, common to both kinds of connections; `Inflow`, a body on its way in; `Deadline`.
+Must not know: HTTP's heads, which side of the proxy a connection is on.
+
+Invariants:
+1. What was received and not taken is bounded: `HIGH_BYTES` and one read of the socket.
+2. No data is lost before an error: whatever came whole is given out first.
+3. Nothing waits for ever: whoever reads or writes has a time limit that starts anew with every byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import cast
+
+from cfproxy.framing import BodyReader
+
+# A reader that is slower than its source lets so much lie before the source is stopped.
+HIGH_BYTES = 128 * 1024
+
+
+class Deadline:
+    """Calls back when its time is over. Moving it costs an assignment: the timer looks again when it rings.
+
+    Args:
+        on_due: called when the time is over.
+    """
+
+    __slots__ = ("_due_at", "_limit_s", "_loop", "_on_due", "_rings_at", "_timer")
+
+    def __init__(self, on_due: Callable[[], None]) -> None:
+        self._on_due = on_due
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = math.inf
+        self._due_at = math.inf
+        self._limit_s = math.inf
+
+    def start(self, limit_s: float) -> None:
+        """Let it ring `limit_s` seconds from now, whatever was set before."""
+        self._limit_s = limit_s
+        self._due_at = self._loop.time() + limit_s
+        if self._due_at < self._rings_at:
+            self._set_timer()
+
+    def touch(self) -> None:
+        """Begin anew, if it is running."""
+        if self._due_at != math.inf:
+            self._due_at = self._loop.time() + self._limit_s
+
+    def stop(self) -> None:
+        """Let it not ring. A timer that is set stays, rings once and does nothing."""
+        self._due_at = math.inf
+
+    def aclose(self) -> None:
+        """Leave no timer behind."""
+        self.stop()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._rings_at = math.inf
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._rings_at = self._due_at
+        self._timer = self._loop.call_at(self._due_at, self._ring)
+
+    def _ring(self) -> None:
+        self._timer, self._rings_at = None, math.inf
+        if self._due_at == math.inf:
+            return
+        # uvloop's clock may ring a millisecond early.
+        if self._due_at > self._loop.time() + 0.001:
+            self._set_timer()
+            return
+        self._due_at = math.inf
+        self._on_due()
+
+
+class FlowProtocol(asyncio.Protocol):
+    """A connection whose writers wait for a slow peer, and whose reading can be held."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.transport: asyncio.Transport | None = None
+        self.lost = False
+        self.reading_held = False
+        self.writing_paused = False
+        self._drained: asyncio.Future[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport."""
+        # uvloop's transports have the methods without the ancestry.
+        self.transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the interface's signature
+        """Wake whoever waits to write."""
+        self.lost = True
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        """Take note that the peer reads slower than we write."""
+        self.writing_paused = True
+
+    def resume_writing(self) -> None:
+        """Let the writer go on."""
+        self.writing_paused = False
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    def write(self, data: bytes) -> None:
+        """Write `data`.
+
+        Raises:
+            ConnectionResetError: the connection has ended.
+        """
+        if self.transport is None or self.lost or self.transport.is_closing():
+            raise ConnectionResetError
+        self.transport.write(data)
+
+    async def drain(self, limit_s: float) -> None:
+        """Wait until the peer has taken most of what was written; one at a time.
+
+        Raises:
+            TimeoutError: it took nothing for `limit_s` seconds.
+            ConnectionResetError: the connection has ended.
+        """
+        if self.writing_paused:
+            self._drained = self.loop.create_future()
+            try:
+                async with asyncio.timeout(limit_s):
+                    await self._drained
+            finally:
+                self._drained = None
+        if self.lost:
+            raise ConnectionResetError
+
+    def hold_reading(self) -> None:
+        """Read no more for now."""
+        if not self.reading_held and self.transport is not None and not self.lost:
+            self.reading_held = True
+            self.transport.pause_reading()
+
+    def release_reading(self) -> None:
+        """Read on."""
+        if self.reading_held and self.transport is not None and not self.lost:
+            self.reading_held = False
+            self.transport.resume_reading()
+
+    def abort(self) -> None:
+        """End the connection now, whatever is still to be written."""
+        if self.transport is not None:
+            self.transport.abort()
+
+
+class Inflow:
+    """A body on its way in: what came and was not taken yet.
+
+    Args:
+        connection: reading from it is held while too much lies here.
+        reader: finds the body in what comes.
+        deadline: runs while somebody waits; whoever owns it calls `fail` when it rings.
+        idle_s: its time.
+        high_bytes: so much lies here at the most, and what one read of the socket gives.
+    """
+
+    __slots__ = (
+        "_bytes",
+        "_connection",
+        "_deadline",
+        "_error",
+        "_high_bytes",
+        "_idle_s",
+        "_pieces",
+        "_reader",
+        "_waiter",
+    )
+
+    def __init__(
+        self,
+        connection: FlowProtocol,
+        reader: BodyReader,
+        deadline: Deadline,
+        idle_s: float,
+        high_bytes: int = HIGH_BYTES,
+    ) -> None:
+        self._connection = connection
+        self._high_bytes = high_bytes
+        self._reader = reader
+        self._deadline = deadline
+        self._idle_s = idle_s
+        self._pieces: deque[bytes] = deque()
+        self._bytes = 0
+        self._error: BaseException | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole body has come, taken or not."""
+        return self._reader.done
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the whole body has come and was taken."""
+        return self._reader.done and not self._pieces
+
+    @property
+    def trailers(self) -> list[tuple[bytes, bytes]]:
+        """What followed a chunked body, once it is complete."""
+        return self._reader.trailers
+
+    def feed(self, data: bytes) -> bytes:
+        """Take the body's part of `data` and return what follows the body.
+
+        Raises:
+            MalformedBody
+        """
+        piece, rest = self._reader.feed(data)
+        if piece:
+            self._pieces.append(piece)
+            self._bytes += len(piece)
+            if self._bytes > self._high_bytes:
+                self._connection.hold_reading()
+        self._wake()
+        return rest
+
+    def end(self) -> None:
+        """Take note of the connection's orderly end.
+
+        Raises:
+            MalformedBody: the body is not complete.
+        """
+        self._reader.end()
+        self._wake()
+
+    def fail(self, error: BaseException) -> None:
+        """Let whoever reads have `error` after what came; the first one counts, and none after the end."""
+        if self._error is None and not self._reader.done:
+            self._error = error
+            self._wake()
+
+    def take(self) -> bytes:
+        """Return what is there now."""
+        pieces = self._pieces
+        taken = pieces.popleft() if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        self._bytes = 0
+        if self._connection.reading_held:
+            self._connection.release_reading()
+        return taken
+
+    async def read(self) -> bytes:
+        """Return what is there, waiting for it if need be; b"" at the end of the body.
+
+        Raises:
+            whatever `fail` was given
+        """
+        while not self._pieces:
+            if self._reader.done:
+                return b""
+            if self._error is not None:
+                raise self._error
+            self._waiter = self._connection.loop.create_future()
+            self._deadline.start(self._idle_s)
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+                self._deadline.stop()
+        return self.take()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

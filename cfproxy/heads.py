@@ -1,0 +1,223 @@
+"""The heads of requests and answers, parsed: bytes in, facts out.
+
+Owns: what is a head, and what it says of its message's framing and of its connection.
+Must not know: sockets, bodies; which headers pass (`wire.py`) and who may call (`access.py`).
+
+The parser is aiohttp's, llhttp where its C extension is there. It gets one whole head at a time, from a
+fresh state, and no body, so that nothing of one message is left over for the next. Invariants:
+1. The request target never meets the parser: it goes on as it came, bytes above 0x7f included.
+2. A head is one message with one body, whose framing is certain, or it is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp.http import HttpRequestParser, HttpResponseParser, RawRequestMessage, RawResponseMessage
+from aiohttp.http_exceptions import HttpProcessingError
+
+from cfproxy.framing import BodyReader, ChunkReader, CloseReader, LengthReader
+from cfproxy.wire import Framing, read_framing
+
+_HEAD_END = b"\r\n\r\n"
+_REQUEST_LINE = re.compile(rb"[^ ]+ [^ ]+ HTTP/1\.[01]")
+_BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_NO_BODY = frozenset({204, 304})
+
+
+class MalformedHead(Exception):
+    """What came is not a head of HTTP/1.x, or it is too long."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLimits:
+    """How large a head may be.
+
+    Args:
+        line_bytes: its first line, or one header line.
+        head_bytes: all together.
+        headers: header lines.
+    """
+
+    line_bytes: int = 32 * 1024
+    head_bytes: int = 64 * 1024
+    headers: int = 128
+
+
+@dataclass(slots=True)
+class Fields:
+    """A request head without its method and target: the same for one request after another, often.
+
+    Args:
+        version: of HTTP.
+        raw: names and values as they came, in order.
+        framing: of the body.
+        keep_alive: whether the client wants its connection to go on.
+        verdict: for whoever wants to remember what follows from these fields alone.
+    """
+
+    version: tuple[int, int]
+    raw: tuple[tuple[bytes, bytes], ...]
+    framing: Framing
+    keep_alive: bool
+    verdict: Any = None
+
+
+def parse_fields(fields: bytes, limits: HeadLimits) -> Fields:
+    """Parse a request head from behind its target.
+
+    Args:
+        fields: from `HTTP/1.` to the empty line.
+        limits: how large it may be.
+
+    Raises:
+        MalformedHead
+        BadTarget: the body's framing is not certain.
+    """
+    parser = HttpRequestParser(
+        None, None, 0, **_options(limits)
+    )  # without a body protocol and loop are not used
+    message = _only_message(parser, b"GET / " + fields)
+    assert isinstance(message, RawRequestMessage)  # noqa: S101 - the one kind that this parser makes
+    version = (message.version.major, message.version.minor)
+    if version not in {(1, 0), (1, 1)}:
+        raise MalformedHead
+    framing = read_framing(version, message.raw_headers)
+    return Fields(version, message.raw_headers, framing, not message.should_close)
+
+
+def build_reader(framing: Framing) -> BodyReader:
+    """Return what finds a request's body."""
+    return ChunkReader() if framing.chunked else LengthReader(framing.length or 0)
+
+
+class AnswerHead:
+    """The head of an answer.
+
+    Args:
+        message: as parsed.
+        to_head: whether it answers a HEAD.
+    """
+
+    __slots__ = ("_message", "chunked", "keep_alive", "length", "raw_headers", "reason", "status", "to_head")
+
+    def __init__(self, message: RawResponseMessage, *, to_head: bool) -> None:
+        self.status: int = message.code
+        self.reason = message.reason.encode("utf-8", "surrogateescape")
+        self.raw_headers = message.raw_headers
+        self.to_head = to_head
+        self.chunked = False
+        self.length: int | None = None
+        for name, value in message.raw_headers:
+            low = name.lower()
+            if low == b"transfer-encoding":
+                # Another coding would have to be undone, or named to a client that did not ask for it.
+                if value.lower() != b"chunked":
+                    raise MalformedHead
+                self.chunked = True
+            elif low == b"content-length":
+                if not value.isdigit() or len(value) > 18:
+                    raise MalformedHead
+                self.length = int(value)
+        if _CONTROL.search(self.reason):
+            raise MalformedHead
+        self.keep_alive = not message.should_close
+
+    @property
+    def has_body(self) -> bool:
+        """Whether a body can follow (RFC 9112 §6.3)."""
+        return not (self.to_head or self.status in _NO_BODY)
+
+    def build_reader(self) -> BodyReader:
+        """Return what finds the body."""
+        if not self.has_body:
+            return LengthReader(0)
+        if self.chunked:
+            return ChunkReader(padded=True)
+        return CloseReader() if self.length is None else LengthReader(self.length)
+
+
+def parse_answer(head: bytes, limits: HeadLimits, *, to_head: bool) -> AnswerHead:
+    """Parse an answer's head, from its status line to the empty line.
+
+    Raises:
+        MalformedHead
+    """
+    parser = HttpResponseParser(
+        None, None, 0, **_options(limits)
+    )  # without a body protocol and loop are not used
+    message = _only_message(parser, head)
+    assert isinstance(message, RawResponseMessage)  # noqa: S101 - the one kind that this parser makes
+    return AnswerHead(message, to_head=to_head)
+
+
+def request_end(data: bytes, limits: HeadLimits) -> int:
+    """Return where the request head that `data` begins with ends; 0 while that is not to be seen.
+
+    Raises:
+        MalformedHead: it is too long, or nothing that could follow would make a head of it.
+    """
+    end = data.find(_HEAD_END) + 4
+    if end > 3:
+        if end > limits.head_bytes:
+            raise MalformedHead
+        return end
+    line, line_end, _ = data.partition(b"\r\n")
+    if (
+        len(data) > limits.head_bytes
+        or _BARE_LINE_END.search(data)
+        or (line_end and not _REQUEST_LINE.fullmatch(line))
+        or not 0x20 < (data or b"-")[0] < 0x7F  # TLS, for instance
+    ):
+        raise MalformedHead
+    return 0
+
+
+def split_request(head: bytes, limits: HeadLimits) -> tuple[bytes, bytes, bytes]:
+    """Return method, target and the rest, for `parse_fields`, of a whole request head.
+
+    Raises:
+        MalformedHead
+    """
+    method, _, rest = head.partition(b" ")
+    target, _, rest = rest.partition(b" ")
+    if not (method and target and rest.startswith(b"HTTP/1.")):
+        raise MalformedHead
+    if len(method) + len(target) + len("  HTTP/1.1") > limits.line_bytes:
+        raise MalformedHead
+    return method, target, rest
+
+
+def answer_end(data: bytes, limits: HeadLimits) -> int:
+    """Return where the answer's head that `data` begins with ends; 0 while that is not to be seen.
+
+    Raises:
+        MalformedHead: it is too long, or nothing that could follow would make a head of it.
+    """
+    end = data.find(_HEAD_END) + 4
+    if max(end, len(data) if end == 3 else 0) > limits.head_bytes or data[:7] != b"HTTP/1."[: len(data)]:
+        raise MalformedHead
+    return end if end > 3 else 0
+
+
+def _options(limits: HeadLimits) -> dict[str, Any]:
+    return {
+        "max_line_size": limits.line_bytes,
+        "max_field_size": limits.line_bytes,
+        "max_headers": limits.headers,
+        "response_with_body": False,
+        "auto_decompress": False,
+    }
+
+
+def _only_message(parser: Any, head: bytes) -> Any:
+    try:
+        messages, _, _ = parser.feed_data(head)
+    except HttpProcessingError:
+        raise MalformedHead from None
+    if len(messages) != 1:
+        raise MalformedHead
+    return messages[0][0]

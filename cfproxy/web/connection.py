@@ -1,0 +1,344 @@
+"""One client's connection: requests in, in order; their answers are written by `Reply`.
+
+Owns: cutting requests out of what comes, the bounds of what is taken before it is wanted, time limits,
+and noticing that the client has left.
+Must not know: which requests are accepted, what is done with them.
+
+Invariants:
+1. One request at a time is worked at; what a client sends ahead waits, up to `Limits.ahead_bytes` and one
+   read of the socket, and is answered in the order of asking.
+2. A client that leaves takes its request along: its task is cancelled. Leaving is a reset, an end in the
+   middle of a request, or an end later than `HALF_CLOSE_S` after it: who ends its side right behind its
+   request has said all it wants to say, and waits for the answer.
+3. After an answer whose request was not read to its end, nothing more is taken for a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cfproxy.errors import BadTarget
+from cfproxy.flow import Deadline, FlowProtocol, Inflow
+from cfproxy.framing import MalformedBody
+from cfproxy.hangups import HangupWatch
+from cfproxy.heads import (
+    Fields,
+    HeadLimits,
+    MalformedHead,
+    build_reader,
+    parse_fields,
+    request_end,
+    split_request,
+)
+from cfproxy.sockets import peer_uid
+from cfproxy.wire import Framing
+
+HALF_CLOSE_S = 0.25
+# So long what a client goes on sending after its answer is thrown away: a reset would overtake the answer.
+LINGER_S = 5.0
+_NO_FIELDS = Fields((1, 1), (), Framing(None, chunked=False), keep_alive=False)
+_NOT_HTTP = "the request is not well-formed HTTP/1.1, or its header is too long"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a client may take up.
+
+    Args:
+        head: of a request.
+        head_s: for a whole head, from its first byte.
+        keep_alive_s: for the next request.
+        idle_s: without a byte of a body that is wanted.
+        ahead_bytes: of a body or of further requests, read before they are wanted.
+    """
+
+    head: HeadLimits = field(default_factory=HeadLimits)
+    head_s: float = 10.0
+    keep_alive_s: float = 75.0
+    idle_s: float = 300.0
+    ahead_bytes: int = 64 * 1024
+
+
+@dataclass(slots=True)
+class Request:
+    """One request, its body still coming.
+
+    Args:
+        connection: where it came from.
+        method, target: as they came.
+        fields: the rest of its head.
+        body: None when there is none.
+        error: why it can't be accepted, found before anybody looked at it; then the rest says nothing.
+    """
+
+    connection: ClientConnection
+    method: bytes
+    target: bytes
+    fields: Fields
+    body: Inflow | None = None
+    error: BadTarget | None = None
+
+    @property
+    def read_whole(self) -> bool:
+        """Whether all of it has come."""
+        return self.error is None and (self.body is None or self.body.complete)
+
+
+class Listener(Protocol):
+    """Who answers requests."""
+
+    def opened(self, connection: ClientConnection) -> None:
+        """Take note of a new connection."""
+
+    def closed(self, connection: ClientConnection) -> None:
+        """Take note of its end."""
+
+    def began(self, connection: ClientConnection) -> None:
+        """Take note that a part of a head is there."""
+
+    def working(self, connection: ClientConnection) -> None:
+        """Take note that a whole head is there."""
+
+    def waiting(self, connection: ClientConnection) -> None:
+        """Take note that nothing is there to be worked at."""
+
+    async def handle(self, request: Request) -> bool:
+        """Answer `request` on its connection; return whether the connection may serve another one."""
+
+
+class ClientConnection(FlowProtocol):
+    """One client's connection.
+
+    Args:
+        listener: answers.
+        limits: what the client may take up.
+        watch: tells when a client has left that is not read from.
+    """
+
+    def __init__(self, listener: Listener, limits: Limits, watch: HangupWatch) -> None:
+        super().__init__()
+        self._listener = listener
+        self._limits = limits
+        self._watch = watch
+        self._deadline = Deadline(self._overdue)
+        self._unread = b""
+        self._body: Inflow | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._read_at = 0.0  # when the last byte of the present request came
+        self._ended = False  # the client's side of the connection
+        self._deaf = False  # what still comes is thrown away
+        self._last_fields: tuple[bytes, Fields] = (b"", _NO_FIELDS)
+        self.local_address: str | None = None
+        self.remote_address: str | None = None
+
+    # --- the transport's side -------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for a request."""
+        super().connection_made(transport)
+        local, remote = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+        self.local_address = local[0] if isinstance(local, tuple) else None
+        self.remote_address = remote[0] if isinstance(remote, tuple) else None
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._listener.opened(self)
+        self._deadline.start(self._limits.keep_alive_s)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came: of a body, of further requests, or of the next one."""
+        if self._deaf:
+            return
+        if self._body is not None and not self._body.complete:
+            data = self._feed_body(data)
+            if not data:
+                return
+        had_some = bool(self._unread)
+        self._unread = self._unread + data if had_some else data
+        if self._task is not None:
+            if len(self._unread) > self._limits.ahead_bytes:
+                self.hold_reading()
+        elif self._can_begin():
+            self._deadline.stop()
+            self._listener.working(self)
+            self._task = self.loop.create_task(self._work())
+        elif not had_some:
+            self._listener.began(self)
+            self._deadline.start(self._limits.head_s)
+
+    def eof_received(self) -> bool:
+        """Take note that the client sends no more; return whether it may still get an answer."""
+        self._ended = True
+        if self._task is None or self._deaf:
+            return False
+        if self._body is not None and not self._body.complete:
+            self._body.fail(ConnectionResetError())
+        elif self.loop.time() - self._read_at < HALF_CLOSE_S:
+            self._watch.watch(self._socket, self.abort, half=False)
+            return True
+        self.abort()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Give up what the client is not there for any more."""
+        super().connection_lost(exc)
+        self._deadline.aclose()
+        self._watch.forget(self._socket)
+        if self._body is not None:
+            self._body.fail(ConnectionResetError())
+        if self._task is not None:
+            self._task.cancel()
+        self._listener.closed(self)
+
+    def hold_reading(self) -> None:
+        """Read no more for now; a client that hangs up is noticed all the same."""
+        super().hold_reading()
+        # Then what it sent before is read, and its end behind that.
+        self._watch.watch(self._socket, self.release_reading, half=True)
+
+    def release_reading(self) -> None:
+        """Read on."""
+        self._watch.forget(self._socket)
+        super().release_reading()
+
+    # --- requests -------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        """Have all requests answered that are there."""
+        try:
+            while (request := self._next_request()) is not None:
+                goes_on = await self._listener.handle(request)
+                if not (goes_on and request.read_whole):
+                    self._end(request)
+                    return
+        except asyncio.CancelledError:
+            self.abort()
+            raise
+        finally:
+            self._task = None
+            self._body = None
+            self._listener.waiting(self)
+        if self._ended:
+            self._close()
+        else:
+            if self._unread:
+                self._listener.began(self)
+            self._deadline.start(self._limits.head_s if self._unread else self._limits.keep_alive_s)
+            self.release_reading()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is worked at."""
+        return self._task is not None
+
+    def cut(self) -> asyncio.Task[None] | None:
+        """Give up the present request and end the connection; return what is still to be waited for."""
+        if self._task is None:
+            self.abort()
+        else:
+            self._task.cancel()
+        return self._task
+
+    def end(self, cause: str) -> None:
+        """Make room for others (see `connections.Client`)."""
+        if cause == "idle":
+            self._close()
+        else:
+            self.abort()
+
+    @property
+    def uid(self) -> int | None:
+        """The user at the other end of a Unix socket, as the kernel says."""
+        return None if self.lost else peer_uid(self._socket)
+
+    def _can_begin(self) -> bool:
+        """Whether there is a request, or what will never become one."""
+        if self._unread in {b"", b"\r"}:
+            return False
+        self._unread = self._unread.removeprefix(b"\r\n")  # one empty line is no harm (RFC 9112 §2.2)
+        try:
+            return request_end(self._unread, self._limits.head) > 0
+        except MalformedHead:
+            return True
+
+    def _next_request(self) -> Request | None:
+        self._body = None
+        if not self._can_begin():
+            return None
+        self._read_at = self.loop.time()
+        try:
+            end = request_end(self._unread, self._limits.head)
+            method, target, rest = split_request(self._unread[:end], self._limits.head)
+            fields = self._parse(rest)
+        except MalformedHead:
+            return self._malformed(BadTarget(_NOT_HTTP))
+        except BadTarget as error:
+            return self._malformed(error)
+        unread, self._unread = self._unread[end:], b""
+        request = Request(self, method, target, fields)
+        if fields.framing.has_body:
+            request.body = self._body = Inflow(
+                self,
+                build_reader(fields.framing),
+                self._deadline,
+                self._limits.idle_s,
+                self._limits.ahead_bytes,
+            )
+            unread = self._feed_body(unread)
+        self._unread = unread
+        return request
+
+    def _parse(self, rest: bytes) -> Fields:
+        """Parse a head from behind its target; the same one again costs a comparison."""
+        if rest != self._last_fields[0]:
+            self._last_fields = (rest, parse_fields(rest, self._limits.head))
+        return self._last_fields[1]
+
+    def _malformed(self, error: BadTarget) -> Request:
+        self._unread, self._deaf = b"", True
+        return Request(self, b"-", b"", _NO_FIELDS, error=error)
+
+    def _feed_body(self, data: bytes) -> bytes:
+        """Give the body its part of `data`, return the rest."""
+        assert self._body is not None  # noqa: S101 - whoever calls has looked
+        try:
+            rest = self._body.feed(data)
+        except MalformedBody:
+            self._deaf = True
+            self._body.fail(
+                BadTarget("the request body is not well-formed; check Content-Length or the chunks")
+            )
+            return b""
+        self._read_at = self.loop.time()
+        return rest
+
+    def _overdue(self) -> None:
+        if self._task is not None and self._body is not None:
+            self._body.fail(BadTarget("nothing of the request body came within timeouts.idle"))
+        else:
+            self._close()
+
+    # --- the end --------------------------------------------------------------------------
+
+    def _end(self, request: Request) -> None:
+        """End the connection behind its last answer."""
+        if request.read_whole or self._ended or self.transport is None or self.lost:
+            self._close()
+            return
+        # The client may be sending still, and a reset on our side would make it lose the answer.
+        self._deaf = True
+        self.release_reading()
+        if self.transport.can_write_eof() and not self.transport.is_closing():
+            self.transport.write_eof()
+        self._deadline.start(LINGER_S)
+
+    def _close(self) -> None:
+        if self.transport is not None:
+            self.transport.close()
+
+    @property
+    def _socket(self) -> socket.socket:
+        assert self.transport is not None  # noqa: S101 - it was there from the first
+        sock: socket.socket = self.transport.get_extra_info("socket")
+        return sock
