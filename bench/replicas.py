@@ -106,10 +106,11 @@ class Case:
                 return found
             await asyncio.sleep(0.001)
 
-    async def refreshed_or_reused(self) -> None:
-        """Return when the next refresh is over, well or not."""
-        before, reuses = self.issued(), self.world.sandbox.reuse_seen
-        while self.issued() == before and self.world.sandbox.reuse_seen == reuses:
+    async def refreshed_or_reused(self, issued: int) -> None:
+        """Return when a refresh was carried out beyond that many, or refused; a minute at most."""
+        deadline = time.monotonic() + 60
+        while self.issued() == issued and self.world.sandbox.reuse_seen == self._reuses:
+            assert time.monotonic() < deadline, "nobody refreshes"
             await asyncio.sleep(0.05)
         await asyncio.sleep(0.3)
 
@@ -183,8 +184,8 @@ async def shared(rounds: int) -> dict[str, object]:
 
 async def killed(rounds: int) -> dict[str, object]:
     """Kill -9 of the replica that refreshes, at a random moment of the refresh; then another takes its place."""
-    per_world = max(1, rounds // 5)
-    return _sum(await asyncio.gather(*(_killed(per_world) for _ in range(min(5, rounds)))))
+    per_world = max(1, rounds // 10)
+    return _sum(await asyncio.gather(*(_killed(per_world) for _ in range(min(10, rounds)))))
 
 
 async def _killed(rounds: int) -> dict[str, object]:
@@ -199,11 +200,11 @@ async def _killed(rounds: int) -> dict[str, object]:
             victim.process.send_signal(signal.SIGKILL)
             await asyncio.to_thread(victim.process.wait)
             await asyncio.sleep(0.05)
-            in_window = not await case.saved()
+            in_window, issued = not await case.saved(), case.issued()
             proxies.remove(victim)
             proxies.append(await stack.enter_async_context(case.world.serve()))
             case.traffic.call(proxies[-1])
-            await case.refreshed_or_reused()
+            await case.refreshed_or_reused(issued)
             if case.judge(in_window=in_window):
                 await case.world.log_in()
         return case.figures() | {"rounds": rounds}
