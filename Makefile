@@ -9,7 +9,7 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 	--custom-compile-command 'make lock'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types rings scan audit bench fidelity lock clean docs dotnet
+.PHONY: help demo test check lint types rings scan audit bench fidelity dist release-test lock clean docs dotnet
 
 help:
 	@echo 'make demo    sandbox, login and proxy in one command; prints a curl to try'
@@ -19,6 +19,8 @@ help:
 	@echo 'make audit   known holes of the dependencies (pip-audit); asks the network, fails without it'
 	@echo 'make bench   memory, slow attackers, reloads, log lines and pacing, measured (Linux, ten minutes)'
 	@echo 'make fidelity  what cfproxy, nginx and caddy pass on unchanged; writes docs/fidelity.md (needs both, three minutes)'
+	@echo 'make dist    sdist and wheel into dist/, built twice to the same bytes (needs bash)'
+	@echo 'make release-test  the test suite against the wheel of dist/ instead of the checkout (needs bash)'
 	@echo 'make lock    resolve the dependencies anew, with hashes'
 	@echo 'make docs    the pages of docs/ as a site in .venv/site; a broken link is an error'
 	@echo 'make clean   remove what these commands made'
@@ -60,6 +62,12 @@ bench: .venv/bench.stamp
 fidelity: .venv/test.stamp
 	$(BIN)/python bench/fidelity.py docs/fidelity.md
 
+dist: .venv-dist/stamp
+	.ci/dist .venv-dist/bin/python
+
+release-test: .venv-release/stamp dist
+	PYTHON="$(PYTHON)" .ci/release-test .venv-release/bin/python $(ARGS)
+
 lock: .venv/test.stamp
 	$(INSTALL) uv
 	$(BIN)/$(LOCK) --extra encrypt --extra fast --extra redis pyproject.toml -o requirements.lock
@@ -85,7 +93,7 @@ dotnet: .venv/pyvenv.cfg
 		--target .venv/dotnet -r tests/recipes/requirements.txt
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
+	rm -rf .venv .venv-dist .venv-release .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
 
 .venv/pyvenv.cfg:
 	@test -n "$(PYTHON)" || { echo 'cfproxy needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3'; exit 1; }
@@ -103,6 +111,18 @@ clean:
 
 .venv/audit.stamp: .venv/test.stamp
 	$(INSTALL) bandit pip-audit
+	@touch $@
+
+.venv-dist/stamp: .ci/requirements-build.lock
+	rm -rf .venv-dist
+	$(PYTHON) -m venv --without-pip .venv-dist
+	$(PYTHON) -m pip --python .venv-dist/bin/python install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+.venv-release/stamp: .ci/requirements-test.lock
+	rm -rf .venv-release
+	$(PYTHON) -m venv --without-pip .venv-release
+	$(PYTHON) -m pip --python .venv-release/bin/python install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
 .venv/bench.stamp: .venv/test.stamp bench/requirements.lock
