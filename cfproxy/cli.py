@@ -89,6 +89,7 @@ _COMMANDS = {
     "config": "configs:config_group",
     "sandbox": "playing:sandbox_command",
     "demo": "playing:demo_command",
+    "completion": "completing:completion_command",
 }
 
 
@@ -111,7 +112,8 @@ class _Group(click.Group):
     """A group whose default command is `serve`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not _names_command(args):
+        # What is still being typed may become a command.
+        if not ctx.resilient_parsing and not _names_command(args):
             args = ["serve", *args]
         return super().parse_args(ctx, args)
 

@@ -20,7 +20,7 @@ from cfproxy.terminal import show
 _COLORS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Check settings, store, network, token and API; print the fix.")
 @common
 @account_option
 @click.option("--json", "as_json", is_flag=True, help="For machines.")

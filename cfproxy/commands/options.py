@@ -1,6 +1,6 @@
 """Options and look-ups that commands share.
 
-Owns: how `-c`, `--debug` and `--account` are given and read.
+Owns: how `-c`, `--debug` and `--account` are given, completed and read.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import click
 
-from cfproxy.config import Account, Settings, find_config, load_settings
+from cfproxy.config import Account, Settings, account_names, find_config, load_settings
 from cfproxy.config.addresses import parse_tcp_address
-from cfproxy.errors import UsageError
+from cfproxy.errors import ConfigError, UsageError
 from cfproxy.ports import TokenStore
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -33,6 +33,7 @@ def common(function: _F) -> _F:
         "-c",
         "--config",
         metavar="FILE",
+        type=click.Path(),
         expose_value=False,
         callback=_remember,
         help="The configuration file; default: $CFPROXY_CONFIG, ./config.yaml, the user's config folder.",
@@ -45,7 +46,21 @@ debug_option = click.option(
 )
 
 
-account_option = click.option("--account", metavar="NAME", help="The account, where there are several.")
+def complete_account(ctx: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    """Return the accounts whose names begin so; what is wrong with the configuration is no matter here."""
+    try:
+        path = find_config(ctx.meta.get("cfproxy.config"), os.environ, Path.cwd())
+    except (ConfigError, OSError):
+        return []
+    return [name for name in account_names(path, os.environ) if name.startswith(incomplete)]
+
+
+account_option = click.option(
+    "--account",
+    metavar="NAME",
+    shell_complete=complete_account,
+    help="The account, where there are several.",
+)
 
 
 def config_path() -> str | None:

@@ -17,7 +17,13 @@ from cfproxy.sandbox import Behaviour, Sandbox, parse_setting
 
 @click.command("sandbox")
 @debug_option
-@click.option("--listen", default="127.0.0.1:9400", metavar="HOST:PORT", help="Where it listens.")
+@click.option(
+    "--listen",
+    default="127.0.0.1:9400",
+    metavar="HOST:PORT",
+    help="Where it listens.",
+    show_default=True,
+)
 @click.option("--set", "changes", metavar="NAME=VALUE", multiple=True, help="Change a behaviour; repeatable.")
 def sandbox_command(listen: str, changes: tuple[str, ...]) -> int:
     """Run a local stand-in for Creative Force's two servers."""
@@ -59,7 +65,13 @@ async def _sandbox(host: str, port: int, behaviour: Behaviour) -> int:
 
 @click.command("demo")
 @debug_option
-@click.option("--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="Where the proxy listens.")
+@click.option(
+    "--listen",
+    default="127.0.0.1:8080",
+    metavar="HOST:PORT",
+    help="Where the proxy listens.",
+    show_default=True,
+)
 def demo_command(listen: str) -> int:
     """Run sandbox, login and proxy in one; print a curl to try."""
     refuse_config("the demo")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cfproxy.commands.options import choose, common, loader
+from cfproxy.commands.options import choose, common, complete_account, loader
 from cfproxy.logs import LogOutput
 from cfproxy.running import run_loop, serve
 
@@ -12,7 +12,12 @@ from cfproxy.running import run_loop, serve
 @click.command("serve")
 @common
 @click.option(
-    "--account", "accounts", metavar="NAME", multiple=True, help="Serve this account only; repeatable."
+    "--account",
+    "accounts",
+    metavar="NAME",
+    multiple=True,
+    shell_complete=complete_account,
+    help="Serve this account only; repeatable.",
 )
 def serve_command(accounts: tuple[str, ...]) -> int:
     """Run the proxy (the default command)."""

@@ -46,7 +46,7 @@ def store_group() -> None:
     """Move logins between stores."""
 
 
-@store_group.command("copy")
+@store_group.command("copy", short_help="Bring the logins from store FROM to store TO.")
 @common
 @account_option
 @click.option("--keep", is_flag=True, help="Leave the login in FROM as well.")

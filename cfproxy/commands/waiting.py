@@ -25,7 +25,7 @@ _PATHS = {"ready": "/readyz", "live": "/livez", "started": "/startupz"}
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised here, not listened on
 
 
-@click.command("wait")
+@click.command("wait", short_help="Wait until a running proxy is ready; run a command then.")
 @common
 @click.option(
     "--for",
@@ -34,7 +34,14 @@ _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised her
     default="ready",
     help="What to wait for; default: ready, every account can serve.",
 )
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=60.0, metavar="SECONDS")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    metavar="SECONDS",
+    help="How long at most; default: 60.",
+)
 @click.option("--url", metavar="URL", help="The admin listener's address; default: the configuration's.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def wait_command(state: str, timeout_s: float, url: str | None, command: tuple[str, ...]) -> int:

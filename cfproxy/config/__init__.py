@@ -1,7 +1,7 @@
 """The configuration as the rest of the program sees it.
 
 Owns: finding the file, loading it with the environment, and what is printed about settings: the effective
-ones, their JSON Schema, a file to start from.
+ones, their JSON Schema.
 Must not know: who uses it.
 Invariant: `load_settings` returns settings that fit together, or raises one `ConfigError` with every
 problem (`findings.py`).
@@ -21,8 +21,7 @@ import platformdirs
 import yaml
 
 from cfproxy.config.addresses import TcpAddress, UnixAddress
-from cfproxy.config.agreement import CLIENT_ID_PLACEHOLDER, REDIRECT_URI_PLACEHOLDER
-from cfproxy.config.assembly import build_settings
+from cfproxy.config.assembly import build_settings, names_of
 from cfproxy.config.callers import AccessKey, LocalUser
 from cfproxy.config.findings import ENVIRONMENT, Findings
 from cfproxy.config.key_tree import keys_of, merge, section_of, sections_of
@@ -44,6 +43,7 @@ from cfproxy.config.settings import (
     Tls,
 )
 from cfproxy.config.sources import read_environment, read_file
+from cfproxy.config.starter import filled_file, starter_file
 from cfproxy.errors import ConfigError, Problem
 
 __all__ = [
@@ -62,28 +62,15 @@ __all__ = [
     "Timeouts",
     "Tls",
     "UnixAddress",
+    "account_names",
+    "filled_file",
     "find_config",
     "json_schema",
     "load_settings",
+    "problem_with",
     "render_settings",
     "starter_file",
 ]
-
-_STARTER = f"""\
-# Settings of cfproxy. `cfproxy config check` validates them, `cfproxy config schema` describes every key.
-
-# The app's id, from Creative Force: Studio settings, Integrations, Registered Apps.
-client_id: {CLIENT_ID_PLACEHOLDER}
-
-# The app's secret: text, {{env: NAME}} or {{file: PATH}}.
-client_secret: {{env: CF_CLIENT_SECRET}}
-
-# The grant that the app is registered with: authorization_code or client_credentials.
-grant: authorization_code
-
-# The redirect URI exactly as registered; remove the line with client_credentials.
-redirect_uri: {REDIRECT_URI_PLACEHOLDER}
-"""
 
 
 def find_config(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> Path | None:
@@ -151,6 +138,23 @@ def load_settings(path: Path | None, environ: Mapping[str, str], named: str | No
     return settings
 
 
+def account_names(path: Path | None, environ: Mapping[str, str]) -> list[str]:
+    """Return the accounts that the file and the environment name, whatever else may be wrong with them.
+
+    No secret is looked up, so that it works where only the service has them.
+    """
+    findings = Findings("")
+    low = {} if path is None else read_file(path, findings) or {}
+    return names_of(merge(low, read_environment(environ, findings)))
+
+
+def problem_with(key: str, value: str) -> str | None:
+    """Return what is wrong with the value of a key of the top level, by itself; None when nothing is."""
+    findings = Findings("")
+    build_settings({"client_id": "any", key: value}, Context({}, Path(), None), findings)
+    return next((problem.text for problem in findings.found if problem.path == key), None)
+
+
 def render_settings(settings: Settings) -> str:
     """Return the effective configuration as YAML that reads back; secrets are `[redacted]`."""
     accounts = {
@@ -193,8 +197,3 @@ def _without_titles(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: _without_titles(value) for key, value in node.items() if key != "title"}
     return [_without_titles(item) for item in node] if isinstance(node, list) else node
-
-
-def starter_file() -> str:
-    """Return what a new user's file says: the four keys that have no default."""
-    return _STARTER

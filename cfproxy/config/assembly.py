@@ -97,6 +97,11 @@ def build_settings(root: Tree, context: Context, findings: Findings) -> Settings
     return settings
 
 
+def names_of(root: Tree) -> list[str]:
+    """Return the names of the accounts that the tree makes."""
+    return [draft.name for draft in _drafts(root, Findings(""))]
+
+
 def _drafts(root: Tree, findings: Findings) -> list[_Draft]:
     top = {key: value for key, value in root.items() if key in keys_of(AccountKeys)}
     named = root.get("accounts", {})
