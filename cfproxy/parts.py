@@ -97,8 +97,7 @@ def build_parts(
     same_upstream = (
         before is not None
         and old is not None
-        and (old.upstream, old.timeouts.connect_s, old.timeouts.idle_s, before.trusted)
-        == (account.upstream, account.timeouts.connect_s, account.timeouts.idle_s, trusted)
+        and (*_of_upstream(old), before.trusted) == (*_of_upstream(account), trusted)
     )
     broker = before.broker if before is not None and same_broker else build_broker(account, store, log)
     # A pool of warm connections is worth keeping; so is the pseudonym that tells a loop.
@@ -110,6 +109,7 @@ def build_parts(
             tls=tls,
             connect_s=account.timeouts.connect_s,
             idle_s=account.timeouts.idle_s,
+            limit=account.limits.upstream,
         )
     )
     origin = (
@@ -151,6 +151,12 @@ def build_parts(
         forwarder,
         listener_settings,
     )
+
+
+def _of_upstream(account: Account) -> tuple[str, float, float, int]:
+    """Return the settings that the connections to the upstream go by."""
+    timeouts = account.timeouts
+    return account.upstream, timeouts.connect_s, timeouts.idle_s, account.limits.upstream
 
 
 def affordable_share(accounts: Iterable[Account]) -> float:

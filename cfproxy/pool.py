@@ -67,6 +67,7 @@ class Pool:
         self._waiting: deque[asyncio.Future[UpstreamConnection | None]] = deque()
         self._resolving: asyncio.Task[list[aiohappyeyeballs.AddrInfoType]] | None = None
         self._ageing = Deadline(self._close_old)
+        self._warming: asyncio.Task[None] | None = None
 
     @property
     def connections(self) -> int:
@@ -100,19 +101,28 @@ class Pool:
         else:
             connection.abort()  # a close would first wait until the peer has read what is still to be written
 
-    async def warm(self, count: int) -> None:
-        """Open connections ahead of the first requests until there are `count`.
+    def warm(self, count: int) -> None:
+        """Open connections in the background, ahead of the first requests, until there are `count`.
 
         A failure is silent: nobody has asked for anything yet.
         """
-        for _ in range(count - len(self._all) - self._opening):
+        if self._warming is None:
+            self._warming = self._loop.create_task(self._warm(count))
+
+    async def _warm(self, count: int) -> None:
+        while len(self._all) + self._opening < min(count, self._limit):
             self._opening += 1
-            with contextlib.suppress(UpstreamError):
+            try:
                 self._keep(await self._open())
+            except UpstreamError:
+                break
+        self._warming = None
 
     async def aclose(self) -> None:
         """Close every connection."""
         self._ageing.aclose()
+        if self._warming is not None:
+            self._warming.cancel()
         for connection in list(self._all):
             connection.abort()
         if self._resolving is not None:
@@ -131,7 +141,7 @@ class Pool:
                 return await waiter
         except TimeoutError:
             raise UpstreamTimeout(
-                "no connection to the API became free within timeouts.connect; raise upstream_connections",
+                "no connection to the API became free within timeouts.connect; raise limits.upstream",
                 unsent=True,
             ) from None
         except asyncio.CancelledError:

@@ -157,6 +157,8 @@ class Service:
             # Last: what is wrong with an address must not have cost a one-time refresh token.
             for parts, _ in following:
                 await parts.broker.start()
+                if parts.broker.state().usable_s > 0:  # without a token no request leaves anyway
+                    parts.upstream.warm()
             undo.pop_all()
         # From here on nothing fails and nothing waits: no request sees half of a change.
         self._settings = settings

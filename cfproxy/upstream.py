@@ -30,6 +30,8 @@ from cfproxy.ports import Call, RequestBody
 from cfproxy.token import Token
 
 CONNECTIONS = 1000
+# The first request, and one beside it, need not wait for DNS and TLS. More would be opened for nobody, often.
+WARM = 2
 CONTINUE_S = 1.0  # as curl and Go have it
 
 
@@ -56,9 +58,9 @@ class HttpUpstream:
         self.pool = Pool(url, tls=tls, connect_s=connect_s, idle_s=idle_s, limit=limit)
         self._idle_s = idle_s
 
-    async def warm(self, count: int) -> None:
-        """Open connections ahead of the first requests (see `Pool.warm`)."""
-        await self.pool.warm(count)
+    def warm(self) -> None:
+        """Open connections in the background, ahead of the first requests (see `Pool.warm`)."""
+        self.pool.warm(WARM)
 
     async def aclose(self) -> None:
         """Close every connection."""

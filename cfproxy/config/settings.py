@@ -111,7 +111,7 @@ class Timeouts(Model):
 
 
 class Limits(Model):
-    """How much the clients of one listener may take up."""
+    """How much the clients of one listener may take up, and how many connections the upstream gets."""
 
     connections: Annotated[int, Field(ge=1, le=1_000_000)] = _key(
         4096, "client connections; one more ends the one that has been idle the longest"
@@ -128,6 +128,9 @@ class Limits(Model):
     headers: Annotated[int, Field(ge=1, le=10_000)] = _key(128, "header lines of a request")
     read_ahead_bytes: Annotated[Size, Field(ge=1024, le=67_108_864)] = _key(
         65_536, "of a request's body, read before the upstream takes it", "read_ahead"
+    )
+    upstream: Annotated[int, Field(ge=1, le=1_000_000)] = _key(
+        1000, "connections to the upstream; one more request waits for a free one, up to timeouts.connect"
     )
 
 
