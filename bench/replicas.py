@@ -267,8 +267,10 @@ async def away(rounds: int) -> dict[str, object]:
 
 async def failover(rounds: int) -> dict[str, object]:
     """The primary killed under three Sentinels, two replicas, `?replicas=1`, tokens of 10 s; it comes back later."""
-    folder = Path(tempfile.mkdtemp())
-    async with running_installation(folder, *DURABLE, "--repl-ping-replica-period", "1") as redises:
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        options = (*DURABLE, "--repl-ping-replica-period", "1")
+        redises = await stack.enter_async_context(running_installation(folder, *options))
         url = f"{redises.url}?replicas=1"
         async with open_case(4, lifetime_s=10.0, url=url, options=("--save", "")) as (case, _, _, _):
             took = []
