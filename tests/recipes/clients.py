@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def _shell(tool: str) -> Callable[[Path, Path], list[str]]:
     def words(path: Path, _: Path) -> list[str]:
         program(tool, f"apt-get install {tool}")
         program("jq", "apt-get install jq")
-        return ["sh", str(path)]
+        return [program("sh", "it comes with every POSIX system"), str(path)]
 
     return words
 
@@ -100,7 +101,7 @@ def _java(path: Path, _: Path) -> list[str]:
         pytest.skip("this Java can't run a source file: apt-get install default-jdk-headless")
     if not all(jar.exists() for jar in _JACKSON):
         pytest.skip("Jackson is not installed: apt-get install libjackson2-databind-java")
-    return [java, "-Dfile.encoding=UTF-8", "-cp", ":".join(map(str, _JACKSON)), str(path)]
+    return [java, "-Dfile.encoding=UTF-8", "-cp", os.pathsep.join(map(str, _JACKSON)), str(path)]
 
 
 def _r(path: Path, _: Path) -> list[str]:
@@ -119,7 +120,7 @@ def _go(path: Path, folder: Path) -> list[str]:
 
 def _powershell(path: Path, _: Path) -> list[str]:
     return [
-        program("pwsh", "PowerShell 7 is in no Debian, npm or PyPI package that brings it along"),
+        program("pwsh", "PowerShell 7, which Debian does not carry"),
         str(path),
     ]
 
