@@ -18,7 +18,7 @@ from cfproxy.token import Token
 
 from .conftest import Stores
 from .examples import NOW, build_attempt, build_login
-from .redis_server import PATIENCE_S, RedisServer, running_server
+from .redis_server import PATIENCE_S, RedisServer, free_port, running_server
 
 KEY = "cfproxy:{default}:login"
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,7 +173,9 @@ async def test_the_documented_rights_are_enough(tmp_path: Path, open_redis: Stor
 
 async def test_a_node_of_a_cluster_is_told_apart(tmp_path: Path, open_redis: Stores) -> None:
     """Where the keys lie on another node the message says what to name instead."""
-    with running_server(tmp_path, "--cluster-enabled", "yes") as server:
+    # The port of its own that nodes talk at is 10,000 higher otherwise, which may not exist.
+    bus = ("--cluster-port", str(free_port()))
+    with running_server(tmp_path, "--cluster-enabled", "yes", *bus) as server:
         await server.ready()
         raw = redis.asyncio.Redis(port=server.port)
         await raw.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 1)  # type: ignore[no-untyped-call]
