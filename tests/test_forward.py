@@ -6,6 +6,7 @@ import asyncio
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import IO, Any
 
 import pytest
@@ -333,6 +334,16 @@ async def test_a_full_disk_costs_the_second_try_only(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(tempfile, "SpooledTemporaryFile", full)
     body = kept([b"a", b"b"])
     assert await drained(body) == b"ab"
+    assert not body.replayable
+
+
+async def test_without_a_temporary_folder_there_is_no_second_try(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As on a read-only root: a body that memory doesn't hold still goes up whole, once."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    body = kept([b"ab", b"cd", b"ef"], memory_bytes=3)
+    assert await drained(body) == b"abcdef"
     assert not body.replayable
 
 
