@@ -9,7 +9,7 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 	--custom-compile-command 'make lock'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types rings scan audit bench fidelity dist release-test lock clean docs dotnet schemas
+.PHONY: help demo test check lint types rings scan audit bench speed fidelity dist release-test lock clean docs dotnet schemas
 
 help:
 	@echo 'make demo    sandbox, login and proxy in one command; prints a curl to try'
@@ -18,6 +18,7 @@ help:
 	@echo 'make scan    static checks for security mistakes (ruff S, bandit); works offline once installed'
 	@echo 'make audit   known holes of the dependencies (pip-audit); asks the network, fails without it'
 	@echo 'make bench   memory, slow attackers, reloads, log lines and pacing, measured (Linux, ten minutes)'
+	@echo 'make speed   cfproxy beside other proxies; writes docs/performance.md (needs nginx haproxy caddy wrk, half an hour)'
 	@echo 'make fidelity  what cfproxy, nginx and caddy pass on unchanged; writes docs/fidelity.md (needs both, three minutes)'
 	@echo 'make dist    sdist and wheel into dist/, built twice to the same bytes (needs bash)'
 	@echo 'make release-test  the test suite against the wheel of dist/ instead of the checkout (needs bash)'
@@ -59,6 +60,15 @@ bench: .venv/bench.stamp
 	$(BIN)/python bench/pacing.py --results .venv/pacing.json
 	$(BIN)/python bench/pacing_plot.py .venv/pacing.json docs/pacing.svg
 
+speed: .venv/bench.stamp
+	test -d .venv-runtime || $(PYTHON) -m venv --without-pip .venv-runtime
+	test -d .venv-mitmproxy || $(PYTHON) -m venv --without-pip .venv-mitmproxy
+	$(PYTHON) -m pip --python .venv-runtime/bin/python install --quiet --require-hashes -r requirements.lock
+	$(PYTHON) -m pip --python .venv-runtime/bin/python install --quiet --force-reinstall --no-deps .
+	$(PYTHON) -m pip --python .venv-mitmproxy/bin/python install --quiet --require-hashes -r bench/requirements-mitmproxy.lock
+	$(BIN)/python -m bench.speed --results .venv/speed.json; code=$$?; \
+	$(BIN)/python -m bench.speed_page .venv/speed.json docs; exit $$code
+
 fidelity: .venv/test.stamp
 	$(BIN)/python bench/fidelity.py docs/fidelity.md
 
@@ -75,6 +85,7 @@ lock: .venv/test.stamp
 	$(BIN)/$(LOCK) -c .ci/requirements-test.lock bench/requirements.in -o bench/requirements.lock
 	$(BIN)/$(LOCK) docs/requirements.in -o docs/requirements.lock
 	$(BIN)/$(LOCK) .ci/requirements-build.in -o .ci/requirements-build.lock
+	$(BIN)/$(LOCK) bench/requirements-mitmproxy.in -o bench/requirements-mitmproxy.lock
 
 docs: .venv/docs/pyvenv.cfg
 	.venv/docs/bin/sphinx-build --quiet --fail-on-warning --keep-going -b dirhtml docs .venv/site

@@ -1,0 +1,121 @@
+"""What the proxies are put under, each returning one figure for one running proxy.
+
+Owns: the loads. wrk for rates, curl for one large transfer, a client of our own where neither can do it.
+Must not know: which proxy it is.
+Invariant: every answer counts only as 200; one that is not ends the bench.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import statistics
+import subprocess
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from bench.speed_peers import BIG_BYTES, Cores
+
+_UNITS = {"us": 1e-3, "ms": 1.0, "s": 1000.0}
+
+
+def rate(
+    url: str, connections: int, seconds: float, cores: Cores, *, close: bool = False
+) -> tuple[float, float]:
+    """Return requests per second and the p99 in ms of keep-alive (or one-request) connections."""
+    command = [
+        "taskset",
+        "-c",
+        cores.load,
+        "wrk",
+        "-t",
+        "1" if connections < 16 else "2",
+        "-c",
+        str(connections),
+    ]
+    command += ["-d", f"{seconds:g}s", "--latency", "--timeout", "30s", f"{url}/small.json"]
+    if close:
+        command += ["-H", "Connection: close"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    if "Non-2xx" in out:
+        raise SystemExit(f"an answer was not 200:\n{out}")
+    found = re.search(r"Requests/sec:\s+([\d.]+)", out)
+    slow = re.search(r"99%\s+([\d.]+)(us|ms|s)\b", out)
+    assert found is not None
+    assert slow is not None
+    return float(found[1]), float(slow[1]) * _UNITS[slow[2]]
+
+
+def transfer(url: str, cores: Cores, up: Path | None = None) -> float:
+    """Return MB/s of 100 MB through one connection, down, or up with a file."""
+    field = "%{http_code} %{speed_upload}" if up else "%{http_code} %{speed_download}"
+    command = ["taskset", "-c", cores.load.split(",")[0], "curl", "-sS", "-o", "/dev/null", "-w", field]
+    command += ["-T", str(up), f"{url}/upload", "-H", "Expect:"] if up else [f"{url}/big.bin"]
+    status, speed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    if status != "200":
+        raise SystemExit(f"the transfer was answered with {status}")
+    return float(speed) / 1e6
+
+
+def steady(url: str, per_s: float, seconds: float) -> tuple[float, float]:
+    """Return p50 and p99, ms, of requests that begin at a fixed low rate on one kept connection."""
+    return asyncio.run(_steady(url, per_s, seconds))
+
+
+async def _steady(url: str, per_s: float, seconds: float) -> tuple[float, float]:
+    address = urlsplit(url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    request = b"GET /small.json HTTP/1.1\r\nHost: %s\r\n\r\n" % address.netloc.encode()
+    took_ms = []
+    began_at = time.perf_counter()
+    for number in range(int(per_s * seconds)):
+        await asyncio.sleep(began_at + number / per_s - time.perf_counter())
+        sent_at = time.perf_counter()
+        writer.write(request)
+        await _answer(reader)
+        took_ms.append((time.perf_counter() - sent_at) * 1000)
+    writer.close()
+    took_ms = sorted(took_ms[20:])  # the first ones warm it up
+    return statistics.median(took_ms), took_ms[int(len(took_ms) * 0.99)]
+
+
+async def _answer(reader: asyncio.StreamReader) -> None:
+    head = await reader.readuntil(b"\r\n\r\n")
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise SystemExit(f"an answer was not 200: {head[:80]!r}")
+    length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+    if length is not None:
+        await reader.readexactly(int(length[1]))
+        return
+    while size := int(await reader.readuntil(b"\r\n"), 16):  # in chunks, as some proxies send it
+        await reader.readexactly(size + 2)
+    await reader.readuntil(b"\r\n")
+
+
+def many_slow(url: str, count: int = 1000) -> float:
+    """Return the seconds until that many answers that take two seconds each have come, asked for at once."""
+    return asyncio.run(_many_slow(url, count))
+
+
+async def _many_slow(url: str, count: int) -> float:
+    address = urlsplit(url)
+    request = b"GET /slow.json HTTP/1.1\r\nHost: %s\r\n\r\n" % address.netloc.encode()
+
+    async def one() -> None:
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        writer.write(request)
+        await _answer(reader)
+        writer.close()
+
+    began_at = time.perf_counter()
+    await asyncio.gather(*(one() for _ in range(count)))
+    return time.perf_counter() - began_at
+
+
+def build_upload(folder: Path) -> Path:
+    """Return a file of 100 MB."""
+    path = folder / "upload.bin"
+    with path.open("wb") as file:
+        file.truncate(BIG_BYTES)
+    return path
