@@ -1,14 +1,20 @@
-"""`cfproxy wait`: for whoever must not start before the proxy can serve, and ends it when done."""
+"""`cfproxy wait`: for whoever must not start before the proxy can serve, and ends it when done.
+
+Invariant: it is a health check, too, that runs for ever: nothing is imported that it could do without, so
+it asks with the standard library and has no event loop.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import http.client
+import json
 import signal
 import subprocess
 import sys
+import time
+from urllib.parse import urlsplit
 
-import aiohttp
 import click
 
 from cfproxy import exits
@@ -16,11 +22,11 @@ from cfproxy.commands.options import common, load
 from cfproxy.config import Settings, TcpAddress
 from cfproxy.errors import CfproxyError, UsageError
 from cfproxy.hosts import render_authority
-from cfproxy.running import run_loop
 from cfproxy.secret import Secret
 
 LOOK_EVERY_S = 0.2
 ANSWER_S = 5.0
+ANSWER_MAX_BYTES = 1024 * 1024
 _PATHS = {"ready": "/readyz", "live": "/livez", "started": "/startupz"}
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised here, not listened on
 
@@ -52,12 +58,12 @@ def wait_command(state: str, timeout_s: float, url: str | None, command: tuple[s
     key = None
     if url is None:
         url, key = _find(load())
-    url = url.rstrip("/")
-    run_loop(_wait(url, key, state, timeout_s))
+    admin = _Admin(url, key)
+    _wait(admin, state, timeout_s)
     if not command:
         return exits.DONE
     code = _run(command)
-    run_loop(_shut_down(url, key))
+    _shut_down(admin)
     return code
 
 
@@ -75,26 +81,64 @@ def _reachable(address: TcpAddress) -> str:
     return render_authority(_ANYWHERE.get(address.host, address.host), address.port)
 
 
-async def _wait(url: str, key: Secret | None, state: str, timeout_s: float) -> None:
-    """Ask until the answer is 200.
+class _Admin:
+    """The admin listener of a running proxy.
+
+    Args:
+        url: where it is; may have a path.
+        key: an access key that it takes; beyond this machine, looking takes one as well.
+
+    Raises:
+        UsageError: the URL is none.
+    """
+
+    def __init__(self, url: str, key: Secret | None) -> None:
+        self.url = url.rstrip("/")
+        parts = urlsplit(self.url)
+        try:
+            self._host, self._port = parts.hostname or "", parts.port
+        except ValueError:
+            self._host = ""
+        if not self._host or parts.scheme not in {"http", "https"}:
+            raise UsageError("--url wants the admin listener's address, such as http://127.0.0.1:8081")
+        self._kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._path = parts.path
+        self._headers = {"X-Cfproxy-Admin": "1"} | ({} if key is None else {"X-Cfproxy-Key": key.reveal()})
+
+    def ask(self, method: str, path: str, timeout_s: float = ANSWER_S) -> tuple[int, object]:
+        """Return the answer's status and document; None for what is no JSON.
+
+        Raises:
+            OSError, http.client.HTTPException: there is no answer.
+        """
+        connection = self._kind(self._host, self._port, timeout=timeout_s)
+        with contextlib.closing(connection):
+            connection.request(method, self._path + path, headers=self._headers)
+            answer = connection.getresponse()
+            try:
+                return answer.status, json.loads(answer.read(ANSWER_MAX_BYTES))
+            except ValueError:
+                return answer.status, None
+
+
+def _wait(admin: _Admin, state: str, timeout_s: float) -> None:
+    """Ask until the answer is 200, and at least once.
 
     Raises:
         CfproxyError: it did not come in time; the text has what the last answer said.
     """
-    last = f"nothing answers at {url}; start it with cfproxy serve"
-    try:
-        async with asyncio.timeout(timeout_s), _client(key) as client:
-            while True:
-                try:
-                    async with client.get(url + _PATHS[state]) as answer:
-                        if answer.status == 200:
-                            return
-                        last = _reason(await answer.json(content_type=None))
-                except (aiohttp.ClientError, ValueError, TimeoutError):
-                    pass
-                await asyncio.sleep(LOOK_EVERY_S)
-    except TimeoutError:
-        raise CfproxyError(f"the proxy is not {state} after {timeout_s:g} s: {last}") from None
+    last = f"nothing answers at {admin.url}; start it with cfproxy serve"
+    deadline = time.monotonic() + timeout_s
+    while True:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            left_s = max(LOOK_EVERY_S, deadline - time.monotonic())
+            status, document = admin.ask("GET", _PATHS[state], min(left_s, ANSWER_S))
+            if status == 200:
+                return
+            last = _reason(document)
+        if time.monotonic() + LOOK_EVERY_S > deadline:
+            raise CfproxyError(f"the proxy is not {state} after {timeout_s:g} s: {last}")
+        time.sleep(LOOK_EVERY_S)
 
 
 def _reason(document: object) -> str:
@@ -128,29 +172,17 @@ def _run(command: tuple[str, ...]) -> int:
     return 128 - code if code < 0 else code
 
 
-async def _shut_down(url: str, key: Secret | None) -> None:
+def _shut_down(admin: _Admin) -> None:
     """Ask the proxy to end; one that has ended already is as good.
 
     Raises:
         CfproxyError: it refuses.
     """
     try:
-        async with _client(key) as client, client.post(f"{url}/shutdown") as answer:
-            if answer.status == 202:
-                return
-            document = await answer.json(content_type=None)
-    except (aiohttp.ClientError, ValueError, TimeoutError):
+        status, document = admin.ask("POST", "/shutdown")
+    except (OSError, http.client.HTTPException):
+        return
+    if status == 202:
         return
     detail = document.get("detail") if isinstance(document, dict) else None
-    raise CfproxyError(f"the proxy goes on: {detail or f'POST /shutdown was answered {answer.status}'}")
-
-
-def _client(key: Secret | None) -> aiohttp.ClientSession:
-    # Beyond this machine, looking takes a key as well.
-    headers = {"X-Cfproxy-Admin": "1"} | ({} if key is None else {"X-Cfproxy-Key": key.reveal()})
-    return aiohttp.ClientSession(
-        headers=headers,
-        trust_env=False,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=ANSWER_S),
-    )
+    raise CfproxyError(f"the proxy goes on: {detail or f'POST /shutdown was answered {status}'}")

@@ -100,6 +100,13 @@ async def test_a_worker_without_a_configuration_gives_the_address(world: World) 
         assert (await world.run("wait", "--url", f"{proxy.admin_url}/")).code == 0
 
 
+@pytest.mark.parametrize("url", ["nonsense", "http://", "http://127.0.0.1:port", "ftp://127.0.0.1:8081"])
+async def test_what_is_no_address_is_told_at_once(world: World, url: str) -> None:
+    """Nobody waits a minute for a misspelt one."""
+    ran = await world.run("wait", "--url", url)
+    assert (ran.code, "--url wants" in ran.line) == (2, True)
+
+
 async def test_a_key_is_sent_with_each_question(world: World) -> None:
     """An admin listener that other machines reach asks for one, to look as to act."""
 
