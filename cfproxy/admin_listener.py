@@ -66,7 +66,7 @@ class AdminListener:
             self.url = None
             return
         assert self._runner.server is not None  # noqa: S101 - it is set up
-        door.protocols = functools.partial(build_connection, self._runner.server, self._room)
+        door.serve(functools.partial(build_connection, self._runner.server, self._room))
         self.admin.rules = rules
         self.admin.port = door.port or 0
         self.admin.started = True

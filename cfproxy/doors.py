@@ -2,24 +2,57 @@
 
 Owns: opening an address, or taking over a socket that was handed to the process; the errors of that.
 Must not know: what is spoken there.
-Invariant: from opening to closing no connection is refused, whoever serves the next one.
+Invariant: from opening to closing no connection is refused or left without an answer, whoever serves the
+next one: who comes before anybody serves the door waits until somebody does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import socket
 from collections.abc import Callable, Collection
-from typing import Self
+from typing import Self, cast
 
 from cfproxy.config import TcpAddress, UnixAddress
 from cfproxy.errors import ListenError
 from cfproxy.sockets import bound_unix_socket, open_to_others
 
 BACKLOG = 4096
+
+
+class _Early(asyncio.Protocol):
+    """A connection to a door that nobody serves yet: what it says is kept, and said again to who serves it.
+
+    Args:
+        waiting: those of the door, this one among them as long as it is open.
+    """
+
+    def __init__(self, waiting: dict[_Early, asyncio.Transport]) -> None:
+        self._waiting = waiting
+        self._said = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait."""
+        self._waiting[self] = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Keep it, and read no more than this: not even the connection's end behind it."""
+        self._said += data
+        self._waiting[self].pause_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the interface's signature
+        """Wait no more."""
+        self._waiting.pop(self, None)
+
+    def hand_over(self, transport: asyncio.Transport, protocol: asyncio.Protocol) -> None:
+        """Let `protocol` begin as if the connection had come just now."""
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        if self._said and not transport.is_closing():
+            transport.resume_reading()
+            protocol.data_received(self._said)
 
 
 class Door:
@@ -31,8 +64,8 @@ class Door:
 
     def __init__(self, address: TcpAddress | UnixAddress) -> None:
         self.address = address
-        # Makes the protocol of each connection from now on; those that are open keep theirs.
-        self.protocols: Callable[[], asyncio.BaseProtocol] = functools.partial(asyncio.Protocol)
+        self._protocols: Callable[[], asyncio.Protocol] | None = None
+        self._early: dict[_Early, asyncio.Transport] = {}
         self._stack = contextlib.ExitStack()
         self._given = False  # handed over: whoever made it has seen to its mode
 
@@ -62,6 +95,18 @@ class Door:
         """The port; None for a Unix socket."""
         return self.address.port if isinstance(self.address, TcpAddress) else None
 
+    def serve(self, protocols: Callable[[], asyncio.Protocol]) -> None:
+        """Let connections be served.
+
+        Args:
+            protocols: makes the protocol of each connection from now on; those that are served already keep
+                theirs.
+        """
+        self._protocols = protocols
+        early, self._early = self._early, {}
+        for connection, transport in early.items():
+            connection.hand_over(transport, protocols())
+
     def admit(self, uids: Collection[int]) -> None:
         """Let the users be able to connect to a Unix socket of ours; who is asked further in.
 
@@ -75,8 +120,10 @@ class Door:
             open_to_others(self.address.path, others=not {0, os.geteuid()}.issuperset(uids))
 
     def close(self) -> None:
-        """Take no more connections; those that are open stay so."""
+        """Take no more connections; those that are served stay open."""
         self._stack.close()
+        for transport in self._early.values():
+            transport.abort()
 
     async def _listen(self, given: socket.socket | None) -> None:
         loop = asyncio.get_running_loop()
@@ -91,8 +138,8 @@ class Door:
             self.address = TcpAddress(host, server.sockets[0].getsockname()[1])
         self._stack.callback(server.close)
 
-    def _build(self) -> asyncio.BaseProtocol:
-        return self.protocols()
+    def _build(self) -> asyncio.Protocol:
+        return _Early(self._early) if self._protocols is None else self._protocols()
 
 
 def address_of(sock: socket.socket) -> TcpAddress | UnixAddress:

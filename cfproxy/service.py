@@ -210,7 +210,7 @@ class Service:
                 listener = ProxyListener(parts.listener_settings, parts.forwarder, self._log, self._listeners)
                 if door is not None:
                     listener.port = door.port
-                    door.protocols = listener.build_connection
+                    door.serve(listener.build_connection)
                 if account is not None:
                     self._end(let_go(account.listener, parts.settings.timeouts.drain_s, refuse=False))
                 warnings = () if account is None else (account.warnings,)

@@ -1,0 +1,88 @@
+"""Doors: who comes to a listening address, whenever it is, is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from cfproxy.config import TcpAddress
+from cfproxy.doors import Door
+from tests.origin import until
+
+
+class Echo(asyncio.Protocol):
+    """Sends back what it hears, and ends when it has heard all."""
+
+    transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data)
+
+
+Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@asynccontextmanager
+async def a_door() -> AsyncIterator[tuple[Door, Callable[[], asyncio.Future[Client]]]]:
+    """A door that nobody serves yet, and what connects to it."""
+    door = await Door.open(TcpAddress("127.0.0.1", 0))
+    clients: list[Client] = []
+
+    async def connect() -> Client:
+        clients.append(await asyncio.open_connection("127.0.0.1", door.port))
+        return clients[-1]
+
+    try:
+        async with asyncio.timeout(10):
+            yield door, lambda: asyncio.ensure_future(connect())
+    finally:
+        door.close()
+        for _, writer in clients:
+            writer.close()
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_who_comes_before_the_door_is_served_is_served_then(ends: bool) -> None:
+    """What a client said in the meantime is heard, even if it has ended its side behind it."""
+    async with a_door() as (door, connect):
+        reader, writer = await connect()
+        writer.write(b"hello")
+        if ends:
+            writer.write_eof()
+        await until(lambda: [early for early in door._early if early._said])
+        door.serve(Echo)
+        assert await reader.readexactly(5) == b"hello"
+        if ends:
+            assert await reader.read() == b""
+        else:
+            writer.write(b"again")
+            assert await reader.readexactly(5) == b"again"
+
+
+async def test_who_leaves_before_the_door_is_served_is_forgotten() -> None:
+    """Nobody is served who is not there."""
+    async with a_door() as (door, connect):
+        _, writer = await connect()
+        await until(lambda: door._early)
+        writer.close()
+        await until(lambda: not door._early)
+        door.serve(Echo)
+
+
+async def test_a_door_that_closes_unserved_keeps_nobody_waiting() -> None:
+    """When the start fails, who has come already is told by the end of the connection."""
+    async with a_door() as (door, connect):
+        reader, writer = await connect()
+        writer.write(b"hello")
+        await until(lambda: door._early)
+        door.close()
+        with contextlib.suppress(ConnectionError):  # an end in good order, or a reset
+            assert await reader.read() == b""
