@@ -254,6 +254,7 @@ class KeptBody:
         piece = self._whole()
         if piece is not None:
             self._begun = self._at_end = True
+            self.received_bytes += len(piece)
             if piece and not self._dropped:
                 self._keep(piece)
         return piece

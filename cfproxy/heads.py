@@ -12,7 +12,7 @@ fresh state, and no body, so that nothing of one message is left over for the ne
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp.http import HttpRequestParser, HttpResponseParser, RawRequestMessage, RawResponseMessage
@@ -60,10 +60,10 @@ class Fields:
     """
 
     version: tuple[int, int]
-    raw: tuple[tuple[bytes, bytes], ...]
+    raw: tuple[tuple[bytes, bytes], ...] = field(repr=False)
     framing: Framing
     keep_alive: bool
-    verdict: Any = None
+    verdict: Any = field(default=None, repr=False)
 
 
 def parse_fields(fields: bytes, limits: HeadLimits) -> Fields:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ def load(tmp_path: Path) -> Loader:
 def test_a_url_says_where_the_server_is(url: str, address: RedisAddress) -> None:
     """Host, port, database, user and password, TLS, Sentinels, and the replicas to wait for."""
     assert parse_redis_url(url) == address
+    assert parse_redis_url(str(address)) == replace(address, password=None)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_no_form_of_an_address_shows_the_password(load: Loader) -> None:
     """Neither `config show` nor a repr nor the place that people are told."""
     settings = load.settings(f"{BASE}store: 'redis://u:{MARKER}@h:1/2'")
     shown = render_settings(settings)
-    assert yaml.safe_load(shown)["store"] == "redis://h:1/2"
+    assert yaml.safe_load(shown)["store"] == "redis://[redacted]@h:1/2"
     address = settings.accounts["default"].store.url
     assert MARKER not in shown + repr(settings) + repr(address) + str(address)
 

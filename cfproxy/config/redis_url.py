@@ -2,14 +2,15 @@
 
 Owns: the forms `redis://`, `rediss://` and, through Sentinels, `redis+sentinel://`, `rediss+sentinel://`.
 Must not know: how a client is made.
-Invariant: neither a message nor `str` of an address holds the password.
+Invariants: neither a message nor `str` of an address holds the password; what `str` writes reads back as
+the same address, but for that.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from cfproxy.hosts import parse_authority, render_authority
 from cfproxy.secret import Secret
@@ -53,9 +54,11 @@ class RedisAddress:
 
     def __str__(self) -> str:
         scheme = ("rediss" if self.tls else "redis") + ("+sentinel" if self.service else "")
+        user = f"{quote(self.username, safe='')}@" if self.username else ""
         hosts = ",".join(render_authority(host, port) for host, port in self.hosts)
         service = f"/{self.service}" if self.service else ""
-        return f"{scheme}://{hosts}{service}/{self.database}"
+        replicas = f"?replicas={self.replicas}" if self.replicas else ""
+        return f"{scheme}://{user}{hosts}{service}/{self.database}{replicas}"
 
 
 def is_redis_url(text: str) -> bool:

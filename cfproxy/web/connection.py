@@ -76,7 +76,7 @@ class Request:
 
     connection: ClientConnection
     method: bytes
-    target: bytes
+    target: bytes = field(repr=False)
     fields: Fields
     body: Inflow | None = None
     error: BadTarget | None = None

@@ -17,7 +17,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
@@ -122,8 +122,8 @@ class Admission:
     by: ProxyListener
     settings: ProxySettings
     origin: bytes | None
-    lines: bytes
-    flow: Hashable
+    lines: bytes = field(repr=False)
+    flow: Hashable = field(repr=False)
     caller: bytes
     expects: bool
     idempotency_key: bool

@@ -117,7 +117,6 @@ async def test_what_the_user_opens_reaches_the_api() -> None:
         assert b"GET /opened HTTP/1.1" in {request.start for request in attack.proxy.origin.requests}
 
 
-@pytest.mark.xfail(strict=True, reason="the listener does not answer preflights yet")
 async def test_a_listed_origins_page_reads_answers() -> None:
     """With CORS, preflights included, which end here; what hides its origin is refused all the same."""
     async with attacked(listed="http://page.example:{site}") as attack:

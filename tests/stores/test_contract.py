@@ -320,7 +320,7 @@ async def test_the_setting_picks_the_store(tmp_path: Path) -> None:
         open_store("postgres://user:marker@host", None)
     assert "marker" not in str(caught.value)
     store = open_store(parse_redis_url("redis://user:marker@host"), None)
-    assert store.location == "redis://host:6379/0"
+    assert store.location == "redis://user@host:6379/0"
 
 
 async def test_a_store_says_where_it_is(store: TokenStore) -> None:

@@ -186,7 +186,7 @@ async def test_a_server_that_is_away_is_unavailable(open_redis: Stores) -> None:
     for call in calls:
         with pytest.raises(StoreUnavailable) as caught:
             await call()
-        assert f"redis://127.0.0.1:{port}/0 cannot be reached" in str(caught.value)
+        assert f"redis://user@127.0.0.1:{port}/0 cannot be reached" in str(caught.value)
         assert "marker" not in str(caught.value)
     with pytest.raises(StoreUnavailable):
         async with store.lock("default", 0):
