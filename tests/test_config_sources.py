@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from pathlib import Path
 
 import pytest
 import yaml
@@ -255,3 +256,24 @@ def test_any_variable_gives_settings_or_a_config_error(name: str, value: str) ->
         assert {problem.source for problem in got.problems} == {"environment"}
     else:
         assert "default" in got.accounts
+
+
+@pytest.mark.parametrize("form", ["CFPROXY_CLIENT_SECRET", "CFPROXY_CLIENT_SECRET__FILE"])
+def test_a_variable_refers_to_a_secret_as_the_file_does(tmp_path: Path, form: str) -> None:
+    """With `{file: PATH}` in one variable or with a variable of its own; never is the reference the secret."""
+    place = tmp_path / "secret"
+    place.write_text("sesame\n")
+    value = str(place) if form.endswith("FILE") else f"{{file: {place}}}"
+    secret = load_settings(None, {**ENVIRON, form: value}).accounts["default"].client_secret
+    assert secret is not None
+    assert secret.reveal() == "sesame"
+
+
+def test_a_store_password_can_be_a_file_that_a_variable_names(tmp_path: Path) -> None:
+    """As the other secrets."""
+    place = tmp_path / "secret"
+    place.write_text("sesame\n")
+    variables = {"CFPROXY_STORE__URL": "redis://127.0.0.1:1", "CFPROXY_STORE__PASSWORD__FILE": str(place)}
+    password = load_settings(None, {**ENVIRON, **variables}).accounts["default"].store.password
+    assert password is not None
+    assert password.reveal() == "sesame"

@@ -21,7 +21,9 @@ from cfproxy.config.yaml_tree import BadYaml, Tree, read_yaml
 FILE_MAX_BYTES = 262_144
 PREFIX = "CFPROXY_"
 
-_SECRETS = frozenset({("client_secret",), ("store", "key")})
+# Where a file would say a secret by reference, so may a variable: a literal does not begin like that.
+_REFERENCE = re.compile(r"\s*\{\s*(?:file|env)\s*:")
+_SECRETS = frozenset({("client_secret",), ("store", "key"), ("store", "password")})
 _SERVICE_LINK = re.compile(
     r"CFPROXY_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_.+)?)=.*"
     r"|CFPROXY_PORT=(tcp|udp|sctp)://.*"
@@ -99,6 +101,8 @@ def _read_variable(name: str, value: str) -> Tree:
         is_flow = value.lstrip().startswith("[")
         parts = [part.strip() for part in value.split(",") if part.strip()]
         return nest(path, _flow(value, list, "[a, b]") if is_flow else parts)
+    if rest in _SECRETS and _REFERENCE.match(value):
+        return nest(path, _flow(value, dict, "{file: PATH}"))
     if rest in known or (rest[:-1] in _SECRETS and rest[-1] in {"env", "file"}):
         return nest(path, value)
     names = [PREFIX + "__".join(owner + keys).upper() for keys in known]
