@@ -260,7 +260,7 @@ def test_any_variable_gives_settings_or_a_config_error(name: str, value: str) ->
 
 @pytest.mark.parametrize("form", ["CFPROXY_CLIENT_SECRET", "CFPROXY_CLIENT_SECRET__FILE"])
 def test_a_variable_refers_to_a_secret_as_the_file_does(tmp_path: Path, form: str) -> None:
-    """With `{file: PATH}` in one variable or with a variable of its own; never is the reference the secret."""
+    """With `{file: PATH}` or with a variable of its own; the reference itself is never the secret."""
     place = tmp_path / "secret"
     place.write_text("sesame\n")
     value = str(place) if form.endswith("FILE") else f"{{file: {place}}}"
