@@ -24,6 +24,8 @@ from cfproxy.heads import AnswerHead, HeadLimits, MalformedHead, answer_end, par
 from cfproxy.wire import RawHeaders
 
 LIMITS = HeadLimits(headers=1000)
+# All interim answers to one request together: a flood of them is not an answer that takes its time.
+INTERIM_MAX = 64 * 1024
 _BROKE_OFF = "the API's answer broke off in the middle"
 
 
@@ -48,6 +50,7 @@ class UpstreamConnection(FlowProtocol):
         self._to_head = False
         self._on_interim: Callable[[int, bytes, RawHeaders], None] | None = None
         self._unread = b""
+        self._interim_bytes = 0
         self._surplus = False
         self._head: AnswerHead | None = None
         self._error: BaseException | None = None
@@ -68,6 +71,7 @@ class UpstreamConnection(FlowProtocol):
         """
         self._asked = True
         self.heard = False
+        self._interim_bytes = 0
         self._to_head = to_head
         self._on_interim = on_interim
         self._told_to_go_on.clear()
@@ -162,6 +166,9 @@ class UpstreamConnection(FlowProtocol):
                 self._unread = b""
                 self._take_final(head, data)
                 return
+            self._interim_bytes += end
+            if self._interim_bytes > INTERIM_MAX:
+                raise UpstreamProtocol("the API sends interim answers without end")
             self._take_interim(head)
         self._unread = data
         self.deadline.touch()

@@ -25,6 +25,7 @@ _HEAD_END = b"\r\n\r\n"
 _REQUEST_LINE = re.compile(rb"[^ ]+ [^ ]+ HTTP/1\.[01]")
 _BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _NO_BODY = frozenset({204, 304})
 
 
@@ -112,10 +113,14 @@ class AnswerHead:
         self.chunked = False
         self.length: int | None = None
         for name, value in message.raw_headers:
+            # The parser takes `Content-Length : 5` for a length and leaves the space in the name, with which
+            # it would be none to us, and perhaps one to the client.
+            if not _NAME.fullmatch(name):
+                raise MalformedHead
             low = name.lower()
             if low == b"transfer-encoding":
                 # Another coding would have to be undone, or named to a client that did not ask for it.
-                if value.lower() != b"chunked":
+                if value.lower() != b"chunked" or self.chunked:
                     raise MalformedHead
                 self.chunked = True
             elif low == b"content-length":
@@ -124,7 +129,9 @@ class AnswerHead:
                 self.length = int(value)
         if _CONTROL.search(self.reason):
             raise MalformedHead
-        self.keep_alive = not message.should_close
+        # HTTP/1.0 knows no chunks: who sends them all the same may mean another end (RFC 9112 §6.1).
+        old = message.version < (1, 1)
+        self.keep_alive = not (message.should_close or (old and self.chunked))
 
     @property
     def has_body(self) -> bool:

@@ -43,6 +43,13 @@ NO_ANSWERS = {
     "CR in a value": sized(b"X-A: a\rb"),
     "a header in a value": sized(b"X-A: a\rSet-Cookie: evil=1"),
     "a space before a colon": sized(b"X-A : b"),
+    "a space behind Content-Length": head(b"Content-Length : 2") + b"ok",
+    "a space behind Transfer-Encoding": head(b"Transfer-Encoding : chunked") + b"2\r\nok\r\n" + END,
+    "a space behind Connection": sized(b"Connection : X-A"),
+    "chunks in chunks": head(b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked")
+    + b"2\r\nok\r\n"
+    + END,
+    "interim answers without end": b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 2000,
     "no colon": sized(b"X-A"),
     "no name": sized(b": b"),
     "a high byte in a name": sized(b"X-\xc3\xa4: b"),
