@@ -140,13 +140,13 @@ class Pool:
             async with asyncio.timeout(self._connect_s):
                 return await waiter
         except TimeoutError:
+            self._take_back(waiter)
             raise UpstreamTimeout(
                 "no connection to the API became free within timeouts.connect; raise limits.upstream",
                 unsent=True,
             ) from None
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                self._pass_on(waiter.result())
+            self._take_back(waiter)
             raise
 
     def _next_waiter(self) -> asyncio.Future[UpstreamConnection | None] | None:
@@ -156,8 +156,11 @@ class Pool:
                 return waiter
         return None
 
-    def _pass_on(self, given: UpstreamConnection | None) -> None:
+    def _take_back(self, waiter: asyncio.Future[UpstreamConnection | None]) -> None:
         """Take back what somebody got who was gone by then."""
+        if not waiter.done() or waiter.cancelled():
+            return
+        given = waiter.result()
         if given is not None:
             self._keep(given)
         else:

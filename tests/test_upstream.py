@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -14,6 +15,7 @@ from cfproxy.errors import (
     BadTarget,
     UpstreamError,
     UpstreamProtocol,
+    UpstreamTimeout,
     UpstreamUnreachable,
 )
 from cfproxy.forward import KeptBody
@@ -27,9 +29,14 @@ TOKEN = a_token(1)
 
 @asynccontextmanager
 async def dialling(
-    url: str, *, tls: ssl.SSLContext | None = None, connect_s: float = 10.0, idle_s: float = 10.0
+    url: str,
+    *,
+    tls: ssl.SSLContext | None = None,
+    connect_s: float = 10.0,
+    idle_s: float = 10.0,
+    limit: int = 1000,
 ) -> AsyncIterator[HttpUpstream]:
-    upstream = HttpUpstream(url, tls=tls, connect_s=connect_s, idle_s=idle_s)
+    upstream = HttpUpstream(url, tls=tls, connect_s=connect_s, idle_s=idle_s, limit=limit)
     try:
         async with asyncio.timeout(LIMIT_S):
             yield upstream
@@ -125,10 +132,11 @@ async def test_a_connection_serves_many_requests() -> None:
     [
         b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
         b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"ok"),
     ],
 )
 async def test_a_connection_that_the_api_will_close_is_not_reused(answer: bytes) -> None:
-    """`Connection: close` and HTTP/1.0 end with their answer."""
+    """`Connection: close` and HTTP/1.0 end with their answer, and what HTTP/1.0 has no name for."""
     async with upstream_of(answering(answer)) as (origin, upstream):
         assert [await fetch(upstream), await fetch(upstream)] == [b"ok", b"ok"]
     assert origin.connections == 2
@@ -172,7 +180,7 @@ async def test_an_answer_that_nobody_asked_for_is_given_to_nobody() -> None:
 
 
 async def test_interim_answers_are_not_the_answer() -> None:
-    """Any number of 1xx may come first (RFC 9110 §15.2)."""
+    """Several 1xx may come first (RFC 9110 §15.2)."""
     interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
     async with upstream_of(answering(interim + OK)) as (_, upstream):
         assert await fetch(upstream) == b"ok"
@@ -326,6 +334,32 @@ async def test_an_answer_with_chunks_reads_without_their_framing() -> None:
     answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"ab", b"cd")
     async with upstream_of(answering(answer)) as (_, upstream):
         assert await fetch(upstream) == b"abcd"
+
+
+@pytest.mark.parametrize("as_new", [False, True])
+async def test_a_place_that_comes_free_at_the_last_instant_is_not_lost(as_new: bool) -> None:
+    """Who was given it the instant its time was over gives it on, and gets a 504."""
+    async with serving(answering(OK)) as origin, dialling(origin.url, connect_s=0.05, limit=1) as upstream:
+        pool, loop = upstream.pool, asyncio.get_running_loop()
+        connection = await pool.take()
+        connection.begin(to_head=False, on_interim=None)
+        late = asyncio.create_task(pool.take())
+        await until(lambda: pool._waiting)
+        [waiter] = pool._waiting
+        timeouts = [handle.when() for handle in loop._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
+        # Both are due in one turn of the loop, and this comes first.
+        if as_new:
+            loop.call_at(min(timeouts) - 0.001, pool._forget, connection)
+        else:
+            loop.call_at(min(timeouts) - 0.001, pool._keep, connection)
+        time.sleep(0.1)
+        with pytest.raises(UpstreamTimeout):
+            await late
+        assert waiter.done()
+        assert not waiter.cancelled()
+        again = await pool.take()
+        assert again is not None
+        connection.abort()
 
 
 async def test_leaving_while_waiting_for_the_answer_closes_the_connection() -> None:
