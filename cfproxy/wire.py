@@ -235,6 +235,10 @@ def outgoing_fields(
 ) -> bytes:
     """Return the header lines of a request head, but for `Authorization` and the empty line.
 
+    `TE` is one connection's (RFC 9110 §10.1.4): a client's ends here, and we send none of our own, since no
+    server waits for it to send trailers. `Trailer` is not (§6.6.2): it goes with the trailers that it
+    announces, in a chunked body, and is dropped elsewhere.
+
     Args:
         headers: the client's, raw, in order.
         origin: where it goes.
@@ -248,7 +252,6 @@ def outgoing_fields(
         drop = drop | listed
     lines = [b"Host: %b\r\n" % origin.authority]
     vias = []
-    takes_trailers = False
     for name, value in headers:
         low = folded(name)
         if low == b"content-length":
@@ -261,15 +264,11 @@ def outgoing_fields(
                 lines.append(b"%b: 100-continue\r\n" % name)
             elif low == b"trailer" and framing.chunked:
                 lines.append(b"%b: %b\r\n" % (name, value))
-            elif low == b"te" and b"te" in listed:
-                takes_trailers = takes_trailers or b"trailers" in _elements(value)
         elif low == b"cookie" and OWN_COOKIES in value.lower():
             if others := _without_own_cookies(value):
                 lines.append(b"%b: %b\r\n" % (name, others))
         else:
             lines.append(b"%b: %b\r\n" % (name, value))
-    if takes_trailers:
-        lines.append(b"TE: trailers\r\nConnection: TE\r\n")  # RFC 9110 §10.1.4
     if framing.chunked:
         lines.append(b"Transfer-Encoding: chunked\r\n")
     vias.append(b"%d.%d %b" % (*version, origin.via))

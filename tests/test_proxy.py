@@ -79,9 +79,10 @@ async def test_what_belongs_to_the_connection_or_to_us_stays_here() -> None:
     async with proxied(answering(OK)) as world:
         await world.ask(
             b"GET / HTTP/1.1",
-            b"Connection: keep-alive, X-Mine, Authorization",
+            b"Connection: keep-alive, X-Mine, Authorization, TE",
             b"Keep-Alive: timeout=5",
             b"TE: trailers",
+            b"Trailer: X-Sum",
             b"Proxy-Authorization: Basic x",
             b"X-Mine: 1",
             b"Authorization: Bearer client",

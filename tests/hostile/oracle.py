@@ -41,14 +41,14 @@ def check_upstream(data: bytes, *, host: bytes, base_path: bytes = b"") -> list[
     """
     requests, rest = read_requests(data)
     for one in requests:
-        _check_request(one, host, base_path)
+        _check_request(one, host, base_path, chunked=bool(one.all(b"transfer-encoding")))
     if b"\r\n\r\n" in rest:  # its head is there already
         head = rest.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
         bare = b"\r\n".join(
             line for line in head.split(b"\r\n") if line.split(b":")[0].lower() not in FRAMING
         )
         [alone], _ = read_requests(bare)
-        _check_request(alone, host, base_path)
+        _check_request(alone, host, base_path, chunked=b"\r\ntransfer-encoding:" in head.lower())
     if KEY in data:
         raise Violation("an access key went up")
     if _h11_reads(b"".join(_plain(r.start) + r.raw[len(r.start) :] for r in requests)) != [
@@ -58,7 +58,7 @@ def check_upstream(data: bytes, *, host: bytes, base_path: bytes = b"") -> list[
     return requests
 
 
-def _check_request(one: Heard, host: bytes, base_path: bytes) -> None:
+def _check_request(one: Heard, host: bytes, base_path: bytes, *, chunked: bool) -> None:
     names = [name for name, _ in one.headers]
     for name in ONCE:
         if names.count(name) != 1:
@@ -81,6 +81,8 @@ def _check_request(one: Heard, host: bytes, base_path: bytes) -> None:
     names += [name for name, _ in one.trailers]
     for name in names:
         folded = name.replace(b"_", b"-")
+        if name == b"trailer" and chunked:
+            continue  # it announces what follows the chunks (RFC 9110 §6.6.2)
         if folded in HOP_BY_HOP | OURS or folded.startswith(b"x-forwarded-"):
             raise Violation(f"header {name!r}")
         if folded != name and folded in {*ONCE, *FRAMING}:
