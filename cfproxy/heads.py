@@ -161,22 +161,28 @@ def parse_answer(head: bytes, limits: HeadLimits, *, to_head: bool) -> AnswerHea
     return AnswerHead(message, to_head=to_head)
 
 
-def request_end(data: bytes, limits: HeadLimits) -> int:
+def request_end(data: bytes, limits: HeadLimits, seen: int = 0) -> int:
     """Return where the request head that `data` begins with ends; 0 while that is not to be seen.
+
+    Args:
+        data: what came.
+        limits: how large it may be.
+        seen: of so much of it the answer was 0: a head that comes byte by byte is not looked through anew
+            for each.
 
     Raises:
         MalformedHead: it is too long, or nothing that could follow would make a head of it.
     """
-    end = data.find(_HEAD_END) + 4
+    end = data.find(_HEAD_END, max(0, seen - 3)) + 4
     if end > 3:
         if end > limits.head_bytes:
             raise MalformedHead
         return end
-    line, line_end, _ = data.partition(b"\r\n")
+    line_end = data.find(b"\r\n")
     if (
         len(data) > limits.head_bytes
-        or _BARE_LINE_END.search(data)
-        or (line_end and not _REQUEST_LINE.fullmatch(line))
+        or _BARE_LINE_END.search(data, max(0, seen - 1))
+        or (line_end >= max(0, seen - 1) and not _REQUEST_LINE.fullmatch(data, 0, line_end))
         or not 0x20 < (data or b"-")[0] < 0x7F  # TLS, for instance
     ):
         raise MalformedHead

@@ -39,7 +39,11 @@ from cfproxy.wire import Framing
 HALF_CLOSE_S = 0.25
 # So long what a client goes on sending after its answer is thrown away: a reset would overtake the answer.
 LINGER_S = 5.0
+# A head up to this size is remembered, for the next one that is the same; a large one would be kept, and what
+# follows from it, for as long as its connection is idle.
+REMEMBERED_BYTES = 8 * 1024
 _NO_FIELDS = Fields((1, 1), (), Framing(None, chunked=False), keep_alive=False)
+_NOTHING = frozenset({b"", b"\r"})  # of a head: an empty line may come before it
 _NOT_HTTP = "the request is not well-formed HTTP/1.1, or its header is too long"
 
 
@@ -125,6 +129,7 @@ class ClientConnection(FlowProtocol):
         self._watch = watch
         self._deadline = Deadline(self._overdue)
         self._unread = b""
+        self._seen = 0  # so much of it is the beginning of a head that has no end yet
         self._body: Inflow | None = None
         self._task: asyncio.Task[None] | None = None
         self._read_at = 0.0  # when the last byte of the present request came
@@ -154,8 +159,8 @@ class ClientConnection(FlowProtocol):
             data = self._feed_body(data)
             if not data:
                 return
-        had_some = bool(self._unread)
-        self._unread = self._unread + data if had_some else data
+        had_some = self._unread not in _NOTHING
+        self._unread = self._unread + data if self._unread else data
         if self._task is not None:
             if len(self._unread) > self._limits.ahead_bytes:
                 self.hold_reading()
@@ -163,7 +168,7 @@ class ClientConnection(FlowProtocol):
             self._deadline.stop()
             self._listener.working(self)
             self._task = self.loop.create_task(self._work())
-        elif not had_some:
+        elif not had_some and self._unread not in _NOTHING:
             self._listener.began(self)
             self._deadline.start(self._limits.head_s)
 
@@ -199,8 +204,9 @@ class ClientConnection(FlowProtocol):
 
     def release_reading(self) -> None:
         """Read on."""
-        self._watch.forget(self._socket)
-        super().release_reading()
+        if self.reading_held and not self.lost:
+            self._watch.forget(self._socket)
+            super().release_reading()
 
     # --- requests -------------------------------------------------------------------------
 
@@ -212,8 +218,14 @@ class ClientConnection(FlowProtocol):
                 if not (goes_on and request.read_whole):
                     self._end(request)
                     return
-        except asyncio.CancelledError:
-            self.abort()
+                if self._unread:  # whoever asks far ahead takes turns with the others, and reads its answers
+                    await asyncio.sleep(0)
+                    await self.drain(self._limits.idle_s)
+        except (TimeoutError, ConnectionError):
+            self.abort()  # it reads nothing, or is gone
+            return
+        except BaseException:
+            self.abort()  # nobody would ever look at this connection again
             raise
         finally:
             self._task = None
@@ -254,18 +266,22 @@ class ClientConnection(FlowProtocol):
 
     def _can_begin(self) -> bool:
         """Whether there is a request, or what will never become one."""
-        if self._unread in {b"", b"\r"}:
+        if self._unread in _NOTHING:
             return False
         self._unread = self._unread.removeprefix(b"\r\n")  # one empty line is no harm (RFC 9112 §2.2)
         try:
-            return request_end(self._unread, self._limits.head) > 0
+            if request_end(self._unread, self._limits.head, self._seen):
+                return True
         except MalformedHead:
             return True
+        self._seen = len(self._unread)
+        return False
 
     def _next_request(self) -> Request | None:
         self._body = None
         if not self._can_begin():
             return None
+        self._seen = 0
         self._read_at = self.loop.time()
         try:
             end = request_end(self._unread, self._limits.head)
@@ -276,6 +292,7 @@ class ClientConnection(FlowProtocol):
         except BadTarget as error:
             return self._malformed(error)
         unread, self._unread = self._unread[end:], b""
+        self.release_reading()  # held for what was ahead; this request's body may be behind it
         request = Request(self, method, target, fields)
         if fields.framing.has_body:
             request.body = self._body = Inflow(
@@ -287,13 +304,18 @@ class ClientConnection(FlowProtocol):
             )
             unread = self._feed_body(unread)
         self._unread = unread
+        if len(unread) > self._limits.ahead_bytes:
+            self.hold_reading()
         return request
 
     def _parse(self, rest: bytes) -> Fields:
         """Parse a head from behind its target; the same one again costs a comparison."""
-        if rest != self._last_fields[0]:
-            self._last_fields = (rest, parse_fields(rest, self._limits.head))
-        return self._last_fields[1]
+        if rest == self._last_fields[0]:
+            return self._last_fields[1]
+        fields = parse_fields(rest, self._limits.head)
+        if len(rest) <= REMEMBERED_BYTES:
+            self._last_fields = (rest, fields)
+        return fields
 
     def _malformed(self, error: BadTarget) -> Request:
         self._unread, self._deaf = b"", True
@@ -314,7 +336,9 @@ class ClientConnection(FlowProtocol):
         return rest
 
     def _overdue(self) -> None:
-        if self._task is not None and self._body is not None:
+        if self.transport is not None and self.transport.is_closing():
+            self.abort()  # what is still to be written is not read
+        elif self._task is not None and self._body is not None:
             self._body.fail(BadTarget("nothing of the request body came within timeouts.idle"))
         else:
             self._close()
@@ -334,8 +358,10 @@ class ClientConnection(FlowProtocol):
         self._deadline.start(LINGER_S)
 
     def _close(self) -> None:
-        if self.transport is not None:
+        """Close behind what is still to be written, if the client reads it in time."""
+        if self.transport is not None and not self.lost:
             self.transport.close()
+            self._deadline.start(self._limits.idle_s)
 
     @property
     def _socket(self) -> socket.socket:

@@ -108,7 +108,8 @@ class Reply:
             # HTTP/1.0: the end of the connection is the end of the body.
             self._chunked = not self._old_client
             self._until_close = self._old_client
-        if self._until_close or (status >= 400 and not self._request.read_whole):
+        unwanted = status >= 400 or self.client_waits
+        if self._until_close or (unwanted and not self._request.read_whole):
             # The rest of the request's body is not wanted, and may or may not come (RFC 9110 §10.1.1).
             self._keep = False
         if self._chunked:
