@@ -118,6 +118,21 @@ async def test_an_answer_instead_of_100_ends_the_connection() -> None:
         assert await client.ended()
 
 
+async def test_an_answer_that_has_no_body_names_no_length() -> None:
+    """Who believed it would take the next answer's beginning for a body (RFC 9110 §8.6)."""
+    script = answering(
+        b"HTTP/1.1 103 Early Hints\r\nContent-Length: 9\r\nLink: </x>\r\n\r\n"
+        b"HTTP/1.1 204 No Content\r\nContent-Length: 9\r\nX: 1\r\n\r\n",
+        OK,
+    )
+    async with proxied(script) as world:
+        client = await world.client()
+        await client.send(client.compose(b"DELETE / HTTP/1.1"))
+        assert (await client.read_head()).headers == [(b"Link", b"</x>")]
+        assert (await client.read_head()).headers == [(b"X", b"1")]
+        assert (await client.ask(b"GET / HTTP/1.1")).body == b"ok"
+
+
 def test_a_head_that_comes_byte_by_byte_is_looked_at_once() -> None:
     """What was looked at is not looked at again, and the verdict is the same as of all at once."""
     limits = HeadLimits()

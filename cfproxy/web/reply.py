@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 from cfproxy.framing import render_chunk, render_last_chunk
 from cfproxy.web.connection import Request
+from cfproxy.wire import folded
 
 CLIENT_LEFT = 499  # what logs and metrics say, as nginx has it; never sent
 # `struct linger`, on and 0 s: closing the socket resets the connection.
@@ -82,7 +83,7 @@ class Reply:
         if self.begun or self._old_client or (status == 100 and not self.client_waits):
             return
         self.client_waits = self.client_waits and status != 100
-        self.connection.write(_render_head(status, reason, headers))
+        self.connection.write(_render_head(status, reason, _without_length(headers)))
 
     def begin(
         self,
@@ -112,6 +113,8 @@ class Reply:
         if self._until_close or (unwanted and not self._request.read_whole):
             # The rest of the request's body is not wanted, and may or may not come (RFC 9110 §10.1.1).
             self._keep = False
+        if status == 204:
+            headers = _without_length(headers)
         if self._chunked:
             headers.append((b"Transfer-Encoding", b"chunked"))
         if not self._keep:
@@ -162,6 +165,11 @@ class Reply:
             return b""
         self.body_bytes += len(data)
         return render_chunk(data) if self._chunked else data
+
+
+def _without_length(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """Return what an answer says that has no body whatever it says (RFC 9110 §8.6)."""
+    return [(name, value) for name, value in headers if folded(name) != b"content-length"]
 
 
 def _render_head(status: int, reason: bytes, headers: Headers) -> bytes:
