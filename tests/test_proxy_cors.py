@@ -44,6 +44,19 @@ async def test_a_preflight_is_answered_here_without_a_key() -> None:
         assert ("OPTIONS", 204) in world.counted
 
 
+async def test_a_preflight_is_a_request_like_any_other() -> None:
+    """What is refused elsewhere is refused here, and a body that was not read ends the connection."""
+    ask = b"Access-Control-Request-Method: PUT"
+    async with proxied(answering(OK), rules=RULES) as world:
+        twice = await world.ask(b"OPTIONS / HTTP/1.1", FROM_PAGE, ask, b"Host: other.example")
+        assert (twice.status, cors(twice).get(b"access-control-allow-methods")) == (400, None)
+        client = await world.client()
+        answer = await client.ask(b"OPTIONS / HTTP/1.1", FROM_PAGE, ask, b"Content-Length: 5")
+        assert (answer.status, answer.all(b"Connection")) == (204, [b"close"])
+        assert await client.ended()
+        assert world.origin.requests == []
+
+
 async def test_an_answer_names_the_listed_origin_once_and_shows_all_headers() -> None:
     """The API's own word is replaced: it is about another address."""
     async with proxied(answering(OK), rules=RULES) as world:

@@ -468,10 +468,11 @@ class ProxyListener:
         if not (rules.origins and request.method == b"OPTIONS" and is_preflight("OPTIONS", headers)):
             return False
         self._check_caller(rules, headers, request.connection)
+        check_fields(request.fields.version, headers, settings.origin.via)
         origin = listed_origin(headers, rules.origins)
         if origin is None:
             return False
-        if self.draining:
+        if self.draining or not request.read_whole:
             reply.close_after()
         reply.begin(204, b"No Content", render_preflight(headers, origin, rules.methods), sized=False)
         reply.end([])
