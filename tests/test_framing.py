@@ -1,0 +1,316 @@
+"""Bodies are cut out of a stream in one way only, whatever the pieces in which it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+
+import h11
+import pytest
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http import HttpRequestParser
+from aiohttp.http_exceptions import HttpProcessingError
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from cfproxy.framing import (
+    SIZE_LINE_MAX,
+    TRAILERS_MAX,
+    BodyReader,
+    ChunkReader,
+    CloseReader,
+    LengthReader,
+    MalformedBody,
+    render_chunk,
+    render_last_chunk,
+)
+
+HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+chunks = st.lists(st.binary(min_size=1, max_size=40), max_size=6)
+cuts = st.lists(st.integers(0, 400), max_size=12)
+trailers = st.lists(
+    st.tuples(
+        st.from_regex(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,8}", fullmatch=True).filter(
+            lambda name: name.lower() not in {b"content-length", b"transfer-encoding"}
+        ),
+        st.from_regex(
+            rb"([\x21-\x7e\x80-\xff]([\t -~\x80-\xff]{0,8}[\x21-\x7e\x80-\xff])?)?", fullmatch=True
+        ),
+    ),
+    max_size=3,
+)
+# What chunked streams are made of, and what has been made of them by those who wish two readers to differ.
+fragments = st.sampled_from(
+    [
+        b"0", b"1", b"3", b"A", b"a", b"00", b"10", b"0x3", b"+3", b"-1", b"_", b"g", b" ", b"\t", b"\v",
+        b"\0", b"\r\n", b"\r\n\r\n", b"\n", b"\r", b"\r\r\n", b"\n\r\n", b";", b";a=b", b';a="b"', b'"',
+        b";\xff", b"3\r\nabc\r\n", b"3;x\r\nabc\r\n", b"1\r\nz\r\n", b"abc", b"0\r\n\r\n", b"0\r\n",
+        b"X: y\r\n", b"X:y", b"X : y\r\n", b" folded\r\n", b"Content-Length: 3\r\n",
+        b"transfer-encoding: chunked\r\n", b":", b"\x80", b"0000000000000003\r\n",
+        b"00000000000000003\r\n", b"10000000000000003\r\n",
+    ]
+)  # fmt: skip
+streams = st.lists(fragments, max_size=10).map(b"".join)
+
+
+# Where readers differ most: what stands in for a line end, or before it.
+line_ends = st.sampled_from(
+    [
+        b"\n",
+        b"\r",
+        b"",
+        b"\r\r\n",
+        b"\n\r\n",
+        b"\r\n\r\n",
+        b" \r\n",
+        b"\t\r\n",
+        b";\r\n",
+        b";a=b\r\n",
+        b"x\r\n",
+    ]
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """Return a well-formed chunked stream in which a line end is another, or a fragment was put in."""
+    stream = b"".join(map(render_chunk, draw(chunks))) + render_last_chunk(draw(trailers))
+    for _ in range(draw(st.integers(0, 2))):
+        lines = stream.split(b"\r\n")
+        if draw(st.booleans()) and len(lines) > 1:
+            at = draw(st.integers(1, len(lines) - 1))
+            stream = b"\r\n".join(lines[:at]) + draw(line_ends) + b"\r\n".join(lines[at:])
+        else:
+            cut = draw(st.integers(0, len(stream)))
+            stream = stream[:cut] + draw(fragments) + stream[cut:]
+    return stream
+
+
+def pieces_of(data: bytes, at: list[int]) -> Iterator[bytes]:
+    edges = sorted({0, len(data), *(cut for cut in at if cut < len(data))})
+    return (data[start:end] for start, end in itertools.pairwise(edges))
+
+
+def read(reader: BodyReader, data: bytes, at: list[int]) -> tuple[bytes, bytes] | None:
+    """Return body and rest of `data`, fed in pieces; None if it is refused."""
+    body = rest = b""
+    try:
+        for piece in pieces_of(data, at):
+            part, behind = reader.feed(piece)
+            body += part
+            rest += behind
+    except MalformedBody:
+        return None
+    return body, rest
+
+
+def refused(data: bytes) -> bool:
+    return read(ChunkReader(), data, []) is None
+
+
+# --- by length, and until the end ---------------------------------------------------------
+
+
+@given(st.binary(max_size=60), st.binary(max_size=60), cuts)
+def test_a_body_of_known_length_takes_its_bytes_and_no_more(body: bytes, rest: bytes, at: list[int]) -> None:
+    """What comes behind it is the next message's, however the stream is cut."""
+    reader = LengthReader(len(body))
+    assert read(reader, body + rest, at) == (body, rest)
+    assert reader.done
+    assert reader.feed(b"more") == (b"", b"more")
+    reader.end()
+
+
+@pytest.mark.parametrize("reader", [LengthReader(3), ChunkReader()])
+def test_a_connection_that_ends_early_leaves_no_complete_body(reader: BodyReader) -> None:
+    """A body cut short never passes for a whole one."""
+    reader.feed(b"2\r")
+    with pytest.raises(MalformedBody):
+        reader.end()
+    assert not reader.done
+
+
+def test_a_body_without_length_is_complete_when_the_connection_ends() -> None:
+    """Until then everything is body."""
+    reader = CloseReader()
+    assert reader.feed(b"a\r\n\r\n") == (b"a\r\n\r\n", b"")
+    assert not reader.done
+    reader.end()
+    assert reader.done
+    assert reader.trailers == []
+
+
+# --- in chunks ----------------------------------------------------------------------------
+
+
+@given(chunks, trailers, st.binary(max_size=60), cuts)
+def test_what_is_rendered_in_chunks_reads_back_however_it_is_cut(
+    bodies: list[bytes], fields: list[tuple[bytes, bytes]], rest: bytes, at: list[int]
+) -> None:
+    """Body, trailers and what follows are the same as those that were written."""
+    stream = b"".join(map(render_chunk, bodies)) + render_last_chunk(fields)
+    for reader in (ChunkReader(), ChunkReader(padded=True)):
+        assert read(reader, stream + rest, at) == (b"".join(bodies), rest)
+        assert reader.done
+        assert reader.trailers == fields
+        reader.end()
+
+
+@given(streams | mutated(), cuts)
+@example(b"3\r\nabc\r\n0\r\n\r\n", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12])
+def test_the_pieces_in_which_a_stream_comes_decide_nothing(stream: bytes, at: list[int]) -> None:
+    """The same body, end and trailers, or the same refusal, as if it had come at once."""
+    whole, cut = ChunkReader(), ChunkReader()
+    assert read(whole, stream, []) == read(cut, stream, at)
+    assert whole.done == cut.done
+    assert whole.trailers == cut.trailers
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b"3\nabc\r\n0\r\n\r\n",
+        b"3\r\nabc\n0\r\n\r\n",
+        b"3\r\nabc\r0\r\n\r\n",
+        b"3\rabc\r\n0\r\n\r\n",
+        b"3\r\nabcd\r\n0\r\n\r\n",
+        b"3\r\nabc\r\n0\n\r\n",
+        b"0\r\n\n",
+        b"0\r\nX: y\n\r\n",
+        b"0\r\nX: y\rZ: a\r\n\r\n",
+        b"0\r\n\r\r\n",
+        b"3;a\rb\r\nabc\r\n0\r\n\r\n",
+        b"3;a\0\r\nabc\r\n0\r\n\r\n",
+    ],
+)
+def test_a_line_ends_in_crlf_and_nothing_else(stream: bytes) -> None:
+    """A bare CR or LF is a line end to some readers and none to others."""
+    assert refused(stream)
+
+
+@pytest.mark.parametrize(
+    "size", [b"", b"0x3", b"+3", b"-3", b"3_0", b" 3", b"3 ", b"3\t", b"g", b"\xb2", b"3,"]
+)
+def test_a_size_is_hexadecimal_digits(size: bytes) -> None:
+    """What an integer parser would mend is refused."""
+    assert refused(size + b"\r\nabc\r\n0\r\n\r\n")
+
+
+@pytest.mark.parametrize("size", [b"3", b"003", b"%016x" % 3])
+def test_a_size_has_16_digits_at_the_most(size: bytes) -> None:
+    """More could overflow somebody's integer."""
+    assert read(ChunkReader(), size + b"\r\nabc\r\n0\r\n\r\n", []) == (b"abc", b"")
+    assert refused(b"%017x" % 3 + b"\r\nabc\r\n0\r\n\r\n")
+
+
+def test_only_a_padded_reader_takes_spaces_behind_a_size() -> None:
+    """Old servers write them; a client has no reason to."""
+    stream = b"3  \r\nabc\r\n0 \r\n\r\n"
+    assert read(ChunkReader(padded=True), stream, []) == (b"abc", b"")
+    assert refused(stream)
+
+
+def test_a_size_line_is_bounded() -> None:
+    """An extension that does not end is refused as soon as it is too long, in one piece or in many."""
+    longest = b"3;" + b"x" * (SIZE_LINE_MAX - 4) + b"\r\n"
+    assert read(ChunkReader(), longest + b"abc\r\n0\r\n\r\n", []) == (b"abc", b"")
+    assert refused(longest.replace(b"\r", b"x\r") + b"abc\r\n0\r\n\r\n")
+    assert refused(b"3;" + b"x" * (SIZE_LINE_MAX - 2))
+    assert read(ChunkReader(), b"3;" + b"x" * SIZE_LINE_MAX, list(range(SIZE_LINE_MAX))) is None
+
+
+def test_all_trailers_together_are_bounded() -> None:
+    """However they are cut, and whether they are long or many."""
+    line = b"X: " + b"y" * 59 + b"\r\n"
+    most = line * (TRAILERS_MAX // len(line))
+    assert len(most) == TRAILERS_MAX
+    assert read(ChunkReader(), b"0\r\n" + most + b"\r\n", []) == (b"", b"")
+    for at in ([], list(range(3, len(most), 7))):
+        assert read(ChunkReader(), b"0\r\n" + most + b"Z:\r\n\r\n", at) is None
+        assert read(ChunkReader(), b"0\r\nX: " + b"y" * TRAILERS_MAX, at) is None
+
+
+@pytest.mark.parametrize(
+    "trailer",
+    [
+        b"Content-Length: 3",
+        b"transfer-ENCODING: chunked",
+        b"no colon",
+        b": y",
+        b"X : y",
+        b" X: y",
+        b"X: \0",
+        b"\x80: y",
+    ],
+)
+def test_a_trailer_that_is_no_field_or_that_frames_is_refused(trailer: bytes) -> None:
+    """Whoever merges trailers into the head must not be told another length (RFC 9110 §6.5.1)."""
+    assert refused(b"0\r\n" + trailer + b"\r\n\r\n")
+
+
+# --- beside other readers -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """Return a loop for aiohttp's parser; it never runs."""
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def read_by_aiohttp(loop: asyncio.AbstractEventLoop, stream: bytes) -> tuple[bytes, bool]:
+    """Return what aiohttp takes for the body, and whether it sees its end."""
+    parser = HttpRequestParser(BaseProtocol(loop), loop, 2**16)
+    messages, _, _ = parser.feed_data(HEAD)
+    payload = messages[0][1]
+    parser.feed_data(stream)
+    return payload.read_nowait() if payload.total_bytes else b"", payload.is_eof()
+
+
+def read_by_h11(stream: bytes) -> tuple[bytes, bool, bytes]:
+    """Return what h11 takes for the body, whether it sees its end, and what it leaves."""
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(HEAD + stream)
+    body = b""
+    while True:
+        event = connection.next_event()
+        if isinstance(event, h11.Data):
+            body += event.data
+        elif not isinstance(event, h11.Request):
+            return body, isinstance(event, h11.EndOfMessage), connection.trailing_data[0]
+
+
+@settings(max_examples=1000)
+@given(stream=streams | mutated())
+def test_what_we_take_for_a_body_aiohttp_takes_for_the_same(
+    loop: asyncio.AbstractEventLoop, stream: bytes
+) -> None:
+    """Same body, same end; llhttp alone reads the grammar of extensions, which we skip and never pass on."""
+    reader = ChunkReader()
+    ours = read(reader, stream, [])
+    if ours is None or not reader.done:
+        return
+    body, rest = ours
+    message = stream[: len(stream) - len(rest)]
+    try:
+        theirs = read_by_aiohttp(loop, message)
+    except HttpProcessingError as error:
+        assert "chunk extensions" in error.message  # noqa: PT017 - the others would be differences
+        return
+    assert theirs == (body, True)
+    assert read_by_aiohttp(loop, message[:-1]) == (body, False)
+
+
+@settings(max_examples=1000)
+@given(streams | mutated())
+def test_what_we_take_for_a_body_h11_takes_for_the_same(stream: bytes) -> None:
+    """Same body, same end."""
+    reader = ChunkReader()
+    ours = read(reader, stream, [])
+    if ours is None or not reader.done:
+        return
+    body, rest = ours
+    assert read_by_h11(stream) == (body, True, rest)
