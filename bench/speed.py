@@ -161,7 +161,7 @@ def main() -> int:
     judged = judge(medians)
     document = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "machine": f"{os.cpu_count()} cores of {_processor()}, {platform.system()} {platform.release()}",
+        "machine": f"{os.cpu_count()} cores of {_processor()}, {platform.system()}",
         "python": platform.python_version(),
         "load_before": load_before,
         "rounds": options.rounds,

@@ -1,0 +1,85 @@
+"""Where the time of one request goes: `python -m bench.speed_profile`; needs what bench/speed.py needs, and py-spy.
+
+Puts cfproxy under wrk's 64 connections, samples it 500 times a second for eight seconds, and prints the share of
+each part by the innermost Python frame. What C code does counts for the frame that called it.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+from bench import speed_loads as loads
+from bench.speed_peers import PEERS, Cores, Origin, running_origin, running_peer
+
+PARTS = [
+    ("event loop and reading from sockets (uvloop)", r"asyncio/|uvloop"),
+    ("writing to sockets", r"FlowProtocol\.write "),
+    (
+        "the request's log line",
+        r"structlog/|json/|logging/|cfproxy/logs\.py|_describe|_log_request|keeps_line",
+    ),
+    ("aiohttp's parser (llhttp)", r"_only_message "),
+    ("heads: cutting, rules and building them", r"cfproxy/(heads|wire|access|marks|cors)\.py"),
+    (
+        "connections and bodies",
+        r"cfproxy/(web/connection|connection|flow|framing|pool|hangups|web/reply)\.py",
+    ),
+    (
+        "the request's course: token, slot, retry",
+        r"cfproxy/(web/proxy|forward|broker|shaper|pacing|ledger|upstream)\.py",
+    ),
+    ("metrics and the page's records", r"cfproxy/(traffic|metrics)\.py"),
+]
+
+
+def main() -> None:
+    scheme = sys.argv[1] if len(sys.argv) > 1 else "http"
+    cores = Cores.here()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        origin = Origin(folder / "origin")
+        origin.folder.mkdir()
+        raw = folder / "samples"
+        with (
+            running_origin(origin, cores),
+            running_peer(PEERS[0], folder / "proxy", origin, scheme, cores) as running,
+        ):
+            load = threading.Thread(target=loads.rate, args=(running.url, 64, 11, cores))
+            load.start()
+            time.sleep(1.5)
+            command = [
+                str(Path(sys.executable).parent / "py-spy"),
+                "record",
+                "--pid",
+                str(running.process.pid),
+            ]
+            command += ["--duration", "8", "--rate", "500", "--format", "raw", "--output", str(raw)]
+            subprocess.run(command, check=True, capture_output=True)
+            load.join()
+        shares(raw.read_text())
+
+
+def shares(samples: str) -> None:
+    counted: Counter[str] = Counter()
+    for line in samples.splitlines():
+        stack, _, number = line.rpartition(" ")
+        if "concurrent/futures/thread.py" in stack:
+            continue  # a pool's thread that waits for work
+        innermost = re.sub(r":\d+\)$", ")", stack.split(";")[-1])
+        part = next((part for part, pattern in PARTS if re.search(pattern, innermost)), "the rest")
+        counted[part] += int(number)
+    total = sum(counted.values())
+    print("| part | share |\n|---|---|")
+    for part, number in counted.most_common():
+        print(f"| {part} | {100 * number / total:.0f} % |")
+
+
+if __name__ == "__main__":
+    main()
