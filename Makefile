@@ -5,7 +5,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 BIN := .venv/bin
 # pip of the base interpreter installs into .venv: so that systems without ensurepip will do.
 INSTALL := $(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check
+# --no-strip-extras: pip takes coverage[toml] for another name than coverage, and would look for its latest.
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-strip-extras \
 	--custom-compile-command 'make lock'
 
 .DEFAULT_GOAL := help
