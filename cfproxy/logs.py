@@ -9,6 +9,7 @@ every logger at once, those that were bound before included.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -16,6 +17,8 @@ import random
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from json.encoder import encode_basestring_ascii as _quoted
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -36,6 +39,9 @@ FIELDS = frozenset(
     }
 )
 MESSAGE_MAX = 200
+# How values are written that need no encoder: nearly all.
+_PLAIN: dict[type, Callable[[Any], str]] = {str: _quoted, int: repr, float: repr}
+FIELD_SETS_MAX = 256
 UNLISTED = "[not shown: not a listed field]"
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "silent": 50}
 
@@ -53,12 +59,13 @@ class LogOutput:
     def __init__(self, level: str, form: str, sample: float = 1.0, stream: TextIO | None = None) -> None:
         self._stream = stream if stream is not None else sys.stderr
         self._processors: list[Processor] = []
+        lines = _Gathered(self._stream)
         self._least = 0
         self._sample = 1.0
         structlog.configure(
             processors=self._processors,  # this list itself: loggers hold it, and `change` fills it anew
             wrapper_class=structlog.make_filtering_bound_logger(0),
-            logger_factory=structlog.WriteLoggerFactory(file=self._stream),
+            logger_factory=lambda *_: lines,
             cache_logger_on_first_use=False,
         )
         self.log: FilteringBoundLogger = structlog.get_logger()
@@ -81,12 +88,13 @@ class LogOutput:
         self._sample = sample
         self.set_level(level)
         console = form == "console" or (form == "auto" and self._stream.isatty())
-        self._processors[:] = [self._drop_below, _only_listed, structlog.processors.add_log_level]
+        self._processors[:] = [self._only_wanted]
         if console:
             colors = (
                 self._stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
             )
             self._processors += [
+                structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
                 structlog.dev.ConsoleRenderer(
                     colors=colors, exception_formatter=_plain_trace, sort_keys=False, pad_event_to=20
@@ -101,9 +109,13 @@ class LogOutput:
             self._sample >= 1.0 or random.random() < self._sample  # noqa: S311 - a sample, no secret
         )
 
-    def _drop_below(self, _logger: Any, name: str, event: EventDict) -> EventDict:
+    def _only_wanted(self, _logger: Any, name: str, event: EventDict) -> EventDict:
+        """Drop what is below the level, and the values of fields that are not listed."""
         if LEVELS.get(name, LEVELS["error"]) < self._least:
             raise structlog.DropEvent
+        if not FIELDS.issuperset(event):
+            for field in event.keys() - FIELDS:
+                event[field] = UNLISTED
         return event
 
 
@@ -112,28 +124,70 @@ def build_logger(level: str, form: str, stream: TextIO | None = None) -> Filteri
     return LogOutput(level, form, stream=stream).log
 
 
+class _Gathered:
+    """Writes lines, those of one turn of the event loop in one go: a system call for each costs more than
+    the line itself.
+
+    Args:
+        stream: where they go.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lines: list[str] = []
+        self._due_in: asyncio.AbstractEventLoop | None = None
+
+    def msg(self, line: str) -> None:
+        """Have a line written: now where no loop runs, else when this turn of it is over."""
+        self._lines.append(line)
+        self._lines.append("\n")
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._write_out()
+            return
+        if self._due_in is not loop:
+            self._due_in = loop
+            loop.call_soon(self._write_out)
+
+    debug = info = warning = error = critical = msg
+
+    def _write_out(self) -> None:
+        self._due_in = None
+        lines, self._lines = self._lines, []
+        self._stream.write("".join(lines))
+        self._stream.flush()
+
+
 class _JsonLines:
     """Renders an event as a line of JSON: level, time and what happened first."""
 
     def __init__(self) -> None:
         # One encoder for good: `json.dumps` with a `default` builds one for each line.
         self._encode = json.JSONEncoder(default=str).encode
+        self._between: dict[tuple[str, ...], str] = {}
         self._second = 0
         self._prefix = ""
 
-    def __call__(self, _logger: Any, _name: str, event: EventDict) -> str:
+    def __call__(self, _logger: Any, level: str, event: EventDict) -> str:
         if "exc_info" in event:
             _trace_to_text(event)
         now_ns = time.time_ns()
         second, rest_ns = divmod(now_ns, 1_000_000_000)
         if second != self._second:
             self._second, self._prefix = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        head = {
-            "timestamp": f"{self._prefix}.{rest_ns // 1000:06d}Z",
-            "level": event.pop("level"),
-            "event": event.pop("event"),
-        }
-        return self._encode({**head, **event})
+        what = event.pop("event")
+        stamp = f"{self._prefix}.{rest_ns // 1000:06d}Z"
+        head = f'{{"timestamp": "{stamp}", "level": "{level}", "event": {_quoted(what)}'
+        # Lines are alike: what stands between the values is put together once for each set of fields.
+        names = tuple(event)
+        between = self._between.get(names)
+        if between is None:
+            if len(self._between) >= FIELD_SETS_MAX:
+                self._between.clear()
+            between = self._between[names] = "".join(f', "{name}": %s' for name in names) + "}"
+        values = [_PLAIN.get(type(value), self._encode)(value) for value in event.values()]
+        return head + between % tuple(values)
 
 
 class _Bridge(logging.Handler):
@@ -151,13 +205,6 @@ class _Bridge(logging.Handler):
             message=_template_of(record),
             **({"exc_info": record.exc_info} if record.exc_info else {}),
         )
-
-
-def _only_listed(_logger: Any, _name: str, event: EventDict) -> EventDict:
-    if not FIELDS.issuperset(event):
-        for name in event.keys() - FIELDS:
-            event[name] = UNLISTED
-    return event
 
 
 def _template_of(record: logging.LogRecord) -> str:
