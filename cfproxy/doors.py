@@ -20,6 +20,9 @@ from cfproxy.errors import ListenError
 from cfproxy.sockets import bound_unix_socket, open_to_others
 
 BACKLOG = 4096
+# uvloop takes one connection from a listening socket in each turn, however many come at once: the last of
+# hundreds would wait for seconds while those that were taken are served. So it gets the socket several times.
+ACCEPTS = 16
 
 
 class _Early(asyncio.Protocol):
@@ -136,6 +139,17 @@ class Door:
             host, port = self.address.host, self.address.port
             server = await loop.create_server(self._build, host, port, backlog=BACKLOG)
             self.address = TcpAddress(host, server.sockets[0].getsockname()[1])
+        self._stack.callback(server.close)
+        if type(loop).__module__.startswith("uvloop"):
+            for _ in range(ACCEPTS - 1):
+                for listening in server.sockets:
+                    await self._accept_by_one_more(listening.fileno())
+
+    async def _accept_by_one_more(self, fileno: int) -> None:
+        """Take connections from a listening socket by one more number of it."""
+        loop, twin = asyncio.get_running_loop(), socket.socket(fileno=os.dup(fileno))
+        create = loop.create_unix_server if isinstance(self.address, UnixAddress) else loop.create_server
+        server = await create(self._build, sock=twin, backlog=BACKLOG)
         self._stack.callback(server.close)
 
     def _build(self) -> asyncio.Protocol:
