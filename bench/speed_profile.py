@@ -33,7 +33,7 @@ PARTS = [
     ),
     (
         "the request's course: token, slot, retry",
-        r"cfproxy/(web/proxy|forward|broker|shaper|pacing|ledger|upstream)\.py",
+        r"cfproxy/(web/(proxy|exchange|admission)|forward|broker|shaper|pacing|ledger|upstream)\.py",
     ),
     ("metrics and the page's records", r"cfproxy/(traffic|metrics)\.py"),
 ]

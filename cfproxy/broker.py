@@ -110,10 +110,14 @@ class Broker:
 
     # --- for requests ---------------------------------------------------------------------
 
+    def current(self) -> Token | None:
+        """Return the token if it is fresh and the store need not be looked at (see `TokenSource.current`)."""
+        return self._ledger.fresh() if self._clock.monotonic() < self._refresher.look_at else None
+
     async def get(self) -> Token:
         """Return a token that is valid now; waits only when there is none (see `TokenSource.get`)."""
-        if self._clock.monotonic() < self._refresher.look_at and (fresh := self._ledger.fresh()) is not None:
-            return fresh
+        if (token := self.current()) is not None:
+            return token
         await self._refresher.look()
         for tries in range(TRIES + 1):
             if (token := self._ledger.usable()) is not None:

@@ -52,9 +52,10 @@ class UpstreamConnection(FlowProtocol):
         self._unread = b""
         self._interim_bytes = 0
         self._surplus = False
-        self._head: AnswerHead | None = None
+        self.head: AnswerHead | None = None  # of the final answer, once it is there
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._on_arrival: Callable[[], None] | None = None
         self._told_to_go_on = asyncio.Event()  # 100 Continue, or an answer instead of it
 
     @property
@@ -74,16 +75,21 @@ class UpstreamConnection(FlowProtocol):
         self._interim_bytes = 0
         self._to_head = to_head
         self._on_interim = on_interim
-        self._told_to_go_on.clear()
+        if self._told_to_go_on.is_set():
+            self._told_to_go_on.clear()
 
     def finish(self) -> bool:
         """End the exchange; return whether there can be another one."""
-        head, inflow = self._head, self.inflow
+        head, inflow = self.head, self.inflow
         self._asked = False
-        self._head = self.inflow = self._on_interim = None
+        self.head = self.inflow = self._on_interim = None
         if head is None or inflow is None or not (inflow.exhausted and head.keep_alive and self.usable):
             return False
         return not self.reading_held
+
+    def when_arrived(self, on_arrival: Callable[[], None] | None) -> None:
+        """Have `on_arrival` called, once, as soon as `read_head` need not wait; None takes that back."""
+        self._on_arrival = on_arrival
 
     async def read_head(self) -> AnswerHead:
         """Return the final answer's head.
@@ -91,28 +97,28 @@ class UpstreamConnection(FlowProtocol):
         Raises:
             UpstreamUnreachable, UpstreamProtocol, UpstreamTimeout, and what `fail` was given.
         """
-        if self._head is None and self._error is None:
+        if self.head is None and self._error is None:
             self._waiter = self.loop.create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
                 self.deadline.stop()
-        if self._head is None:
+        if self.head is None:
             assert self._error is not None  # noqa: S101 - what else would have woken us
             raise self._error
-        return self._head
+        return self.head
 
     async def wait_to_go_on(self, limit_s: float) -> bool:
         """Wait for 100 Continue, `limit_s` seconds at most; return whether the body is to be sent."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 await self._told_to_go_on.wait()
-        return self._head is None
+        return self.head is None
 
     def expect_answer(self) -> None:
         """Count the silence from now on: everything has been sent."""
-        if self._head is None:
+        if self.head is None:
             self.deadline.start(self._idle_s)
 
     def fail(self, error: BaseException) -> None:
@@ -174,7 +180,7 @@ class UpstreamConnection(FlowProtocol):
         self.deadline.touch()
 
     def _take_final(self, head: AnswerHead, data: bytes) -> None:
-        self._head = head
+        self.head = head
         self.inflow = Inflow(self, head.build_reader(), self.deadline, self._idle_s)
         if data:
             self._surplus |= bool(self.inflow.feed(data))
@@ -200,3 +206,7 @@ class UpstreamConnection(FlowProtocol):
         self._told_to_go_on.set()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+        if self._on_arrival is not None:
+            on_arrival, self._on_arrival = self._on_arrival, None
+            self.deadline.stop()
+            on_arrival()

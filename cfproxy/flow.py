@@ -224,7 +224,8 @@ class Inflow:
         if piece:
             self._pieces.append(piece)
             self._bytes += len(piece)
-            if self._bytes > self._high_bytes:
+            # Who waits for it takes all of it before the next one is read.
+            if self._bytes > self._high_bytes and self._waiter is None:
                 self._connection.hold_reading()
         self._wake()
         return rest

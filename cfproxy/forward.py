@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from cfproxy.errors import QueueRefusal
-from cfproxy.ports import Answer, Call, Pacer, TokenSource, Upstream
+from cfproxy.ports import Answer, BegunAnswer, Call, Pacer, TokenSource, Upstream
 from cfproxy.token import Token
 from cfproxy.wire import retry_after_s
 
@@ -28,6 +28,7 @@ PIECE_BYTES = 64 * 1024
 RETRY_AFTER_DEFAULT_S = 1.0
 RETRY_AFTER_MAX_S = 300.0
 POSTPONED_MAX = 2
+_MAY_GO_AGAIN = frozenset({401, 429, 503})
 MOMENT_S = 1e-9  # tells the queue that a request returns even if it has not waited yet
 
 
@@ -65,6 +66,21 @@ class Outcome:
     too_large: bool = False
 
 
+@dataclass(slots=True)
+class Begun:
+    """A request that is on its way, and that nobody waits for yet.
+
+    Args:
+        token: that went with it.
+        answer: to come.
+        began_at: when it was sent, on the clock of `time.perf_counter`.
+    """
+
+    token: Token
+    answer: BegunAnswer
+    began_at: float
+
+
 class Forwarder:
     """Sends requests with a token, at the pace allowed.
 
@@ -95,25 +111,61 @@ class Forwarder:
         self._retry_too_many = retry_too_many
         self._now = now
 
-    async def forward(self, call: Call, flow: Hashable) -> Outcome:
+    def begin(self, call: Call, on_arrival: Callable[[], None]) -> Begun | None:
+        """Send `call` if it has no body, and token, slot and connection are at hand: most requests.
+
+        Args:
+            call: what to send.
+            on_arrival: called when it is time for `settle`.
+
+        Returns:
+            what is on its way; None when nothing happened.
+        """
+        token = self._source.current() if call.body is None else None
+        if token is None:
+            return None
+        answer = self._upstream.begin(call, token, self._pacer.take, on_arrival)
+        return None if answer is None else Begun(token, answer, time.perf_counter())
+
+    @staticmethod
+    def settle(begun: Begun) -> Outcome | None:
+        """Return what came of it if the whole answer is there and the last one; else go on with `forward`."""
+        answer = begun.answer
+        if not answer.arrived_whole() or answer.status in _MAY_GO_AGAIN:
+            return None
+        return Outcome(answer, Times(0.0, 0.0, time.perf_counter() - begun.began_at))
+
+    async def forward(self, call: Call, flow: Hashable, begun: Begun | None = None) -> Outcome:
         """Send `call`, again where that helps, and return the last answer.
+
+        Args:
+            call: what to send.
+            flow: whose turn it takes in the queue.
+            begun: the first try, where `begin` has sent it.
 
         Raises:
             whatever `TokenSource.get`, `Pacer.slot` and `Upstream.send` raise
         """
         times = Times()
-        token = await self._token_and_slot(flow, times)
-        outcome = Outcome(await self._send(call, token, times), times)
-        while (again := await self._token_for_another_try(outcome, call, flow, token)) is not None:
+        token = await self._token_and_slot(flow, times) if begun is None else begun.token
+        outcome = Outcome(await self._send(call, token, times, begun), times)
+        while outcome.answer.status in _MAY_GO_AGAIN:
+            again = await self._token_for_another_try(outcome, call, flow, token)
+            if again is None:
+                break
             token = again
             if call.body is not None:
                 call.body.restart()
             outcome.answer = await self._send(call, token, times)
         return outcome
 
-    async def _send(self, call: Call, token: Token, times: Times) -> Answer:
-        began_at = time.perf_counter()
-        answer = await self._upstream.send(call, token)
+    async def _send(self, call: Call, token: Token, times: Times, begun: Begun | None = None) -> Answer:
+        if begun is None:
+            began_at = time.perf_counter()
+            answer = await self._upstream.send(call, token)
+        else:
+            began_at = begun.began_at
+            answer = await self._upstream.send(call, token, begun.answer)
         times.upstream_s += time.perf_counter() - began_at
         return answer
 
@@ -124,12 +176,10 @@ class Forwarder:
         try:
             if outcome.answer.status == 401:
                 return await self._after_unauthorized(outcome, call, flow, token)
-            if outcome.answer.status in {429, 503}:
-                return await self._after_too_many(outcome, call, flow)
+            return await self._after_too_many(outcome, call, flow)
         except BaseException:
             await outcome.answer.aclose()
             raise
-        return None
 
     async def _after_unauthorized(
         self, outcome: Outcome, call: Call, flow: Hashable, token: Token
@@ -185,7 +235,10 @@ class Forwarder:
         token = await self._get(times)
         while True:
             waited_s = max(times.queued_s, MOMENT_S) if returns else 0.0
-            times.queued_s += await self._pacer.slot(flow, waited_s)
+            queued_s = await self._pacer.slot(flow, waited_s)
+            if not queued_s:
+                return token  # at this same instant
+            times.queued_s += queued_s
             current = await self._get(times)
             if current is token:
                 return token

@@ -11,6 +11,7 @@ fresh state, and no body, so that nothing of one message is left over for the ne
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from aiohttp.http import HttpRequestParser, HttpResponseParser, RawRequestMessag
 from aiohttp.http_exceptions import HttpProcessingError
 
 from cfproxy.framing import BodyReader, ChunkReader, CloseReader, LengthReader
-from cfproxy.wire import Framing, read_framing
+from cfproxy.wire import Framing, NameMemo, read_framing
 
 _HEAD_END = b"\r\n\r\n"
 _REQUEST_LINE = re.compile(rb"[^ ]+ [^ ]+ HTTP/1\.[01]")
@@ -46,6 +47,17 @@ class HeadLimits:
     line_bytes: int = 32 * 1024
     head_bytes: int = 64 * 1024
     headers: int = 128
+    options: dict[str, Any] = field(init=False, repr=False, compare=False)  # the parser's
+
+    def __post_init__(self) -> None:
+        options = {
+            "max_line_size": self.line_bytes,
+            "max_field_size": self.line_bytes,
+            "max_headers": self.headers,
+            "response_with_body": False,
+            "auto_decompress": False,
+        }
+        object.__setattr__(self, "options", options)
 
 
 @dataclass(slots=True)
@@ -79,7 +91,7 @@ def parse_fields(fields: bytes, limits: HeadLimits) -> Fields:
         BadTarget: the body's framing is not certain.
     """
     parser = HttpRequestParser(
-        None, None, 0, **_options(limits)
+        None, None, 0, **limits.options
     )  # without a body protocol and loop are not used
     message = _only_message(parser, b"GET / " + fields)
     assert isinstance(message, RawRequestMessage)  # noqa: S101 - the one kind that this parser makes
@@ -93,6 +105,34 @@ def parse_fields(fields: bytes, limits: HeadLimits) -> Fields:
 def build_reader(framing: Framing) -> BodyReader:
     """Return what finds a request's body."""
     return ChunkReader() if framing.chunked else LengthReader(framing.length or 0)
+
+
+def _frames(name: bytes) -> bool:
+    """Return whether a header of that name frames.
+
+    Raises:
+        MalformedHead: no name. The parser takes `Content-Length : 5` for a length and leaves the space in the
+            name, with which it would be none to us, and perhaps one to the client.
+    """
+    if not _NAME.fullmatch(name):
+        raise MalformedHead
+    return name.lower() in {b"transfer-encoding", b"content-length"}
+
+
+_FRAMES = NameMemo(_frames)
+_NAME_OF = operator.itemgetter(0)
+
+
+def _framing_at(headers: tuple[tuple[bytes, bytes], ...]) -> list[int]:
+    """Return the places of the headers that frame.
+
+    Raises:
+        MalformedHead: a header has no name (see `_frames`).
+    """
+    frames = list(map(_FRAMES.__getitem__, map(_NAME_OF, headers)))
+    if frames.count(True) == 1:  # nearly always
+        return [frames.index(True)]
+    return [at for at, one in enumerate(frames) if one]
 
 
 class AnswerHead:
@@ -112,18 +152,15 @@ class AnswerHead:
         self.to_head = to_head
         self.chunked = False
         self.length: int | None = None
-        for name, value in message.raw_headers:
-            # The parser takes `Content-Length : 5` for a length and leaves the space in the name, with which
-            # it would be none to us, and perhaps one to the client.
-            if not _NAME.fullmatch(name):
-                raise MalformedHead
+        for at in _framing_at(message.raw_headers):
+            name, value = message.raw_headers[at]
             low = name.lower()
             if low == b"transfer-encoding":
                 # Another coding would have to be undone, or named to a client that did not ask for it.
                 if value.lower() != b"chunked" or self.chunked:
                     raise MalformedHead
                 self.chunked = True
-            elif low == b"content-length":
+            else:
                 if not value.isdigit() or len(value) > 18:
                     raise MalformedHead
                 self.length = int(value)
@@ -154,7 +191,7 @@ def parse_answer(head: bytes, limits: HeadLimits, *, to_head: bool) -> AnswerHea
         MalformedHead
     """
     parser = HttpResponseParser(
-        None, None, 0, **_options(limits)
+        None, None, 0, **limits.options
     )  # without a body protocol and loop are not used
     message = _only_message(parser, head)
     assert isinstance(message, RawResponseMessage)  # noqa: S101 - the one kind that this parser makes
@@ -214,16 +251,6 @@ def answer_end(data: bytes, limits: HeadLimits) -> int:
     if max(end, len(data) if end == 3 else 0) > limits.head_bytes or data[:7] != b"HTTP/1."[: len(data)]:
         raise MalformedHead
     return end if end > 3 else 0
-
-
-def _options(limits: HeadLimits) -> dict[str, Any]:
-    return {
-        "max_line_size": limits.line_bytes,
-        "max_field_size": limits.line_bytes,
-        "max_headers": limits.headers,
-        "response_with_body": False,
-        "auto_decompress": False,
-    }
 
 
 def _only_message(parser: Any, head: bytes) -> Any:

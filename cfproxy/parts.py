@@ -35,8 +35,8 @@ from cfproxy.ports import TokenStore
 from cfproxy.shaper import Shaper
 from cfproxy.token import App
 from cfproxy.upstream import HttpUpstream
+from cfproxy.web.admission import ProxySettings
 from cfproxy.web.connections import ConnectionLimits
-from cfproxy.web.proxy import ProxySettings
 from cfproxy.wire import Origin
 
 SPARE_FILES = 128  # listeners, the store, bodies that are kept for a second try, libraries

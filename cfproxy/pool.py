@@ -81,10 +81,8 @@ class Pool:
             UpstreamUnreachable, UpstreamTls, UpstreamTimeout: `unsent`, since nothing can have been.
         """
         while True:
-            while self._idle:
-                connection = self._idle.pop()
-                if connection.usable:
-                    return connection
+            if self.ready:
+                return self.take_ready()
             if self._has_place():
                 self._opening += 1
                 return await self._open()
@@ -93,6 +91,19 @@ class Pool:
                 return await self._open()
             if given.usable:
                 return given
+
+    @property
+    def ready(self) -> bool:
+        """Whether `take` would return at once."""
+        while self._idle:
+            if self._idle[-1].usable:
+                return True
+            self._idle.pop()
+        return False
+
+    def take_ready(self) -> UpstreamConnection:
+        """Return a kept connection; only while `ready`."""
+        return self._idle.pop()
 
     def give_back(self, connection: UpstreamConnection) -> None:
         """Keep a connection whose exchange is over, or close it if there can be no other one."""
@@ -113,7 +124,8 @@ class Pool:
         while len(self._all) + self._opening < min(count, self._limit):
             self._opening += 1
             try:
-                self._keep(await self._open())
+                if (connection := await self._open()).usable:
+                    self._keep(connection)
             except UpstreamError:
                 break
         self._warming = None
@@ -162,17 +174,16 @@ class Pool:
             return
         given = waiter.result()
         if given is not None:
-            self._keep(given)
+            if given.usable:
+                self._keep(given)
         else:
             self._opening -= 1
             self._offer_place()
 
     def _keep(self, connection: UpstreamConnection) -> None:
-        if not connection.usable:
-            return
+        """Keep a usable connection, or give it to who waits for one."""
         connection.kept = True
-        waiter = self._next_waiter()
-        if waiter is not None:
+        if self._waiting and (waiter := self._next_waiter()) is not None:
             waiter.set_result(connection)
             return
         connection.idle_since = self._loop.time()

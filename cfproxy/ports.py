@@ -41,6 +41,9 @@ class TokenSource(Protocol):
             LoginRequired, Misconfigured, TokenEndpointUnavailable, StoreUnavailable, StoreUnusable
         """
 
+    def current(self) -> Token | None:
+        """Return a token that is valid now if it is at hand; None where `get` has something to do."""
+
     async def replace(self, rejected: Token) -> Token:
         """Return another token than `rejected`, refreshing only when that one is still the current one.
 
@@ -204,6 +207,9 @@ class TokenStore(Protocol):
 class Pacer(Protocol):
     """When a request may leave."""
 
+    def take(self) -> bool:
+        """Take a departure if one is free now and nobody waits for it; return whether there was one."""
+
     async def slot(self, flow: Hashable, waited_s: float = 0.0) -> float:
         """Wait for the next free departure and take it; return the seconds waited.
 
@@ -279,6 +285,16 @@ class Answer(Protocol):
         """
 
 
+class BegunAnswer(Answer, Protocol):
+    """The answer to a request without a body that was sent by `Upstream.begin`."""
+
+    def arrived_whole(self) -> bool:
+        """Return whether head and body are there, waiting for nothing."""
+
+    def close(self) -> None:
+        """Do what `aclose` does."""
+
+
 class RequestBody(Protocol):
     """A request body that may have to be sent more than once."""
 
@@ -335,8 +351,28 @@ class Call:
 class Upstream(Protocol):
     """The API."""
 
-    async def send(self, call: Call, token: Token) -> Answer:
+    def begin(
+        self, call: Call, token: Token, take: Callable[[], bool], on_arrival: Callable[[], None]
+    ) -> BegunAnswer | None:
+        """Send a request without a body, if that can be done without waiting.
+
+        Args:
+            call: what to send.
+            token: see `send`.
+            take: asked last; nothing is sent when it says no.
+            on_arrival: called once the answer's head is there, or will not come.
+
+        Returns:
+            the answer to come, for `send`; None when nothing was sent.
+        """
+
+    async def send(self, call: Call, token: Token, begun: BegunAnswer | None = None) -> Answer:
         """Send the request, return the answer as soon as its head is there.
+
+        Args:
+            call: what to send.
+            token: goes with it.
+            begun: what `begin` returned for this request, which is on its way then.
 
         Raises:
             UpstreamUnreachable, UpstreamTls, UpstreamProtocol, UpstreamTimeout

@@ -81,6 +81,10 @@ class Shaper:
         # Called with the pause, seconds, and whether the rate was stepped down.
         self.on_back_off: Callable[[float, bool], None] = lambda pause_s, slower: None  # noqa: ARG005 - named for readers
 
+    def take(self) -> bool:
+        """Take a departure if one is free now and nobody waits for it; return whether there was one."""
+        return not self._line and self._pace.take(self._clock.monotonic())
+
     async def slot(self, flow: Hashable, waited_s: float = 0.0) -> float:
         """Wait for this caller's turn and return the seconds that it took; then send at once.
 

@@ -20,6 +20,7 @@ from cfproxy.shaper import ShaperState
 
 # Queueing takes as long as pacing.max_wait may say, an upstream as long as timeouts.idle.
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+SHORTEST_S = BUCKETS_S[0]
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 LATEST_MAX = 200
 PATH_MAX_CHARS = 200
@@ -55,7 +56,7 @@ class Durations:
 
     def observe(self, seconds: float) -> None:
         """Count one duration."""
-        self.counts[bisect_left(BUCKETS_S, seconds)] += 1
+        self.counts[bisect_left(BUCKETS_S, seconds) if seconds > SHORTEST_S else 0] += 1
         self.sum_s += seconds
 
     def cumulative(self) -> list[tuple[str, float]]:
@@ -168,7 +169,6 @@ class Traffic:
         path: str,
         status: int,
         problem: str,
-        *,
         total_s: float,
         queued_s: float | None = None,
         token_s: float | None = None,
@@ -196,14 +196,22 @@ class Traffic:
         """
         known = method if method in METHODS else "other"
         key = (known, status // 100, problem)
-        self.requests[key] = self.requests.get(key, 0) + 1
+        try:
+            self.requests[key] += 1
+        except KeyError:
+            self.requests[key] = 1
         self.total.observe(total_s)
-        if queued_s is not None:
-            self.queued.observe(queued_s)
-        if token_s is not None:
-            self.token.observe(token_s)
         if upstream_s is not None:
             self.upstream.observe(upstream_s)
+        # Hardly anybody waits for these two.
+        if queued_s:
+            self.queued.observe(queued_s)
+        elif queued_s is not None:
+            self.queued.counts[0] += 1
+        if token_s:
+            self.token.observe(token_s)
+        elif token_s is not None:
+            self.token.counts[0] += 1
         self.received_bytes += received_bytes
         self.sent_bytes += sent_bytes
         if retried:

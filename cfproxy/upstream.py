@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 
 from cfproxy.connection import UpstreamConnection
 from cfproxy.errors import UpstreamTimeout, UpstreamUnreachable
@@ -26,7 +27,7 @@ from cfproxy.flow import Inflow
 from cfproxy.framing import render_chunk, render_last_chunk
 from cfproxy.heads import AnswerHead
 from cfproxy.pool import Pool
-from cfproxy.ports import Call, RequestBody
+from cfproxy.ports import BegunAnswer, Call, RequestBody
 from cfproxy.token import Token
 
 CONNECTIONS = 1000
@@ -66,14 +67,30 @@ class HttpUpstream:
         """Close every connection."""
         await self.pool.aclose()
 
-    async def send(self, call: Call, token: Token) -> HttpAnswer:
+    def begin(
+        self, call: Call, token: Token, take: Callable[[], bool], on_arrival: Callable[[], None]
+    ) -> HttpAnswer | None:
+        """Send a request without a body, if a connection is at hand (see `ports.Upstream.begin`)."""
+        if not (self.pool.ready and take()):
+            return None
+        connection = self.pool.take_ready()
+        answer = HttpAnswer(connection, self.pool, self._idle_s)
+        connection.when_arrived(on_arrival)
+        answer.ask(call, _whole_head(call, token))
+        return answer
+
+    async def send(self, call: Call, token: Token, begun: BegunAnswer | None = None) -> HttpAnswer:
         """Send the request, return the answer once its head is there (see `ports.Upstream.send`)."""
-        head = b"%bAuthorization: Bearer %b\r\n\r\n" % (call.head, token.value.reveal().encode("ascii"))
         while True:
-            connection = await self.pool.take()
-            answer = HttpAnswer(connection, self.pool, self._idle_s)
+            if isinstance(begun, HttpAnswer):
+                answer, begun = begun, None
+            else:
+                answer = HttpAnswer(await self.pool.take(), self.pool, self._idle_s)
+            connection = answer.connection
             try:
-                await answer.ask(call, head)
+                if not answer.asked:
+                    answer.ask(call, _whole_head(call, token))
+                await answer.arrive()
             except BaseException as error:
                 await answer.aclose()
                 if not (isinstance(error, UpstreamUnreachable) and connection.kept):
@@ -84,6 +101,10 @@ class HttpUpstream:
                 return answer
             if call.body is not None:
                 call.body.restart()
+
+
+def _whole_head(call: Call, token: Token) -> bytes:
+    return b"%bAuthorization: Bearer %b\r\n\r\n" % (call.head, token.value.reveal().encode("ascii"))
 
 
 def _may_repeat(call: Call, connection: UpstreamConnection) -> bool:
@@ -101,15 +122,16 @@ class HttpAnswer:
         idle_s: seconds that the API may leave the request unread.
     """
 
-    __slots__ = ("_closed", "_connection", "_idle_s", "_inflow", "_pool", "_sent", "_upload", "head")
+    __slots__ = ("_closed", "_idle_s", "_inflow", "_pool", "_sent", "_upload", "asked", "connection", "head")
 
     def __init__(self, connection: UpstreamConnection, pool: Pool, idle_s: float) -> None:
-        self._connection = connection
+        self.connection = connection
         self._pool = pool
         self._idle_s = idle_s
         self._upload: asyncio.Task[None] | None = None
         self._sent = False  # the whole request
         self._closed = False
+        self.asked = False
         self.head: AnswerHead
         self._inflow: Inflow
 
@@ -133,8 +155,8 @@ class HttpAnswer:
         """What followed a chunked body, once it has been read."""
         return self._inflow.trailers
 
-    async def ask(self, call: Call, head: bytes) -> None:
-        """Send the request and wait for the answer's head; once.
+    def ask(self, call: Call, head: bytes) -> None:
+        """Send the request, or begin to; once.
 
         Args:
             call: what to send.
@@ -143,7 +165,8 @@ class HttpAnswer:
         Raises:
             see `ports.Upstream.send`
         """
-        connection = self._connection
+        connection = self.connection
+        self.asked = True
         if not connection.usable:
             raise UpstreamUnreachable("the API closed the connection", unsent=True)
         connection.begin(to_head=call.method == "HEAD", on_interim=call.on_interim)
@@ -156,6 +179,28 @@ class HttpAnswer:
             connection.write(head + _framed(whole, call))
             self._sent = True
             connection.expect_answer()
+
+    def arrived_whole(self) -> bool:
+        """Return whether head and body are there, waiting for nothing."""
+        head, inflow = self.connection.head, self.connection.inflow
+        if head is None or inflow is None or not inflow.complete:
+            return False
+        self.head, self._inflow = head, inflow
+        return True
+
+    def close(self) -> None:
+        """Do what `aclose` does, where no upload is under way."""
+        if not self._closed:
+            self._closed = True
+            self._pool.give_back(self.connection)
+
+    async def arrive(self) -> None:
+        """Wait for the answer's head.
+
+        Raises:
+            see `ports.Upstream.send`
+        """
+        connection = self.connection
         self.head = await connection.read_head()
         assert connection.inflow is not None  # noqa: S101 - it comes with the head
         self._inflow = connection.inflow
@@ -181,14 +226,15 @@ class HttpAnswer:
         if self._closed:
             return
         self._closed = True
+        self.connection.when_arrived(None)
         if self._sent:
-            self._pool.give_back(self._connection)
+            self._pool.give_back(self.connection)
         else:
-            self._connection.abort()
+            self.connection.abort()
             await self._stop_upload()
 
     async def _send_body(self, body: RequestBody, call: Call) -> None:
-        connection = self._connection
+        connection = self.connection
         if call.expects and not await connection.wait_to_go_on(CONTINUE_S):
             return  # the answer is there
         while piece := await body.read():
@@ -204,7 +250,7 @@ class HttpAnswer:
 
         Whether it answered before that is for the reading side to see.
         """
-        connection = self._connection
+        connection = self.connection
         try:
             connection.write(data)
             connection.deadline.touch()
@@ -219,8 +265,8 @@ class HttpAnswer:
         error = None if upload.cancelled() else upload.exception()
         if error is not None:
             # The request can't be completed: wake whoever waits for the answer.
-            self._connection.fail(error)
-            self._connection.abort()
+            self.connection.fail(error)
+            self.connection.abort()
 
     async def _stop_upload(self) -> None:
         if self._upload is not None and not self._upload.done():

@@ -12,14 +12,18 @@ Invariants:
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import TypeVar
 
 from cfproxy.errors import BadTarget, LoopDetected, NotAllowed, UpgradeNotSupported
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
+_V = TypeVar("_V")
+_NAME_OF = operator.itemgetter(0)
 
 # RFC 9110 §7.6.1, and the older names that mean the same.
 HOP_BY_HOP = frozenset(
@@ -78,6 +82,7 @@ OWN_COOKIES = b"cfproxy"  # how the names of the admin listener's cookies begin
 _NOT_SENT_UP = HOP_BY_HOP | OWNED
 _NOT_SENT_DOWN = HOP_BY_HOP | CORS_ANSWERS
 _NO_TRAILERS = _NOT_SENT_UP | {b"content-length"}
+_LOOKED_AT = _NOT_SENT_DOWN | {b"location", b"set-cookie"}
 
 _USUAL_METHODS = {
     name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -129,9 +134,40 @@ class Framing:
         return self.chunked or bool(self.length)
 
 
+class NameMemo(dict[bytes, _V]):
+    """What follows from a header's name alone, remembered, since the same few names come again and again.
+
+    Args:
+        read: tells it of a name; what it raises is raised.
+    """
+
+    __slots__ = ("_read",)
+    NAMES_MAX, BYTES_MAX = 1024, 64  # so that invented names take up a bounded room
+
+    def __init__(self, read: Callable[[bytes], _V]) -> None:
+        super().__init__()
+        self._read = read
+
+    def __missing__(self, name: bytes) -> _V:
+        told = self._read(name)
+        if len(name) <= self.BYTES_MAX:
+            if len(self) >= self.NAMES_MAX:
+                self.clear()
+            self[name] = told
+        return told
+
+
+_FOLDED = NameMemo(lambda name: name.lower().replace(b"_", b"-"))
+
+
 def folded(name: bytes) -> bytes:
     """Return a header name as it is compared: lower case, `_` as `-`."""
-    return name.lower().replace(b"_", b"-")
+    return _FOLDED[name]
+
+
+def has_header(headers: RawHeaders, name: bytes) -> bool:
+    """Return whether one of `headers` is called `name`, which is `folded`."""
+    return name in map(_FOLDED.__getitem__, map(_NAME_OF, headers))
 
 
 def read_framing(version: tuple[int, int], headers: RawHeaders) -> Framing:
@@ -317,26 +353,41 @@ def incoming_headers(
         caller: `scheme://authority` under which the client knows us; empty when it named none.
         trailers: whether the client gets the trailers that `Trailer` announces.
     """
-    drop = _NOT_SENT_DOWN
-    listed = _listed_in_connection(headers)
-    if listed:
-        drop = drop | listed
-    if trailers:
-        drop = drop - {b"trailer"}
     passed = []
-    for name, value in headers:
-        low = folded(name)
-        if low in drop:
+    listed: frozenset[bytes] = frozenset()
+    for header in headers:
+        rule = _DOWN[header[0]]
+        if rule is None:
+            passed.append(header)
             continue
-        if low == b"location":
+        name, value = header
+        if rule == b"location":
             passed.append((name, _callers_location(value, origin, caller)))
-        elif low == b"set-cookie":
+        elif rule == b"set-cookie":
             if not _is_own_cookie(value):
                 # Its domain is the upstream's: the client would throw such a cookie away.
                 passed.append((name, _COOKIE_DOMAIN.sub(b"", value)))
-        else:
-            passed.append((name, value))
+        elif rule == b"trailer":
+            if trailers:
+                passed.append(header)
+        elif rule == b"connection" and value not in _USUAL_CONNECTION:
+            listed |= _listed_in_connection((header,))
+    if listed:
+        passed = [header for header in passed if _FOLDED[header[0]] not in listed]
     return passed
+
+
+# As it comes nearly always: said of the connection, and of no header.
+_USUAL_CONNECTION = frozenset({b"keep-alive", b"Keep-Alive", b"close"})
+
+
+def _down(name: bytes) -> bytes | None:
+    """Return the name, as it is compared, of a header of an answer that does not simply pass."""
+    low = folded(name)
+    return low if low in _LOOKED_AT else None
+
+
+_DOWN = NameMemo(_down)
 
 
 def _listed_in_connection(headers: RawHeaders) -> frozenset[bytes]:

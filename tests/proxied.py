@@ -23,9 +23,10 @@ from cfproxy.forward import Forwarder
 from cfproxy.secret import Secret
 from cfproxy.token import Token
 from cfproxy.upstream import HttpUpstream
+from cfproxy.web.admission import ProxySettings
 from cfproxy.web.connection import Limits
 from cfproxy.web.connections import ConnectionLimits
-from cfproxy.web.proxy import ProxyListener, ProxySettings
+from cfproxy.web.proxy import ProxyListener
 from cfproxy.wire import Origin as UpstreamOrigin
 from tests.origin import LIMIT_BYTES, Message, Origin, Script, Wire, serving
 
@@ -46,21 +47,27 @@ class FakeSource:
     def __init__(self, journal: list[str] | None = None) -> None:
         self.journal: list[str] = [] if journal is None else journal
         self.number = 1
-        self.current = a_token(1)
+        self.token = a_token(1)
         self.error: Exception | None = None
         self.replace_error: BaseException | None = None
         self.stuck = False
 
     def renew(self) -> Token:
         self.number += 1
-        self.current = a_token(self.number)
-        return self.current
+        self.token = a_token(self.number)
+        return self.token
+
+    def current(self) -> Token | None:
+        if self.error is not None:
+            return None
+        self.journal.append("get")
+        return self.token
 
     async def get(self) -> Token:
         self.journal.append("get")
         if self.error is not None:
             raise self.error
-        return self.current
+        return self.token
 
     async def replace(self, rejected: Token) -> Token:
         self.journal.append(f"replace {rejected.value.reveal()}")
@@ -86,6 +93,13 @@ class FakePacer:
         self.waiting = 0
         self.flows: list[Hashable] = []
         self.error: Exception | None = None
+        self.at_once = True
+
+    def take(self) -> bool:
+        free = self.at_once and self.gate.is_set() and self.error is None
+        if free:
+            self.journal.append("slot")
+        return free
 
     async def slot(self, flow: Hashable, waited_s: float = 0.0) -> float:
         self.journal.append("slot")
@@ -166,8 +180,12 @@ async def proxied(
     room: ConnectionLimits | None = None,
     upstream_url: str | None = None,
     tls: ssl.SSLContext | None = None,
+    warm: bool = False,
 ) -> AsyncIterator[Proxied]:
-    """Run an origin with `script` and a listener in front of it, or of `upstream_url` instead."""
+    """Run an origin with `script` and a listener in front of it, or of `upstream_url` instead.
+
+    With `warm` a connection to the origin is there already, so that a request can leave at once.
+    """
     loop = asyncio.get_running_loop()
     capture = LogCapture()
     log = structlog.wrap_logger(
@@ -191,7 +209,7 @@ async def proxied(
             server_timing=server_timing,
             sends_id=sends_id,
             keeps_line=keeps_line,
-            record=lambda method, _path, status, _problem, **_: counted.append((method, status)),
+            record=lambda method, _path, status, *_: counted.append((method, status)),
         )
         forwarder = Forwarder(source, pacer, upstream, retry_unauthorized=retry, retry_too_many=retry)
         listener = ProxyListener(settings, forwarder, log)
@@ -199,6 +217,10 @@ async def proxied(
         listener.port = server.sockets[0].getsockname()[1]
         world = Proxied(origin, listener, source, pacer, listener.port, capture.entries, counted)
         loop.set_exception_handler(lambda _, context: world.crashes.append(context))
+        if warm:
+            upstream.warm()
+            while not upstream.pool.ready:
+                await asyncio.sleep(0)
         try:
             yield world
         finally:

@@ -21,7 +21,7 @@ from cfproxy.errors import (
     UpstreamUnreachable,
 )
 from cfproxy.forward import PIECE_BYTES, Forwarder, KeptBody
-from cfproxy.ports import Call
+from cfproxy.ports import BegunAnswer, Call
 from cfproxy.token import Token
 from tests.proxied import FakePacer, FakeSource
 
@@ -65,7 +65,12 @@ class Scene:
             self.source, self.pacer, self, retry_unauthorized=retry, retry_too_many=retry
         )
 
-    async def send(self, call: Call, token: Token) -> FakeAnswer:
+    def begin(
+        self, call: Call, token: Token, take: Callable[[], bool], on_arrival: Callable[[], None]
+    ) -> None:
+        return None
+
+    async def send(self, call: Call, token: Token, begun: BegunAnswer | None = None) -> FakeAnswer:
         self.journal.append(f"send {token.value.reveal()}")
         if call.body is not None:
             self.bodies.append(b"")

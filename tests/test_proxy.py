@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cfproxy.access import AccessRules
 from cfproxy.secret import Secret
-from cfproxy.web.proxy import PROGRAMS_MAX
+from cfproxy.web.admission import PROGRAMS_MAX
 from cfproxy.wire import folded
 from tests.origin import OK, Message, Peer, answering, chunked, reply
 from tests.proxied import Proxied, proxied
@@ -493,6 +493,7 @@ async def test_no_caller_can_invent_more_flows_than_there_are_places_in_a_queue(
     """A program that changes its name with every request can't be everybody in the queue."""
     async with proxied(answering(OK)) as world:
         client = await world.client()
+        world.pacer.at_once = False
         for number in range(3 * PROGRAMS_MAX):
             await client.ask(b"GET / HTTP/1.1", b"User-Agent: %d" % number)
         assert PROGRAMS_MAX / 2 < len(set(world.pacer.flows)) <= PROGRAMS_MAX

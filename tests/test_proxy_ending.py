@@ -39,13 +39,14 @@ class Watched:
 @pytest.mark.parametrize(
     "leave", [Client.abort, lambda client: client.writer.close()], ids=["reset", "close"]
 )
+@pytest.mark.parametrize("warm", [False, True], ids=["opening", "at once"])
 async def test_a_client_that_leaves_takes_its_request_to_the_api_along(
-    begin: bytes, leave: object, monkeypatch: pytest.MonkeyPatch
+    begin: bytes, leave: object, warm: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hang-up, before the answer or within it, cancels the request there and leaves nothing in flight."""
     monkeypatch.setattr(connection, "HALF_CLOSE_S", 0.0)  # as if the time had passed
     script = Watched(begin)
-    async with proxied(script) as world:
+    async with proxied(script, warm=warm) as world:
         client = await world.client()
         await client.send(client.compose(b"GET / HTTP/1.1"))
         await until(lambda: world.origin.requests)

@@ -12,6 +12,7 @@ import pytest
 import trustme
 
 from cfproxy.errors import UpstreamTimeout
+from cfproxy.web import exchange
 from tests.origin import OK, Peer, Script, answering, chunked, reply, serving, until
 from tests.proxied import proxied
 from tests.test_proxy import problem
@@ -269,6 +270,35 @@ async def test_an_unforeseen_fault_before_the_first_byte_is_a_500() -> None:
         assert b"a bug" not in answer.body
         assert world.events[0]["event"] == "request.crashed"
         assert isinstance(world.events[0]["exc_info"], RuntimeError)
+
+
+@pytest.mark.parametrize("part", ["incoming_headers", "passing_trailers"])
+async def test_a_fault_while_an_answer_is_passed_on_at_once_is_told(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before its first byte it is a 500, after it the answer is cut; the log has it, and nobody waits."""
+
+    def broken(*_args: object, **_options: object) -> None:
+        raise RuntimeError("a bug")
+
+    fields = (b"Transfer-Encoding: chunked",)
+    whole = b"HTTP/1.1 200 OK\r\n" + fields[0] + b"\r\n\r\n2\r\nok\r\n0\r\nX-T: 1\r\n\r\n"
+
+    async def script(peer: Peer) -> None:
+        await peer.take()
+        await peer.send(whole)
+
+    async with proxied(script, warm=True) as world:
+        monkeypatch.setattr(exchange, part, broken)
+        client = await world.client()
+        await client.send(client.compose(b"GET / HTTP/1.1"))
+        if part == "incoming_headers":
+            assert problem(await client.read_answer(b"GET")) == (500, "misconfigured")
+        else:
+            assert not (await client.reader.read()).endswith(b"0\r\n\r\n")
+        await until(lambda: len(world.events) > 1)
+        assert world.events[0]["event"] == "request.crashed"
+        assert not world.listener.in_flight
 
 
 async def test_a_client_that_reads_nothing_is_let_go() -> None:

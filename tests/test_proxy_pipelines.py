@@ -9,7 +9,8 @@ import time
 import pytest
 
 from cfproxy.heads import HeadLimits, MalformedHead, request_end
-from cfproxy.web.connection import REMEMBERED_BYTES, Request
+from cfproxy.web.connection import REMEMBERED_BYTES
+from cfproxy.web.exchange import Exchange
 from tests.origin import OK, Peer, answering, reply, until, until_still
 from tests.proxied import proxied
 
@@ -89,12 +90,16 @@ async def test_empty_lines_are_no_beginning_of_a_request() -> None:
 async def test_a_fault_of_ours_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever goes wrong, nobody waits for an answer that can't come any more."""
 
-    async def broken(request: Request) -> bool:
-        raise RuntimeError(request.method)
+    class Broken(Exchange):
+        def begin(self) -> bool:
+            return False
+
+        async def run(self) -> bool:
+            raise RuntimeError("a bug")
 
     async with proxied(answering(OK)) as world:
         client = await world.client()
-        monkeypatch.setattr(world.listener, "handle", broken)
+        monkeypatch.setattr(world.listener, "take", lambda request: Broken(world.listener, request))
         await client.send(client.compose(b"GET / HTTP/1.1"))
         assert await client.ended()
         gc.collect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from email.utils import formatdate
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from cfproxy.errors import QueueTimeout, TokenEndpointUnavailable
 from cfproxy.forward import POSTPONED_MAX, RETRY_AFTER_MAX_S, Forwarder, KeptBody, Outcome
-from cfproxy.ports import Call
+from cfproxy.ports import BegunAnswer, Call
 from cfproxy.token import Token
 from cfproxy.wire import retry_after_s
 from tests.proxied import FakePacer, FakeSource
@@ -52,7 +53,12 @@ class Scene:
             self.source, self.pacer, self, retry_unauthorized=True, retry_too_many=retry, now=lambda: NOW
         )
 
-    async def send(self, call: Call, token: Token) -> Refusal:
+    def begin(
+        self, call: Call, token: Token, take: Callable[[], bool], on_arrival: Callable[[], None]
+    ) -> None:
+        return None
+
+    async def send(self, call: Call, token: Token, begun: BegunAnswer | None = None) -> Refusal:
         self.journal.append("send")
         if call.body is not None:
             self.sent.append(await call.body.read())

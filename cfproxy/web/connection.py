@@ -16,6 +16,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -44,6 +45,8 @@ LINGER_S = 5.0
 REMEMBERED_BYTES = 8 * 1024
 _NO_FIELDS = Fields((1, 1), (), Framing(None, chunked=False), keep_alive=False)
 _NOTHING = frozenset({b"", b"\r"})  # of a head: an empty line may come before it
+_EMPTY_LINES = re.compile(rb"\A(?:\r\n)+")
+_NEVER_ENDS = -1
 _NOT_HTTP = "the request is not well-formed HTTP/1.1, or its header is too long"
 
 
@@ -109,8 +112,26 @@ class Listener(Protocol):
     def waiting(self, connection: ClientConnection) -> None:
         """Take note that nothing is there to be worked at."""
 
-    async def handle(self, request: Request) -> bool:
-        """Answer `request` on its connection; return whether the connection may serve another one."""
+    def take(self, request: Request) -> Answering:
+        """Return what answers `request` on its connection."""
+
+
+class Answering(Protocol):
+    """One request's way to its answer."""
+
+    def begin(self) -> bool:
+        """Begin without a task, if that can be done.
+
+        Returns:
+            whether it was; then `ClientConnection.answered` or `follow` is called later, and else `run` is
+            to be called.
+        """
+
+    def give_up(self) -> None:
+        """End what `begin` has begun, without an answer."""
+
+    async def run(self) -> bool:
+        """Answer, or go on with what was begun; return whether the connection may serve another request."""
 
 
 class ClientConnection(FlowProtocol):
@@ -129,8 +150,12 @@ class ClientConnection(FlowProtocol):
         self._watch = watch
         self._deadline = Deadline(self._overdue)
         self._unread = b""
+        self._head_bytes = 0  # of the next head, once it is there
         self._seen = 0  # so much of it is the beginning of a head that has no end yet
         self._body: Inflow | None = None
+        self.busy = False  # with a request
+        self._request: Request | None = None
+        self._answering: Answering | None = None  # as long as it has no task
         self._task: asyncio.Task[None] | None = None
         self._read_at = 0.0  # when the last byte of the present request came
         self._ended = False  # the client's side of the connection
@@ -161,13 +186,15 @@ class ClientConnection(FlowProtocol):
                 return
         had_some = self._unread not in _NOTHING
         self._unread = self._unread + data if self._unread else data
-        if self._task is not None:
+        if self.busy:
             if len(self._unread) > self._limits.ahead_bytes:
                 self.hold_reading()
         elif self._can_begin():
             self._deadline.stop()
             self._listener.working(self)
-            self._task = self.loop.create_task(self._work())
+            self.busy = self._take_next()
+            if self._answering is not None and not self._answering.begin():
+                self.follow()
         elif not had_some and self._unread not in _NOTHING:
             self._listener.began(self)
             self._deadline.start(self._limits.head_s)
@@ -175,7 +202,7 @@ class ClientConnection(FlowProtocol):
     def eof_received(self) -> bool:
         """Take note that the client sends no more; return whether it may still get an answer."""
         self._ended = True
-        if self._task is None or self._deaf:
+        if not self.busy or self._deaf:
             return False
         if self._body is not None and not self._body.complete:
             self._body.fail(ConnectionResetError())
@@ -192,8 +219,7 @@ class ClientConnection(FlowProtocol):
         self._watch.forget(self._socket)
         if self._body is not None:
             self._body.fail(ConnectionResetError())
-        if self._task is not None:
-            self._task.cancel()
+        self._give_up()
         self._listener.closed(self)
 
     def hold_reading(self) -> None:
@@ -210,13 +236,32 @@ class ClientConnection(FlowProtocol):
 
     # --- requests -------------------------------------------------------------------------
 
+    def follow(self) -> None:
+        """Have the present request answered, and those that are there behind it, by a task."""
+        self._task = self.loop.create_task(self._work())
+
+    def answered(self, *, goes_on: bool) -> None:
+        """Go on after an answer that took no task.
+
+        Args:
+            goes_on: whether the connection may serve another request.
+        """
+        self._answering = None
+        if not goes_on:
+            self._stop_working()
+            self._end()
+        elif self._unread:  # whoever asks far ahead takes turns with the others
+            self.follow()
+        else:
+            self._stop_working()
+            self._rest()
+
     async def _work(self) -> None:
-        """Have all requests answered that are there."""
         try:
-            while (request := self._next_request()) is not None:
-                goes_on = await self._listener.handle(request)
-                if not (goes_on and request.read_whole):
-                    self._end(request)
+            while self._answering is not None or self._take_next():
+                goes_on = await self._run()
+                if not goes_on:
+                    self._end()
                     return
                 if self._unread:  # whoever asks far ahead takes turns with the others, and reads its answers
                     await asyncio.sleep(0)
@@ -228,29 +273,55 @@ class ClientConnection(FlowProtocol):
             self.abort()  # nobody would ever look at this connection again
             raise
         finally:
-            self._task = None
-            self._body = None
-            self._listener.waiting(self)
+            self._stop_working()
+        self._rest()
+
+    async def _run(self) -> bool:
+        """Have the present request answered; return whether there can be another one."""
+        answering, self._answering = self._answering, None
+        assert answering is not None  # noqa: S101 - whoever calls has looked
+        goes_on = await answering.run()
+        return goes_on and self._request is not None and self._request.read_whole
+
+    def _take_next(self) -> bool:
+        """Take the next request, if it is there, to be worked at."""
+        request = self._request = self._next_request()
+        if request is None:
+            return False
+        self._answering = self._listener.take(request)
+        return True
+
+    def _stop_working(self) -> None:
+        self.busy = False
+        self._task = self._body = self._answering = None
+        self._listener.waiting(self)
+
+    def _rest(self) -> None:
+        """Wait for a next request, whose beginning may be there."""
         if self._ended:
             self._close()
-        else:
-            if self._unread:
-                self._listener.began(self)
-            self._deadline.start(self._limits.head_s if self._unread else self._limits.keep_alive_s)
-            self.release_reading()
-
-    @property
-    def busy(self) -> bool:
-        """Whether a request is worked at."""
-        return self._task is not None
+            return
+        if self._unread:
+            self._listener.began(self)
+        self._deadline.start(self._limits.head_s if self._unread else self._limits.keep_alive_s)
+        self.release_reading()
 
     def cut(self) -> asyncio.Task[None] | None:
         """Give up the present request and end the connection; return what is still to be waited for."""
-        if self._task is None:
+        task = self._task
+        if not self._give_up():
             self.abort()
-        else:
-            self._task.cancel()
-        return self._task
+        return task
+
+    def _give_up(self) -> bool:
+        """Let the present request be given up; return whether its task sees to the connection, too."""
+        answering, task = self._answering, self._task
+        if answering is not None:  # no task has taken it over yet, and none shall
+            self._stop_working()
+            answering.give_up()
+        if task is not None:
+            task.cancel()
+        return task is not None and answering is None
 
     def end(self, cause: str) -> None:
         """Make room for others (see `connections.Client`)."""
@@ -268,23 +339,24 @@ class ClientConnection(FlowProtocol):
         """Whether there is a request, or what will never become one."""
         if self._unread in _NOTHING:
             return False
-        self._unread = self._unread.removeprefix(b"\r\n")  # one empty line is no harm (RFC 9112 §2.2)
+        if self._unread.startswith(b"\r\n"):  # empty lines are no harm (RFC 9112 §2.2)
+            self._unread = _EMPTY_LINES.sub(b"", self._unread, count=1)
         try:
-            if request_end(self._unread, self._limits.head, self._seen):
-                return True
+            self._head_bytes = request_end(self._unread, self._limits.head, self._seen)
         except MalformedHead:
-            return True
-        self._seen = len(self._unread)
-        return False
+            self._head_bytes = _NEVER_ENDS
+        self._seen = 0 if self._head_bytes else len(self._unread)
+        return self._head_bytes != 0
 
     def _next_request(self) -> Request | None:
         self._body = None
-        if not self._can_begin():
+        if not (self._head_bytes or self._can_begin()):
             return None
-        self._seen = 0
+        end, self._head_bytes = self._head_bytes, 0
+        if end == _NEVER_ENDS:
+            return self._malformed(BadTarget(_NOT_HTTP))
         self._read_at = self.loop.time()
         try:
-            end = request_end(self._unread, self._limits.head)
             method, target, rest = split_request(self._unread[:end], self._limits.head)
             fields = self._parse(rest)
         except MalformedHead:
@@ -345,9 +417,15 @@ class ClientConnection(FlowProtocol):
 
     # --- the end --------------------------------------------------------------------------
 
-    def _end(self, request: Request) -> None:
+    def _end(self) -> None:
         """End the connection behind its last answer."""
-        if request.read_whole or self._ended or self.transport is None or self.lost:
+        if (
+            self._request is None
+            or self._request.read_whole
+            or self._ended
+            or self.transport is None
+            or self.lost
+        ):
             self._close()
             return
         # The client may be sending still, and a reset on our side would make it lose the answer.

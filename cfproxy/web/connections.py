@@ -87,13 +87,16 @@ class Connections:
 
     def working(self, client: Client) -> None:
         """Note that a request's head is whole."""
-        if self._forget(client):
+        if self._idle.pop(client, None) is not None or self._unfinished.pop(client, None) is not None:
             self._busy.add(client)
 
     def waiting(self, client: Client) -> None:
         """Note that an answer is through, and nothing of a next request came yet."""
-        if self._forget(client):
-            self._idle[client] = self.clock()
+        if client in self._busy:
+            self._busy.discard(client)
+        elif not self._forget(client):
+            return
+        self._idle[client] = self.clock()
 
     def closed(self, client: Client) -> None:
         """Forget it."""

@@ -173,5 +173,5 @@ def _without_length(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 
 def _render_head(status: int, reason: bytes, headers: Headers) -> bytes:
-    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
-    return b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, reason, lines)
+    lines = [b"HTTP/1.1 %d %b" % (status, reason), *map(b": ".join, headers), b"\r\n"]
+    return b"\r\n".join(lines)

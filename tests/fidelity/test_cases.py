@@ -49,6 +49,12 @@ async def test_is_kept(case: Case) -> None:
     await _play(case, None, None)
 
 
+@pytest.mark.parametrize("case", _parameters(GROUPS, kept_only=True))
+async def test_is_kept_when_nothing_has_to_be_waited_for(case: Case) -> None:
+    """It goes the same way when token, slot and connection are at hand."""
+    await _play(case, None, None, warm=True)
+
+
 @pytest.mark.parametrize(
     "case", _parameters((group for group in GROUPS if OVER_TLS.match(group.name)), kept_only=True)
 )
@@ -60,10 +66,12 @@ async def test_is_kept_over_tls(case: Case, authority: trustme.CA) -> None:
     await _play(case, server, trusting)
 
 
-async def _play(case: Case, server: ssl.SSLContext | None, trusting: ssl.SSLContext | None) -> None:
+async def _play(
+    case: Case, server: ssl.SSLContext | None, trusting: ssl.SSLContext | None, *, warm: bool = False
+) -> None:
     scheme = "https" if server else "http"
     async with open_origin(server) as origin:
         url = f"{scheme}://{origin.authority.decode()}"
-        async with proxied(answering(OK), upstream_url=url, tls=trusting, retry=False) as world:
+        async with proxied(answering(OK), upstream_url=url, tls=trusting, retry=False, warm=warm) as world:
             stage = Stage(origin, world.port, b"token-1", FAILING_PATIENCE_S if case.fails else PATIENCE_S)
             await stage.play(case)
