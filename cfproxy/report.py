@@ -92,7 +92,7 @@ def report_running(
     report["api"] = {"state": state_of(failure), "detail": None if failure is None else failure.message}
     report["refused"] = refused
     if failure is not None and report["command"] is None:
-        report["command"] = "cfproxy doctor"
+        report["command"] = app.doctor_command
     return report
 
 
@@ -199,7 +199,7 @@ def _next_command(app: App, error: CfproxyError | None, *, urgent: bool) -> str 
     """Return what to type now; None when there is nothing to do."""
     if isinstance(error, LoginRequired) or (error is None and urgent):
         return app.login_command
-    return None if error is None else "cfproxy doctor"
+    return None if error is None else app.doctor_command
 
 
 def _good_news(

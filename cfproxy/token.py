@@ -175,7 +175,7 @@ class App:
         upstream: `scheme://host:port` of that one.
         scope: what is asked for.
         grant: how.
-        config_file: the configuration as `-c` named it, if it did; for `login_command`.
+        config_file: the configuration as `-c` named it, if it did; for the commands.
     """
 
     account: str
@@ -189,9 +189,17 @@ class App:
     @property
     def login_command(self) -> str:
         """The command line that logs this account in, from the folder in which this one was given."""
+        return self._command("login")
+
+    @property
+    def doctor_command(self) -> str:
+        """Likewise the one that examines it."""
+        return self._command("doctor")
+
+    def _command(self, verb: str) -> str:
         file = () if self.config_file is None else ("-c", self.config_file)
         account = () if self.account == "default" else ("--account", self.account)
-        return shlex.join(["cfproxy", "login", *file, *account])
+        return shlex.join(["cfproxy", verb, *file, *account])
 
 
 def login_problem(login: Login | None, app: App) -> LoginRequired | None:

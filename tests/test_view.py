@@ -84,6 +84,17 @@ def test_an_api_that_failed_the_last_request_is_told() -> None:
     assert (check["check"], check["state"], check["ok"]) == ("api", "upstream-unreachable", False)
 
 
+def test_the_next_step_reads_the_same_file_for_the_same_account() -> None:
+    """A doctor without them would look at another configuration."""
+    app = replace(APP, account="acme", config_file="a b.yaml")
+    told = {"login": LoginRequired("no login"), "doctor": TokenEndpointUnavailable("down")}
+    for verb, error in told.items():
+        report = report_running(app, replace(GOOD, usable_s=0.0, error=error), NOW, "file:/state")
+        assert report["command"] == f"cfproxy {verb} -c 'a b.yaml' --account acme"
+    failed = report_running(app, GOOD, NOW, "file:/state", UpstreamUnreachable("no route to it"))
+    assert failed["command"] == "cfproxy doctor -c 'a b.yaml' --account acme"
+
+
 def test_a_queue_that_refuses_is_told_for_a_minute() -> None:
     """Everything else works, so it is a warning."""
     view = view_account(a_report() | {"refused": 3})
