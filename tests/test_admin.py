@@ -67,6 +67,39 @@ async def test_an_action_wants_a_header_that_no_form_can_send() -> None:
         assert service.stopped.is_set()
 
 
+@pytest.mark.parametrize("name", ["X-Forwarded-For", "X-Real-IP", "X-Request-Id"])
+async def test_what_a_reverse_proxy_adds_is_no_header_of_the_callers_own(name: str) -> None:
+    """It adds them to the form of another site, too."""
+    async with serving() as service:
+        assert (await ask(service, "POST", "/shutdown", **{name: "192.0.2.1"}))[0] == 403
+        assert not service.stopped.is_set()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allowed"),
+    [
+        ("GET", "/shutdown", 405, "POST"),
+        ("DELETE", "/", 405, "GET,HEAD"),
+        ("HEAD", "/callback", 405, "GET"),  # looking must not spend a code
+        ("GET", "/nowhere", 404, None),
+        ("HEAD", "/readyz", 503, None),
+        ("HEAD", "/", 200, None),
+    ],
+)
+async def test_a_wrong_method_or_path_is_told_as_such(
+    method: str, path: str, status: int, allowed: str | None
+) -> None:
+    """With the right methods (RFC 9110, 15.5.6), and without the versions of what runs here."""
+    async with (
+        serving() as service,
+        aiohttp.ClientSession(headers=ACTION) as session,
+        session.request(method, f"{service.admin_url}{path}") as answer,
+    ):
+        assert (answer.status, answer.headers.get("Allow")) == (status, allowed)
+        assert answer.headers["Server"] == "cfproxy"
+        assert bool(await answer.read()) == (method != "HEAD")
+
+
 async def test_where_callers_need_a_key_so_do_actions() -> None:
     """Looking is free on loopback; stopping everybody is not, if calling the API isn't."""
     async with serving(CFPROXY_ACCESS__KEYS="sesame") as service:

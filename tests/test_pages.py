@@ -127,6 +127,20 @@ async def test_the_page_tells_without_a_script_what_is_wrong_and_what_to_do() ->
         assert (await browser.get("/static/page.html")).status == 404
 
 
+@pytest.mark.parametrize("path", ["/nowhere", "/login?account=nobody", "/shutdown"])
+async def test_an_address_without_a_page_shows_the_way_back(path: str) -> None:
+    """As a page for a person; programs get a problem document."""
+    async with browsing() as browser:
+        page = await browser.get(path)
+        assert page.status in {404, 405}
+        assert '<a href="/">' in page.text
+        assert (
+            (await browser.get(path, Accept="*/*"))
+            .headers["Content-Type"]
+            .startswith("application/problem+json")
+        )
+
+
 async def test_requests_show_without_their_query_and_escaped() -> None:
     """Whatever a caller puts into a path is text on the page."""
     async with browsing() as browser:

@@ -115,11 +115,7 @@ class Admin:
         except web.HTTPSeeOther as found:
             response = web.Response(status=found.status, headers={"Location": str(found.location)})
         except web.HTTPException as error:
-            response = web.json_response(
-                {"type": "about:blank", "title": error.reason, "status": error.status},
-                status=error.status,
-                content_type="application/problem+json",
-            )
+            response = _turn_away(request, error)
         for name, value in SECURITY_HEADERS.items():
             response.headers.setdefault(name, value)
         return response
@@ -231,3 +227,16 @@ def _refuse(request: web.Request, error: CfproxyError) -> web.Response:
         response.headers.update({name: value for name, value in headers.items() if name != "Content-Type"})
         return response
     return web.Response(status=row.status, body=document, headers=headers)
+
+
+def _turn_away(request: web.Request, error: web.HTTPException) -> web.Response:
+    if wants_html(request):
+        text = "Nothing is shown at this address. The status page has what there is."
+        link = ("/", "To the status page")
+        response = render_note(error.reason, text, tone="bad", link=link, status=error.status)
+    else:
+        document = {"type": "about:blank", "title": error.reason, "status": error.status}
+        response = web.json_response(document, status=error.status, content_type="application/problem+json")
+    if "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response

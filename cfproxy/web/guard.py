@@ -23,6 +23,8 @@ from cfproxy.secret import Secret
 # Where a person may arrive by a link, or be sent back to by the accounts server.
 PAGES = frozenset({"/", "/login", "/callback"})
 CALLBACK = "/callback"
+# What reverse proxies add to every request, those of foreign forms included.
+_ADDED = ("x-forwarded-", "x-real-", "x-request-id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,8 @@ class FormToken:
 
 def has_custom_header(request: web.Request) -> bool:
     """Return whether a header is there that would have cost a page of another site a CORS preflight."""
-    return any(name.lower().startswith("x-") for name in request.headers)
+    names = (name.lower() for name in request.headers)
+    return any(name.startswith("x-") and not name.startswith(_ADDED) for name in names)
 
 
 def wants_html(request: web.Request) -> bool:

@@ -33,6 +33,7 @@ SECURITY_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
+    "Server": "cfproxy",  # else aiohttp tells its version and Python's
     "X-Content-Type-Options": "nosniff",
 }
 # With no-referrer a browser sends `Origin: null` with our own forms, too (Fetch, section "append a request
