@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 
 @dataclass(eq=False)
@@ -157,9 +157,16 @@ class UpstreamError(CfproxyError):
 
     Args:
         unsent: nothing of the request can have reached the upstream, so it may go again.
+
+    A message without a next step of its own (after a semicolon) gets that of its kind.
     """
 
     unsent: bool = False
+    step: ClassVar[str] = "try again later"
+
+    def __post_init__(self) -> None:
+        if "; " not in self.message:
+            self.message = f"{self.message}; {self.step}"
 
 
 class UpstreamUnreachable(UpstreamError):
@@ -173,9 +180,13 @@ class UpstreamTls(UpstreamError):
 class UpstreamProtocol(UpstreamError):
     """What came back is not HTTP/1.1, or it stopped in the middle."""
 
+    step = "try again, and if it stays see what stands between this machine and the API"
+
 
 class UpstreamTimeout(UpstreamError):
     """Connecting or waiting took longer than `timeouts` allows."""
+
+    step = "try again later, or give it more time"
 
 
 # --- the caller --------------------------------------------------------------------------

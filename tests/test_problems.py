@@ -84,14 +84,14 @@ def all_errors() -> list[type[e.CfproxyError]]:
 @pytest.mark.parametrize("kind", all_errors(), ids=lambda kind: kind.__name__)
 def test_every_error_has_an_answer_of_the_contract(kind: type[e.CfproxyError]) -> None:
     """Whatever error meets a caller, its slug and status are among those that the design lists."""
-    row, headers, body = render_problem(kind("what to do"), "id-1")
+    row, headers, body = render_problem(kind("it failed; do this"), "id-1")
     assert row.status == CONTRACT[row.slug][0]
     assert row.proxy_error in PROXY_ERRORS
     assert json.loads(body) == {
         "type": f"urn:cfproxy:problem:{row.slug}",
         "title": row.title,
         "status": row.status,
-        "detail": "what to do",
+        "detail": "it failed; do this",
         "instance": "urn:cfproxy:request:id-1",
     }
     given = dict(headers)
@@ -142,3 +142,11 @@ def test_a_configuration_that_is_refused_is_answered_with_each_of_its_problems()
     problems = (e.Problem("config.yaml", "listen", "is wrong"), e.Problem("environment", "CFPROXY_X", "too"))
     _, _, body = render_problem(e.ConfigError("two problems", problems), "id")
     assert json.loads(body)["problems"] == ["config.yaml: listen: is wrong", "environment: CFPROXY_X: too"]
+
+
+@pytest.mark.parametrize("kind", [each for each in all_errors() if issubclass(each, e.UpstreamError)])
+def test_what_the_api_did_comes_with_a_next_step(kind: type[e.UpstreamError]) -> None:
+    """Its own, or the one of its kind; a caller is never left with the mere fact."""
+    assert kind("it failed").message == f"it failed; {kind.step}"
+    assert kind("it failed; call somebody", unsent=True).message == "it failed; call somebody"
+    assert str(kind("it failed").fresh()) == f"it failed; {kind.step}"

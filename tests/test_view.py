@@ -76,9 +76,9 @@ def test_what_is_broken_is_named_with_its_cause_and_the_next_step(
 
 def test_an_api_that_failed_the_last_request_is_told() -> None:
     """In the words that the caller got; readiness tells it, too."""
-    report = report_running(APP, GOOD, NOW, "file:/state", UpstreamUnreachable("no route to it"))
+    report = report_running(APP, GOOD, NOW, "file:/state", UpstreamUnreachable("no route; mend it"))
     view = view_account(report | PLACES)
-    assert (view["tone"], view["detail"], view["command"]) == ("bad", "no route to it", "cfproxy doctor")
+    assert (view["tone"], view["detail"], view["command"]) == ("bad", "no route; mend it", "cfproxy doctor")
     assert view["headline"] == "The API is out of reach"
     check = report_checks(report)[-1]
     assert (check["check"], check["state"], check["ok"]) == ("api", "upstream-unreachable", False)
