@@ -5,6 +5,7 @@ Owns: the words and fields of a status report. Pure: asks no network, no disk an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from cfproxy.broker import BrokerState
@@ -119,6 +120,29 @@ def report_checks(report: dict[str, Any]) -> list[dict[str, Any]]:
             check["detail"] = report["warning"]
         found.append(check | {"ok": check["state"] == "ok"})
     return found
+
+
+def report_beside(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what keeps a proxy that runs beside this process from serving an account, in its own words.
+
+    Args:
+        told: the account's part of its `/status.json`; of whatever version, so nothing is taken for granted.
+    """
+    parts = (told, told.get("api"), told.get("store"))
+    wrong = (part for part in parts if isinstance(part, Mapping) and part.get("state", "ok") != "ok")
+    found = next(wrong, None)
+    texts = [None, None] if found is None else [found.get("detail"), told.get("command")]
+    detail, command = (_printable(text) if isinstance(text, str) else None for text in texts)
+    return {
+        "ready": told.get("ready") is True,
+        "state": "ok" if found is None else _printable(str(found["state"])),
+        "detail": detail,
+        "command": command,
+    }
+
+
+def _printable(text: str) -> str:
+    return "".join(letter for letter in text if letter.isprintable())
 
 
 def report_pacing(state: ShaperState) -> dict[str, Any]:
@@ -244,6 +268,7 @@ def render_text(reports: list[dict[str, Any]]) -> str:
             at, left_s = report["access_token"]["expires_at"], report["access_token"]["usable_s"]
             expiry = f"expires {at} (in {span_text(left_s)})" if left_s > 0 else f"expired {at}"
             lines.append(f"  access token  {expiry}")
+        lines += _lines_beside(report)
         pacing = report["pacing"]
         pace = "off" if pacing["rate"] is None else f"{pacing['rate']:g} requests in {pacing['per_s']:g} s"
         pace += ", all replicas together" if pacing.get("shared") else ""
@@ -252,3 +277,13 @@ def render_text(reports: list[dict[str, Any]]) -> str:
         problem = "" if store["detail"] is None else f": {store['state']}"  # the first line says more
         lines.append(f"  store         {store['location']}{problem}")
     return "\n".join(lines)
+
+
+def _lines_beside(report: dict[str, Any]) -> list[str]:
+    beside = report.get("running")
+    if beside is None:
+        return []
+    if beside["state"] == "ok" or beside["detail"] == report["detail"]:
+        return ["  proxy         runs"]
+    lines = [f"  proxy         runs, but {': '.join(filter(None, (beside['state'], beside['detail'])))}"]
+    return lines if beside["command"] is None else [*lines, f"  next          {beside['command']}"]

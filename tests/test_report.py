@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cfproxy.errors import StoreUnavailable, StoreUnusable
-from cfproxy.report import render_text, report_stored
+from cfproxy.report import render_text, report_beside, report_stored
 from cfproxy.secret import Secret
 from cfproxy.token import App, Login, Token
 from tests.fakes import APP, CREDENTIALS_APP, World
@@ -151,3 +151,40 @@ def test_a_login_that_dies_soon_is_warned_of() -> None:
     report, text = told(login(login_at=NOW - 28 * DAY_S, login_expires_at=NOW + 2 * DAY_S))
     assert f"  warning       {report['warning']}" in text
     assert "ends in 2 d" in report["warning"]
+
+
+DOWN = {"state": "upstream-timeout", "detail": "too late\x1b[2J; try again"}
+
+
+@pytest.mark.parametrize(
+    ("said", "lines"),
+    [
+        ({"state": "ok", "ready": True}, ["  proxy         runs"]),
+        (
+            {"state": "misconfigured", "detail": "refused; mend it", "command": "cfproxy doctor"},
+            [
+                "  proxy         runs, but misconfigured: refused; mend it",
+                "  next          cfproxy doctor",
+            ],
+        ),
+        (
+            {"state": "ok", "api": DOWN},
+            ["  proxy         runs, but upstream-timeout: too late[2J; try again"],
+        ),
+        # Whoever has the port may say anything.
+        ({}, ["  proxy         runs"]),
+        ({"state": 7, "api": [], "command": 1}, ["  proxy         runs, but 7"]),
+    ],
+)
+def test_a_proxy_that_runs_adds_what_only_it_can_know(said: dict[str, Any], lines: list[str]) -> None:
+    """Whether tokens and answers come is no matter of the store; its words are taken, without controls."""
+    report, alone = told(login())
+    text = render_text([report | {"running": report_beside(said)}])
+    assert [line for line in text.splitlines() if line not in alone.splitlines()] == lines
+
+
+def test_what_the_first_line_says_is_not_said_twice() -> None:
+    """A login that is missing is seen from here as well."""
+    report, text = told(None)
+    beside = report_beside({"state": report["state"], "detail": report["detail"], "command": "cfproxy login"})
+    assert render_text([report | {"running": beside}]).count("not logged in") == text.count("not logged in")

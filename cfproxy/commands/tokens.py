@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 from typing import Any
 
@@ -10,16 +11,18 @@ import click
 from cfproxy import exits
 from cfproxy.broker import Broker
 from cfproxy.building import SystemClock, build_app, build_broker, build_store
+from cfproxy.commands.asking import AdminClient, find_admin
 from cfproxy.commands.options import account_option, choose, closing, common, is_debug, load, load_account
-from cfproxy.config import Account
-from cfproxy.errors import CfproxyError, StoreUnavailable, StoreUnusable
+from cfproxy.config import Account, Settings
+from cfproxy.errors import CfproxyError, StoreUnavailable, StoreUnusable, UsageError
 from cfproxy.logs import build_logger
 from cfproxy.ports import TokenStore
-from cfproxy.report import render_text, report_stored
+from cfproxy.report import render_text, report_beside, report_stored
 from cfproxy.running import run_loop
 from cfproxy.terminal import show
 from cfproxy.token import Login, Token
 
+BESIDE_S = 1.0
 _COLORS = {
     "ok": "green",
     "unknown": "yellow",
@@ -37,10 +40,17 @@ _COLORS = {
 @account_option
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def status_command(account: str | None, as_json: bool) -> int:
-    """Show who is logged in and what expires when; asks no network."""
+    """Show who is logged in and what expires when; asks no network.
+
+    A proxy that runs here with the same settings adds what keeps it from serving.
+    """
     settings = load()
     chosen = [choose(settings, account)] if account else list(settings.accounts.values())
-    reports = run_loop(_report(chosen))
+    running = _ask_running(settings)
+    reports = [
+        report | {"running": running.get((report["account"], report["client_id"], report["upstream"]))}
+        for report in run_loop(_report(chosen))
+    ]
     if as_json:
         click.echo(json.dumps({"accounts": reports}, indent=2))
     else:
@@ -49,6 +59,21 @@ def status_command(account: str | None, as_json: bool) -> int:
     if states & {"store-unusable", "store-unavailable"}:
         return exits.STORE
     return exits.LOGIN_REQUIRED if "login-required" in states else exits.DONE
+
+
+def _ask_running(settings: Settings) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Return what a proxy that runs on this machine says, by account, app and upstream."""
+    try:
+        url, _ = find_admin(settings)  # no key is sent: who has the port now is not known
+        status, document = AdminClient(url, None).ask("GET", "/status.json", BESIDE_S)
+    except (UsageError, OSError, http.client.HTTPException):
+        return {}
+    told = document.get("accounts") if status == 200 and isinstance(document, dict) else None
+    return {
+        (str(each.get("account")), str(each.get("client_id")), str(each.get("upstream"))): report_beside(each)
+        for each in (told if isinstance(told, list) else ())
+        if isinstance(each, dict)
+    }
 
 
 async def _report(accounts: list[Account]) -> list[dict[str, Any]]:

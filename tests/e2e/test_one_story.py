@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from .kit import NOBODY, World
-from .processes import Proxy
+from .processes import Proxy, Ran
 
 Breaking = Callable[[World], Awaitable[None]]
 
@@ -55,7 +55,7 @@ async def without_upstream(world: World) -> None:
 async def test_all_name_the_same_cause_and_the_same_next_step(
     world: World, broken: Breaking, slug: str, check: str
 ) -> None:
-    """The answer to a caller, /readyz, /status.json, the page, the doctor, and `status` where it can know."""
+    """The answer to a caller, /readyz, /status.json, the page, `status` beside the proxy, and the doctor."""
     await broken(world)
     async with world.serve() as proxy:
         async with proxy.client.get(f"{proxy.url}/v1/jobs") as answer:
@@ -66,6 +66,7 @@ async def test_all_name_the_same_cause_and_the_same_next_step(
             "readyz": await readiness(proxy, check),
             "status.json": await reported(proxy, check),
             "page": await page(proxy),
+            "status": (await beside(world, proxy)).out,
         }
         for surface, text in told.items():
             assert story in text, surface
@@ -76,6 +77,12 @@ async def test_all_name_the_same_cause_and_the_same_next_step(
     if check in {"login", "store"}:  # what the store alone tells; the others need the network
         assert story in (await world.run("status")).out
     assert ran.code == {"login": 3, "token": 5, "store": 4, "api": 5}[check]
+
+
+async def beside(world: World, proxy: Proxy) -> Ran:
+    """Run `status` with the port that the proxy's admin listener has got."""
+    world.write_config(admin=proxy.admin_url.removeprefix("http://"))
+    return await world.run("status")
 
 
 async def readiness(proxy: Proxy, check: str) -> str:

@@ -119,3 +119,23 @@ async def test_a_key_is_sent_with_each_question(world: World) -> None:
         world.write_config(access={"keys": ["another"]})
         ran = await world.run("wait", "--timeout", "0.5")
         assert (ran.code, "another" in ran.err) == (1, False)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"no JSON", b"[]", b'{"accounts": {"default": 1}}', b'{"accounts": [1, {}]}']
+)
+async def test_status_is_not_confused_by_another_program_at_the_admin_port(
+    world: World, answer: bytes
+) -> None:
+    """Nor by a proxy for another app: what is not said of this account is left out."""
+
+    async def say(request: web.BaseRequest) -> web.Response:
+        assert "X-Cfproxy-Key" not in request.headers  # whoever has the port now
+        return web.Response(body=answer, content_type="application/json")
+
+    world.write_config(access={"keys": ["sesame"]})
+    alone = await world.run("status")
+    async with TestServer(say) as server:
+        world.write_config(admin=f"127.0.0.1:{server.port}")
+        beside = await world.run("status")
+    assert (beside.code, beside.out, beside.err) == (alone.code, alone.out, "")
