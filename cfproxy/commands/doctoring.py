@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from cfproxy import exits
-from cfproxy.commands.options import account_option, choose, common, locate
+from cfproxy.commands.options import account_option, choose, common, config_path, locate
 from cfproxy.config import Account, Settings, load_settings
 from cfproxy.doctor.examination import examine, refuse
 from cfproxy.doctor.findings import Finding, render_findings
@@ -40,7 +40,7 @@ def _examine(account: str | None) -> list[Finding]:
         path, named = locate()
         settings = load_settings(path, os.environ, named)
     except ConfigError as error:
-        return refuse(error)
+        return refuse(error, config_path())
     accounts = [choose(settings, account)] if account else list(settings.accounts.values())
     return run_loop(_collect(settings, accounts, path))
 

@@ -130,9 +130,7 @@ def _verdict(account: Account, status: int) -> Finding:
         return Finding("api", "ok", asked, account=account.name)
     if status == 401:
         text = f"{asked}: the API rejects a token that should be valid"
-        return Finding(
-            "api", "warn", text, "cfproxy token > token.txt and look at it, or log in anew", account.name
-        )
+        return Finding("api", "warn", text, _another_token(account), account.name)
     if status == 403:
         text = f"{asked}: the app or its user lacks a permission"
         return Finding("api", "warn", text, "give it in Creative Force: Registered Apps", account.name)
@@ -142,3 +140,9 @@ def _verdict(account: Account, status: int) -> Finding:
     return Finding(
         "api", "warn", asked, "try again in a while; if it stays, ask Creative Force", account.name
     )
+
+
+def _another_token(account: Account) -> str:
+    if account.grant == "client_credentials":
+        return "see whether token_url and upstream belong together"
+    return build_app(account).login_command

@@ -6,6 +6,7 @@ Must not know: how findings are shown.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -57,8 +58,17 @@ async def examine(
                 yield finding
 
 
-def refuse(error: ConfigError) -> list[Finding]:
-    """Return what is wrong with a configuration that can't be used; nothing else can be checked then."""
-    step = "correct it, then: cfproxy config check"
-    texts = [str(problem) for problem in error.problems] or [error.message]
-    return [Finding("configuration", "fail", text, step, code=exits.code_of(error)) for text in texts]
+def refuse(error: ConfigError, named: str | None) -> list[Finding]:
+    """Return what is wrong with a configuration that can't be used; nothing else can be checked then.
+
+    Args:
+        error: all of it.
+        named: the file as `-c` named it.
+    """
+    check = shlex.join(["cfproxy", "config", "check", *(() if named is None else ("-c", named))])
+    found = []
+    for told in [str(problem) for problem in error.problems] or [error.message]:
+        text, _, step = told.partition("; run: ")  # some problems have a cure of their own
+        step = step or f"correct it, then: {check}"
+        found.append(Finding("configuration", "fail", text, step, code=exits.code_of(error)))
+    return found

@@ -111,7 +111,7 @@ def _taken(check: str, address: TcpAddress, account: str | None) -> Finding:
         text = f"{address} is taken; this system does not tell by whom"
         return Finding(check, "warn", text, f"if cfproxy does not run, set another {check} address", account)
     pid, command = owner
-    if "cfproxy" in command:
+    if "cfproxy" in command and not command.endswith(" sandbox"):
         return Finding(check, "ok", f"{address} is served by cfproxy, process {pid}", account=account)
     text = f"{address} is taken by process {pid} ({command})"
     return Finding(check, "fail", text, f"stop process {pid}, or set another {check} address", account)
@@ -160,11 +160,16 @@ def _listening(table: str, port: int) -> Iterator[str]:
 
 
 def _command(process: Path) -> str:
-    """Return the program and, for an interpreter's, what it runs: no further words, which may be secrets."""
+    """Return the program and, for an interpreter's, what it runs: no further words, which may be secrets.
+
+    The sandbox is a cfproxy that serves no proxy's address, so it is told as such.
+    """
     words = (process / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
-    shown = [Path(words[0]).name]
+    shown, further = [Path(words[0]).name], words[1:]
     if len(words) > 2 and words[1] == "-m":
-        shown += words[1:3]
+        shown, further = [*shown, *words[1:3]], words[3:]
     elif len(words) > 1 and words[1].endswith(("cfproxy", ".py")):
-        shown.append(Path(words[1]).name)
+        shown, further = [*shown, Path(words[1]).name], words[2:]
+    if shown[-1] == "cfproxy" and "sandbox" in further[:1]:
+        shown.append("sandbox")
     return " ".join(shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -53,6 +54,21 @@ def test_a_taken_port_is_told_with_who_has_it() -> None:
     assert f"process {process.pid} ({Path(sys.executable).name})" in finding.text
     assert finding.next.startswith(f"stop process {process.pid}")
     assert "marker" not in finding.text
+
+
+@linux
+def test_a_sandbox_at_the_proxys_port_is_no_proxy() -> None:
+    """The proxy could not start there."""
+    command = [sys.executable, "-m", "cfproxy", "sandbox", "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            assert process.stdout is not None
+            found = next(filter(None, (re.search(r"127\.0\.0\.1:(\d+)", line) for line in process.stdout)))
+            finding = check_port("listen", TcpAddress("127.0.0.1", int(found[1])))
+        finally:
+            process.kill()
+    assert finding.level == "fail"
+    assert "cfproxy sandbox)" in finding.text
 
 
 def test_where_nobody_tells_a_taken_port_is_only_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,11 @@ async def test_a_wrong_configuration_is_all_that_is_told(world: World) -> None:
     code, found = await examined(world)
     assert (code, list(found)) == (2, ["configuration"])
     assert found["configuration"]["next"] == "correct it, then: cfproxy config check"
+    ran = await world.run("doctor", "-c", "other.yaml")
+    assert ran.code == 2
+    assert "next: cfproxy config init -c other.yaml\n" in ran.out
+    world.folder.joinpath("other.yaml").write_text("nonsense: 1", encoding="utf-8")
+    assert "config check -c other.yaml\n" in (await world.run("doctor", "-c", "other.yaml")).out
 
 
 async def test_a_wrong_secret(world: World) -> None:
