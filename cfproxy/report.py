@@ -114,8 +114,9 @@ def report_checks(report: dict[str, Any]) -> list[dict[str, Any]]:
             check |= {"state": state, "detail": report["detail"]}
         elif name in {"store", "api"}:
             check |= {"state": report[name]["state"], "detail": report[name]["detail"]}
-        elif name == "token" and not usable and report["access_token"] is not None:
-            check["detail"] = "expired; the next request fetches one" if not concerned else "none is valid"
+        elif name == "token" and not usable:
+            had = "none yet" if report["access_token"] is None else "expired"
+            check["detail"] = f"{had}; the next request fetches one" if not concerned else "none is valid"
         elif name == "login" and report["warning"] is not None:
             check["detail"] = report["warning"]
         found.append(check | {"ok": check["state"] == "ok"})

@@ -270,12 +270,15 @@ async def test_where_callers_need_a_key_so_does_a_login_and_the_browser_asks_for
     ids=["wrong state", "another place", "denied", "rubbish", "nothing"],
 )
 async def test_what_was_pasted_wrongly_has_its_sentence(spoil: Any, sentence: str) -> None:
-    """And nothing of it is repeated."""
+    """Nothing of it is repeated, and who hears the page is at the field, with the reason."""
     async with browsing() as browser:
         url, _ = await browser.begin()
         redirected = await approve(url)
+        assert "aria-invalid" not in (await browser.get("/login")).text
         page = await browser.paste(spoil(redirected))
         assert page.status == 400
+        assert "<title>Not logged in: default · cfproxy</title>" in page.text
+        assert 'aria-describedby="alert redirected-hint" aria-invalid="true" autofocus>' in page.text
         assert sentence in alert(page)
         assert dict(parse_qsl(urlsplit(redirected).query))["code"] not in page.text
 

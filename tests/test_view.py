@@ -159,7 +159,7 @@ def test_the_plot_spans_its_width_and_stays_inside() -> None:
     heights = [float(point.split()[1]) for point in str(view["rate_line"])[1:].split("L")]
     assert 0 < min(heights) < max(heights) == 100
     assert view["rate_text"] == "20 of 20 per second"
-    assert view["queue_text"] == "0 of 1000 waiting"
+    assert view["queue_text"] == "0 of 1\u202f000 waiting"
     assert (view["tone"], view["note"]) == ("good", "")
 
 
@@ -169,7 +169,7 @@ def test_a_full_queue_and_a_pause_are_told() -> None:
     view = view_pacing(full, [], [])
     assert (full["state"], view["tone"]) == ("queue-full", "bad")
     assert "queue-full" in str(view["note"])
-    assert view["queue_text"] == "1000 of 1000 waiting, the first for 2.0 s"
+    assert view["queue_text"] == "1\u202f000 of 1\u202f000 waiting, the first for 2.0 s"
     paused = view_pacing(report_pacing(replace(QUIET, paused_until=5.0, rate=None)), [1.0], [0])
     assert (paused["tone"], paused["limit_line"]) == ("warn", "")
 
@@ -184,6 +184,33 @@ def test_a_pace_that_is_shared_tells_with_how_many() -> None:
     view = view_pacing(alone, [], [])
     assert (view["tone"], view["note"]) == ("warn", "the store is out of reach: one of 8 parts of the rate")
     assert report_pacing(QUIET)["shared"] == "off"
+
+
+def test_a_path_that_was_cut_says_so() -> None:
+    """What looks whole is whole."""
+    for length, shown in ((199, "p" * 199), (200, "p" * 199 + "…")):
+        cut = Finished(NOW, "default", "GET", "p" * length, 200, "", 0.1, None, None, None, 1)
+        assert view_request(cut)["path"] == shown
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "no refresh"), (1, "1 refresh"), (1234, "1\u202f234 refreshes")]
+)
+def test_the_number_beside_the_last_refresh_says_what_it_counts(count: int, text: str) -> None:
+    """A number alone beside a time of day says nothing."""
+    assert view_account(a_report(replace(GOOD, refreshes=count)))["refreshes"] == f"{text} since the start"
+
+
+def test_a_token_that_nobody_has_is_no_good_one_to_readiness() -> None:
+    """It is no fault of the token check's, but it says so."""
+    error = LoginRequired("none; run: cfproxy login")
+    checks = report_checks(a_report(replace(GOOD, login=None, usable_s=0.0, error=error)))
+    assert [(each["check"], each["ok"], each["detail"]) for each in checks][:2] == [
+        ("login", False, error.message),
+        ("token", True, "none is valid"),
+    ]
+    (fresh,) = report_checks(a_report(replace(GOOD, login=None, usable_s=0.0)))[1:2]
+    assert fresh["detail"] == "none yet; the next request fetches one"
 
 
 def test_a_request_is_told_in_a_row() -> None:

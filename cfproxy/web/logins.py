@@ -123,7 +123,7 @@ class Logins:
                 return await self._depart(request, account)
             await self._finish(account, redirected)
         except CfproxyError as error:
-            return await self._page(account, error)
+            return await self._page(account, error, pasted=redirected is not None)
         raise web.HTTPSeeOther(f"/login?account={account.app.account}")
 
     async def receive(self, request: web.Request) -> web.Response:
@@ -194,7 +194,9 @@ class Logins:
                 return account
         raise web.HTTPNotFound(reason="No such account")
 
-    async def _page(self, account: LoginAccount, error: CfproxyError | None = None) -> web.Response:
+    async def _page(
+        self, account: LoginAccount, error: CfproxyError | None = None, *, pasted: bool = False
+    ) -> web.Response:
         asked = LoginView(
             name=account.app.account,
             form_token=self._token.value,
@@ -202,6 +204,7 @@ class Logins:
             # What another process logs in would not reach a store in this one's memory.
             command="" if account.store_location == "memory" else account.app.login_command,
             alert="" if error is None else error.message,
+            pasted=pasted,
         )
         response = render_login(
             asked, await self._describe(account), status=200 if error is None else _status_of(error)

@@ -55,6 +55,7 @@ class LoginView:
         redirect_uri: where the browser ends up; None where there is no login in a browser.
         command: does the same in a terminal; empty where it can't.
         alert: why the last try failed; empty without one.
+        pasted: whether it was a pasted address.
     """
 
     name: str
@@ -62,6 +63,7 @@ class LoginView:
     redirect_uri: str | None
     command: str
     alert: str = ""
+    pasted: bool = False
 
 
 def render_status(
@@ -105,24 +107,25 @@ def render_status(
 
 def render_login(login: LoginView, account: View, *, status: int = 200) -> web.Response:
     """Return the login page of one account."""
-    hidden = _hidden(not login.command)
-    again = {"form_token": login.form_token, "name": login.name, "command": login.command}
-    if login.redirect_uri is None:
-        steps = _fill("app.html", again, command_hidden=hidden)
-    else:
-        steps = _fill("steps.html", again, redirect_uri=login.redirect_uri, command_hidden=hidden)
-    alert = ""
-    if login.alert:
-        alert = f'<p class="alert" role="alert"><b>That did not work:</b> {escape(login.alert)}</p>'
+    texts = {"form_token": login.form_token, "name": login.name, "command": login.command}
+    steps = _fill(
+        "app.html" if login.redirect_uri is None else "steps.html",
+        texts | {"redirect_uri": login.redirect_uri or ""},
+        described="alert redirected-hint" if login.pasted else "redirected-hint",
+        # Who hears the page begins at the field that was refused, with the reason.
+        refused=_Html(' aria-invalid="true" autofocus' if login.pasted else ""),
+        command_hidden=_hidden(not login.command),
+    )
+    said = f'<p class="alert" id="alert" role="alert"><b>That did not work:</b> {escape(login.alert)}</p>'
     body = _fill(
         "login.html",
         account | {"name": login.name},
-        alert=_Html(alert),
+        alert=_Html(said if login.alert else ""),
         steps=_Html(steps),
         done_hidden=_hidden(not account["just_now"]),
         detail_hidden=_hidden(not account["detail"]),
     )
-    title = f"Log in: {login.name} · cfproxy"
+    title = f"{'Not logged in' if login.alert else 'Log in'}: {login.name} · cfproxy"
     return _page(title, body, names=login.name, status=status, headers=FORM_HEADERS)
 
 

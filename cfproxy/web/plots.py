@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cfproxy.web.view import View, count_text
+from cfproxy.web.view import View, count_text, number_text
 
 PLOT_WIDTH = 600
 PLOT_HEIGHT = 100
@@ -31,7 +31,7 @@ def view_pacing(pacing: dict[str, Any], rates: Sequence[float], waiting: Sequenc
     top_queue = max([*waiting, 5]) * _HEADROOM
     most, peak = max(rates, default=0.0), max(waiting, default=0)
     now = _rate(recent) + ("" if limit is None else f" of {limit:g}") + " per second"
-    queue = f"{pacing['waiting']} of {pacing['capacity']} waiting"
+    queue = f"{number_text(pacing['waiting'])} of {number_text(pacing['capacity'])} waiting"
     if pacing["waiting"]:
         queue += f", the first for {pacing['oldest_wait_s']:.1f} s"
     full = pacing["state"] == "queue-full"
@@ -46,17 +46,17 @@ def view_pacing(pacing: dict[str, Any], rates: Sequence[float], waiting: Sequenc
         "rate_text": now,
         "queue_text": queue,
         "note": "; ".join(filter(None, notes)),
-        "refusals": count_text(pacing["refusals"], "answer") + " of 429 since the start",
-        "departures": count_text(pacing["departures"], "request") + " sent since the start",
+        "refusals": f"{number_text(pacing['refusals'])} answered 429 (too many)",
+        "departures": f"Since the start: {count_text(pacing['departures'], 'request')} sent",
         "rate_line": _line(rates, top_rate),
         "rate_area": _area(rates, top_rate),
         "limit_line": "" if limit is None else _line([limit, limit], top_rate),
         "queue_line": _line(waiting, top_queue),
         "queue_area": _area(waiting, top_queue),
         "rate_label": f"Requests sent in the last 10 minutes: now {now}, at most {_rate(most)}",
-        "queue_label": f"Queue in the last 10 minutes: now {queue}, at most {peak}",
+        "queue_label": f"Queue in the last 10 minutes: now {queue}, at most {number_text(peak)}",
         "rate_peak": f"at most {_rate(most)}",
-        "queue_peak": f"at most {peak}",
+        "queue_peak": f"at most {number_text(peak)}",
     }
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from cfproxy.expiry import span_text
 from cfproxy.shaper import FULL
 from cfproxy.token import instant
-from cfproxy.traffic import Finished
+from cfproxy.traffic import PATH_MAX_CHARS, Finished
 
 View = dict[str, str | float]
 Tone = Literal["good", "warn", "bad"]
@@ -80,7 +80,7 @@ def view_account(report: dict[str, Any]) -> View:
         "login_at": "" if login is None else login["expires_at"] or "",
         "just_now": "yes" if login is not None and login["age_s"] < JUST_NOW_S else "",
         "refreshed_at": "" if token is None else token["obtained_at"],
-        "refreshes": f"{report['refreshes']} since the start",
+        "refreshes": _refreshes_text(report["refreshes"]),
         "retry": f"next try in {span_text(report['retry_in_s'])}" if report["retry_in_s"] >= 1 else "",
         "store": _store_text(store),
         "store_tone": "good" if store["state"] == "ok" and not store["unsaved"] else "warn",
@@ -124,7 +124,7 @@ def view_request(finished: Finished) -> View:
         "at": instant(finished.at),
         "account": finished.account,
         "method": finished.method,
-        "path": finished.path,
+        "path": _shortened(finished.path),
         "status": str(finished.status),
         "queue": _milliseconds(finished.queued_s),
         "token": _milliseconds(finished.token_s),
@@ -211,9 +211,24 @@ def _seconds(at: str) -> float:
     return datetime.strptime(at, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
 
 
+def _refreshes_text(count: int) -> str:
+    many = "no refresh" if not count else "1 refresh" if count == 1 else f"{number_text(count)} refreshes"
+    return f"{many} since the start"
+
+
+def number_text(number: int) -> str:
+    """Return a number with its thousands set apart, by a narrow space that does not break."""
+    return f"{number:,}".replace(",", "\u202f")
+
+
 def count_text(number: int, thing: str) -> str:
     """Return `1 request` or `2 requests`."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}".replace(",", "\u202f")
+    return f"{number_text(number)} {thing}{'' if number == 1 else 's'}"
+
+
+def _shortened(path: str) -> str:
+    """Return a path that may have been cut, and then says so."""
+    return path if len(path) < PATH_MAX_CHARS else f"{path[: PATH_MAX_CHARS - 1]}…"
 
 
 def _milliseconds(seconds: float | None) -> str:

@@ -37,7 +37,7 @@ import pytest
 
 HERE = Path(__file__).parent
 RUNNER = HERE / "run.mjs"
-PATIENCE_S = 60.0  # only a hang takes that long
+PATIENCE_S = 120.0  # only a hang takes that long
 ARGUMENTS = (
     "--no-sandbox",  # it wants a user that is not root, which containers often lack
     "--disable-dev-shm-usage",

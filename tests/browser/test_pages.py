@@ -81,6 +81,7 @@ async def test_a_person_logs_in_and_watches(tmp_path: Path) -> None:
     assert seen["still"] == "All 2 accounts work"  # and a login can be begun without a script
     assert "does not answer" in seen["ended"]
     assert "cfproxy serve" in seen["ended"]
+    assert seen["endedTitle"] == "Not live · cfproxy"
     assert sum(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png")) == 6
 
 

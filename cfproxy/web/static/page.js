@@ -100,6 +100,7 @@ function listen() {
   source.addEventListener("error", () => {
     lostAt ??= new Date();
     document.body.classList.add("stale");
+    if (document.getElementById("summary")) document.title = "Not live · cfproxy";
     const since = lostAt.toLocaleTimeString([], { hourCycle: "h23" });
     if (source.readyState === EventSource.CLOSED) {
       tellConnection(`not live since ${since}: load the page again`, "warn");
