@@ -116,6 +116,7 @@ class Service:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._tell("stopping")
+        self._log.info("proxy.stopping", requests=sum(running.in_flight for running in self.accounts))
         self._watch.cancel()
         async with self.control.reloading:
             await self._drain()

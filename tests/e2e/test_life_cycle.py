@@ -94,6 +94,8 @@ async def test_readiness_flips_before_the_end(world: World) -> None:
             return await proxy.ready() == 503
 
         await until(flipped, "it is not ready any more")
+        # Else the log is silent for as long as the last request takes.
+        assert [event["requests"] for event in proxy.events("proxy.stopping")] == [1]
         assert await call == 200
         assert await asyncio.to_thread(proxy.process.wait) == 0
 
