@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from cfproxy.errors import StoreUnavailable, StoreUnusable
-from cfproxy.report import render_text, report_beside, report_stored
+from cfproxy.report import report_beside, report_stored
+from cfproxy.report_text import render_text
 from cfproxy.secret import Secret
 from cfproxy.token import App, Login, Token
 from tests.fakes import APP, CREDENTIALS_APP, World
@@ -45,6 +46,7 @@ def test_who_never_logged_in_is_told_to() -> None:
     assert (report["state"], report["login"], report["access_token"]) == ("login-required", None, None)
     assert text.startswith(
         "default: login-required: account 'default' is not logged in; run: cfproxy login\n"
+        "  next          cfproxy login\n"
     )
 
 

@@ -17,7 +17,8 @@ from cfproxy.config import Account, Settings
 from cfproxy.errors import CfproxyError, StoreUnavailable, StoreUnusable, UsageError
 from cfproxy.logs import build_logger
 from cfproxy.ports import TokenStore
-from cfproxy.report import render_text, report_beside, report_stored
+from cfproxy.report import report_beside, report_stored
+from cfproxy.report_text import render_text
 from cfproxy.running import run_loop
 from cfproxy.terminal import show
 from cfproxy.token import Login, Token
