@@ -143,4 +143,5 @@ async def test_a_malformed_request_gets_a_problem_and_no_trace(caplog: pytest.Lo
         writer.close()
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["type"] == "urn:cfproxy:problem:bad-target"
         assert b"marker" not in answer
+        assert b"\r\nServer: cfproxy\r\n" in answer
     assert caplog.records == []

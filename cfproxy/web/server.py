@@ -124,7 +124,7 @@ class _Connection(RequestHandler):
         reply = web.Response(
             status=row.status,
             body=document,
-            headers={name.decode(): value.decode() for name, value in headers},
+            headers={name.decode(): value.decode() for name, value in headers} | {"Server": "cfproxy"},
         )
         reply.force_close()
         return reply
