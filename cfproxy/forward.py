@@ -135,19 +135,26 @@ class Forwarder:
             return None
         return Outcome(answer, Times(0.0, 0.0, time.perf_counter() - begun.began_at))
 
-    async def forward(self, call: Call, flow: Hashable, begun: Begun | None = None) -> Outcome:
+    async def forward(
+        self, call: Call, flow: Hashable, times: Times | None = None, *, begun: Begun | None = None
+    ) -> Outcome:
         """Send `call`, again where that helps, and return the last answer.
 
         Args:
             call: what to send.
             flow: whose turn it takes in the queue.
+            times: where the time went, whether or not there is an answer.
             begun: the first try, where `begin` has sent it.
 
         Raises:
             whatever `TokenSource.get`, `Pacer.slot` and `Upstream.send` raise
         """
-        times = Times()
-        token = await self._token_and_slot(flow, times) if begun is None else begun.token
+        times, began_at = Times() if times is None else times, time.perf_counter()
+        try:
+            token = await self._token_and_slot(flow, times) if begun is None else begun.token
+        except QueueRefusal:
+            times.queued_s = time.perf_counter() - began_at - times.token_s
+            raise
         outcome = Outcome(await self._send(call, token, times, begun), times)
         while outcome.answer.status in _MAY_GO_AGAIN:
             again = await self._token_for_another_try(outcome, call, flow, token)
@@ -160,14 +167,11 @@ class Forwarder:
         return outcome
 
     async def _send(self, call: Call, token: Token, times: Times, begun: Begun | None = None) -> Answer:
-        if begun is None:
-            began_at = time.perf_counter()
-            answer = await self._upstream.send(call, token)
-        else:
-            began_at = begun.began_at
-            answer = await self._upstream.send(call, token, begun.answer)
-        times.upstream_s += time.perf_counter() - began_at
-        return answer
+        began_at = time.perf_counter() if begun is None else begun.began_at
+        try:
+            return await self._upstream.send(call, token, None if begun is None else begun.answer)
+        finally:
+            times.upstream_s += time.perf_counter() - began_at
 
     async def _token_for_another_try(
         self, outcome: Outcome, call: Call, flow: Hashable, token: Token

@@ -17,10 +17,11 @@ from cfproxy.errors import (
     CfproxyError,
     LoginRequired,
     QueueFull,
+    QueueTimeout,
     TokenEndpointUnavailable,
     UpstreamUnreachable,
 )
-from cfproxy.forward import PIECE_BYTES, Forwarder, KeptBody
+from cfproxy.forward import PIECE_BYTES, Forwarder, KeptBody, Times
 from cfproxy.ports import BegunAnswer, Call
 from cfproxy.token import Token
 from tests.proxied import FakePacer, FakeSource
@@ -145,6 +146,18 @@ async def test_without_a_slot_nothing_is_sent() -> None:
     with pytest.raises(QueueFull):
         await scene.forwarder.forward(GET, "me")
     assert scene.journal == ["get", "slot"]
+
+
+@pytest.mark.parametrize("error", [UpstreamUnreachable("x"), QueueTimeout("x")])
+async def test_a_failure_tells_where_the_time_went(error: CfproxyError) -> None:
+    """As an answer does: who waited in vain wants to know for what."""
+    sends = isinstance(error, UpstreamUnreachable)
+    scene, times = Scene(error if sends else 200), Times()
+    scene.pacer.error = None if sends else error
+    with pytest.raises(type(error)):
+        await scene.forwarder.forward(GET, "me", times)
+    assert times.queued_s == 0.25 if sends else times.queued_s > 0
+    assert (times.upstream_s > 0) == sends
 
 
 # --- the one retry ------------------------------------------------------------------------

@@ -190,6 +190,19 @@ async def test_a_request_that_went_twice_shows_on_the_page_and_counts_once() -> 
             assert f"cfproxy_{sample}" in metrics
 
 
+async def test_a_request_that_failed_shows_where_its_time_went() -> None:
+    """Its wait for the API counts as that of one that was answered."""
+    async with browsing() as browser:
+        url, _ = await browser.begin()
+        await browser.paste(await approve(url))
+        browser.sandbox.inject("api", Fault("reset", times=9))
+        async with browser.client.post(f"{browser.service.accounts[0].url}/v1/_echo") as answer:
+            assert answer.status == 502
+        page, metrics = (await browser.get("/")).text, (await browser.get("/metrics")).text
+        assert re.search(r'data-bind="upstream">\d+ ms<', page)
+        assert 'cfproxy_upstream_duration_seconds_count{account="default"} 1.0' in metrics
+
+
 # --- logging in -------------------------------------------------------------------------------
 
 

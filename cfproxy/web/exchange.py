@@ -107,6 +107,7 @@ class Exchange:
         "_request",
         "_server",
         "_started_at",
+        "_times",
     )
 
     def __init__(self, server: Server, request: Request) -> None:
@@ -122,6 +123,7 @@ class Exchange:
         self._call: Call | None = None
         self._begun: Begun | None = None
         self._outcome: Outcome | None = None
+        self._times: Times | None = None  # where the time went on the long way
 
     @property
     def connection(self) -> ClientConnection:
@@ -158,6 +160,7 @@ class Exchange:
         """Answer the request; return whether its connection may serve another one."""
         server, reply = self._server, self._reply
         error: CfproxyError | None = None
+        self._times = Times()
         server.begun(self)
         try:
             if not self._answer_preflight():
@@ -167,7 +170,7 @@ class Exchange:
                     call, admission = self._call, self._admission
                 self._note_beginning()
                 by = admission.by
-                outcome = await by.forwarder.forward(call, admission.flow, self._begun)
+                outcome = await by.forwarder.forward(call, admission.flow, self._times, begun=self._begun)
                 self._outcome = outcome
                 if self._body is not None:
                     self._body.stop_keeping()
@@ -368,6 +371,8 @@ class Exchange:
         waits: tuple[float | None, ...] = (None, None, None)
         if outcome is not None:
             waits = (outcome.times.queued_s, outcome.times.token_s, outcome.times.upstream_s)
+        elif (spent := self._times) is not None:
+            waits = (spent.queued_s or None, spent.token_s or None, spent.upstream_s or None)
         settings = self._judged_by
         if self._admission is not None and self._by is not self._server:
             settings = self._admission.settings
