@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
+import tree_sitter_powershell
+from tree_sitter import Language, Parser
 
 from .clients import CLIENTS, RECIPES
 
@@ -28,3 +30,11 @@ def test_every_recipe_is_listed_and_every_file_is_run() -> None:
     linked = set(re.findall(r"\]\(([a-z-]+\.md)\)", (RECIPES / "index.md").read_text("utf-8")))
     assert linked == pages
     assert {path.name for path in RECIPES.iterdir() if path.suffix != ".md"} == set(FILES)
+
+
+def test_the_powershell_recipe_is_powershell() -> None:
+    """Its grammar holds even where there is no PowerShell to run it."""
+    parser = Parser(Language(tree_sitter_powershell.language()))
+    text = (RECIPES / "powershell.ps1").read_bytes()
+    assert not parser.parse(text).root_node.has_error
+    assert parser.parse(text.replace(b"($Json)", b"($Json")).root_node.has_error
