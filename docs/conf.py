@@ -12,3 +12,4 @@ html_theme = "furo"
 html_title = "cfproxy"
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
