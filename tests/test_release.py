@@ -1,11 +1,15 @@
-"""What a release is made of agrees with itself: one version, a changelog of the known form."""
+"""What a release is made of agrees with itself: one version, a changelog of the known form, whole locks."""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import cfproxy
 
@@ -54,3 +58,25 @@ def test_the_changelog_has_only_the_sections_that_readers_know() -> None:
         assert len(set(titles)) == len(titles)
         for part in re.split(r"(?m)^### .*$", release)[1:]:
             assert re.match(r"\s*- \S", part)
+
+
+@pytest.mark.parametrize(
+    ("lock", "extras"),
+    [
+        ("requirements.lock", {"encrypt", "fast", "redis"}),
+        (".ci/requirements-test.lock", {"encrypt", "fast", "redis", "test"}),
+    ],
+)
+def test_a_lock_is_whole(lock: str, extras: set[str]) -> None:
+    """It pins all that is asked for here, under the name that pip looks for: with the extra, where one is."""
+    pinned = set(re.findall(r"(?m)^(\S+)==", (ROOT / lock).read_text("utf-8")))
+    todo, done = {("cfproxy", frozenset(extras))}, set()
+    while todo:
+        name, chosen = package = todo.pop()
+        done.add(package)
+        for text in requires(name) or ():
+            one = Requirement(text)
+            if any(one.marker is None or one.marker.evaluate({"extra": extra}) for extra in chosen | {""}):
+                todo |= {(canonicalize_name(one.name), frozenset(one.extras))} - done
+    wanted = {name + (f"[{','.join(sorted(chosen))}]" if chosen else "") for name, chosen in done}
+    assert {one for one in wanted - pinned if not one.startswith("cfproxy[")} == set()
