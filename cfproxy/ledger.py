@@ -237,11 +237,27 @@ class Ledger:
         finally:
             # Whatever else saving may raise: the server has spent the predecessor of this.
             if not saved:
-                if not self.unsaved:
-                    self.unsaved, self._unsaved_over = True, self.login
-                self.login = login
+                self._hold(login)
             if dead_at is not None:
                 self.dead_at = dead_at
+
+    def keep_unlocked(self, login: Login, dead_at: float, error: StoreUnavailable) -> None:
+        """Keep `login` in memory, and save it later: without the lock nobody knows what it would replace.
+
+        Args:
+            login: as for `keep`.
+            dead_at: likewise.
+            error: why the lock, or what it guards, could not be had.
+        """
+        self._report(error, self.store_error)
+        self._write_error = error
+        self._hold(login)
+        self.dead_at = dead_at
+
+    def _hold(self, login: Login) -> None:
+        if not self.unsaved:
+            self.unsaved, self._unsaved_over = True, self.login
+        self.login = login
 
     async def save_unsaved(self) -> None:
         """Save what could not be saved before. The caller holds the lock and has loaded."""

@@ -164,8 +164,10 @@ class Refresher:
         self._schedule()
 
     def _not_read(self, error: CfproxyError) -> None:
-        # With a record in memory a refresh will tell; without one this is not to look like a logout.
-        if self._ledger.login is None and self.backoff.left_s(self._clock.monotonic()) == 0:
+        # With a record in memory, or client credentials, a refresh will tell; without that this is not to
+        # look like a logout.
+        lasting = isinstance(error, StoreUnusable) or self._ledger.problem() is not None
+        if lasting and self._ledger.login is None and self.backoff.left_s(self._clock.monotonic()) == 0:
             self.backoff.stop(error, self.look_at)
 
     def _on_news(self, another_login: bool) -> None:
@@ -190,8 +192,7 @@ class Refresher:
         try:
             if self._looking is not None:
                 await asyncio.wait({self._looking})
-            async with self._ledger.lock(self._lock_timeout_s) as lease:
-                await self._renewal.run(rejected, lease, ask=ask)
+            await self._try(rejected, ask=ask)
         except CfproxyError as error:
             failure = error
         except Exception:  # noqa: BLE001 - logged whole, and
@@ -204,6 +205,15 @@ class Refresher:
         if ask:
             self._settle(failure, rejected)
         self._schedule()
+
+    async def _try(self, rejected: Token | None, *, ask: bool) -> None:
+        try:
+            async with self._ledger.lock(self._lock_timeout_s) as lease:
+                await self._renewal.run(rejected, lease, ask=ask)
+        except StoreUnavailable as error:
+            if not ask:
+                raise
+            await self._renewal.run_unlocked(error)
 
     def _settle(self, failure: CfproxyError | None, rejected: Token | None) -> None:
         if failure is None:

@@ -4,7 +4,8 @@ Owns: what is asked of the token endpoint, what is written before and after, wha
 Must not know: when to refresh, who waits, how long to wait after a failure.
 
 Invariants:
-1. Whatever a refresh is decided on is read from the store after the lock was taken.
+1. Whatever a refresh is decided on is read from the store after the lock was taken. Client credentials
+   have nothing to spend: they are asked for without the store, too, where it is out of reach.
 2. A refresh token is marked as presented, on disk, before it goes out.
 3. A new token is published after it was saved; if saving fails it is published all the same and kept,
    because the server may already have spent its predecessor.
@@ -77,7 +78,21 @@ class Renewal:
         elif ledger.login is not None and ledger.login.refresh_token is not None:
             await self._spend_refresh_token(ledger.login, rejected, lease)
 
-    async def _ask_for_credentials(self) -> None:
+    async def run_unlocked(self, error: StoreUnavailable) -> None:
+        """Get a token although the store can't be locked or read, where that spends nothing.
+
+        Args:
+            error: why it can't.
+
+        Raises:
+            Misconfigured, TokenEndpointUnavailable
+            StoreUnavailable: `error`, with a login that has a refresh token.
+        """
+        if self._app.grant != "client_credentials":
+            raise error
+        await self._ask_for_credentials(error)
+
+    async def _ask_for_credentials(self, unlocked: StoreUnavailable | None = None) -> None:
         asked_at, asked_mono = self._clock.time(), self._clock.monotonic()
         try:
             reply = await self.endpoint.client_credentials()
@@ -86,7 +101,7 @@ class Renewal:
                 "the token endpoint refused this app's client credentials (invalid_grant); "
                 "check the app's grant and its user in Creative Force"
             ) from error
-        await self._publish(reply, asked_at, asked_mono)
+        await self._publish(reply, asked_at, asked_mono, unlocked)
 
     async def _spend_refresh_token(self, before: Login, rejected: Token | None, lease: Lease) -> None:
         refresh_token = before.refresh_token
@@ -159,11 +174,21 @@ class Renewal:
         if (problem := self._ledger.problem()) is not None:
             raise problem
 
-    async def _publish(self, reply: TokenReply, asked_at: float, asked_mono: float) -> None:
+    async def _publish(
+        self,
+        reply: TokenReply,
+        asked_at: float,
+        asked_mono: float,
+        unlocked: StoreUnavailable | None = None,
+    ) -> None:
         lifetime_s = UNKNOWN_LIFETIME_S if reply.lifetime_s is None else reply.lifetime_s
         login = self._next_login(reply, Token(reply.access_token, asked_at, lifetime_s))
         self.count += 1
-        await self._ledger.keep(login, dead_at=asked_mono + lifetime_s)
+        dead_at = asked_mono + lifetime_s
+        if unlocked is None:
+            await self._ledger.keep(login, dead_at=dead_at)
+        else:
+            self._ledger.keep_unlocked(login, dead_at, unlocked)
         self._log.info("token.refreshed", serial=login.serial, expires_at=instant(login.token.expires_at))
         if self._ledger.usable() is None:
             raise TokenEndpointUnavailable("the token endpoint gave a token that had expired when it arrived")

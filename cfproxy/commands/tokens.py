@@ -106,7 +106,8 @@ async def _stored(account: Account, store: TokenStore) -> tuple[Login | None, Cf
     stored = None
     try:
         stored = await store.load(account.name)
-        if stored is not None:
+        # An app logs in by itself, so its store may be in use though nothing could be saved in it yet.
+        if stored is not None or account.grant == "client_credentials":
             await store.probe(account.name)
     except (StoreUnavailable, StoreUnusable) as error:
         return stored, error

@@ -300,3 +300,50 @@ async def test_client_credentials_serve_over_a_foreign_record_that_cannot_be_rep
         world.store.mend()
         await world.clock.advance(6)
         assert (await world.stored()).client_id == "app"
+
+
+async def test_client_credentials_are_served_without_the_store() -> None:
+    """They spend nothing, so a store that is out of reach, from the start even, costs no request."""
+    async with open_world(CREDENTIALS_APP) as world:
+        world.store.break_down()
+        broker = await world.broker()
+        token = await broker.get()
+        assert (await broker.replace(token)).value == Secret("access-3")
+        await world.clock.advance(60)
+        assert at_once(broker.get()).value == Secret("access-3")
+        assert world.endpoint.calls == ["", ""]
+        state = broker.state()
+        assert (state.unsaved, state.ready) == (True, True)
+        assert isinstance(state.store_error, StoreUnavailable)
+        assert len(world.named("store.failed")) == 1
+        world.store.mend()
+        await world.clock.advance(6)
+        assert (await world.stored()).token.value == Secret("access-3")
+        assert broker.state().store_error is None
+        assert len(world.endpoint.calls) == 2
+
+
+async def test_a_token_got_without_the_lock_gives_way_to_what_the_store_has() -> None:
+    """Who could not lock does not know what others saved meanwhile, and writes over nothing of it."""
+    async with open_world(CREDENTIALS_APP) as world:
+        await world.put(refresh_token=None)
+        broker = await world.broker()
+        world.store.lock_fault = StoreUnavailable("another process still refreshes")
+        assert (await broker.replace(await broker.get())).value == Secret("access-2")
+        theirs = await world.put(
+            refresh_token=None, serial=9, token=Token(Secret("access-of-theirs"), world.clock.time(), 3600.0)
+        )
+        world.store.mend()
+        await world.clock.advance(6)
+        assert await world.stored() == theirs
+        assert at_once(broker.get()).value == Secret("access-of-theirs")
+
+
+async def test_an_unsafe_store_is_refused_to_client_credentials_too() -> None:
+    """A store that will not get better by itself is a matter for whoever set it up."""
+    async with open_world(CREDENTIALS_APP) as world:
+        world.store.lock_fault = StoreUnusable("the folder is open to other users")
+        broker = await world.broker()
+        with pytest.raises(StoreUnusable):
+            await broker.get()
+        assert world.endpoint.calls == []

@@ -125,6 +125,22 @@ async def test_a_read_only_store_costs_no_request_and_no_login(disk: Disk, world
         await assert_healed(world, proxy)
 
 
+async def test_an_app_is_served_where_nothing_could_ever_be_saved(disk: Disk, world: World) -> None:
+    """Client credentials spend nothing: a store that was never writable costs them no request."""
+    world.write_config(
+        grant="client_credentials", redirect_uri=None, scope=None, store=f"file:{disk.path / 'store'}"
+    )
+    disk.remount("ro")
+    async with world.serve() as proxy:
+        assert [await proxy.status() for _ in range(5)] == [200] * 5
+        assert await proxy.ready() == 200
+        world.sandbox.revoke_access_tokens()
+        assert await proxy.status() == 200
+        await assert_trouble_shows(world, proxy, "Read-only")
+        disk.remount("rw")
+        await assert_healed(world, proxy)
+
+
 async def test_a_rejected_token_is_replaced_on_a_full_disk(disk: Disk, world: World) -> None:
     """A token that the API rejects serves nobody: it is refreshed although that can't be saved yet."""
     await log_in_on(disk, world)
