@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import socket
 import stat
 import sys
@@ -40,11 +41,11 @@ def check_secrets(path: Path | None) -> Iterator[Finding]:
     sources = list(_secret_sources(tree))
     if any(kind == "text" for kind, _ in sources) and _others_read(path):
         text = f"{path} holds a secret and other users of this machine can read it"
-        yield Finding("secret", "warn", text, f"chmod 600 {path}")
+        yield Finding("secret", "warn", text, f"chmod 600 {shlex.quote(str(path))}")
     for kind, name in sources:
         if kind == "file" and _others_read(place := (path.parent / Path(name).expanduser())):
             text = f"{place} is a secret's file and other users of this machine can read it"
-            yield Finding("secret", "warn", text, f"chmod 600 {place}")
+            yield Finding("secret", "warn", text, f"chmod 600 {shlex.quote(str(place))}")
     if sources:
         kinds = {"text": "the configuration file", "file": "a file", "env": "a variable"}
         told = ", ".join(sorted({kinds[kind] for kind, _ in sources}))

@@ -118,7 +118,8 @@ def test_proxy_variables_are_told_to_be_ignored() -> None:
 @posix
 def test_files_with_secrets_that_others_can_read_are_told(tmp_path: Path) -> None:
     """The configuration where it holds a text, and the file of a secret; with the command that closes it."""
-    config, secret = tmp_path / "config.yaml", tmp_path / "secret"
+    (tmp_path / "a b").mkdir()
+    config, secret = tmp_path / "a b/config.yaml", tmp_path / "a b/secret"
     secret.write_text("marker")
     config.write_text(
         "client_secret: marker\n"
@@ -129,9 +130,9 @@ def test_files_with_secrets_that_others_can_read_are_told(tmp_path: Path) -> Non
     secret.chmod(0o640)
     findings = list(check_secrets(config))
     assert [(each.level, each.next) for each in findings] == [
-        ("warn", f"chmod 600 {config}"),
-        ("warn", f"chmod 600 {secret}"),
-        ("warn", f"chmod 600 {secret}"),
+        ("warn", f"chmod 600 '{config}'"),
+        ("warn", f"chmod 600 '{secret}'"),
+        ("warn", f"chmod 600 '{secret}'"),
         ("ok", ""),
     ]
     assert "marker" not in render_findings(findings)
