@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 import pytest
@@ -157,8 +158,8 @@ def test_access_lists_are_tidied(load: Loader) -> None:
 
 
 def test_a_secret_comes_from_the_text_a_variable_or_a_file(load: Loader) -> None:
-    """A file's path starts at the configuration's folder; one trailing newline is cut."""
-    for content in (b"from file", b"from file\n", b"from file\r\n"):
+    """A file's path starts at the configuration's folder; a trailing newline and a byte-order mark go."""
+    for content in (b"from file", b"from file\n", b"from file\r\n", codecs.BOM_UTF8 + b"from file\r\n"):
         (load.folder / "secret.txt").write_bytes(content)
         assert load.account("client_secret: {file: secret.txt}").client_secret == Secret("from file")
     assert load.account("client_secret: {env: S}", {"S": "from env"}).client_secret == Secret("from env")

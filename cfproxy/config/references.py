@@ -110,7 +110,7 @@ def _resolve_secret(kind: object, name: str, info: ValidationInfo) -> str | None
     if len(data) > SECRET_MAX_BYTES:
         raise ValueError(f"names a file of more than {SECRET_MAX_BYTES} bytes")
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")  # Windows editors put a byte-order mark first
     except UnicodeDecodeError:
         raise ValueError("names a file that is not UTF-8 text") from None
     return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
