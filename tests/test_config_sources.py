@@ -48,6 +48,16 @@ def test_off_is_a_word_however_it_is_written(load: Loader, word: str) -> None:
     assert yaml.safe_load(render_settings(got))["admin"] == "off"
 
 
+@pytest.mark.parametrize("quote", ["", "'", '"'])
+def test_a_variable_may_have_kept_the_quotes_of_a_word(load: Loader, quote: str) -> None:
+    """As those of a container's env file do."""
+    words = {"ADMIN": "Off", "PACING__RATE": "off", "LOG__FORMAT": "AUTO", "LOG__LEVEL": "debug"}
+    environ = {f"CFPROXY_{name}": f"{quote}{word}{quote}" for name, word in words.items()}
+    got = load.settings(BASE, environ)
+    assert (got.admin, got.accounts["default"].pacing.rate) == (None, None)
+    assert (got.log.format, got.log.level) == ("auto", "debug")
+
+
 def test_words_and_booleans_are_read_in_any_case(load: Loader) -> None:
     """`JSON`, 'auto' and `Yes` are understood."""
     assert load.settings(BASE + "log: {format: JSON}").log.format == "json"

@@ -37,11 +37,16 @@ def text_of(value: object, want: str) -> str:
 
 def is_off(value: object) -> bool:
     """Return whether a value says `off`: the word in any case, what YAML takes for false, or null."""
-    return value is None or (isinstance(value, str | bool) and str(value).strip().lower() in _OFF_WORDS)
+    word = _lowered(value)
+    return word is None or word is False or (isinstance(word, str) and word in _OFF_WORDS)
 
 
 def _lowered(value: object) -> object:
-    return value.strip().lower() if isinstance(value, str) else value
+    """Return a text as a word: in lower case, without the quotes that a variable may have kept."""
+    if not isinstance(value, str):
+        return value
+    word = value.strip().lower()
+    return word[1:-1].strip() if word[:1] in {"'", '"'} and word[:1] == word[-1:] else word
 
 
 # --- quantities -------------------------------------------------------------------------------
