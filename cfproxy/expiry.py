@@ -32,11 +32,6 @@ class ExpiryWarning:
     left_s: float
     message: str
 
-    @property
-    def is_urgent(self) -> bool:
-        """Whether no more than the time of the second step (2 days of 30) is left."""
-        return self.step > 1
-
 
 def expiry_warning(login: Login | None, app: App, now: float) -> ExpiryWarning | None:
     """Return the warning that is due at wall-clock `now`; None while there is time enough.
