@@ -3,7 +3,8 @@
 Owns: where secrets are learned from (every `Secret` made, everything that the sandbox issues or is
 shown) and what is read for them: captured output, logging at every level, structlog events, warnings,
 output of child processes, errors of `cfproxy.errors` with their causes, and failure reports.
-Must not know: how is searched (`ledger.py`), which processes a test runs (`e2e/kit.py` tells).
+Must not know: how is searched (`ledger.py`), which processes a test runs and what secrets they make
+(`e2e/kit.py` tells).
 Invariants: nothing lives longer because it is watched (an error that is kept keeps its frames, and
 their sockets and files, open); what is watched behaves as ever, logging levels seen by tests included.
 """

@@ -30,7 +30,7 @@ from cfproxy.errors import GrantRefused, LoginFailed
 from cfproxy.sandbox import Behaviour
 from cfproxy.sandbox.grants import Grants
 from cfproxy.secret import Secret
-from tests.e2e.kit import open_world
+from tests.e2e.kit import TELLING, open_world
 
 IMPORTED = Secret("imported~0123456789/abc")
 VALUE = "".join(["made", "~0123456789/", "uvwxyz"])
@@ -151,7 +151,8 @@ def in_a_world(tmp_path, line, work):
     """Run `work` in a world whose processes run `line` when they start."""
     tells = tmp_path / "tells"
     tells.mkdir()
-    tells.joinpath("sitecustomize.py").write_text(line)
+    telling = TELLING.joinpath("sitecustomize.py").read_text(encoding="utf-8")
+    tells.joinpath("sitecustomize.py").write_text(f"{telling}\\n{line}")
     async def run():
         async with open_world(tmp_path) as world:
             root = world.full_environment()["PYTHONPATH"]
@@ -168,6 +169,12 @@ def test_leak_in_the_log_of_a_child(tmp_path):
         async with world.serve() as proxy:
             assert await proxy.status() == 200
     in_a_world(tmp_path, STORED, work)
+
+def test_leak_of_a_secret_that_only_a_child_knows(tmp_path):
+    line = "print(Secret('of-a-child~' + '0123456789').reveal())"
+    async def work(world):
+        await world.run("--version")
+    in_a_world(tmp_path, line, work)
 
 def test_leak_of_the_client_secret_by_a_command(tmp_path):
     async def work(world):

@@ -34,6 +34,7 @@ from .processes import PATIENCE_S, Proxy, Ran
 
 NOBODY = "http://127.0.0.1:1"  # where nobody listens
 ROOT = Path(__file__).resolve().parents[2]
+TELLING = ROOT / "tests" / "telling"
 
 
 @dataclass
@@ -63,6 +64,11 @@ class World:
         """The stored login."""
         return self.store_dir / "default.json"
 
+    @property
+    def told_path(self) -> Path:
+        """What processes tell of their secrets."""
+        return self.folder / "told-secrets"
+
     def write_config(self, **changes: Any) -> Path:
         """Write the configuration; None removes a key. (JSON is YAML.)"""
         self.settings = {k: v for k, v in (self.settings | changes).items() if v is not None}
@@ -74,8 +80,11 @@ class World:
         document: dict[str, Any] = json.loads(self.document_path.read_text(encoding="utf-8"))
         return document
 
-    def note_stored(self) -> None:
-        """Note the secrets that lie in the store: those that processes made and had."""
+    def note_secrets(self) -> None:
+        """Note the secrets that processes made, and those that lie in the store."""
+        with contextlib.suppress(OSError):
+            for line in self.told_path.read_text(encoding="ascii").splitlines():
+                LEDGER.note(json.loads(line), "a Secret of a process")
         for path in self.store_dir.glob("*.json"):
             with contextlib.suppress(OSError, ValueError):  # damaged on purpose, or just replaced
                 stored = json.loads(path.read_text(encoding="utf-8"))
@@ -106,8 +115,9 @@ class World:
     def full_environment(self) -> dict[str, str]:
         """The environment of processes: no setting of the machine's own gets in."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("CFPROXY_")}
-        home = {"PYTHONPATH": str(ROOT), "HOME": str(self.folder), "XDG_CONFIG_HOME": str(self.folder)}
-        return kept | home | {"PYTHONUNBUFFERED": "1"} | self.environment
+        home = {"HOME": str(self.folder), "XDG_CONFIG_HOME": str(self.folder)}
+        python = {"PYTHONPATH": f"{TELLING}{os.pathsep}{ROOT}", "PYTHONUNBUFFERED": "1"}
+        return kept | home | python | {"TOLD_SECRETS": str(self.told_path)} | self.environment
 
     def command(self, *args: str) -> list[str]:
         """The words of a command."""
@@ -127,7 +137,7 @@ class World:
             out, err = await asyncio.to_thread(process.communicate, stdin.encode(), PATIENCE_S)
         finally:
             process.kill()
-        self.note_stored()
+        self.note_secrets()
         ran = Ran(process.returncode, out.decode(), err.decode())
         self.said += [ran.err] if args[0] == "token" else [ran.out, ran.err]
         return ran
@@ -156,7 +166,7 @@ class World:
                 process.kill()
                 self.said.append(log_path.read_text(encoding="utf-8"))
                 LEDGER.hear(log_path.name, self.said[-1])
-                self.note_stored()
+                self.note_secrets()
 
 
 async def _started(proxy: Proxy) -> None:
@@ -214,6 +224,6 @@ async def open_world(folder: Path, **behaviour: Any) -> AsyncIterator[World]:
         try:
             yield world
         finally:
-            world.note_stored()
+            world.note_secrets()
             for path in (*folder.glob("*.log"), *folder.glob("*.out")):
                 LEDGER.hear(path.name, path.read_text(encoding="utf-8", errors="replace"))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cfproxy.config import load_settings
+from tests.ledger import LEDGER
 
 from .kit import World
 from .processes import PATIENCE_S
@@ -44,7 +45,9 @@ async def _answer(world: World, *answers: str) -> tuple[int, str]:
     finally:
         process.kill()
         os.close(ours)
-    return code, shown.decode().replace("\r\n", "\n")
+    told = shown.decode().replace("\r\n", "\n")
+    LEDGER.hear("the terminal", told)
+    return code, told
 
 
 def _settings(place: Path) -> tuple[str, str, str | None, str]:

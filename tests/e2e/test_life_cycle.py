@@ -165,13 +165,14 @@ async def test_the_service_manager_is_told_and_its_sockets_are_used(world: World
             "import os, sys; os.dup2(int(sys.argv[1]), 3); "
             "os.environ['LISTEN_PID'] = str(os.getpid()); os.execv(sys.argv[2], sys.argv[2:])"
         )
-        process = subprocess.Popen(
-            [sys.executable, "-c", script, str(listening.fileno()), *world.command("serve")],
-            cwd=world.folder,
-            env=world.full_environment(),
-            pass_fds=[listening.fileno()],
-            stderr=subprocess.DEVNULL,
-        )
+        with (world.folder / "managed.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-c", script, str(listening.fileno()), *world.command("serve")],
+                cwd=world.folder,
+                env=world.full_environment(),
+                pass_fds=[listening.fileno()],
+                stderr=log,
+            )
         try:
             said = hearing(manager)
             assert await said("READY=1")
