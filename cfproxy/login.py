@@ -83,6 +83,8 @@ async def begin(plan: LoginPlan) -> tuple[str, Attempt]:
     """
     if plan.redirect_uri is None:
         raise LoginFailed("a login in the browser needs redirect_uri; set it as registered for the app")
+    # Nobody should go through a browser for a login that can't be kept.
+    await plan.store.probe(plan.app.account)
     verifier = oauth.new_verifier() if plan.pkce else None
     attempt = Attempt(
         account=plan.app.account,

@@ -59,9 +59,10 @@ async def test_an_unsafe_login_is_refused_with_exit_code_4(world: World, breach:
     told = await world.run("status")
     assert told.code == 4
     assert words in told.out
-    ran = await world.run("token")
-    assert (ran.code, ran.out) == (4, "")
-    assert words in ran.line
+    for args in (["token"], ["login", "--print-url"], ["logout"]):
+        ran = await world.run(*args)
+        assert (ran.code, ran.out) == (4, "")
+        assert words in ran.line
     assert world.document_path.read_bytes() == content
     mend(world.document_path)
     assert (await world.run("token")).code == 0
