@@ -178,15 +178,21 @@ class Ledger:
     def _keeps_unsaved(self, stored: Login | None) -> bool:
         if not self.unsaved or self.login is None:
             return False
-        if _same_generation(stored, self._unsaved_over):
+        if _same_generation(stored, self._unsaved_over) or self._outlasts(stored, self.login):
             # Others may have marked or refused the predecessor meanwhile; ours is newer than that, too.
             if stored is not None and stored.serial >= self.login.serial:
                 self.login = replace(self.login, serial=stored.serial + 1)
             return True
         self.unsaved = False
+        self._write_error = None  # whoever put that there could write
         if not _same_generation(stored, self.login):  # else a save took effect that seemed to fail
             self._log.warning("token.unsaved_dropped", reason="the store has another login")
         return False
+
+    def _outlasts(self, stored: Login | None, mine: Login) -> bool:
+        # Of an app's tokens none replaces another: the one that lives longer is of more use.
+        is_app = self._app.grant == "client_credentials"
+        return is_app and stored is not None and stored.token.expires_at < mine.token.expires_at
 
     def _keeps_newer(self, stored: Login | None) -> bool:
         mine = self.login

@@ -337,6 +337,22 @@ async def test_a_token_got_without_the_lock_gives_way_to_what_the_store_has() ->
         await world.clock.advance(6)
         assert await world.stored() == theirs
         assert at_once(broker.get()).value == Secret("access-of-theirs")
+        assert broker.state().store_error is None
+
+
+async def test_a_store_that_comes_back_with_an_older_token_takes_no_valid_one_away() -> None:
+    """What was in it before nobody could look is no news: the token in hand serves, and is saved."""
+    async with open_world(CREDENTIALS_APP) as world:
+        await world.put_expired(refresh_token=None, serial=7)
+        world.store.break_down()
+        broker = await world.broker()
+        token = await broker.get()
+        world.endpoint.always = down()
+        world.store.mend()
+        await world.clock.advance(6)
+        assert at_once(broker.get()) == token
+        stored = await world.stored()
+        assert (stored.token, stored.serial) == (token, 8)
 
 
 async def test_an_unsafe_store_is_refused_to_client_credentials_too() -> None:
