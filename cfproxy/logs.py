@@ -3,13 +3,15 @@
 Owns: format, level, sampling, and what never gets into a line.
 Invariants: only fields that are listed here show their value, and a `Secret` among those shows as redacted;
 a stack trace shows code, never locals; what libraries log through the standard library comes out in the same
-form, without the values that they put into their texts; what is changed while the program runs holds for
-every logger at once, those that were bound before included.
+form, without the values that they put into their texts; a line that can't be written is lost, and nothing
+else; what is changed while the program runs holds for every logger at once, those that were bound before
+included.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -155,8 +157,10 @@ class _Gathered:
     def _write_out(self) -> None:
         self._due_in = None
         lines, self._lines = self._lines, []
-        self._stream.write("".join(lines))
-        self._stream.flush()
+        # What logs has more important things to do than to be logged.
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write("".join(lines))
+            self._stream.flush()
 
 
 class _JsonLines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import io
 import json
 import logging
@@ -50,6 +51,25 @@ def test_every_field_is_explained() -> None:
     table = page.partition("## Log fields")[2].partition("\n## ")[0]
     cells = re.findall(r"(?m)^\|([^|]*)\|", table)
     assert {name for cell in cells for name in re.findall(r"`([a-z_]+)`", cell)} == FIELDS
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.ENOSPC, "full"), ValueError("closed")])
+def test_a_line_that_cannot_be_written_is_lost_and_nothing_else(form: str, error: Exception) -> None:
+    """A refresh, or a request, does not fail because its log is on a full disk or has no reader."""
+
+    class Stream(io.StringIO):
+        full = True
+
+        def flush(self) -> None:
+            if self.full:
+                raise error
+
+    out = Stream()
+    log = build_logger("info", form, out)
+    log.info("token.refreshed", serial=1)
+    out.full = False
+    log.info("token.refreshed", serial=22)
+    assert "22" in out.getvalue()
 
 
 def test_a_field_that_is_not_listed_does_not_show(form: str) -> None:

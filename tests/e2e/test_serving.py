@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
+import subprocess
 
 import aiohttp
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from cfproxy.sandbox import Fault, approve
 
 from .kit import World, until
+from .processes import PATIENCE_S
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 
@@ -74,6 +77,30 @@ async def test_serve_is_the_default_command(world: World) -> None:
 
 
 @posix
+async def test_a_log_that_nobody_reads_any_more_costs_nothing(world: World) -> None:
+    """When whoever read the log has gone, requests, refreshes and the end are as ever."""
+    await world.log_in()
+    process = world.popen("serve", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    try:
+        url = ""
+        while not url.startswith("http"):
+            event = json.loads(await asyncio.to_thread(process.stdout.readline))
+            url = f"http://{event['listen']}/v1/jobs" if event["event"] == "proxy.started" else ""
+        process.stdout.close()
+        async with aiohttp.ClientSession() as client:
+            for _ in range(3):
+                world.sandbox.revoke_access_tokens()
+                for _ in range(3):
+                    async with client.get(url) as answer:
+                        assert answer.status == 200
+        process.terminate()
+        assert await asyncio.to_thread(process.wait, PATIENCE_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
 async def test_sigterm_lets_requests_in_flight_finish(world: World) -> None:
     """On SIGTERM no new connection is taken, a slow request gets its whole answer, and the code is 0."""
     await world.log_in()
