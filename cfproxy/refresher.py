@@ -160,7 +160,8 @@ class Refresher:
         else:
             if isinstance(self.backoff.error, StoreUnavailable | StoreUnusable):
                 self.backoff.resume()
-        self._looking = None
+        finally:
+            self._looking = None
         self._schedule()
 
     def _not_read(self, error: CfproxyError) -> None:
@@ -199,7 +200,8 @@ class Refresher:
             # a fault of ours must not be able to end refreshing for good.
             self._log.exception("token.refresh_crashed")
             failure = TokenEndpointUnavailable("an internal fault stopped the refresh; see the log")
-        self._renewing = None
+        finally:
+            self._renewing = None
         if failure is not None:
             self.failures[type(failure)] += 1
         if ask:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
+from structlog.testing import LogCapture
 
 from cfproxy.broker import Broker
 from cfproxy.errors import Misconfigured, TokenEndpointUnavailable
@@ -269,3 +271,21 @@ async def test_what_the_server_says_was_granted_is_kept(world: World) -> None:
     world.endpoint.plan = [TokenReply(Secret("access-2"), 3600.0, None, "cfgateway")]
     await (await world.broker()).get()
     assert (await world.stored()).scope == "cfgateway"
+
+
+async def test_a_fault_in_logging_does_not_end_refreshing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong while a refresh ends, the next one can begin."""
+
+    def fail(*_: object) -> None:
+        raise OSError("a bug")
+
+    await world.put_expired()
+    broker = await world.broker()
+    with monkeypatch.context() as patch:
+        patch.setattr(LogCapture, "__call__", fail)
+        with contextlib.suppress(OSError):
+            await broker.get()
+    await world.clock.advance(3600)
+    assert access(await broker.get()) == "access-3"
