@@ -58,6 +58,12 @@ def test_a_variable_may_have_kept_the_quotes_of_a_word(load: Loader, quote: str)
     assert (got.log.format, got.log.level) == ("auto", "debug")
 
 
+@pytest.mark.parametrize("written", [" false ", "False ", "'false'", '"off"'])
+def test_a_variable_may_have_kept_what_stood_round_a_boolean(load: Loader, written: str) -> None:
+    """As `set NAME=false && cfproxy` keeps the space on Windows."""
+    assert load.account("", {"CFPROXY_PKCE": written}).pkce is False
+
+
 def test_words_and_booleans_are_read_in_any_case(load: Loader) -> None:
     """`JSON`, 'auto' and `Yes` are understood."""
     assert load.settings(BASE + "log: {format: JSON}").log.format == "json"

@@ -171,3 +171,4 @@ PathPattern = Annotated[
     str, PlainValidator(parse_path_pattern), WithJsonSchema({**STRING, "pattern": "^!?/"})
 ]
 Word = BeforeValidator(_lowered)
+Flag = Annotated[bool, Word]

@@ -28,7 +28,7 @@ from cfproxy.config.addresses import (
     url_origin,
 )
 from cfproxy.config.callers import Key, User
-from cfproxy.config.notation import ClientId, Duration, Method, PathPattern, Rate, Scope, Size, Word
+from cfproxy.config.notation import ClientId, Duration, Flag, Method, PathPattern, Rate, Scope, Size, Word
 from cfproxy.config.redis_url import RedisAddress
 from cfproxy.config.references import CaFile, SecretText, StoreUrl
 
@@ -63,18 +63,18 @@ class Pacing(Model):
         1000, "requests that may wait; one more is answered 503 at once; 0: none waits"
     )
     max_wait_s: Duration = _key(60.0, "the longest that a request waits for its turn", "max_wait")
-    shared: bool = _key(False, "all replicas with the same Redis store keep the rate together")
+    shared: Flag = _key(False, "all replicas with the same Redis store keep the rate together")
 
 
 class Retry(Model):
     """When a request is sent again."""
 
-    unauthorized: bool = _key(True, "after a 401: once, with a new token")
+    unauthorized: Flag = _key(True, "after a 401: once, with a new token")
     body_memory_bytes: Size = _key(
         262_144, "a body up to this size is kept in memory for that retry", "body_memory"
     )
     body_max_bytes: Size = _key(67_108_864, "a larger body is streamed and never sent twice", "body_max")
-    too_many_requests: bool = _key(
+    too_many_requests: Flag = _key(
         True,
         "after a 429 all requests of that upstream pause as the answer says; the request itself goes "
         "again, at most twice, within pacing.max_wait",
@@ -96,7 +96,7 @@ class Access(Model):
     paths: tuple[PathPattern, ...] = _key(
         (), "allowed paths; `*` within a segment, `**` across, `!` in front forbids; empty: all"
     )
-    allow_remote: bool = _key(False, "listen beyond this machine although no key is asked for")
+    allow_remote: Flag = _key(False, "listen beyond this machine although no key is asked for")
 
 
 class Timeouts(Model):
@@ -174,10 +174,10 @@ class Log(Model):
     sample: Annotated[float, Field(ge=0, le=1)] = _key(
         1.0, "the share of ordinary request lines (2xx) that is written; all others always are"
     )
-    request_id: bool = _key(
+    request_id: Flag = _key(
         True, "tell the upstream and the caller each request's id, in an X-Request-Id header"
     )
-    server_timing: bool = _key(False, "tell each caller where the time went, in a Server-Timing header")
+    server_timing: Flag = _key(False, "tell each caller where the time went, in a Server-Timing header")
 
 
 class AccountKeys(Model):
@@ -197,7 +197,7 @@ class AccountKeys(Model):
     scope: Scope = _key(
         "cfgateway offline_access", "what to ask for; with client_credentials the default is cfgateway"
     )
-    pkce: bool = _key(True, "protect the login with PKCE (RFC 7636)")
+    pkce: Flag = _key(True, "protect the login with PKCE (RFC 7636)")
     environment: Annotated[Literal["production", "sandbox"], Word] = _key(
         "production", "which of Creative Force's hosts; any URL below overrides it"
     )
