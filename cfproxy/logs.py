@@ -143,14 +143,14 @@ class _Gathered:
         """Have a line written: now where no loop runs, else when this turn of it is over."""
         self._lines.append(line)
         self._lines.append("\n")
+        if self._due_in is not None and self._due_in.is_running():
+            return
         try:
-            loop = asyncio.get_running_loop()
+            self._due_in = asyncio.get_running_loop()
         except RuntimeError:
             self._write_out()
             return
-        if self._due_in is not loop:
-            self._due_in = loop
-            loop.call_soon(self._write_out)
+        self._due_in.call_soon(self._write_out)
 
     debug = info = warning = error = critical = msg
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 from typing import Any
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from cfproxy.access import AccessRules
 from cfproxy.secret import Secret
 from cfproxy.web.admission import PROGRAMS_MAX
+from cfproxy.web.exchange import Exchange
 from cfproxy.wire import folded
-from tests.origin import OK, Message, Peer, answering, chunked, reply
+from tests.origin import OK, Message, Peer, answering, chunked, reply, until
 from tests.proxied import Proxied, proxied
 
 
@@ -497,3 +499,19 @@ async def test_no_caller_can_invent_more_flows_than_there_are_places_in_a_queue(
         for number in range(3 * PROGRAMS_MAX):
             await client.ask(b"GET / HTTP/1.1", b"User-Agent: %d" % number)
         assert PROGRAMS_MAX / 2 < len(set(world.pacer.flows)) <= PROGRAMS_MAX
+
+
+@pytest.mark.parametrize("warm", [False, True])
+async def test_a_request_leaves_nothing_for_the_garbage_collector(warm: bool) -> None:
+    """A cycle a request would have the collector walk through everything again and again."""
+    async with proxied(answering(OK), warm=warm) as world:
+        client = await world.client()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                await client.ask(b"GET / HTTP/1.1")
+            await until(lambda: not world.listener.in_flight)
+            assert sum(isinstance(one, Exchange) for one in gc.get_objects()) <= 1  # the latest, at most
+        finally:
+            gc.enable()

@@ -206,6 +206,7 @@ class Exchange:
             self._by.begun(self)
 
     def _end(self, error: CfproxyError | None) -> None:
+        self._call = self._begun = None  # it knows this exchange: a cycle would be left for the collector
         self._server.ended(self)
         if self._by is not self._server:
             self._by.ended(self)
