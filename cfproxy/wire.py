@@ -81,7 +81,8 @@ CORS_ANSWERS = frozenset(
 OWN_COOKIES = b"cfproxy"  # how the names of the admin listener's cookies begin
 _NOT_SENT_UP = HOP_BY_HOP | OWNED
 _NOT_SENT_DOWN = HOP_BY_HOP | CORS_ANSWERS
-_NO_TRAILERS = _NOT_SENT_UP | {b"content-length"}
+# Behind a body they would get past what is done with them in a head.
+_NO_TRAILERS = _NOT_SENT_UP | CORS_ANSWERS | {b"content-length", b"cookie", b"location", b"set-cookie"}
 _LOOKED_AT = _NOT_SENT_DOWN | {b"location", b"set-cookie"}
 
 _USUAL_METHODS = {
@@ -298,7 +299,7 @@ def outgoing_fields(
                 vias.append(value)
             elif low == b"expect" and expects:
                 lines.append(b"%b: 100-continue\r\n" % name)
-            elif low == b"trailer" and framing.chunked:
+            elif low == b"trailer" and framing.chunked and low not in listed:
                 lines.append(b"%b: %b\r\n" % (name, value))
         elif low == b"cookie" and OWN_COOKIES in value.lower():
             if others := _without_own_cookies(value):
@@ -333,12 +334,20 @@ def _is_own_cookie(pair: bytes) -> bool:
     return pair.lstrip(b" \t").lower().startswith(OWN_COOKIES)
 
 
-def passing_trailers(trailers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Return the trailers that go on: none that frames, routes or authorizes (RFC 9110 §6.5.1)."""
+def passing_trailers(trailers: list[tuple[bytes, bytes]], headers: RawHeaders) -> list[tuple[bytes, bytes]]:
+    """Return the trailers that go on: none that frames, routes or authorizes (RFC 9110 §6.5.1).
+
+    Args:
+        trailers: as they came.
+        headers: of the same message; its `Connection` names trailers, too (§7.6.1).
+    """
+    if not trailers:
+        return trailers
+    drop = _NO_TRAILERS | _listed_in_connection(headers)
     return [
         (name, value)
         for name, value in trailers
-        if (low := folded(name)) not in _NO_TRAILERS and not low.startswith(OWNED_PREFIX)
+        if (low := folded(name)) not in drop and not low.startswith(OWNED_PREFIX)
     ]
 
 

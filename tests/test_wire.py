@@ -18,6 +18,7 @@ from cfproxy.wire import (
     incoming_headers,
     outgoing_fields,
     outgoing_target,
+    passing_trailers,
     read_framing,
 )
 
@@ -447,3 +448,22 @@ def test_answer_headers_come_down_byte_by_byte() -> None:
         (b"WWW-Authenticate", b"Bearer"),
     ]
     assert came_down(*headers) == headers
+
+
+def test_what_connection_names_is_dropped_behind_a_body_too() -> None:
+    """A trailer, and `Trailer` itself, can be one connection's (RFC 9110 §7.6.1)."""
+    named = [(b"Connection", b"x_sum, Trailer"), (b"Trailer", b"X-Sum, X-More")]
+    trailers = [(b"X-Sum", b"1"), (b"X_SUM", b"2"), (b"X-More", b"3")]
+    assert passing_trailers(trailers, named) == [(b"X-More", b"3")]
+    assert passing_trailers(trailers, []) == trailers
+    assert incoming_headers(named, ORIGIN, CALLER, trailers=True) == []
+    assert incoming_headers(named[1:], ORIGIN, CALLER, trailers=True) == named[1:]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"Authorization", b"Content_Length", b"Set-Cookie", b"Location", b"Access-Control-Allow-Origin", b"TE"],
+)
+def test_no_trailer_gets_past_what_is_done_with_headers(name: bytes) -> None:
+    """Whoever merges trailers into the head is told nothing that would not have passed there as it is."""
+    assert passing_trailers([(name, b"x"), (b"X-Sum", b"1")], []) == [(b"X-Sum", b"1")]

@@ -59,13 +59,15 @@ class IncomingBody:
     Args:
         inflow: the body.
         reply: tells a client that waits for 100 Continue to go on.
+        headers: in front of it.
     """
 
-    __slots__ = ("_inflow", "_reply")
+    __slots__ = ("_headers", "_inflow", "_reply")
 
-    def __init__(self, inflow: Inflow, reply: Reply) -> None:
+    def __init__(self, inflow: Inflow, reply: Reply, headers: RawHeaders) -> None:
         self._inflow = inflow
         self._reply = reply
+        self._headers = headers
 
     async def read(self) -> bytes:
         """Return the next piece, b"" after the last one.
@@ -83,7 +85,7 @@ class IncomingBody:
 
     def trailers(self) -> list[tuple[bytes, bytes]]:
         """Return what goes behind it, once it was read to its end."""
-        return passing_trailers(self._inflow.trailers)
+        return passing_trailers(self._inflow.trailers, self._headers)
 
 
 class Exchange:
@@ -226,7 +228,7 @@ class Exchange:
         admission.by.failure = None
         try:
             answer = self._begin_reply(outcome, admission)
-            reply.end(passing_trailers(answer.trailers) if answer.trailers else [])
+            reply.end(passing_trailers(answer.trailers, answer.raw_headers))
         except ConnectionError:
             reply.cut()  # the client left
         except Exception as fault:
@@ -268,7 +270,7 @@ class Exchange:
             head += b"%b: %b\r\n" % (REQUEST_ID, self._marks.request_id.encode("ascii"))
         if request.body is not None:
             self._reply.client_waits = admission.expects
-            incoming = IncomingBody(request.body, self._reply)
+            incoming = IncomingBody(request.body, self._reply, fields.raw)
             self._body = KeptBody(
                 incoming.read,
                 memory_bytes=settings.body_memory_bytes,
@@ -321,7 +323,7 @@ class Exchange:
         if not answer.exhausted:  # as most are by now
             while piece := await answer.read():
                 await reply.write(piece)
-        reply.end(passing_trailers(answer.trailers))
+        reply.end(passing_trailers(answer.trailers, answer.raw_headers))
         await answer.finish_upload()
 
     def _begin_reply(self, outcome: Outcome, admission: Admission) -> HttpAnswer:

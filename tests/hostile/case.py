@@ -39,8 +39,9 @@ class Case:
         name: unique in the corpus.
         sent: the bytes, with `AUTHORITY` and `PORT` where the listener's own belong.
         answers: in order: "ok" for one of the origin's, "100" for an interim one, or the slug of ours.
-        up: what the origin gets: each request with its body out of its chunks and without the three
-            headers that are always ours (Host, Via, Authorization); None where "ok" says enough.
+        up: what the origin gets: each request with its body out of its chunks, its trailers behind that in
+            lower case, and without the three headers that are always ours (Host, Via, Authorization); None
+            where "ok" says enough.
         rules: the listener's.
         base_path: the upstream's.
     """

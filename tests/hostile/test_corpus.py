@@ -37,10 +37,11 @@ every_sound_case = pytest.mark.parametrize(
 
 
 def without_ours(request: Heard) -> bytes:
-    """Return a request as the table has it."""
+    """Return a request as the table has it, its trailers behind its body."""
     lines = request.raw.partition(b"\r\n\r\n")[0].split(b"\r\n")
     lines = [line for line in lines if line.split(b":")[0].lower() not in OURS]
-    return b"\r\n".join([*lines, b"", b""]) + request.body
+    trailers = b"".join(b"%b: %b\r\n" % trailer for trailer in request.trailers)
+    return b"\r\n".join([*lines, b"", b""]) + request.body + trailers
 
 
 def check(case: Case, outcome: Outcome) -> None:

@@ -23,9 +23,12 @@ GOOD = {
     "an extension of the last": (b"3\r\nabc\r\n0;a=b\r\n\r\n", b"abc"),
     "line ends as data": (b"4\r\n\r\n\r\n\r\n" + END, b"\r\n\r\n"),
     "a request as data": (b"11\r\nGET /x HTTP/1.1\r\n\r\n" + END, b"GET /x HTTP/1.1\r\n"),
-    "a trailer": (b"3\r\nabc\r\n0\r\nX-T: 1\r\n\r\n", b"abc"),
+    "a trailer": (b"3\r\nabc\r\n0\r\nX-T: 1\r\n\r\n", b"abcx-t: 1\r\n"),
     "an Authorization trailer": (b"3\r\nabc\r\n0\r\nAuthorization: Bearer evil\r\n\r\n", b"abc"),
     "a Host trailer": (b"3\r\nabc\r\n0\r\nHost: evil.example\r\n\r\n", b"abc"),
+    "a hop-by-hop trailer": (b"3\r\nabc\r\n0\r\nConnection: X-A\r\nTE: x\r\nX-Real_IP: 1\r\n\r\n", b"abc"),
+    "a twin of a framing trailer": (b"3\r\nabc\r\n0\r\nContent_Length: 9\r\n\r\n", b"abc"),
+    "a Cookie trailer": (b"3\r\nabc\r\n0\r\nCookie: cfproxy-login-default=a\r\n\r\n", b"abc"),
 }
 
 BAD = {

@@ -87,6 +87,16 @@ CASES: tuple[Case, ...] = (
         b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nabc",
     ),
     passes(
+        "listed in Connection: trailers and what announces them",
+        post(
+            b"Connection: Trailer, x_t",
+            b"Trailer: X-T, X-U",
+            b"Transfer-Encoding: chunked",
+            body=b"3\r\nabc\r\n0\r\nX-T: 1\r\nX-U: 2\r\n\r\n",
+        ),
+        b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nabcx-u: 2\r\n",
+    ),
+    passes(
         "listed in Connection: a thousand names",
         get(b"Connection: " + b", ".join(b"X-%d" % n for n in range(1000)), b"X-999: 1"),
         BARE,
