@@ -357,8 +357,12 @@ class Exchange:
         headers.append((b"Content-Length", b"%d" % len(document)))
         if origins := self._judged_by.rules.origins:
             headers = with_cors(headers, listed_origin(self._request.fields.raw, origins), origins)
-        if self._server.draining or isinstance(error, BadTarget | UpgradeNotSupported):
-            reply.close_after()  # what follows on this connection may be part of the attack
+        if (
+            self._server.draining
+            or isinstance(error, BadTarget | UpgradeNotSupported)
+            or self._request.method == b"CONNECT"
+        ):
+            reply.close_after()  # what follows on this connection may be part of the attack, or of a tunnel
         with contextlib.suppress(ConnectionError):
             reply.begin(row.status, HTTPStatus(row.status).phrase.encode(), headers, document, sized=True)
             reply.end([])

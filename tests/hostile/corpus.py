@@ -11,7 +11,3 @@ CORPUS: tuple[Case, ...] = tuple(
     for case in kind.CASES
 )
 BY_NAME = {case.name: case for case in CORPUS}
-
-FLAWS = {
-    "nothing after CONNECT": "Host is looked at first, and the connection goes on",
-}

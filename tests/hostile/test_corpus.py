@@ -11,7 +11,7 @@ import pytest
 from cfproxy.secret import Secret
 from tests.hostile.arena import Outcome, arena
 from tests.hostile.case import IN_DOUBT, KEY, Case, get
-from tests.hostile.corpus import BY_NAME, CORPUS, FLAWS
+from tests.hostile.corpus import BY_NAME, CORPUS
 from tests.hostile.strict import Heard
 
 # Longer cases are about size, where every byte is like the one before.
@@ -20,20 +20,6 @@ OURS = frozenset({b"host", b"via", b"authorization", b"expect"})
 CANARY = Case("canary", get(target=b"/canary"), ())
 
 every_case = pytest.mark.parametrize("case", CORPUS, ids=[case.name for case in CORPUS])
-every_outcome = pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(
-            case,
-            id=case.name,
-            marks=[pytest.mark.xfail(strict=True, reason=FLAWS[case.name])] if case.name in FLAWS else [],
-        )
-        for case in CORPUS
-    ],
-)
-every_sound_case = pytest.mark.parametrize(
-    "case", [pytest.param(case, id=case.name) for case in CORPUS if case.name not in FLAWS]
-)
 
 
 def without_ours(request: Heard) -> bytes:
@@ -65,7 +51,7 @@ def test_the_table_is_large_and_its_names_are_unique() -> None:
     assert len(BY_NAME) == len(CORPUS) > 700
 
 
-@every_outcome
+@every_case
 async def test_each_comes_to_what_the_table_says(case: Case) -> None:
     """At once, byte by byte, cut at random, beside a key; after a doubtful one nothing more is served."""
     chance = random.Random(case.name)
@@ -94,7 +80,7 @@ async def test_without_the_key_nothing_goes_up(case: Case) -> None:
         assert field.seen_bytes == 0
 
 
-@every_sound_case
+@every_case
 async def test_no_part_is_forwarded_that_the_whole_is_not(case: Case) -> None:
     """A request that breaks off, whether the client leaves or not, sends nothing that the rest unsays."""
     chance = random.Random(case.name)

@@ -114,7 +114,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "nothing after CONNECT",
         request(b"CONNECT evil.example:443 HTTP/1.1", b"Host: evil.example:443") + SMUGGLED,
-        ("bad-target",),
+        ("host-not-allowed",),
         (),
     ),
     Case(
