@@ -97,6 +97,7 @@ class LogOutput:
             )
             self._processors += [
                 structlog.processors.add_log_level,
+                _printable,
                 structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
                 structlog.dev.ConsoleRenderer(
                     colors=colors, exception_formatter=_plain_trace, sort_keys=False, pad_event_to=20
@@ -209,6 +210,17 @@ class _Bridge(logging.Handler):
             message=_template_of(record),
             **({"exc_info": record.exc_info} if record.exc_info else {}),
         )
+
+
+def _printable(_logger: Any, _name: str, event: EventDict) -> EventDict:
+    """Show what would move a terminal's cursor or colour its text: a caller may have sent it."""
+    for name, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[name] = "".join(
+                letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+                for letter in value
+            )
+    return event
 
 
 def _template_of(record: logging.LogRecord) -> str:

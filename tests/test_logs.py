@@ -84,6 +84,23 @@ def test_a_field_that_is_not_listed_does_not_show(form: str) -> None:
     assert "[redacted]" in line
 
 
+def test_a_line_cannot_steer_the_terminal(form: str) -> None:
+    """Control bytes that a caller or a server put into a text are shown, in whatever field they are."""
+    out = io.StringIO()
+    log = build_logger("info", form, out)
+    log.info(
+        "request.refused",
+        path="/a\x1b]0;evil\x07\x9b2J\r\n\u202eb",
+        method="G\x1b[31mET",
+        reason="gr\xfcn ok",
+    )
+    line = out.getvalue()
+    assert line.endswith("\n")
+    assert line.removesuffix("\n").isprintable()
+    assert line.count("x1b" if form == "console" else "u001b") == 2
+    assert ("gr\xfcn ok" if form == "console" else "gr\\u00fcn ok") in line
+
+
 def test_a_trace_shows_code_and_no_value(form: str) -> None:
     """Neither local variables nor the text of a foreign exception are in a stack trace."""
     out = io.StringIO()
