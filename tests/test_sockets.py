@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -75,6 +76,23 @@ def test_a_live_socket_is_refused_and_goes_on(place: str) -> None:
             pass
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(place)
+
+
+def test_a_live_socket_is_refused_when_it_is_too_busy_to_answer(place: str) -> None:
+    """A full queue of callers is no sign of death."""
+    with socket.socket(socket.AF_UNIX) as busy, contextlib.ExitStack() as stack:
+        busy.bind(place)
+        busy.listen(0)
+        for _ in range(3):
+            caller = stack.enter_context(socket.socket(socket.AF_UNIX))
+            caller.setblocking(False)
+            if caller.connect_ex(place):
+                break
+        else:
+            pytest.skip("this system's queues are never full")
+        with pytest.raises(OSError, match="another process"), bound_unix_socket(place):
+            pass
+        assert Path(place).exists()
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
