@@ -338,3 +338,23 @@ async def test_a_client_that_stops_in_mid_upload_is_let_go() -> None:
         await client.send(client.compose(b"POST / HTTP/1.1", b"Content-Length: 9", body=b"half"))
         assert problem(await client.read_answer(b"POST")) == (400, "bad-target")
         assert await client.ended()
+
+
+@pytest.mark.parametrize(
+    ("target", "shown"),
+    [
+        (b"/v1/jobs?token=secret", "/v1/jobs"),
+        (b"/v1/jobs#token=secret", "/v1/jobs"),
+        (b"/v1/jobs#a?token=secret", "/v1/jobs"),
+        (b"http://user:secret@api.example/v1", "-"),
+        (b"user:secret@api.example:443", "-"),
+        (b"secret", "-"),
+    ],
+)
+async def test_what_is_no_path_is_in_no_log_line(target: bytes, shown: str) -> None:
+    """Queries, fragments and whole URLs, with a password in them perhaps, are not told to anybody."""
+    async with proxied(answering(OK)) as world:
+        await world.ask(b"GET %s HTTP/1.1" % target)
+        await until(lambda: world.events)
+        assert world.events[-1]["path"] == shown
+        assert "secret" not in repr(world.events)

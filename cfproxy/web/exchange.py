@@ -373,7 +373,7 @@ class Exchange:
         request, reply, outcome = self._request, self._reply, self._outcome
         seconds = time.perf_counter() - self._started_at
         method = request.method.decode("ascii", "backslashreplace")
-        path = request.target.partition(b"?")[0].decode("ascii", "backslashreplace")
+        path = _shown(request.target)
         problem = row_of(error).slug if error is not None else "" if reply.complete else "client-left"
         waits: tuple[float | None, ...] = (None, None, None)
         if outcome is not None:
@@ -426,6 +426,13 @@ class Exchange:
             log.info("preflight.answered", **event)
         else:
             log.info("request.forwarded", **event)
+
+
+def _shown(target: bytes) -> str:
+    """Return what logs and pages say of a target: its path, or nothing of what is none."""
+    if not target.startswith(b"/"):
+        return "-"  # a whole URL, with a password in it perhaps
+    return target.partition(b"?")[0].partition(b"#")[0].decode("ascii", "backslashreplace")
 
 
 def _worth_keeping(settings: ProxySettings, length: int | None) -> int:
