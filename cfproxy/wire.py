@@ -415,14 +415,15 @@ def _elements(value: bytes) -> set[bytes]:
 
 def _callers_location(value: bytes, origin: Origin, caller: bytes) -> bytes:
     """Return where the client finds what the upstream points to."""
-    path = _path_on(origin, value)
+    url = b"%b:%b" % (origin.scheme.encode(), value) if value.startswith(b"//") else value
+    path = _path_on(origin, url)
     if path is None:
         return value
-    absolute = not value.startswith(b"/")
+    absolute = not url.startswith(b"/")
     inside = path[len(origin.base_path) :]
     if not path.startswith(origin.base_path) or (origin.base_path and inside[:1] not in b"/?#"):
         # Outside of the base path, where this proxy does not lead.
-        return value if absolute else b"%s://%s%s" % (origin.scheme.encode(), origin.authority, path)
+        return url if absolute else b"%s://%s%s" % (origin.scheme.encode(), origin.authority, path)
     if not inside.startswith(b"/"):
         inside = b"/" + inside
     # A path that begins with two slashes would be read as another host (RFC 3986 §4.2).
@@ -434,7 +435,7 @@ def _callers_location(value: bytes, origin: Origin, caller: bytes) -> bytes:
 def _path_on(origin: Origin, location: bytes) -> bytes | None:
     """Return the path and what follows of a URL or absolute path on `origin`; None for any other place."""
     if location.startswith(b"/"):
-        return None if location.startswith(b"//") else location
+        return location
     scheme, separator, rest = location.partition(b"://")
     if not separator or scheme.lower() != origin.scheme.encode():
         return None

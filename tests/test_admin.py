@@ -67,7 +67,9 @@ async def test_an_action_wants_a_header_that_no_form_can_send() -> None:
         assert service.stopped.is_set()
 
 
-@pytest.mark.parametrize("name", ["X-Forwarded-For", "X-Real-IP", "X-Request-Id"])
+@pytest.mark.parametrize(
+    "name", ["X-Forwarded-For", "x_forwarded-proto", "X-Real-IP", "X-Request-Id", "X-Amzn-Trace-Id"]
+)
 async def test_what_a_reverse_proxy_adds_is_no_header_of_the_callers_own(name: str) -> None:
     """It adds them to the form of another site, too."""
     async with serving() as service:

@@ -345,7 +345,11 @@ def test_http_1_0_has_no_chunks() -> None:
 
 def test_a_redirect_to_the_api_leads_through_the_proxy() -> None:
     """A Location that names the API's own origin is rewritten to the address that the client called."""
-    for ours in (b"https://gateway.example/v1?a#b", b"HTTPS://Gateway.Example:443/v1?a#b"):
+    for ours in (
+        b"https://gateway.example/v1?a#b",
+        b"HTTPS://Gateway.Example:443/v1?a#b",
+        b"//Gateway.example/v1?a#b",  # of the API's scheme, which is not the one that the client speaks
+    ):
         assert location(ours) == b"http://localhost:8080/v1?a#b"
     assert location(b"https://gateway.example") == CALLER + b"/"
     assert location(b"https://gateway.example?x") == CALLER + b"/?x"
@@ -359,7 +363,9 @@ def test_a_redirect_to_the_api_leads_through_the_proxy() -> None:
         b"https://user@gateway.example/",
         b"http://gateway.example/",
         b"https://evil/?https://gateway.example/",
-        b"//gateway.example/x",
+        b"//gateway.example:444/x",
+        b"//evil.example/x",
+        b"///gateway.example/x",
         b"/v1/x",
         b"relative",
         b"",
@@ -380,6 +386,8 @@ def test_the_base_path_is_taken_off_redirects() -> None:
         assert location(base + b"?x", BASED) == caller + b"/?x"
         assert location(base + b"ment/x", BASED) == b"https://gateway.example/basement/x"
     assert location(b"//base/x", BASED) == b"//base/x"
+    assert location(b"//gateway.example/base/v1", BASED) == CALLER + b"/v1"
+    assert location(b"//gateway.example/x", BASED) == b"https://gateway.example/x"
 
 
 def test_a_redirect_inside_the_base_path_never_names_another_host() -> None:

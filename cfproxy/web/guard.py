@@ -19,12 +19,13 @@ from aiohttp import web
 from cfproxy.access import AccessRules
 from cfproxy.errors import CrossSite, KeyRequired
 from cfproxy.secret import Secret
+from cfproxy.wire import OWNED, OWNED_PREFIX, folded
 
 # Where a person may arrive by a link, or be sent back to by the accounts server.
 PAGES = frozenset({"/", "/login", "/callback"})
 CALLBACK = "/callback"
 # What reverse proxies add to every request, those of foreign forms included.
-_ADDED = ("x-forwarded-", "x-real-", "x-request-id")
+_ADDED = OWNED - {b"x-cfproxy-key"} | {b"x-amzn-trace-id", b"x-correlation-id", b"x-request-id"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +112,8 @@ class FormToken:
 
 def has_custom_header(request: web.Request) -> bool:
     """Return whether a header is there that would have cost a page of another site a CORS preflight."""
-    names = (name.lower() for name in request.headers)
-    return any(name.startswith("x-") and not name.startswith(_ADDED) for name in names)
+    names = {folded(name) for name, _ in request.raw_headers} - _ADDED
+    return any(name.startswith(b"x-") and not name.startswith(OWNED_PREFIX) for name in names)
 
 
 def wants_html(request: web.Request) -> bool:
