@@ -264,6 +264,7 @@ class KeptBody:
         max_bytes: beyond this nothing is kept and there is no second try; 0 keeps nothing at all.
         whole: gives all of it if it is there already and nothing was read, None otherwise.
         trailers: gives what followed it, once it was read to its end.
+        arrived: whether the client has sent all of it.
     """
 
     def __init__(
@@ -274,8 +275,10 @@ class KeptBody:
         max_bytes: int,
         whole: Callable[[], bytes | None] = lambda: None,
         trailers: Callable[[], list[tuple[bytes, bytes]]] = list,
+        arrived: Callable[[], bool] = lambda: False,
     ) -> None:
         self._read = read
+        self._arrived = arrived
         self._whole = whole
         self._trailers = trailers
         self._max_bytes = max_bytes
@@ -303,6 +306,11 @@ class KeptBody:
     def trailers(self) -> list[tuple[bytes, bytes]]:
         """What goes behind a chunked body; known once the body was read to its end."""
         return self._trailers()
+
+    @property
+    def arrived(self) -> bool:
+        """Whether all of it is here, so that nobody waits for the client to send it."""
+        return self._at_end or self._arrived()
 
     def whole(self) -> bytes | None:
         """Return all of it if it is there already and nothing of it was read; None otherwise."""

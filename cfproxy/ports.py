@@ -309,6 +309,10 @@ class RequestBody(Protocol):
     def trailers(self) -> list[tuple[bytes, bytes]]:
         """What goes behind a chunked body; known once the body was read to its end."""
 
+    @property
+    def arrived(self) -> bool:
+        """Whether all of it is here, so that nobody waits for the client to send it."""
+
     def whole(self) -> bytes | None:
         """Return all of it if it is there already and nothing of it was read; None otherwise."""
 

@@ -13,6 +13,7 @@ cookies and decodes bodies. Invariants:
    sent.
 4. A body that waits for 100 Continue is not fetched before the upstream wants it, or has been silent for
    `CONTINUE_S` (RFC 9110 §10.1.1).
+5. Bodies that their clients have not sent whole are under way on half of the connections at most.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from cfproxy.heads import AnswerHead
 from cfproxy.pool import Pool
 from cfproxy.ports import BegunAnswer, Call, RequestBody
 from cfproxy.token import Token
+from cfproxy.uploads import Place, Uploads
 
 CONNECTIONS = 1000
 # The first request, and one beside it, need not wait for DNS and TLS. More would be opened for nobody, often.
@@ -58,6 +60,7 @@ class HttpUpstream:
     ) -> None:
         self.pool = Pool(url, tls=tls, connect_s=connect_s, idle_s=idle_s, limit=limit)
         self._idle_s = idle_s
+        self._uploads = Uploads(max(1, limit // 2), connect_s)
 
     def warm(self) -> None:
         """Open connections in the background, ahead of the first requests (see `Pool.warm`)."""
@@ -81,14 +84,12 @@ class HttpUpstream:
 
     async def send(self, call: Call, token: Token, begun: BegunAnswer | None = None) -> HttpAnswer:
         """Send the request, return the answer once its head is there (see `ports.Upstream.send`)."""
+        assert begun is None or isinstance(begun, HttpAnswer)  # noqa: S101 - it came from `begin`
         while True:
-            if isinstance(begun, HttpAnswer):
-                answer, begun = begun, None
-            else:
-                answer = HttpAnswer(await self.pool.take(), self.pool, self._idle_s)
+            answer = begun or await self._open_exchange(call)
             connection = answer.connection
             try:
-                if not answer.asked:
+                if begun is None:
                     answer.ask(call, _whole_head(call, token))
                 await answer.arrive()
             except BaseException as error:
@@ -99,8 +100,20 @@ class HttpUpstream:
                     raise
             else:
                 return answer
+            begun = None
             if call.body is not None:
                 call.body.restart()
+
+    async def _open_exchange(self, call: Call) -> HttpAnswer:
+        """Return a connection for `call`, with a place for its body if it needs one."""
+        place = None if call.body is None else await self._uploads.take_place(call.body)
+        try:
+            connection = await self.pool.take()
+        except BaseException:
+            if place is not None:
+                place.leave()
+            raise
+        return HttpAnswer(connection, self.pool, self._idle_s, place)
 
 
 def _whole_head(call: Call, token: Token) -> bytes:
@@ -120,18 +133,31 @@ class HttpAnswer:
         connection: for this exchange alone.
         pool: where it came from.
         idle_s: seconds that the API may leave the request unread.
+        place: given back as soon as the body is through.
     """
 
-    __slots__ = ("_closed", "_idle_s", "_inflow", "_pool", "_sent", "_upload", "asked", "connection", "head")
+    __slots__ = (
+        "_closed",
+        "_idle_s",
+        "_inflow",
+        "_place",
+        "_pool",
+        "_sent",
+        "_upload",
+        "connection",
+        "head",
+    )
 
-    def __init__(self, connection: UpstreamConnection, pool: Pool, idle_s: float) -> None:
+    def __init__(
+        self, connection: UpstreamConnection, pool: Pool, idle_s: float, place: Place | None = None
+    ) -> None:
         self.connection = connection
+        self._place = place
         self._pool = pool
         self._idle_s = idle_s
         self._upload: asyncio.Task[None] | None = None
         self._sent = False  # the whole request
         self._closed = False
-        self.asked = False
         self.head: AnswerHead
         self._inflow: Inflow
 
@@ -166,7 +192,6 @@ class HttpAnswer:
             see `ports.Upstream.send`
         """
         connection = self.connection
-        self.asked = True
         if not connection.usable:
             raise UpstreamUnreachable("the API closed the connection", unsent=True)
         connection.begin(to_head=call.method == "HEAD", on_interim=call.on_interim)
@@ -178,6 +203,7 @@ class HttpAnswer:
         else:
             connection.write(head + _framed(whole, call))
             self._sent = True
+            self._leave_place()
             connection.expect_answer()
 
     def arrived_whole(self) -> bool:
@@ -232,6 +258,11 @@ class HttpAnswer:
         else:
             self.connection.abort()
             await self._stop_upload()
+        self._leave_place()
+
+    def _leave_place(self) -> None:
+        if self._place is not None:
+            self._place.leave()
 
     async def _send_body(self, body: RequestBody, call: Call) -> None:
         connection = self.connection
@@ -262,6 +293,7 @@ class HttpAnswer:
         return True
 
     def _upload_ended(self, upload: asyncio.Task[None]) -> None:
+        self._leave_place()
         error = None if upload.cancelled() else upload.exception()
         if error is not None:
             # The request can't be completed: wake whoever waits for the answer.

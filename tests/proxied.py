@@ -181,6 +181,7 @@ async def proxied(
     upstream_url: str | None = None,
     tls: ssl.SSLContext | None = None,
     warm: bool = False,
+    connections: int = 1000,
 ) -> AsyncIterator[Proxied]:
     """Run an origin with `script` and a listener in front of it, or of `upstream_url` instead.
 
@@ -196,7 +197,7 @@ async def proxied(
         url = upstream_url or origin.url
         scheme, _, authority = url.partition("://")
         source, pacer = FakeSource(), FakePacer()
-        upstream = HttpUpstream(url, tls=tls, connect_s=5.0, idle_s=idle_s)
+        upstream = HttpUpstream(url, tls=tls, connect_s=5.0, idle_s=idle_s, limit=connections)
         settings = ProxySettings(
             account="default",
             origin=UpstreamOrigin(scheme, authority.encode(), base_path, via=b"cfproxy-test"),

@@ -83,6 +83,10 @@ class IncomingBody:
         """Return all of it if it is there already, None otherwise."""
         return self._inflow.take() if self._inflow.complete else None
 
+    def arrived(self) -> bool:
+        """Return whether the client has sent all of it."""
+        return self._inflow.complete
+
     def trailers(self) -> list[tuple[bytes, bytes]]:
         """Return what goes behind it, once it was read to its end."""
         return passing_trailers(self._inflow.trailers, self._headers)
@@ -277,6 +281,7 @@ class Exchange:
                 max_bytes=_worth_keeping(settings, fields.framing.length),
                 whole=incoming.whole,
                 trailers=incoming.trailers,
+                arrived=incoming.arrived,
             )
         call = Call(
             method,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.origin import OK, answering
-from tests.proxied import proxied
+from tests.origin import OK, Peer, answering, until
+from tests.proxied import Client, Proxied, proxied
 
 SLOW = 300
 BEGINNINGS = {
@@ -29,3 +29,71 @@ async def test_slow_clients_keep_nobody_out(beginning: bytes) -> None:
             answer = await world.ask(b"GET /b HTTP/1.1")
             assert (answer.status, answer.body) == (200, b"ok")
         assert [event["path"] for event in world.events] == ["/b"] * 5
+
+
+CONNECTIONS = 4
+
+
+async def begin_upload(world: Proxied) -> Client:
+    client = await world.client()
+    await client.send(client.compose(b"POST /slow HTTP/1.1", b"Content-Length: 2", body=b"a"))
+    return client
+
+
+async def test_bodies_that_do_not_come_leave_connections_to_the_api_for_others() -> None:
+    """However many there are, they hold half of them; what is whole, or soon will be, passes them by."""
+    async with proxied(answering(OK), connections=CONNECTIONS) as world:
+        slow = [await begin_upload(world) for _ in range(3 * CONNECTIONS)]
+        await until(lambda: world.listener.in_flight == len(slow))
+        await until(lambda: world.origin.connections == CONNECTIONS // 2)
+        assert (await world.ask(b"GET /b HTTP/1.1")).status == 200
+        assert (await world.ask(b"POST /b HTTP/1.1", b"Content-Length: 2", body=b"ab")).status == 200
+        client = await world.client()
+        await client.send(client.compose(b"POST /b HTTP/1.1", b"Content-Length: 2"))
+        await until(lambda: world.listener.in_flight == len(slow) + 1)
+        await client.send(b"ab")
+        assert (await client.read_answer()).status == 200
+
+
+async def test_bodies_that_come_at_last_are_all_sent() -> None:
+    """Who waited for a place gets it when one is over, or when its body is whole."""
+    async with proxied(answering(OK), connections=CONNECTIONS) as world:
+        slow = [await begin_upload(world) for _ in range(2 * CONNECTIONS)]
+        await until(lambda: world.listener.in_flight == len(slow))
+        for client in reversed(slow):
+            await client.send(b"b")
+        assert [(await client.read_answer()).status for client in slow] == [200] * len(slow)
+        for _ in range(2):
+            upload = await begin_upload(world)
+            await upload.send(b"b")
+            assert (await upload.read_answer()).status == 200
+
+
+async def test_bodies_that_are_given_up_give_their_places_back() -> None:
+    """A client that leaves in the middle costs nobody anything afterwards."""
+    async with proxied(answering(OK), connections=2) as world:
+        for _ in range(5):
+            client = await begin_upload(world)
+            await until(lambda: world.listener.in_flight == 1)
+            await until(lambda: world.origin.requests or world.origin.connections)
+            client.abort()
+            await until(lambda: world.listener.in_flight == 0)
+        upload = await begin_upload(world)
+        await upload.send(b"b")
+        assert (await upload.read_answer()).status == 200
+
+
+async def test_a_body_that_was_sent_waits_for_its_answer_without_a_place() -> None:
+    """A slow API is no slow client."""
+
+    async def script(peer: Peer) -> None:
+        await peer.take()
+        await peer.ended()
+
+    async with proxied(script, connections=2) as world:
+        first = await begin_upload(world)
+        await until(lambda: world.origin.connections == 1)
+        await first.send(b"b")
+        await until(lambda: world.origin.requests)
+        await begin_upload(world)
+        await until(lambda: world.origin.connections == 2)
