@@ -23,6 +23,7 @@ from cfproxy.framing import BodyReader, ChunkReader, CloseReader, LengthReader
 from cfproxy.wire import Framing, NameMemo, read_framing
 
 _HEAD_END = b"\r\n\r\n"
+_LENIENT_END = re.compile(rb"\n\r?\n")  # of whoever sends this nothing more is to be expected
 _REQUEST_LINE = re.compile(rb"[^ ]+ [^ ]+ HTTP/1\.[01]")
 _BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
@@ -249,6 +250,8 @@ def answer_end(data: bytes, limits: HeadLimits) -> int:
     """
     end = data.find(_HEAD_END) + 4
     if max(end, len(data) if end == 3 else 0) > limits.head_bytes or data[:7] != b"HTTP/1."[: len(data)]:
+        raise MalformedHead
+    if end == 3 and _LENIENT_END.search(data):
         raise MalformedHead
     return end if end > 3 else 0
 

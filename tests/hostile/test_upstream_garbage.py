@@ -50,6 +50,22 @@ async def test_what_is_no_answer_is_a_502(garbage: bytes) -> None:
         assert not [event for event in world.events if event["event"] == "request.crashed"]
 
 
+@pytest.mark.parametrize(
+    "lines", [b"HTTP/1.1 200 OK\nX: a\n\n", b"HTTP/1.1 200 OK\r\nX: a\n\nok", b"HTTP/1.1 200\r\n\n"]
+)
+async def test_a_head_that_will_never_end_is_not_waited_for(lines: bytes) -> None:
+    """Its empty line is there, for a lenient reader, and the upstream says no more."""
+
+    async def script(peer: Peer) -> None:
+        await peer.take()
+        await peer.send(lines)
+        await peer.ended()
+
+    async with proxied(script, idle_s=0.5) as world:
+        [answer], _ = await ask(world)
+        assert (answer.status, slug(answer)) == (502, "upstream-protocol")
+
+
 @pytest.mark.parametrize("body", BROKEN_BODIES.values(), ids=BROKEN_BODIES)
 async def test_a_broken_body_is_never_taken_for_a_whole_one(body: bytes) -> None:
     """Whether it is found before or after the head went out, the client sees it."""
