@@ -272,6 +272,12 @@ def test_patterns_match_whole_paths() -> None:
         assert not path_passes(target, "/v1/jobs/*")
 
 
+def test_a_denial_ends_where_its_path_ends() -> None:
+    """What only begins like a denied path is another path."""
+    for path in (b"/v1/adminx", b"/v1/admin/x", b"/xv1/admin", b"/v1"):
+        AccessRules(paths=("!/v1/admin",)).check_target("GET", path)
+
+
 def test_a_denial_beats_permission_and_stands_alone() -> None:
     """`!` denies whatever else allows; with denials only, the rest is allowed."""
     rules = ("/v1/**", "!/v1/secret/**")
