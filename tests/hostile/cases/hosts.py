@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+
 from cfproxy.access import AccessRules
 from cfproxy.secret import Secret
 from tests.hostile.case import AUTHORITY, HOST, KEY, PORT, Case, get, passes, post, refused, request
@@ -61,6 +63,11 @@ FOREIGN = {
     "all IPv6 addresses": b"[::]:" + PORT,
     "a mapped address": b"[::ffff:127.0.0.1]:" + PORT,
     "a zone": b"[::1%25lo]:" + PORT,
+    "a bare zone": b"[::1%lo]:" + PORT,
+    "a letter behind the bracket": b"[::1]x:" + PORT,
+    "a port over 16 bits": b"localhost:99999",
+    "a soft hyphen": b"local\xc2\xadhost:" + PORT,
+    "leading zeros": b"127.000.000.001:" + PORT,
     "IPv6 without brackets": b"::1:" + PORT,
     "a bracket": b"[::1:" + PORT,
     "an address in brackets": b"[127.0.0.1]:" + PORT,
@@ -86,6 +93,9 @@ FOREIGN_PAGES = {
     "our name without a port": (b"Origin: http://localhost",),
     "our name with another port": (b"Origin: http://localhost:1",),
     "our address for our name": (b"Origin: http://127.0.0.1:" + PORT,),
+    "our name and a dot": (b"Origin: http://localhost.:" + PORT,),
+    "our name with a zero before its port": (b"Origin: http://localhost:0" + PORT,),
+    "our name without a scheme": (b"Origin: //" + AUTHORITY,),
     "our name and more": (b"Origin: " + OWN + b".evil.example",),
     "our name as a user": (b"Origin: " + OWN + b"@evil.example",),
     "our name and a path": (b"Origin: " + OWN + b"/",),
@@ -171,6 +181,47 @@ CASES: tuple[Case, ...] = (
         rules=KEYED,
     ),
     refused("key: in the query", request(b"GET /a?key=x HTTP/1.1", UNKEYED), "key-required", rules=KEYED),
+    Case(
+        "key: not with the second request",
+        request(b"GET /a HTTP/1.1", UNKEYED, b"X-Cfproxy-Key: " + KEY) + request(b"GET /b HTTP/1.1", UNKEYED),
+        ("ok", "key-required"),
+        (b"GET /a HTTP/1.1\r\n\r\n",),
+        rules=KEYED,
+    ),
+    *(
+        refused(f"key: {name}", request(b"GET /a HTTP/1.1", UNKEYED, line), "key-required", rules=KEYED)
+        for name, line in {
+            "as a twin": b"X_Cfproxy_Key: " + KEY,
+            "for another proxy": b"Proxy-Authorization: Bearer " + KEY,
+            "as the user of Basic": b"Authorization: Basic " + b64encode(KEY + b":x"),
+            "as no base64": b"Authorization: Basic " + KEY + b"#",
+            "in a cookie": b"Cookie: X-Cfproxy-Key=" + KEY,
+        }.items()
+    ),
+    refused(
+        "key: none, and a client that waits to go on",
+        request(b"POST /a HTTP/1.1", UNKEYED, b"Content-Length: 3", b"Expect: 100-continue"),
+        "key-required",
+        rules=KEYED,
+    ),
+    passes(
+        "key: as the password of Basic",
+        request(b"GET /a HTTP/1.1", UNKEYED, b"Authorization: Basic " + b64encode(b"any:" + KEY)),
+        b"GET /a HTTP/1.1\r\n\r\n",
+        rules=KEYED,
+    ),
+    passes(
+        "key: in front of a body, and behind it",
+        request(
+            b"POST /a HTTP/1.1",
+            UNKEYED,
+            b"X-Cfproxy-Key: " + KEY,
+            b"Transfer-Encoding: chunked",
+            body=b"1\r\nx\r\n0\r\nX-Cfproxy-Key: " + KEY + b"\r\nAuthorization: Bearer " + KEY + b"\r\n\r\n",
+        ),
+        b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nx",
+        rules=KEYED,
+    ),
     passes(
         "key: as Bearer",
         request(b"GET /a HTTP/1.1", UNKEYED, b"Authorization: bearer " + KEY),

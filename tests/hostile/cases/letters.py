@@ -17,6 +17,9 @@ CONTROLS = {
     "US": b"\x1f",
     "DEL": b"\x7f",
 }
+OTHER_CONTROLS = tuple(
+    code for code in range(0x20) if bytes([code]) not in {*CONTROLS.values(), b"\t", b"\n"}
+)
 NOT_IN_NAMES = {
     "space": b" ",
     "tab": b"\t",
@@ -50,6 +53,8 @@ CASES: tuple[Case, ...] = (
         refused(f"{name} before a name", get(byte + b"X-A: b"))
         for name, byte in (CONTROLS | NOT_IN_NAMES).items()
     ),
+    *(refused(f"byte {code} in a value", get(b"X-A: a%cb" % code)) for code in OTHER_CONTROLS),
+    *(refused(f"byte {code} in a target", get(target=b"/a%cb" % code)) for code in OTHER_CONTROLS),
     passes(
         "high bytes in a value",
         get(b"X-A: gr\xc3\xbcn \x80\xff"),

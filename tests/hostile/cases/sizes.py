@@ -7,6 +7,8 @@ from tests.hostile.case import HOST, Case, get, passes, refused, request
 KIB = 1024
 
 CASES: tuple[Case, ...] = (
+    passes("size: a field of 30 KiB", get(b"X-A: " + b"a" * 30 * KIB)),
+    passes("size: a target of 30 KiB", get(target=b"/a?" + b"b" * 30 * KIB)),
     passes("size: a field of 16 KiB", get(b"X-A: " + b"a" * 16 * KIB)),
     passes("size: a hundred fields", get(*(b"X-%d: a" % n for n in range(100)))),
     refused("size: a field of 40 KiB", get(b"X-A: " + b"a" * 40 * KIB)),
