@@ -182,6 +182,7 @@ async def proxied(
     tls: ssl.SSLContext | None = None,
     warm: bool = False,
     connections: int = 1000,
+    limits: Limits | None = None,
 ) -> AsyncIterator[Proxied]:
     """Run an origin with `script` and a listener in front of it, or of `upstream_url` instead.
 
@@ -205,7 +206,7 @@ async def proxied(
             body_memory_bytes=memory_bytes,
             body_max_bytes=max_bytes,
             idle_s=idle_s,
-            limits=Limits(idle_s=idle_s),
+            limits=limits or Limits(idle_s=idle_s),
             room=room or ConnectionLimits(),
             server_timing=server_timing,
             sends_id=sends_id,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import pytest
 
+from cfproxy.web.connection import Limits
 from tests.origin import OK, Peer, answering, until
 from tests.proxied import Client, Proxied, proxied
 
@@ -29,6 +33,48 @@ async def test_slow_clients_keep_nobody_out(beginning: bytes) -> None:
             answer = await world.ask(b"GET /b HTTP/1.1")
             assert (answer.status, answer.body) == (200, b"ok")
         assert [event["path"] for event in world.events] == ["/b"] * 5
+
+
+# The one limit that a test is about; the other one would come too late for it.
+SHORT_S, LONG_S = 0.05, 600.0
+
+
+async def drip(client: Client) -> None:
+    """Go on with a head, byte by byte, until the connection ends."""
+    with contextlib.suppress(ConnectionError):
+        while True:
+            await client.send(b"a")
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["first", "later"])
+async def test_a_head_has_its_time_however_it_comes(earlier: bool) -> None:
+    """From its first byte on: a byte now and then wins nothing, for a first request or a later one."""
+    limits = Limits(head_s=SHORT_S, keep_alive_s=LONG_S)
+    async with proxied(answering(OK), limits=limits) as world:
+        client = await world.client()
+        if earlier:
+            assert (await client.ask(b"GET /a HTTP/1.1")).status == 200
+        await client.send(b"GET /b HTTP/1.1\r\nX-A: ")
+        dripping = asyncio.create_task(drip(client))
+        assert await client.ended()
+        await dripping
+        assert len(world.origin.requests) == earlier
+
+
+@pytest.mark.parametrize("said", [b"", b"\r\n"], ids=["nothing", "an empty line"])
+@pytest.mark.parametrize("earlier", [False, True], ids=["first", "later"])
+async def test_silence_has_its_time(earlier: bool, said: bytes) -> None:
+    """A connection without a request ends by itself, whether it had one before or not."""
+    limits = Limits(head_s=LONG_S, keep_alive_s=SHORT_S)
+    async with proxied(answering(OK), limits=limits) as world:
+        client = await world.client()
+        if earlier:
+            await client.send(client.compose(b"GET /a HTTP/1.1") + said)
+            assert (await client.read_answer()).status == 200
+        else:
+            await client.send(said)
+        assert await client.ended()
 
 
 CONNECTIONS = 4
