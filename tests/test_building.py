@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from cfproxy.building import build_endpoint, build_origin
+from cfproxy.building import build_endpoint, build_limits, build_origin
 from cfproxy.config import Account, load_settings
+from cfproxy.heads import HeadLimits
 from cfproxy.secret import Secret
+from cfproxy.web.connection import Limits
 
 
 def account(**changes: str) -> Account:
@@ -24,3 +26,22 @@ def test_an_origin_is_written_as_a_host_header_wants_it() -> None:
     assert (origin.scheme, origin.authority, origin.base_path) == ("https", b"gateway.example", b"/api")
     assert build_origin("http://[::1]:8080").authority == b"[::1]:8080"
     assert build_origin("https://a").via != build_origin("https://a").via
+
+
+def test_each_bound_of_the_settings_holds_for_clients() -> None:
+    """None is lost or taken for another one between the configuration and the listener."""
+    made = build_limits(
+        account(
+            CFPROXY_LIMITS__LINE="2KiB",
+            CFPROXY_LIMITS__HEAD="3KiB",
+            CFPROXY_LIMITS__HEADERS="7",
+            CFPROXY_LIMITS__READ_AHEAD="5KiB",
+            CFPROXY_TIMEOUTS__HEAD="8s",
+            CFPROXY_TIMEOUTS__KEEP_ALIVE="9s",
+            CFPROXY_TIMEOUTS__IDLE="10s",
+        )
+    )
+    assert made == Limits(
+        HeadLimits(2048, 3072, 7), head_s=8.0, keep_alive_s=9.0, idle_s=10.0, ahead_bytes=5120
+    )
+    assert build_limits(account()) == Limits()
