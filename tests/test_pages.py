@@ -398,6 +398,18 @@ async def test_another_browser_cannot_finish_a_login() -> None:
         assert (await browser.paste(as_callback(redirected).removeprefix("/callback"))).status == 303
 
 
+async def test_a_login_that_somebody_else_began_is_not_finished_here() -> None:
+    """Else a link could put another person's login in the place of one's own (login CSRF)."""
+    async with browsing() as browser:
+        theirs = await approve((await browser.begin())[0])
+        browser.cookies.clear()
+        ours = await approve((await browser.begin())[0])
+        page = await browser.get(as_callback(theirs), **ARRIVAL)
+        assert page.status == 403
+        assert not browser.service.accounts[0].broker.state().ready
+        assert (await browser.get(as_callback(ours), **ARRIVAL)).status == 200
+
+
 async def test_what_goes_wrong_at_the_callback_has_its_sentence() -> None:
     """Denied, replayed, damaged, empty: no address is left without an explanation."""
     async with browsing() as browser:

@@ -38,6 +38,9 @@ NO_ANSWERS = {
     "another protocol that nobody asked for": head(
         b"Connection: upgrade", b"Upgrade: x", start=b"HTTP/1.1 101 Switching Protocols"
     ),
+    "NUL in the reason": sized(start=b"HTTP/1.1 200 O\x00K"),
+    "an escape in the reason": sized(start=b"HTTP/1.1 200 \x1b[2J"),
+    "a header in the reason": sized(start=b"HTTP/1.1 200 OK\rSet-Cookie: evil=1"),
     "NUL in a value": sized(b"X-A: a\x00b"),
     "NUL in a name": sized(b"X-\x00A: b"),
     "CR in a value": sized(b"X-A: a\rb"),
