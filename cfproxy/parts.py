@@ -133,7 +133,11 @@ def build_parts(
         body_max_bytes=account.retry.body_max_bytes if any_retry else 0,
         idle_s=account.timeouts.idle_s,
         limits=build_limits(account),
-        room=ConnectionLimits(max(1, int(account.limits.connections * share)), account.limits.unfinished),
+        room=ConnectionLimits(
+            max(1, int(account.limits.connections * share)),
+            account.limits.unfinished,
+            account.limits.unfinished * account.limits.head_bytes,
+        ),
         server_timing=log_settings.server_timing,
         sends_id=log_settings.request_id,
         record=record,

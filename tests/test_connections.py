@@ -58,6 +58,25 @@ class World:
         self.now = until
 
 
+def test_what_unfinished_heads_hold_is_bounded_however_young_they_are() -> None:
+    """The oldest that hold anything make room; who is silent, at work or through with it holds nothing."""
+    world = World(ConnectionLimits(connections=9, unfinished=9, unfinished_bytes=100))
+    silent, first, second, through, last = (world.open() for _ in range(5))
+    for client, size in ((first, 30), (second, 30), (through, 40), (second, 20), (through, 50)):
+        world.room.holds(client, size)
+    world.room.working(through)
+    world.room.holds(last, 50)
+    assert (first.ended, second.ended, last.ended) == (None, None, None)
+    world.room.holds(last, 60)
+    assert (first.ended, second.ended, last.ended) == ("unfinished", None, None)
+    world.room.closed(second)
+    world.room.holds(last, 100)
+    assert last.ended is None
+    world.room.holds(last, 101)
+    assert last.ended == "unfinished"
+    assert (silent.ended, through.ended) == (None, None)
+
+
 @pytest.fixture
 def world() -> World:
     return World()

@@ -106,6 +106,9 @@ class Listener(Protocol):
     def began(self, connection: ClientConnection) -> None:
         """Take note that a part of a head is there."""
 
+    def holds(self, connection: ClientConnection, size_bytes: int) -> None:
+        """Take note of how much of a head is there that is not whole."""
+
     def working(self, connection: ClientConnection) -> None:
         """Take note that a whole head is there."""
 
@@ -195,9 +198,11 @@ class ClientConnection(FlowProtocol):
             self.busy = self._take_next()
             if self._answering is not None and not self._answering.begin():
                 self.follow()
-        elif not had_some and self._unread not in _NOTHING:
-            self._listener.began(self)
-            self._deadline.start(self._limits.head_s)
+        elif self._unread not in _NOTHING:
+            if not had_some:
+                self._listener.began(self)
+                self._deadline.start(self._limits.head_s)
+            self._listener.holds(self, len(self._unread))
 
     def eof_received(self) -> bool:
         """Take note that the client sends no more; return whether it may still get an answer."""

@@ -33,10 +33,12 @@ class ConnectionLimits:
     Args:
         connections: all of them together.
         unfinished: those whose request head has not come whole for `GRACE_S`.
+        unfinished_bytes: of such heads, all together, also of young ones.
     """
 
     connections: int = 4096
     unfinished: int = 512
+    unfinished_bytes: int = 32 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -57,6 +59,8 @@ class Connections:
     # In the order of the instants, oldest first: whoever changes its state goes to the end.
     _unfinished: dict[Client, float] = field(init=False, default_factory=dict)
     _idle: dict[Client, float] = field(init=False, default_factory=dict)
+    _held: dict[Client, int] = field(init=False, default_factory=dict)  # bytes of unfinished heads, likewise
+    _held_bytes: int = field(init=False, default=0)
     _busy: set[Client] = field(init=False, default_factory=set)
     _ended: Counter[str] = field(init=False, default_factory=Counter)
     _alarm: asyncio.TimerHandle | None = field(init=False, default=None)
@@ -85,9 +89,16 @@ class Connections:
         if self._idle.pop(client, None) is not None:
             self._unfinished[client] = self.clock()
 
+    def holds(self, client: Client, size_bytes: int) -> None:
+        """Note how much of a head is there; over the bound the oldest ones are ended, perhaps this one."""
+        self._held_bytes += size_bytes - self._held.get(client, 0)
+        self._held[client] = size_bytes
+        while self._held_bytes > self.limits.unfinished_bytes:
+            self._end(next(iter(self._held)), "unfinished")
+
     def working(self, client: Client) -> None:
         """Note that a request's head is whole."""
-        if self._idle.pop(client, None) is not None or self._unfinished.pop(client, None) is not None:
+        if self._idle.pop(client, None) is not None or self._forget(client):
             self._busy.add(client)
 
     def waiting(self, client: Client) -> None:
@@ -109,6 +120,7 @@ class Connections:
             self._alarm = None
 
     def _forget(self, client: Client) -> bool:
+        self._held_bytes -= self._held.pop(client, 0)
         known = self._unfinished.pop(client, None) is not None or self._idle.pop(client, None) is not None
         if client in self._busy:
             self._busy.discard(client)

@@ -8,6 +8,7 @@ import contextlib
 import pytest
 
 from cfproxy.web.connection import Limits
+from cfproxy.web.connections import ConnectionLimits
 from tests.origin import OK, Peer, answering, until
 from tests.proxied import Client, Proxied, proxied
 
@@ -33,6 +34,17 @@ async def test_slow_clients_keep_nobody_out(beginning: bytes) -> None:
             answer = await world.ask(b"GET /b HTTP/1.1")
             assert (answer.status, answer.body) == (200, b"ok")
         assert [event["path"] for event in world.events] == ["/b"] * 5
+
+
+async def test_large_heads_that_do_not_end_make_room_at_once() -> None:
+    """The oldest go before all of them together hold more than they may, young or not."""
+    async with proxied(answering(OK), room=ConnectionLimits(unfinished_bytes=20_000)) as world:
+        slow = [await world.client() for _ in range(20)]
+        for client in slow:
+            await client.send(BEGINNINGS["half a head"])
+        assert await slow[0].ended()
+        assert (await world.ask(b"GET /b HTTP/1.1", b"X-A: " + b"a" * 2048)).status == 200
+        await until(lambda: world.listener._room.counts()["unfinished"] <= 9)
 
 
 # The one limit that a test is about; the other one would come too late for it.
