@@ -29,6 +29,7 @@ RETRY_AFTER_DEFAULT_S = 1.0
 RETRY_AFTER_MAX_S = 300.0
 POSTPONED_MAX = 2
 _MAY_GO_AGAIN = frozenset({401, 429, 503})
+PROMPT_S = 0.005  # later than this after a slot nobody leaves: the pace allows for that much, and jitter
 MOMENT_S = 1e-9  # tells the queue that a request returns even if it has not waited yet
 
 
@@ -228,8 +229,9 @@ class Forwarder:
     async def _token_and_slot(self, flow: Hashable, times: Times, *, returns: bool = False) -> Token:
         """Return a token that is valid at the instant of a slot.
 
-        The token comes first, so that nobody who can't be served takes a place in the queue. If it had to
-        be replaced while waiting, the wait for the refresh may have used the slot up: take another one.
+        The token comes first, so that nobody who can't be served takes a place in the queue. If another one
+        had to be waited for after the slot, that instant has passed: take another slot. One that somebody
+        got meanwhile costs none, or a refresh would cost each of a long queue a second turn.
 
         Args:
             flow: whose turn it takes.
@@ -243,9 +245,10 @@ class Forwarder:
             if not queued_s:
                 return token  # at this same instant
             times.queued_s += queued_s
+            before_s = times.token_s
             current = await self._get(times)
-            if current is token:
-                return token
+            if current is token or times.token_s - before_s < PROMPT_S:
+                return current
             token, returns = current, True
 
     async def _get(self, times: Times) -> Token:
