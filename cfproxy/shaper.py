@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Reversible
 from dataclasses import dataclass
 
 from cfproxy.borrowing import BorrowedPace
@@ -106,8 +106,8 @@ class Shaper:
         waiter: _Waiter = asyncio.get_running_loop().create_future()
         self._line.push(flow, waiter, now)
         if waited_s:
-            self._line.put_first(flow, waiter)
             self._returned[waiter] = now - waited_s
+            self._line.put_first(flow, self._returned)
         if self._timer is None:
             self._timer = asyncio.create_task(self._run())
         self._pace.want(len(self._line))
@@ -264,9 +264,12 @@ class _Line:
         flow[waiter] = None
         self._seats[waiter] = (key, flow, since)
 
-    def put_first(self, key: Hashable, waiter: _Waiter) -> None:
-        """Move a waiter in line before all others of its flow."""
-        self._ring[key].move_to_end(waiter, last=False)
+    def put_first(self, key: Hashable, waiters: Reversible[_Waiter]) -> None:
+        """Move those of them that stand in this flow before all others of it, in their order."""
+        flow = self._ring[key]
+        for waiter in reversed(waiters):
+            if waiter in flow:
+                flow.move_to_end(waiter, last=False)
 
     def pick(self, now: float) -> _Waiter:
         """Take out whose turn it is; somebody must be in line."""

@@ -522,6 +522,21 @@ async def test_who_returns_stands_first_in_its_flow(scene: Scene) -> None:
     assert len([caller for caller in scene.left if caller.flow == "bulk"]) < 5
 
 
+async def test_who_return_leave_in_the_order_in_which_they_came_back(scene: Scene) -> None:
+    """Those that were sent away together overtake the others of their flow, not each other."""
+    await fill(scene, "bulk", 20)
+    order: list[int] = []
+
+    async def come_back(number: int) -> None:
+        await scene.shaper.slot("bulk", 0.001)
+        order.append(number)
+
+    back = [asyncio.create_task(come_back(number)) for number in range(5)]
+    await scene.clock.advance(1.0)
+    assert all(task.done() for task in back)
+    assert order == [0, 1, 2, 3, 4]
+
+
 async def test_who_returns_does_not_stand_before_other_flows(scene: Scene) -> None:
     """Coming back is no way round the turns of the others."""
     scene.ask("earlier", 10)
