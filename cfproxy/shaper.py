@@ -32,6 +32,7 @@ from cfproxy.ports import Clock
 RETRY_AFTER_MIN_S = 1.0
 # Who comes back later than this does not live from answer to answer, like a job's connections do.
 NEWCOMER_AFTER_S = 0.5
+MOMENT_S = 1e-6  # so much after an instant it has passed for certain
 FULL = "as many requests wait for their turn as may; send fewer at once or raise pacing.queue"
 TOO_LONG = "the turn of this request comes too late; send fewer at once or raise pacing.max_wait"
 
@@ -174,7 +175,8 @@ class Shaper:
 
     async def _run(self) -> None:
         while self._line:
-            await self._clock.sleep(max(0.0, self._pace.ready_at - self._clock.monotonic()))
+            until = min(self._pace.ready_at, self._hopeless_at())
+            await self._clock.sleep(max(0.0, until - self._clock.monotonic()))
             self._release(self._clock.monotonic())
             self._pace.want(len(self._line))
         self._timer = None
@@ -214,6 +216,12 @@ class Shaper:
         for waiter, since in list(self._returned.items()):
             if since + self._max_wait_s < earliest_at:
                 self._refuse(waiter, now)
+
+    def _hopeless_at(self) -> float:
+        """Return the instant just after somebody's time is up, whatever the pace has to say until then."""
+        oldest = self._line.oldest()
+        since = min(math.inf if oldest is None else oldest[1], *self._returned.values(), math.inf)
+        return since + self._max_wait_s + MOMENT_S
 
     def _refuse(self, waiter: _Waiter, now: float) -> None:
         self._line.discard(waiter)
