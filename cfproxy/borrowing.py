@@ -128,9 +128,11 @@ class BorrowedPace:
     def want(self, waiting: int) -> None:
         """Borrow for that many who wait, if there is need and nothing was asked for yet."""
         held = 0 if self.ready_at == math.inf else len(self._slots)
-        # The next ones are asked for while the last one has not left yet: no departure passes unused.
-        if self._alone is None and self._asking is None and held <= 1 and held < waiting:
-            self._asking = self._begin(self._borrow(min(waiting - held, self._at_once())))
+        at_once = self._at_once()
+        # The next ones are asked for while the last one has not left yet: no departure passes unused. Where
+        # loans are single ones others use it, and two of each would lie before a newcomer.
+        if self._alone is None and self._asking is None and held <= min(1, at_once - 1) and held < waiting:
+            self._asking = self._begin(self._borrow(min(waiting - held, at_once)))
 
     def _at_once(self) -> int:
         each = self._rate * AHEAD_S / self._per_s / self._replicas
@@ -193,8 +195,10 @@ class BorrowedPace:
             self._note(loan)
             if self._alone is None:
                 self._slots.extend(loan.instants)
+        finally:
+            if count:
+                self._asking = None
         if count:
-            self._asking = None
             self.on_change()
 
     def _go_alone(self, error: CfproxyError) -> None:
