@@ -70,6 +70,38 @@ async def test_who_lost_its_lock_cannot_overwrite_even_what_it_never_read(
     await raw.aclose()
 
 
+async def test_a_lost_lock_is_not_taken_for_a_later_one_of_the_same_process(
+    server: RedisServer, open_redis: Stores
+) -> None:
+    """A refresh that lost its lock while somebody logged in here writes over nothing either."""
+    store = open_redis(server.url)
+    raw = redis.asyncio.Redis(port=server.port)
+    await store.save(build_login())
+    refreshing, logged_in = asyncio.Event(), asyncio.Event()
+
+    async def refresh() -> None:
+        async with store.lock("default", 1):
+            mine = await store.load("default")
+            assert mine is not None
+            await raw.delete("cfproxy:{default}:lock")
+            refreshing.set()
+            await logged_in.wait()
+            # As `login` does: in a task of its own, which is not cancelled.
+            await asyncio.create_task(store.save(mine.next(token=Token(Secret("stale"), NOW, 60.0))))
+
+    stale = asyncio.create_task(refresh())
+    await refreshing.wait()
+    async with store.lock("default", 1):
+        await store.load("default")
+        await store.save(build_login(serial=9))
+        logged_in.set()
+        with pytest.raises(StoreUnavailable, match="another process changed the login"):
+            await stale
+        await store.save(build_login(serial=10))
+    assert await store.load("default") == build_login(serial=10)
+    await raw.aclose()
+
+
 async def test_a_forgotten_login_stays_forgotten(server: RedisServer, open_redis: Stores) -> None:
     """Who stood still during a logout does not bring the login back."""
     stopped, other = open_redis(server.url), open_redis(server.url)

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Hashable, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -99,7 +100,8 @@ class RedisStore:
         self._claim = self._client.register_script(_CLAIM)
         self._versions: dict[str, str | None] = {}  # as far as heard; None: there is no record
         self._known: dict[str, tuple[int, bytes]] = {}  # the newest record that was read or written
-        self._leases: dict[str, RedisLease] = {}
+        # By context: a task that lost its lock must not write under the one that another task took after it.
+        self._leases: ContextVar[Mapping[str, RedisLease]] = ContextVar("leases")
 
     @property
     def location(self) -> str:
@@ -124,11 +126,12 @@ class RedisStore:
             "try again, and look for a cfproxy that hangs"
         )
         async with self._locks.hold(_key(account, "lock"), _key(account, "login"), timeout_s, busy) as lease:
-            self._leases[account] = lease
+            held = self._leases.get({})
+            self._leases.set({**held, account: lease})
             try:
                 yield lease
             finally:
-                del self._leases[account]
+                self._leases.set(held)
 
     async def load(self, account: str) -> Login | None:
         """Return the record, or None when there is none.
@@ -143,8 +146,8 @@ class RedisStore:
         if version is None and content is None and account in self._known:
             await self._restore(account, *self._known[account])
         login = None if content is None else await self._read(content, account)
-        if account in self._leases:
-            self._leases[account].version = int(version or 0)
+        if (lease := self._lease(account)) is not None:
+            lease.version = int(version or 0)
         self._note(account, int(version or 0), content)
         return login
 
@@ -159,7 +162,7 @@ class RedisStore:
         if len(content) > RECORD_MAX_BYTES:
             raise StoreUnusable("the record is larger than 1 MiB: the server's tokens are too long")
         await self._read(content, login.account)  # what `load` would refuse must not replace anything
-        if login.account not in self._leases:
+        if self._lease(login.account) is None:
             await self.load(login.account)  # what can't be read as ours is not overwritten
         await self._change(login.account, content)
 
@@ -232,8 +235,11 @@ class RedisStore:
 
     # --- the record ----------------------------------------------------------------------
 
+    def _lease(self, account: str) -> RedisLease | None:
+        return self._leases.get({}).get(account)
+
     async def _change(self, account: str, content: bytes) -> bool:
-        lease = self._leases.get(account)
+        lease = self._lease(account)
         version = "" if lease is None or lease.version is None else lease.version
         fence = "" if lease is None else lease.fence
         write = secrets.token_hex(8)
