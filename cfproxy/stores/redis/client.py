@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,8 +129,19 @@ def naming_errors(where: str) -> Iterator[None]:
         raise StoreUnusable(
             f"{where} refuses what cfproxy asks of it ({code or 'ERR'}): is it Redis 6.2 or Valkey, or newer?"
         ) from None
-    except (RedisError, OSError, TimeoutError):
+    except (RedisError, OSError, TimeoutError) as error:
+        if _is_mistrust(error):
+            raise StoreUnavailable(
+                f"{where} shows a certificate that is not trusted; name its authority in tls.ca_file, and "
+                "the server as the certificate does"
+            ) from None
         raise StoreUnavailable(f"{where} cannot be reached; check the server and the network") from None
+
+
+def _is_mistrust(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _code(error: ResponseError) -> str:
