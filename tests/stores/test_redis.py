@@ -183,6 +183,20 @@ async def test_a_warm_store_asks_nothing(server: RedisServer, open_redis: Stores
     await raw.aclose()
 
 
+async def test_what_is_no_news_ends_nobodys_listening(server: RedisServer, open_redis: Stores) -> None:
+    """Whatever somebody publishes there, the next change is heard at once."""
+    watcher, writer = open_redis(server.url), open_redis(server.url)
+    await writer.save(build_login())
+    await until(lambda: watcher.stamp("default") is not None)
+    raw = redis.asyncio.Redis(port=server.port)
+    assert await raw.publish("cfproxy:{default}:news", b"\xff\x00") == 1
+    await raw.aclose()
+    await until(lambda: "\x00" in str(watcher.stamp("default")))
+    before = watcher.stamp("default")
+    await writer.save(build_login(serial=2))
+    await until(lambda: watcher.stamp("default") != before)
+
+
 async def test_news_come_after_the_server_was_away(tmp_path: Path, open_redis: Stores) -> None:
     """A change that was made while nobody could listen is noticed when the server is back."""
     options = ("--appendonly", "yes", "--appendfsync", "always")
@@ -313,5 +327,5 @@ async def test_tls_verifies_the_server(tmp_path: Path, open_redis: Stores) -> No
         await server.ready()
         url = f"rediss://127.0.0.1:{port}/0"
         await open_redis(url, ca_file=tmp_path / "ca.pem").save(build_login())
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailable, match=r"a certificate that is not trusted; .* tls\.ca_file"):
             await open_redis(url).load("default")

@@ -70,7 +70,7 @@ class News:
                 async with asyncio.timeout(2 * POLL_S):
                     message = await subscription.get_message(timeout=POLL_S)
                 while message is not None:
-                    told = message["data"].decode()
+                    told = message["data"].decode(errors="replace")  # anybody may publish anything
                     self._tell(account, told)
                     message = await subscription.get_message(timeout=POLL_S)
                 # A connection can be dead unnoticed.
