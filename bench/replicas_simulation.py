@@ -24,7 +24,7 @@ import structlog
 
 from cfproxy.borrowing import BorrowedPace
 from cfproxy.broker import Broker
-from cfproxy.pacing import Pace
+from cfproxy.pacing import SHARED_GUARD, Pace
 from cfproxy.ports import Lease, Loan
 from cfproxy.shaper import Shaper
 from cfproxy.stores.memory import MemoryStore
@@ -140,7 +140,7 @@ class MemoryLender:
 
     def __init__(self, clock: FakeClock, count: int) -> None:
         self._clock, self._count = clock, count
-        self._pace = Pace(20, 1.0)
+        self._pace = Pace(20, 1.0, SHARED_GUARD)
         self.trips = self.lent = 0
 
     async def lend(self, rate: float, per_s: float, count: int, *, fresh: bool = False) -> Loan:

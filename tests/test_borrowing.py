@@ -12,7 +12,7 @@ from structlog.testing import LogCapture
 
 from cfproxy.borrowing import AT_ONCE, LATE_S, BorrowedPace
 from cfproxy.errors import QueueRefusal, StoreUnavailable
-from cfproxy.pacing import Pace
+from cfproxy.pacing import SHARED_GUARD, Pace
 from cfproxy.ports import Loan
 from cfproxy.shaper import Shaper
 from tests.clock import FakeClock
@@ -24,7 +24,7 @@ class FakeLender:
 
     def __init__(self, clock: FakeClock) -> None:
         self._clock = clock
-        self._pace = Pace(20, 1.0)
+        self._pace = Pace(20, 1.0, SHARED_GUARD)
         self.members = 1
         self.away = False
         self.silent = False

@@ -5,8 +5,8 @@ is read on ours.
 Must not know: who waits, what a departure is for, what happens while the server is away.
 
 Invariants:
-1. The script keeps the pace of `pacing.Pace`, step by step, on the server's clock: no window holds more
-   departures than the rate, whichever replicas they were lent to.
+1. The script keeps the pace of `pacing.Pace` with the `SHARED_GUARD`, step by step, on the server's clock: no
+   window holds more departures than the rate, whichever replicas they were lent to.
 2. What is lent is spent: a departure that its replica lets pass is lost, never lent again.
 """
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cfproxy.config import RedisAddress
-from cfproxy.pacing import BEAT, BURST, GUARD, RECOVERY_PER_S, SHARE_MIN, STEP_DOWN, TAIL
+from cfproxy.pacing import BEAT, BURST, RECOVERY_PER_S, SHARE_MIN, SHARED_GUARD, STEP_DOWN, TAIL
 from cfproxy.ports import Loan
 from cfproxy.stores.redis.client import close_client, naming_errors, open_client
 
@@ -125,7 +125,7 @@ def _script(text: str) -> str:
         "STEP_DOWN": STEP_DOWN,
         "BEAT": BEAT,
         "BURST": BURST,
-        "GUARD": GUARD,
+        "GUARD": SHARED_GUARD,
         "TAIL": TAIL,
         "KEPT": KEPT_S,
     }
