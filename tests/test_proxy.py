@@ -515,3 +515,27 @@ async def test_a_request_leaves_nothing_for_the_garbage_collector(warm: bool) ->
             assert sum(isinstance(one, Exchange) for one in gc.get_objects()) <= 1  # the latest, at most
         finally:
             gc.enable()
+
+
+async def test_who_shares_a_turn_is_a_program_of_a_caller_whatever_its_connections() -> None:
+    """Account, key or address, and program make a flow; connections, targets and forwarded names do not."""
+    rules = AccessRules(keys=(Secret("a"), Secret("b")))
+
+    async def flow_of(world: Proxied, *headers: bytes, target: bytes = b"/") -> Any:
+        await world.ask(b"GET %s HTTP/1.1" % target, *headers)
+        return world.pacer.flows[-1]
+
+    async with proxied(answering(OK), rules=rules) as world:
+        world.pacer.at_once = False
+        mine = await flow_of(world, b"X-Cfproxy-Key: a", b"User-Agent: x")
+        assert mine == await flow_of(world, b"X-Cfproxy-Key: a", b"User-Agent: x", target=b"/v1")
+        assert mine == await flow_of(
+            world, b"Authorization: Bearer a", b"User-Agent: x", b"X-Forwarded-For: 1"
+        )
+        assert mine != await flow_of(world, b"X-Cfproxy-Key: b", b"User-Agent: x")
+        assert mine[0] == "default"  # the account, as the listener's own settings say
+    async with proxied(answering(OK)) as world:
+        world.pacer.at_once = False
+        flows = {await flow_of(world, b"User-Agent: %d" % number) for number in range(10)}
+        assert len(flows) > 1
+        assert {flow[1] for flow in flows} == {"127.0.0.1"}
