@@ -29,7 +29,7 @@ AT_ONCE = 5
 # What all have borrowed lies before a newcomer: together not more than this many seconds of the rate.
 AHEAD_S = 2.5
 # The guard of the shared pace covers 41 ms in all; the rest is for the way.
-LATE_S = 0.015
+LATE_S = 0.025
 TRY_AGAIN_S = 1.0
 RETURN_S = 3.0
 COUNT_EVERY_S = 30.0
