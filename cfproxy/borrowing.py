@@ -68,9 +68,12 @@ class BorrowedPace:
     @property
     def ready_at(self) -> float:
         """Instant from which the next request may leave; infinity until one was borrowed."""
+        return self._ready_at(self._clock.monotonic())
+
+    def _ready_at(self, now: float) -> float:
         if self._alone is not None:
             return self._alone.ready_at
-        latest = max(self._clock.monotonic() - LATE_S, self._paused_until)
+        latest = max(now - LATE_S, self._paused_until)
         while self._slots and self._slots[0] < latest:
             self._slots.popleft()
         return self._slots[0] if self._slots else math.inf
@@ -106,7 +109,8 @@ class BorrowedPace:
 
     def take(self, now: float) -> bool:
         """Use a departure at `now` and return True, or False when there is none."""
-        if now < self.ready_at:
+        # At the instant of whoever has looked: what was in time then must not be missing now.
+        if now < self._ready_at(now):
             return False
         if self._alone is not None:
             self._alone.take(now)

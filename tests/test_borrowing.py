@@ -160,6 +160,18 @@ async def test_a_departure_that_was_missed_is_not_used_late(scene: Scene) -> Non
     assert most_in_window(scene.left_at, 1.0) <= 20
 
 
+async def test_a_departure_that_was_seen_in_time_is_taken(scene: Scene) -> None:
+    """A process that stands still between looking and taking lets nobody leave without a departure."""
+    scene.open_replica()
+    (pace,) = scene.paces
+    now = scene.clock.monotonic()
+    pace._slots.append(now - LATE_S + 0.001)
+    assert pace.ready_at <= now
+    scene.clock._now += 0.002
+    assert pace.take(now)
+    assert (pace.departures, len(pace._slots)) == (1, 0)
+
+
 async def test_callers_that_leave_cost_no_more_than_what_was_borrowed_for_them(scene: Scene) -> None:
     """Of a queue that hangs up at most one loan is lost."""
     shaper = scene.open_replica()
