@@ -87,7 +87,7 @@ async def test_a_replica_that_is_killed_in_a_refresh_is_survived(tmp_path: Path)
 
 @posix_only
 async def test_a_replica_that_stood_still_spends_nothing_afterwards(tmp_path: Path) -> None:
-    """SIGSTOP for longer than a lock's life, at any moment: no second use of a token when it goes on."""
+    """SIGSTOP for two lives of a token, at any moment: no second use of a token when it goes on."""
     chance = random.Random(1)
     async with open_replicas(tmp_path, 3) as (world, _, proxies):
         stopped, *others = proxies
