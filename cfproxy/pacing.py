@@ -79,7 +79,7 @@ class Pace:
         self._per_s = per_s
         self._guard = guard
         self._full = _shape(rate or 1.0, per_s, guard)
-        self._log: deque[float] = deque(maxlen=self._full.limit)
+        self._log: deque[float] = deque()  # of one window
         self._ready_at = self._paused_until = self._slowed_at = self._recovers_at = -math.inf
         self._share = 1.0
         self._departures = 0
@@ -155,7 +155,6 @@ class Pace:
             return
         fresh = Pace(rate, per_s, self._guard)
         self._rate, self._per_s, self._full = rate, per_s, fresh._full
-        self._log = deque(self._log, maxlen=self._full.limit)
         if rate is None:
             self._log.clear()
         due_at = self._log[-1] + self._full.beat_s if self._log else -math.inf

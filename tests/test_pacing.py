@@ -309,6 +309,16 @@ def test_another_rate_counts_what_left_before_it(old: int, new: int, before: int
         assert sum(since < at <= left_at[index] for at in left_at) <= new
 
 
+def test_a_rate_that_comes_back_finds_what_left_before() -> None:
+    """Two reloads in one second make no room that was not there."""
+    pace = Pace(20, 1.0)
+    left_at = drain(pace, 30)
+    pace.retune(2, 1.0)
+    pace.retune(20, 1.0)
+    left_at += drain(pace, 30, left_at[-1])
+    assert most_in_window(left_at, pace.window_s - 1e-9) <= 20
+
+
 def test_the_same_rate_again_changes_nothing() -> None:
     """A reload that leaves the pacing alone does not disturb the flow."""
     pace = Pace(20.0, 1.0)
