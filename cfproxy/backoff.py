@@ -14,12 +14,15 @@ from cfproxy.errors import CfproxyError, StoreUnavailable, TokenEndpointUnavaila
 
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 30.0
+BACKOFF_STORE_MAX_S = 4.0  # it is ours: asking often costs nobody else anything
 HOLD_FIRST_S = 1.0
 HOLD_MAX_S = 60.0
 
 
 class Backoff:
     """The last failure, and the pause after failures in a row: 1, 2, 4, … 30 s, each times a jitter.
+
+    After one of the store it is 4 s at most.
 
     Args:
         jitter: returns a factor near 1 for each pause, so that replicas don't retry in step.
@@ -34,7 +37,8 @@ class Backoff:
     def fail(self, error: CfproxyError, now: float) -> None:
         """Count a failure at `now`; the pause is at least what the other side asked for."""
         # The exponent is bounded, or a long outage would overflow it.
-        step_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(self.failures, 10)) * self._jitter()
+        longest_s = BACKOFF_STORE_MAX_S if isinstance(error, StoreUnavailable) else BACKOFF_MAX_S
+        step_s = min(longest_s, BACKOFF_FIRST_S * 2.0 ** min(self.failures, 10)) * self._jitter()
         asked_s = error.retry_after_s if isinstance(error, TokenEndpointUnavailable) else 0.0
         self.error = error
         self.failures += 1

@@ -136,6 +136,20 @@ async def test_a_store_that_recovers_does_not_make_an_outage_look_young(world: W
     assert caught.value.retry_after_s == pytest.approx(30)
 
 
+async def test_a_store_that_was_away_for_long_is_used_again_soon(world: World) -> None:
+    """The store is asked often however long it was away: it is ours, and it costs nobody else anything."""
+    await world.put_expired()
+    broker = await world.broker()
+    world.store.lock_fault = StoreUnavailable("out of reach")
+    await world.clock.advance(95)
+    with pytest.raises(StoreUnavailable) as caught:
+        await broker.get()
+    assert 0 < caught.value.retry_after_s <= 5
+    world.store.mend()
+    await world.clock.advance(5)
+    assert (await broker.get()).value == Secret("access-2")
+
+
 async def test_a_token_that_has_expired_on_arrival_starts_no_loop(any_world: World) -> None:
     """A token endpoint that is slower than its tokens live is asked at the pace of the back-off."""
     world = any_world
