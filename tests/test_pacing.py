@@ -236,6 +236,14 @@ def test_recovery_waits_for_the_end_of_a_pause() -> None:
     assert pace.rate(165.0) == pytest.approx(17.0)
 
 
+def test_a_step_down_in_a_pause_recovers_after_it() -> None:
+    """Whichever of the two comes first."""
+    pace = Pace(20, 1.0)
+    pace.pause(160.0, 100.0)
+    pace.slow_down(101.0)
+    assert pace.rate(160.0) == pytest.approx(16.0)
+
+
 @given(steps=st.integers(1, 12), rate=st.integers(2, 60))
 def test_the_stepped_down_rate_binds_every_window(steps: int, rate: int) -> None:
     """After stepping down no window holds more than the rate in use at its end."""

@@ -333,6 +333,19 @@ async def test_who_is_overtaken_by_newcomers_hears_by_max_wait() -> None:
     assert all(0.0 < (caller.refused_at or 0.0) - caller.asked_at <= 5.0 for caller in refused)
 
 
+async def test_nobody_leaves_too_late_since_the_process_stood_still() -> None:
+    """A timer that rings late finds callers whose time is up, and sends none of them out."""
+    scene = Scene(rate=1.0, max_wait_s=2.0)
+    first, second = scene.ask("a", 2)
+    await scene.clock.settle()
+    assert scene.clock.sleeping == 1
+    scene.clock._now += 5.0
+    await scene.clock.advance(0.1)
+    assert first.left_at is not None
+    assert isinstance(second.refusal, QueueTimeout)
+    await scene.aclose()
+
+
 async def test_a_full_queue_refuses_and_says_when_to_return() -> None:
     """With all places taken by his own flow a caller is refused; Retry-After is the backlog's time."""
     scene = Scene(queue=100)
