@@ -137,6 +137,15 @@ async def test_asking_for_nothing_spends_nothing(server: RedisServer, lender: Re
     await raw.aclose()
 
 
+async def test_what_is_kept_is_one_window(server: RedisServer, lender: RedisLender) -> None:
+    """However many departures were lent, the server keeps no more of them than the rate."""
+    for _ in range(20):
+        await lender.lend(20, 1.0, 5)
+    raw = redis.asyncio.Redis(port=server.port)
+    assert await raw.llen("cfproxy:pace:{https://api.example:443}:log") <= 20
+    await raw.aclose()
+
+
 async def test_a_lender_that_is_away_is_unavailable() -> None:
     """In the words of the store: it is the same server."""
     lender = RedisLender(parse_redis_url(f"redis://127.0.0.1:{free_port()}"), "https://api.example:443")
