@@ -26,8 +26,8 @@ from cfproxy.stores.redis.client import close_client, naming_errors, open_client
 
 MEMBER_LIFE_S = 90.0
 KEPT_S = 86_400
-# A clock may run away from another one by this much; the offset between them may grow as fast.
-DRIFT = 1e-3
+# A clock that NTP slews runs away from another one by this much at most; the offset may grow as fast.
+DRIFT = 5e-4
 
 # What all scripts begin with. KEYS: state, log, replicas.
 # ARGV: rate, per (µs), member, its life (µs), the time (µs; '' for the server's).
