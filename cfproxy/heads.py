@@ -199,7 +199,7 @@ def parse_answer(head: bytes, limits: HeadLimits, *, to_head: bool) -> AnswerHea
     return AnswerHead(message, to_head=to_head)
 
 
-def request_end(data: bytes, limits: HeadLimits, seen: int = 0) -> int:
+def request_end(data: bytes | bytearray, limits: HeadLimits, seen: int = 0) -> int:
     """Return where the request head that `data` begins with ends; 0 while that is not to be seen.
 
     Args:

@@ -44,7 +44,7 @@ LINGER_S = 5.0
 # follows from it, for as long as its connection is idle.
 REMEMBERED_BYTES = 8 * 1024
 _NO_FIELDS = Fields((1, 1), (), Framing(None, chunked=False), keep_alive=False)
-_NOTHING = frozenset({b"", b"\r"})  # of a head: an empty line may come before it
+_NOTHING = (b"", b"\r")  # of a head: an empty line may come before it
 _EMPTY_LINES = re.compile(rb"\A(?:\r\n)+")
 _NEVER_ENDS = -1
 _NOT_HTTP = "the request is not well-formed HTTP/1.1, or its header is too long"
@@ -152,7 +152,7 @@ class ClientConnection(FlowProtocol):
         self._limits = limits
         self._watch = watch
         self._deadline = Deadline(self._overdue)
-        self._unread = b""
+        self._unread: bytes | bytearray = b""
         self._head_bytes = 0  # of the next head, once it is there
         self._seen = 0  # so much of it is the beginning of a head that has no end yet
         self._body: Inflow | None = None
@@ -188,7 +188,11 @@ class ClientConnection(FlowProtocol):
             if not data:
                 return
         had_some = self._unread not in _NOTHING
-        self._unread = self._unread + data if self._unread else data
+        if not self._unread:
+            self._unread = data
+        else:  # a head that comes byte by byte is not copied for each of them
+            self._unread = bytearray(self._unread) if isinstance(self._unread, bytes) else self._unread
+            self._unread += data
         if self.busy:
             if len(self._unread) > self._limits.ahead_bytes:
                 self.hold_reading()
@@ -362,13 +366,13 @@ class ClientConnection(FlowProtocol):
             return self._malformed(BadTarget(_NOT_HTTP))
         self._read_at = self.loop.time()
         try:
-            method, target, rest = split_request(self._unread[:end], self._limits.head)
+            method, target, rest = split_request(bytes(self._unread[:end]), self._limits.head)
             fields = self._parse(rest)
         except MalformedHead:
             return self._malformed(BadTarget(_NOT_HTTP))
         except BadTarget as error:
             return self._malformed(error)
-        unread, self._unread = self._unread[end:], b""
+        unread, self._unread = bytes(self._unread[end:]), b""
         self.release_reading()  # held for what was ahead; this request's body may be behind it
         request = Request(self, method, target, fields)
         if fields.framing.has_body:
