@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from bisect import bisect_left
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from cfproxy.shaper import ShaperState
 
 # Queueing takes as long as pacing.max_wait may say, an upstream as long as timeouts.idle.
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-SHORTEST_S = BUCKETS_S[0]
+FRESH_MAX = 1024
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 LATEST_MAX = 200
 PATH_MAX_CHARS = 200
@@ -46,23 +46,45 @@ class Finished(NamedTuple):
 
 
 class Durations:
-    """A histogram: how many lasted up to each of `BUCKETS_S`, and their sum."""
+    """A histogram: how many lasted up to each of `BUCKETS_S`, and their sum.
 
-    __slots__ = ("counts", "sum_s")
+    Counting is put off until somebody looks, or `FRESH_MAX` have come: sorting many costs less than a search
+    for each.
+    """
+
+    __slots__ = ("_counts", "_fresh", "_sum_s", "observe")
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(BUCKETS_S) + 1)
-        self.sum_s = 0.0
+        self._counts = [0] * (len(BUCKETS_S) + 1)  # up to each bound
+        self._sum_s = 0.0
+        self._fresh: list[float] = []
+        self.observe = self._fresh.append  # count one duration; whoever calls sees to `FRESH_MAX`
 
-    def observe(self, seconds: float) -> None:
-        """Count one duration."""
-        self.counts[bisect_left(BUCKETS_S, seconds) if seconds > SHORTEST_S else 0] += 1
-        self.sum_s += seconds
+    @property
+    def fresh(self) -> int:
+        """How many have not been counted yet."""
+        return len(self._fresh)
+
+    def count(self) -> None:
+        """Count what has come since the last time."""
+        values = sorted(self._fresh)
+        self._fresh.clear()
+        self._sum_s += sum(values)
+        for at, bound in enumerate(BUCKETS_S):
+            self._counts[at] += bisect_right(values, bound)
+        self._counts[-1] += len(values)
+
+    @property
+    def sum_s(self) -> float:
+        """How long all of them took together."""
+        self.count()
+        return self._sum_s
 
     def cumulative(self) -> list[tuple[str, float]]:
         """Return bucket bounds and counts as Prometheus wants them."""
+        self.count()
         bounds = [*map(str, BUCKETS_S), "+Inf"]
-        return list(zip(bounds, map(float, itertools.accumulate(self.counts)), strict=True))
+        return list(zip(bounds, map(float, self._counts), strict=True))
 
 
 class Latest:
@@ -201,17 +223,15 @@ class Traffic:
         except KeyError:
             self.requests[key] = 1
         self.total.observe(total_s)
+        if queued_s is not None:
+            self.queued.observe(queued_s)
+        if token_s is not None:
+            self.token.observe(token_s)
         if upstream_s is not None:
             self.upstream.observe(upstream_s)
-        # Hardly anybody waits for these two.
-        if queued_s:
-            self.queued.observe(queued_s)
-        elif queued_s is not None:
-            self.queued.counts[0] += 1
-        if token_s:
-            self.token.observe(token_s)
-        elif token_s is not None:
-            self.token.counts[0] += 1
+        if self.total.fresh >= FRESH_MAX:
+            for durations in (self.total, self.queued, self.token, self.upstream):
+                durations.count()
         self.received_bytes += received_bytes
         self.sent_bytes += sent_bytes
         if retried:

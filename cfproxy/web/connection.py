@@ -334,6 +334,8 @@ class ClientConnection(FlowProtocol):
 
     def end(self, cause: str) -> None:
         """Make room for others (see `connections.Client`)."""
+        # Before the loop comes to tell of the end it may read a thousand others.
+        self._unread, self._deaf = b"", True
         if cause == "idle":
             self._close()
         else:
