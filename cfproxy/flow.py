@@ -224,8 +224,8 @@ class Inflow:
         if piece:
             self._pieces.append(piece)
             self._bytes += len(piece)
-            # Who waits for it takes all of it before the next one is read.
-            if self._bytes > self._high_bytes and self._waiter is None:
+            # Who waits takes all of it, but only in the loop's next turn: uvloop reads on within this one.
+            if self._bytes > self._high_bytes and (self._waiter is None or self._waiter.done()):
                 self._connection.hold_reading()
         self._wake()
         return rest

@@ -150,6 +150,21 @@ async def test_reading_is_held_while_too_much_lies_untaken() -> None:
     assert cast("bool", transport.reading)
 
 
+async def test_who_waits_is_not_buried_under_what_comes_in_one_turn() -> None:
+    """A loop that reads several times a turn is stopped, too, before the one who waits has had its turn."""
+    connection, transport = FlowProtocol(), FakeTransport()
+    connection.connection_made(transport)
+    inflow = Inflow(connection, CloseReader(), Deadline(Mock()), 60.0)
+    reading = asyncio.ensure_future(inflow.read())
+    await asyncio.sleep(0)
+    inflow.feed(b"x" * (HIGH_BYTES + 1))  # is taken at once: no need to stop for it
+    assert transport.reading
+    inflow.feed(b"y")
+    assert not transport.reading
+    assert await reading == b"x" * (HIGH_BYTES + 1) + b"y"
+    assert cast("bool", transport.reading)
+
+
 async def test_what_came_whole_is_given_out_before_an_error() -> None:
     """The first error counts, and none that comes behind the body's end."""
     connection = FlowProtocol()
