@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import errno
 import io
 import json
@@ -10,6 +11,7 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import structlog
@@ -174,3 +176,24 @@ def test_the_level_and_form_change_for_loggers_that_are_bound_already(form: str)
     bound.info("proxy.removed")
     assert json.loads(out.getvalue())["account"] == "acme"
     assert output.level == "info"
+
+
+@pytest.mark.parametrize(
+    "fault", [BrokenPipeError(), BlockingIOError(), ValueError("I/O operation on closed file")]
+)
+async def test_nobody_is_told_that_nobody_reads_the_log(form: str, fault: Exception) -> None:
+    """A line about it would fail, too, and bring the next one, turn by turn; later ones may get through."""
+    out, heard = io.StringIO(), []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: heard.append(context))
+    log = build_logger("info", form, out)
+    write, out.write = out.write, Mock(side_effect=fault)  # type: ignore[method-assign]
+    log.info("request.forwarded", status=200)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    out.write = write  # type: ignore[method-assign]
+    log.info("proxy.removed")
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert "proxy.removed" in out.getvalue()
+    assert not heard
