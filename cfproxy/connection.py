@@ -82,7 +82,7 @@ class UpstreamConnection(FlowProtocol):
         """End the exchange; return whether there can be another one."""
         head, inflow = self.head, self.inflow
         self._asked = False
-        self.head = self.inflow = self._on_interim = None
+        self.head = self.inflow = self._on_interim = self._on_arrival = None
         if head is None or inflow is None or not (inflow.exhausted and head.keep_alive and self.usable):
             return False
         return not self.reading_held

@@ -1,0 +1,50 @@
+"""Requests that are sent and answered without a task, as nothing is to be waited for: what may come between."""
+
+from __future__ import annotations
+
+from cfproxy.upstream import HttpAnswer
+from cfproxy.web.exchange import Exchange
+from tests.origin import Peer, until, until_still
+from tests.proxied import Proxied, proxied
+
+GET = b"GET / HTTP/1.1"
+
+
+async def _hung(peer: Peer) -> None:
+    await peer.take()
+    await peer.reader.read()
+
+
+def _nobody_waits(world: Proxied) -> bool:
+    return not (world.listener.in_flight or world.listener.connections)
+
+
+async def test_what_a_client_asked_ahead_goes_with_it() -> None:
+    """A client that leaves takes the requests along that stand behind the one that is on its way."""
+    async with proxied(_hung, warm=True) as world:
+        client = await world.client()
+        await client.send(client.compose(GET) + client.compose(b"POST / HTTP/1.1"))
+        await until(lambda: world.origin.requests)
+        client.abort()
+        await until(lambda: _nobody_waits(world))
+        await until_still(lambda: len(world.origin.requests))
+        assert [request.method for request in world.origin.requests] == [b"GET"]
+        assert world.counted == [("GET", 499)]
+        assert [event["event"] for event in world.events] == ["request.abandoned"]
+
+
+async def test_a_client_that_left_leaves_no_timer() -> None:
+    """The end of the API's connection, which comes behind the client's, begins nothing anew."""
+    async with proxied(_hung, warm=True) as world:
+        client = await world.client()
+        await client.send(client.compose(GET))
+        await until(lambda: world.origin.requests)
+        [connection], [exchange] = world.listener.connections, world.listener._exchanges
+        assert isinstance(exchange, Exchange)
+        assert exchange._begun is not None
+        assert isinstance(exchange._begun.answer, HttpAnswer)
+        upward = exchange._begun.answer.connection
+        client.abort()
+        await until(lambda: _nobody_waits(world) and upward.lost)
+        assert connection._deadline._timer is None
+        assert connection._task is None
