@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from cfproxy.upstream import HttpAnswer
+from cfproxy.web.connection import ClientConnection
 from cfproxy.web.exchange import Exchange
-from tests.origin import Peer, until, until_still
+from tests.origin import OK, Peer, answering, until, until_still
 from tests.proxied import Proxied, proxied
 
 GET = b"GET / HTTP/1.1"
@@ -48,3 +51,20 @@ async def test_a_client_that_left_leaves_no_timer() -> None:
         await until(lambda: _nobody_waits(world) and upward.lost)
         assert connection._deadline._timer is None
         assert connection._task is None
+
+
+async def test_a_connection_is_cut_between_two_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is closed even before anything was done with what its client asked ahead."""
+    answered = ClientConnection.answered
+
+    def and_cut(connection: ClientConnection, *, goes_on: bool) -> None:
+        answered(connection, goes_on=goes_on)
+        connection.cut()
+
+    async with proxied(answering(OK), warm=True) as world:
+        monkeypatch.setattr(ClientConnection, "answered", and_cut)
+        client = await world.client()
+        await client.send(client.compose(GET) * 2)
+        await client.reader.read()
+        await until(lambda: _nobody_waits(world))
+        assert len(world.origin.requests) == 1

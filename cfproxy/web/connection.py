@@ -259,7 +259,7 @@ class ClientConnection(FlowProtocol):
         if not goes_on:
             self._stop_working()
             self._end()
-        elif self._unread:  # whoever asks far ahead takes turns with the others
+        elif self._unread and self._take_next():  # whoever asks far ahead takes turns with the others
             self.follow()
         else:
             self._stop_working()
