@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from cfproxy.upstream import HttpAnswer
@@ -51,6 +53,22 @@ async def test_a_client_that_left_leaves_no_timer() -> None:
         await until(lambda: _nobody_waits(world) and upward.lost)
         assert connection._deadline._timer is None
         assert connection._task is None
+
+
+async def test_a_request_that_cannot_be_taken_down_blocks_nobody() -> None:
+    """A fault behind the answer ends its connection: who asks on it would wait for ever."""
+    async with proxied(answering(OK), warm=True) as world:
+
+        def broken(*_args: object) -> None:
+            raise RuntimeError("a bug")
+
+        world.listener.settings = dataclasses.replace(world.listener.settings, record=broken)
+        client = await world.client()
+        assert (await client.ask(GET)).body == b"ok"
+        assert await client.ended()
+        await until(lambda: _nobody_waits(world))
+        assert [str(crash["exception"]) for crash in world.crashes] == ["a bug"]
+        world.crashes.clear()
 
 
 async def test_a_connection_is_cut_between_two_answers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,9 +241,13 @@ class Exchange:
                 return
             reply.cut()
             self._server.log.exception("request.crashed", request_id=self._marks.request_id, exc_info=fault)
-        begun.answer.close()
-        self._end(None)
-        connection.answered(goes_on=reply.goes_on and not self._server.draining)
+        goes_on = False
+        try:
+            begun.answer.close()
+            self._end(None)
+            goes_on = reply.goes_on and not self._server.draining
+        finally:
+            connection.answered(goes_on=goes_on)
 
     # --- before it is sent ----------------------------------------------------------------
 
