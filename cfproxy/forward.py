@@ -75,11 +75,13 @@ class Begun:
         token: that went with it.
         answer: to come.
         began_at: when it was sent, on the clock of `time.perf_counter`.
+        by: who sent it, and goes on with it though another one may be in use by then.
     """
 
     token: Token
     answer: BegunAnswer
     began_at: float
+    by: Forwarder
 
 
 class Forwarder:
@@ -126,7 +128,7 @@ class Forwarder:
         if token is None:
             return None
         answer = self._upstream.begin(call, token, self._pacer.take, on_arrival)
-        return None if answer is None else Begun(token, answer, time.perf_counter())
+        return None if answer is None else Begun(token, answer, time.perf_counter(), self)
 
     @staticmethod
     def settle(begun: Begun) -> Outcome | None:

@@ -6,10 +6,11 @@ import dataclasses
 
 import pytest
 
-from cfproxy.upstream import HttpAnswer
+from cfproxy.forward import Forwarder
+from cfproxy.upstream import HttpAnswer, HttpUpstream
 from cfproxy.web.connection import ClientConnection
 from cfproxy.web.exchange import Exchange
-from tests.origin import OK, Peer, answering, until, until_still
+from tests.origin import OK, Peer, answering, serving, until, until_still
 from tests.proxied import Proxied, proxied
 
 GET = b"GET / HTTP/1.1"
@@ -22,6 +23,12 @@ async def _hung(peer: Peer) -> None:
 
 def _nobody_waits(world: Proxied) -> bool:
     return not (world.listener.in_flight or world.listener.connections)
+
+
+def _pool(world: Proxied) -> HttpUpstream:
+    upstream = world.listener.forwarder._upstream
+    assert isinstance(upstream, HttpUpstream)
+    return upstream
 
 
 async def test_what_a_client_asked_ahead_goes_with_it() -> None:
@@ -86,3 +93,31 @@ async def test_a_connection_is_cut_between_two_answers(monkeypatch: pytest.Monke
         await client.reader.read()
         await until(lambda: _nobody_waits(world))
         assert len(world.origin.requests) == 1
+
+
+async def test_a_request_is_sent_again_to_whom_it_was_sent() -> None:
+    """It ends with the settings that it began with, though others are in use by the time that it fails."""
+
+    async def leaving(peer: Peer) -> None:
+        asked.append(await peer.take())
+        if len(asked) > 1:
+            await peer.send(OK)
+        else:
+            await until(lambda: switched)
+
+    asked: list[object] = []
+    switched: list[object] = []
+    async with proxied(leaving, warm=True) as world, serving(answering(OK)) as other:
+        client = await world.client()
+        await client.send(client.compose(GET))
+        await until(lambda: world.origin.requests)
+        upstream = HttpUpstream(other.url, tls=None, connect_s=5.0, idle_s=20.0)
+        forwarder = Forwarder(
+            world.source, world.pacer, upstream, retry_unauthorized=True, retry_too_many=True
+        )
+        before = _pool(world)
+        switched.append(world.listener.switch(dataclasses.replace(world.listener.settings), forwarder))
+        assert (await client.read_answer()).status == 200
+        assert len(asked) == 2
+        assert not other.requests
+        await before.aclose()

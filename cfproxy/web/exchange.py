@@ -175,8 +175,9 @@ class Exchange:
                 else:
                     call, admission = self._call, self._admission
                 self._note_beginning()
-                by = admission.by
-                outcome = await by.forwarder.forward(call, admission.flow, self._times, begun=self._begun)
+                by, begun = admission.by, self._begun
+                forwarder = by.forwarder if begun is None else begun.by
+                outcome = await forwarder.forward(call, admission.flow, self._times, begun=begun)
                 self._outcome = outcome
                 if self._body is not None:
                     self._body.stop_keeping()
