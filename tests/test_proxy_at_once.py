@@ -121,3 +121,19 @@ async def test_a_request_is_sent_again_to_whom_it_was_sent() -> None:
         assert len(asked) == 2
         assert not other.requests
         await before.aclose()
+
+
+async def test_a_request_that_has_to_wait_begins_with_the_settings_in_use() -> None:
+    """Those that are reloaded before anything was done hold for all of it, the path included."""
+    async with proxied(answering(OK), warm=True) as world:
+        settings = world.listener.settings
+        origin = dataclasses.replace(settings.origin, base_path=b"/v2")
+
+        def reloads() -> bool:
+            world.pacer.at_once = False
+            world.listener.switch(dataclasses.replace(settings, origin=origin), world.listener.forwarder)
+            return False
+
+        world.pacer.take = reloads  # type: ignore[method-assign]
+        assert (await world.ask(b"GET /a HTTP/1.1")).status == 200
+        assert world.origin.requests[0].target == b"/v2/a"

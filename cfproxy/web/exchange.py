@@ -167,6 +167,8 @@ class Exchange:
         server, reply = self._server, self._reply
         error: CfproxyError | None = None
         self._times = Times()
+        if self._begun is None:  # what was found before holds no more if there was a reload since
+            self._judged_by = server.settings
         server.begun(self)
         try:
             if not self._answer_preflight():
