@@ -74,12 +74,15 @@ class HttpUpstream:
         self, call: Call, token: Token, take: Callable[[], bool], on_arrival: Callable[[], None]
     ) -> HttpAnswer | None:
         """Send a request without a body, if a connection is at hand (see `ports.Upstream.begin`)."""
-        if not (self.pool.ready and take()):
+        if not self.pool.ready:
+            return None
+        head = _whole_head(call, token)  # where that can't be built, nothing is taken for it
+        if not take():
             return None
         connection = self.pool.take_ready()
         answer = HttpAnswer(connection, self.pool, self._idle_s)
         connection.when_arrived(on_arrival)
-        answer.ask(call, _whole_head(call, token))
+        answer.ask(call, head)
         return answer
 
     async def send(self, call: Call, token: Token, begun: BegunAnswer | None = None) -> HttpAnswer:

@@ -7,11 +7,14 @@ import dataclasses
 import pytest
 
 from cfproxy.forward import Forwarder
+from cfproxy.secret import Secret
+from cfproxy.token import Token
 from cfproxy.upstream import HttpAnswer, HttpUpstream
 from cfproxy.web.connection import ClientConnection
 from cfproxy.web.exchange import Exchange
 from tests.origin import OK, Peer, answering, serving, until, until_still
 from tests.proxied import Proxied, proxied
+from tests.test_proxy import problem
 
 GET = b"GET / HTTP/1.1"
 
@@ -137,3 +140,14 @@ async def test_a_request_that_has_to_wait_begins_with_the_settings_in_use() -> N
         world.pacer.take = reloads  # type: ignore[method-assign]
         assert (await world.ask(b"GET /a HTTP/1.1")).status == 200
         assert world.origin.requests[0].target == b"/v2/a"
+
+
+async def test_a_token_that_no_head_can_hold_is_a_fault_that_is_told() -> None:
+    """It costs neither the connection to the API nor the answer."""
+    async with proxied(answering(OK), warm=True) as world:
+        good, world.source.token = world.source.token, Token(Secret("tok\u00e9n"), 0.0, 3600.0)
+        client = await world.client()
+        assert problem(await client.ask(GET)) == (500, "misconfigured")
+        world.source.token = good
+        assert (await world.ask(GET)).status == 200
+        assert _pool(world).pool.connections == 1

@@ -147,9 +147,9 @@ class Exchange:
             return False
         try:
             call, admission = self._accept()
+            self._begun = admission.by.forwarder.begin(call, self._on_arrival)
         except Exception:  # noqa: BLE001 - `run` meets it again, and answers it
             return False
-        self._begun = admission.by.forwarder.begin(call, self._on_arrival)
         if self._begun is None:
             return False
         self._call = call
