@@ -151,3 +151,18 @@ async def test_a_token_that_no_head_can_hold_is_a_fault_that_is_told() -> None:
         world.source.token = good
         assert (await world.ask(GET)).status == 200
         assert _pool(world).pool.connections == 1
+
+
+async def test_a_request_that_was_abandoned_tells_how_long_the_api_took() -> None:
+    """Its client may have left because of that."""
+    waits: list[float | None] = []
+    async with proxied(_hung, warm=True) as world:
+        record = lambda *args: waits.extend(args[5:8])  # noqa: E731 - the short form of a callback
+        world.listener.settings = dataclasses.replace(world.listener.settings, record=record)
+        client = await world.client()
+        await client.send(client.compose(GET))
+        await until(lambda: world.origin.requests)
+        client.abort()
+        await until(lambda: _nobody_waits(world))
+        assert waits[2] is not None
+        assert waits[2] > 0

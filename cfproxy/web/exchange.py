@@ -160,6 +160,7 @@ class Exchange:
         """End what `begin` has begun: the client left, or has to."""
         if self._begun is not None:
             self._begun.answer.close()
+            self._times = Times(upstream_s=time.perf_counter() - self._begun.began_at)
             self._end(None)
 
     async def run(self) -> bool:
