@@ -1,4 +1,4 @@
-"""Requests that are sent and answered without a task, as nothing is to be waited for: what may come between."""
+"""Requests that are sent and answered without a task, as nothing has to be waited for: what comes between."""
 
 from __future__ import annotations
 
