@@ -13,14 +13,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import json.encoder
 import logging
 import os
 import random
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from json.encoder import encode_basestring_ascii as _quoted
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -41,9 +41,6 @@ FIELDS = frozenset(
     }
 )
 MESSAGE_MAX = 200
-# How values are written that need no encoder: nearly all.
-_PLAIN: dict[type, Callable[[Any], str]] = {str: _quoted, int: repr, float: repr}
-FIELD_SETS_MAX = 256
 UNLISTED = "[not shown: not a listed field]"
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "silent": 50}
 
@@ -168,9 +165,15 @@ class _JsonLines:
     """Renders an event as a line of JSON: level, time and what happened first."""
 
     def __init__(self) -> None:
-        # One encoder for good: `json.dumps` with a `default` builds one for each line.
-        self._encode = json.JSONEncoder(default=str).encode
-        self._between: dict[tuple[str, ...], str] = {}
+        # One encoder for good: `JSONEncoder` makes one for each line.
+        make = json.encoder.c_make_encoder  # type: ignore[attr-defined] # None where it is not compiled
+        plain = json.JSONEncoder(default=str)
+        words = (plain.key_separator, plain.item_separator, plain.sort_keys, plain.skipkeys)
+        self._pieces: Callable[[EventDict, int], Iterable[str]] = (
+            make(None, str, json.encoder.encode_basestring_ascii, None, *words, plain.allow_nan)
+            if make
+            else lambda event, _level: plain.iterencode(event)
+        )
         self._second = 0
         self._prefix = ""
 
@@ -181,18 +184,9 @@ class _JsonLines:
         second, rest_ns = divmod(now_ns, 1_000_000_000)
         if second != self._second:
             self._second, self._prefix = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        what = event.pop("event")
         stamp = f"{self._prefix}.{rest_ns // 1000:06d}Z"
-        head = f'{{"timestamp": "{stamp}", "level": "{level}", "event": {_quoted(what)}'
-        # Lines are alike: what stands between the values is put together once for each set of fields.
-        names = tuple(event)
-        between = self._between.get(names)
-        if between is None:
-            if len(self._between) >= FIELD_SETS_MAX:
-                self._between.clear()
-            between = self._between[names] = "".join(f', "{name}": %s' for name in names) + "}"
-        values = [_PLAIN.get(type(value), self._encode)(value) for value in event.values()]
-        return head + between % tuple(values)
+        first = {"timestamp": stamp, "level": level, "event": event["event"]}
+        return "".join(self._pieces({**first, **event}, 0))
 
 
 class _Bridge(logging.Handler):
