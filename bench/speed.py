@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import speed_loads as loads
-from bench.speed_peers import PEERS, Cores, Origin, Peer, Running, answers, running_origin, running_peer
+from bench.speed_peers import PEERS, RUNTIME, Cores, Origin, Peer, Running, answers, running_origin, running_peer
 
 Figures = dict[str, dict[str, list[float]]]  # measure → proxy → one figure a round
 
@@ -162,7 +162,7 @@ def main() -> int:
     document = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} cores of {_processor()}, {platform.system()}",
-        "python": platform.python_version(),
+        "python": runtime_python(),
         "load_before": load_before,
         "rounds": options.rounds,
         "seconds": options.seconds,
@@ -174,6 +174,12 @@ def main() -> int:
         options.results.write_text(json.dumps(document, indent=1))
     print(render(document))
     return 0 if all(each["kept"] for each in judged) else 1
+
+
+def runtime_python() -> str:
+    """Return the Python that cfproxy runs on, with its build."""
+    command = [str(RUNTIME), "-c", "import sys; print(' '.join(sys.version.split()))"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _processor() -> str:
@@ -188,7 +194,7 @@ def render(document: dict[str, Any]) -> str:
     names = list(document["versions"]) + ["no proxy"]
     lines = ["| measure | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for measure, values in document["medians"].items():
-        cells = [_number(values.get(name)) for name in names]
+        cells = [render_number(values.get(name)) for name in names]
         lines.append(f"| {measure} | " + " | ".join(cells) + " |")
     lines += ["", "| cfproxy's | beside | measured | bound | |", "|---|---|---|---|---|"]
     for each in document["judged"]:
@@ -196,13 +202,13 @@ def render(document: dict[str, Any]) -> str:
         unit = " ×" if each["beside"] else ""
         told = "kept" if each["kept"] else "**broken**"
         lines.append(
-            f"| {each['measure']} | {each['beside'] or '–'} | {_number(each['value'])}{unit} | "
+            f"| {each['measure']} | {each['beside'] or '–'} | {render_number(each['value'])}{unit} | "
             f"{sign} {each['bound']:g}{unit} | {told} |"
         )
     return "\n".join(lines)
 
 
-def _number(value: float | None) -> str:
+def render_number(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}" if value < 10 else f"{value:.1f}"

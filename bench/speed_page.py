@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-from bench.speed import render
+from bench.speed import render, render_number
 
 BEGIN, END = "<!-- figures: written by bench/speed_page.py -->", "<!-- end of figures -->"
 COLORS = {"cfproxy": "#0072b2", "no proxy": "#cccccc"}
@@ -37,7 +37,10 @@ def main() -> None:
 
 
 def figures(document: dict[str, Any]) -> str:
-    told = "; ".join(f"{name}: {version}" for name, version in document["versions"].items())
+    told = "; ".join(
+        version if name in version.lower() else f"{name} {version}"
+        for name, version in document["versions"].items()
+    )
     return (
         f"\nMeasured on {document['date']}: {document['machine']}, Python {document['python']}, load "
         f"{document['load_before']:.1f} when it began; medians of {document['rounds']} interleaved rounds, "
@@ -60,7 +63,8 @@ def draw(medians: dict[str, dict[str, float]]) -> str:
                 alpha=1.0 if scheme == "http" else 0.55,
                 label=scheme,
             )
-            axis.bar_label(bars, fmt="{:,.3g}", fontsize=7, padding=2)
+            labels = [render_number(bar.get_width()) for bar in bars]
+            axis.bar_label(bars, labels=labels, fontsize=7, padding=2)
         axis.set_yticks(range(len(names)), names[::-1])
         axis.set_title(title, fontsize=10)
         axis.margins(x=0.18)

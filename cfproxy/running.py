@@ -100,7 +100,6 @@ async def serve(
             tasks.append(beside.create_task(_say_alive(notifier, notifier.watchdog_s)))
         # What is alive now stays alive: the collector need not look at it again and again. Requests leave no
         # cycles behind, so that it may look at the rest less often, too.
-        gc.collect()
         gc.freeze()
         gc.set_threshold(GC_YOUNG)
         await service.stopped.wait()
