@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import errno
 import io
 import json
@@ -197,3 +198,20 @@ async def test_nobody_is_told_that_nobody_reads_the_log(form: str, fault: Except
     await asyncio.sleep(0)
     assert "proxy.removed" in out.getvalue()
     assert not heard
+
+
+def test_the_last_line_of_a_loop_is_written(form: str) -> None:
+    """Lines wait for the end of a turn, and the last turn is none to be lost: whatever ends the loop."""
+
+    async def work(error: BaseException | None) -> None:
+        await asyncio.sleep(0)
+        log.info("proxy.removed")
+        if error is not None:
+            raise error
+
+    for error in (None, RuntimeError(), SystemExit(1), asyncio.CancelledError()):
+        out = io.StringIO()
+        log = build_logger("info", form, out)
+        with contextlib.suppress(RuntimeError, SystemExit, asyncio.CancelledError):
+            asyncio.run(work(error))
+        assert "proxy.removed" in out.getvalue()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 
 import pytest
 
+from cfproxy.access import AccessRules
 from cfproxy.forward import Forwarder
 from cfproxy.secret import Secret
 from cfproxy.token import Token
 from cfproxy.upstream import HttpAnswer, HttpUpstream
 from cfproxy.web.connection import ClientConnection
 from cfproxy.web.exchange import Exchange
+from cfproxy.web.proxy import ProxyListener
 from tests.origin import OK, Peer, answering, serving, until, until_still
 from tests.proxied import Proxied, proxied
 from tests.test_proxy import problem
@@ -166,3 +169,68 @@ async def test_a_request_that_was_abandoned_tells_how_long_the_api_took() -> Non
         await until(lambda: _nobody_waits(world))
         assert waits[2] is not None
         assert waits[2] > 0
+
+
+async def test_draining_waits_for_what_is_on_its_way() -> None:
+    """It gets its answer, which tells that the connection ends."""
+    answers = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.take()
+        await answers.wait()
+        await peer.send(OK)
+
+    async with proxied(script, warm=True) as world:
+        client = await world.client()
+        await client.send(client.compose(GET) * 2)
+        await until(lambda: world.origin.requests)
+        world.listener.drain()
+        assert not world.listener.idle.is_set()
+        answers.set()
+        answer = await client.read_answer()
+        assert (answer.body, answer.all(b"Connection")) == (b"ok", [b"close"])
+        assert await client.ended()
+        await world.listener.idle.wait()
+        assert world.counted == [("GET", 200)]
+
+
+async def test_what_is_on_its_way_at_the_end_is_cut() -> None:
+    """Its client hears no more, the API's connection is not kept, and it is taken down once."""
+    async with proxied(_hung, warm=True) as world:
+        client = await world.client()
+        await client.send(client.compose(GET))
+        await until(lambda: world.origin.requests)
+        await world.listener.aclose()
+        assert await client.ended()
+        await until(lambda: _nobody_waits(world))
+        assert world.counted == [("GET", 499)]
+        pool = _pool(world).pool
+        await until(lambda: pool._all == set(pool._idle))
+
+
+async def test_an_api_that_is_silent_is_given_up() -> None:
+    """`timeouts.idle` runs although no task waits."""
+    async with proxied(_hung, warm=True, idle_s=0.05) as world:
+        assert problem(await world.ask(GET))[0] == 504
+        await until(lambda: world.counted == [("GET", 504)])
+        pool = _pool(world).pool
+        await until(lambda: pool._all == set(pool._idle))
+
+
+async def test_what_a_key_leads_to_is_in_flight_there_as_well() -> None:
+    """The other account's listener waits for it when it drains, and cuts it when it ends."""
+    key = Secret("a-key-that-leads-elsewhere")
+    rules = AccessRules(keys=(key,), bound={key: "other"})
+    async with proxied(_hung, warm=True, rules=rules) as world:
+        settings = dataclasses.replace(world.listener.settings, account="other")
+        other = ProxyListener(settings, world.listener.forwarder, world.listener.log)
+        world.listener._others = {"other": other}
+        client = await world.client()
+        await client.send(client.compose(GET, b"X-Cfproxy-Key: " + key.reveal().encode()))
+        await until(lambda: world.origin.requests)
+        assert (world.listener.in_flight, other.in_flight) == (1, 1)
+        await other.aclose()
+        assert await client.ended()
+        await until(lambda: _nobody_waits(world))
+        assert not other.in_flight
+        assert [event["account"] for event in world.events] == ["other"]

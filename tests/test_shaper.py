@@ -477,6 +477,21 @@ async def test_without_a_rate_nobody_waits() -> None:
 # --- what it shows and costs -------------------------------------------------------------
 
 
+async def test_who_asks_without_waiting_overtakes_nobody(scene: Scene) -> None:
+    """A departure that is free at this instant belongs to who waits for it, woken or not."""
+    await fill(scene, "bulk", 1)
+    scene.clock._now += 10.0  # nobody has noticed yet
+    assert scene.pace.ready_at < scene.clock.monotonic()
+    before = scene.shaper.state().departures
+    assert not scene.shaper.take()
+    assert scene.shaper.state().departures == before
+    await scene.clock.advance(0.0)
+    assert len(scene.left) == 11
+    await scene.clock.advance(1.0)
+    assert scene.shaper.take()
+    assert scene.shaper.state().departures == before + 2
+
+
 async def test_its_state_can_be_read(scene: Scene) -> None:
     """Waiting callers, departures, rate, pause and the longest wait can be shown at any moment."""
     await fill(scene, "a", 30)
