@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import cast
 
 import pytest
 
 from cfproxy.config import TcpAddress
-from cfproxy.doors import Door
+from cfproxy.doors import ACCEPTS, Door
 from tests.origin import until
 
 
@@ -20,8 +24,7 @@ class Echo(asyncio.Protocol):
     transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by ancestry
 
     def data_received(self, data: bytes) -> None:
         self.transport.write(data)
@@ -86,3 +89,35 @@ async def test_a_door_that_closes_unserved_keeps_nobody_waiting() -> None:
         door.close()
         with contextlib.suppress(ConnectionError):  # an end in good order, or a reset
             assert await reader.read() == b""
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_closed_door_takes_nobody_and_leaves_nothing(given: bool) -> None:
+    """With uvloop, which listens by several numbers of one socket, as well; who is served already stays."""
+
+    async def go(sock: socket.socket | None) -> None:
+        door = await Door.open(TcpAddress("127.0.0.1", 0), None if sock is None else sock.dup())
+        door.serve(Echo)
+        before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+        clients = await asyncio.gather(
+            *(asyncio.open_connection("127.0.0.1", door.port) for _ in range(ACCEPTS * 2))
+        )
+        for closed in (False, True):
+            for reader, writer in clients:
+                writer.write(b"x")
+                assert await reader.readexactly(1) == b"x"
+            if not closed:
+                door.close()
+        for _, writer in clients:
+            writer.close()
+        if sock is not None:
+            sock.close()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", door.port)
+        if before:
+            # The loop itself may have taken one meanwhile.
+            await until(lambda: len(os.listdir("/proc/self/fd")) <= before - ACCEPTS + 1)
+
+    uvloop = pytest.importorskip("uvloop")  # there is none for Windows
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(go(socket.create_server(("127.0.0.1", 0)) if given else None))
