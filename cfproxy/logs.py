@@ -11,7 +11,6 @@ included.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import json.encoder
 import logging
@@ -155,10 +154,11 @@ class _Gathered:
     def _write_out(self) -> None:
         self._due_in = None
         lines, self._lines = self._lines, []
-        # What logs has more important things to do than to be logged.
-        with contextlib.suppress(OSError, ValueError):
+        try:
             self._stream.write("".join(lines))
             self._stream.flush()
+        except (OSError, ValueError):
+            pass  # nobody is left to be told: a line about it would fail like this one, and bring the next
 
 
 class _JsonLines:
