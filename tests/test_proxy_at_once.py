@@ -84,6 +84,24 @@ async def test_a_request_that_cannot_be_taken_down_blocks_nobody() -> None:
         world.crashes.clear()
 
 
+async def test_a_client_that_left_is_forgotten_whatever_fails() -> None:
+    """A fault while its request is given up takes no place for ever."""
+    async with proxied(_hung, warm=True) as world:
+
+        def broken(*_args: object) -> None:
+            raise RuntimeError("a bug")
+
+        world.listener.settings = dataclasses.replace(world.listener.settings, record=broken)
+        client = await world.client()
+        await client.send(client.compose(GET))
+        await until(lambda: world.origin.requests)
+        client.abort()
+        await until(lambda: _nobody_waits(world))
+        assert sum(world.listener._room.counts().values()) == 0
+        assert [str(crash["exception"]) for crash in world.crashes] == ["a bug"]
+        world.crashes.clear()
+
+
 async def test_a_connection_is_cut_between_two_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is closed even before anything was done with what its client asked ahead."""
     answered = ClientConnection.answered

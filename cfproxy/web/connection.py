@@ -228,8 +228,8 @@ class ClientConnection(FlowProtocol):
         self._watch.forget(self._socket)
         if self._body is not None:
             self._body.fail(ConnectionResetError())
-        self._give_up()
         self._listener.closed(self)
+        self._give_up()
 
     def hold_reading(self) -> None:
         """Read no more for now; a client that hangs up is noticed all the same."""
