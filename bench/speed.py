@@ -24,7 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from bench import speed_loads as loads
-from bench.speed_peers import PEERS, RUNTIME, Cores, Origin, Peer, Running, answers, running_origin, running_peer
+from bench.speed_peers import (
+    PEERS,
+    RUNTIME,
+    Cores,
+    Origin,
+    Peer,
+    Running,
+    answers,
+    running_origin,
+    running_peer,
+)
 
 Figures = dict[str, dict[str, list[float]]]  # measure → proxy → one figure a round
 

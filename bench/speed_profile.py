@@ -23,7 +23,7 @@ PARTS = [
     ("writing to sockets", r"FlowProtocol\.write "),
     (
         "the request's log line",
-        r"structlog/|json/|logging/|cfproxy/logs\.py|_describe|_log_request|keeps_line",
+        r"structlog/|json/|logging/|cfproxy/logs\.py|_take_down|keeps_line",
     ),
     ("aiohttp's parser (llhttp)", r"_only_message "),
     ("heads: cutting, rules and building them", r"cfproxy/(heads|wire|access|marks|cors)\.py"),

@@ -368,7 +368,8 @@ class KeptBody:
             return
         try:
             if self._kept is None:
-                self._kept = tempfile.SpooledTemporaryFile(self._memory_bytes)  # noqa: SIM115 - closed by close()
+                in_memory = max(1, self._memory_bytes)  # 0 would mean without a bound
+                self._kept = tempfile.SpooledTemporaryFile(in_memory)  # noqa: SIM115 - closed by close()
             self._kept.seek(self._kept_bytes)
             self._kept.write(piece)
         except OSError:

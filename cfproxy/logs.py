@@ -138,8 +138,7 @@ class _Gathered:
 
     def msg(self, line: str) -> None:
         """Have a line written: now where no loop runs, else when this turn of it is over."""
-        self._lines.append(line)
-        self._lines.append("\n")
+        self._lines.append(line + "\n")  # in one: libraries may log from another thread
         if self._due_in is not None and self._due_in.is_running():
             return
         try:

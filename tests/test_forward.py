@@ -403,3 +403,18 @@ async def test_a_body_is_not_kept_longer_than_a_try_may_follow() -> None:
     assert not body.replayable
     assert [await body.read(), await body.read(), await body.read()] == [b"abcd", b"ef", b""]
     assert body._kept is None
+
+
+async def test_a_body_that_may_take_no_memory_is_kept_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`retry.body_memory: 0` means none, not any amount."""
+    bounds: list[int] = []
+    open_file = tempfile.SpooledTemporaryFile
+
+    def noting(max_size: int) -> IO[bytes]:
+        bounds.append(max_size)
+        return open_file(max_size)
+
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", noting)
+    with closing(kept([b"shoe"], memory_bytes=0)) as body:
+        assert await body.read() == b"shoe"
+        assert 0 < bounds[0] < 4
