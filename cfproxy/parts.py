@@ -136,7 +136,7 @@ def build_parts(
         room=ConnectionLimits(
             max(1, int(account.limits.connections * share)),
             account.limits.unfinished,
-            account.limits.unfinished * account.limits.head_bytes,
+            max(1, account.limits.unfinished // 2) * account.limits.head_bytes,
         ),
         server_timing=log_settings.server_timing,
         sends_id=log_settings.request_id,

@@ -168,3 +168,18 @@ def test_the_bounds_hold_whatever_happens(news: list[tuple[str, int]]) -> None:
         assert all(client.ended is None for client in working)
     world.go(3)
     assert world.room.counts()["unfinished"] <= LIMITS.unfinished
+
+
+def test_hundreds_are_not_ended_in_one_turn_of_the_loop() -> None:
+    """Others would wait meanwhile; all that are too many are ended all the same, and told once."""
+    world = World(ConnectionLimits(connections=1000, unfinished=10))
+    clients = [world.open() for _ in range(210)]
+
+    def ended() -> int:
+        return sum(client.ended is not None for client in clients)
+
+    world.go(1.0)
+    assert 0 < ended() <= 50
+    world.go(0.9)
+    assert ended() == 200
+    assert world.told == [{"unfinished": 200}]

@@ -17,6 +17,8 @@ from typing import Protocol
 SWEEP_S = 1.0
 # How long a head may be under way before it can be ended for the sake of others: in a burst all are young.
 GRACE_S = 1.0
+# So many are ended at once, and so soon the next: a thousand in one turn would keep others waiting.
+AT_ONCE, SOON_S = 50, 0.01
 
 
 class Client(Protocol):
@@ -38,7 +40,7 @@ class ConnectionLimits:
 
     connections: int = 4096
     unfinished: int = 512
-    unfinished_bytes: int = 32 * 1024 * 1024
+    unfinished_bytes: int = 16 * 1024 * 1024
 
 
 @dataclass(slots=True)
@@ -80,7 +82,6 @@ class Connections:
             client.end("refused")
         else:
             self._unfinished[client] = self.clock()
-            self._spare()
         if self._alarm is None:
             self._alarm = self.later(SWEEP_S, self._sweep)
 
@@ -138,16 +139,23 @@ class Connections:
             self._end(next(iter(silent)), cause)
 
     def _spare(self) -> None:
-        """End the oldest unfinished heads over the bound, young ones spared."""
-        now = self.clock()
-        while len(self._unfinished) > self.limits.unfinished:
-            client, since = next(iter(self._unfinished.items()))
-            if now - since < GRACE_S:
+        """End some of the oldest unfinished heads over the bound, young ones spared."""
+        for _ in range(AT_ONCE):
+            if not self._too_many():
                 return
-            self._end(client, "unfinished")
+            self._end(next(iter(self._unfinished)), "unfinished")
+
+    def _too_many(self) -> bool:
+        """Whether heads are over the bound that are not young any more."""
+        if len(self._unfinished) <= self.limits.unfinished:
+            return False
+        return self.clock() - next(iter(self._unfinished.values())) >= GRACE_S
 
     def _sweep(self) -> None:
         self._spare()
+        if self._too_many():
+            self._alarm = self.later(SOON_S, self._sweep)
+            return
         if self._ended:
             self.on_ended(dict(self._ended))
             self._ended.clear()
