@@ -64,7 +64,8 @@ class Ledger:
         self.dead_at = -math.inf  # monotonic instant from which the token is not sent any more
         self.unsaved = False
         self.failures = 0  # reads and writes of the store
-        # Our mark that seemed not to be saved, and so nothing was presented under it.
+        # Our mark in the store under which nothing was presented: it seemed not to be saved, or its lock
+        # was lost before anything was sent.
         self.void_mark: tuple[int, float | None] | None = None
         self._unsaved_over: Login | None = None  # the stored record that our unsaved one comes from
         self._stamp: Hashable = object()

@@ -109,21 +109,28 @@ class Renewal:
         asked_at, asked_mono = self._clock.time(), self._clock.monotonic()
         # An open mark keeps its time: it tells since when the outcome is unknown.
         before = replace(before, presented_at=self._ledger.open_mark(before))
-        await self._mark(before.next(presented_at=before.presented_at or asked_at), rejected)
+        marked = before.next(presented_at=before.presented_at or asked_at)
+        await self._mark(marked, rejected)
         try:
             reply = await self.endpoint.refresh(refresh_token, lease.held)
         except (TokenEndpointUnavailable, Misconfigured) as error:
             settled = isinstance(error, Misconfigured) or not error.sent or error.answered
-            # An older open mark stays: this attempt says nothing about that one. Whoever took our place in
-            # the meantime has made a mark of its own.
-            mine = before.presented_at is None and lease.held()
-            if settled and mine and self._ledger.login is not None:
-                await self._ledger.keep(self._ledger.login.next(presented_at=None))
+            # An older open mark stays: this attempt says nothing about that one.
+            if settled and before.presented_at is None:
+                await self._settle(marked, lease)
             raise
         except GrantRefused:
             await self._refused(before)
             return
         await self._publish(reply, asked_at, asked_mono)
+
+    async def _settle(self, marked: Login, lease: Lease) -> None:
+        """Close the mark of an attempt that spent nothing."""
+        if lease.held() and self._ledger.login is not None:
+            await self._ledger.keep(self._ledger.login.next(presented_at=None))
+        else:
+            # Whoever took our place meanwhile has made a mark of its own, with another serial: that stays.
+            self._ledger.void_mark = marked.serial, marked.presented_at
 
     async def _mark(self, marked: Login, rejected: Token | None) -> None:
         """Save that the refresh token is about to go out.

@@ -6,6 +6,7 @@ import pytest
 
 from cfproxy.errors import StoreUnavailable, TokenEndpointUnavailable
 from cfproxy.secret import Secret
+from cfproxy.stores.memory import MemoryStore
 from cfproxy.token import Token
 from tests.fakes import World
 
@@ -53,6 +54,36 @@ async def test_a_lock_that_is_lost_before_sending_spends_nothing(world: World) -
     world.store.lease.lost = False
     await world.clock.advance(120)
     assert (await broker.get()).value == Secret("access-2")
+
+
+async def test_who_stood_still_before_sending_goes_on_with_the_refresh(world: World) -> None:
+    """Nothing was presented under that mark, and its owner knows: no need to wait for the token's end."""
+    await world.put()
+    broker = await world.broker()
+    world.store.lease.lost = True
+    await world.clock.advance(3600 - 300)
+    assert (await world.stored()).presented_at is not None
+    assert world.endpoint.calls == []
+    world.store.lease.lost = False
+    await world.clock.advance(120)
+    assert (await broker.get()).value == Secret("access-2")
+    assert world.endpoint.calls == ["refresh-1"]
+    assert (await world.stored()).presented_at is None
+
+
+async def test_who_stood_still_before_sending_leaves_the_refresh_of_another_alone(world: World) -> None:
+    """Whoever took the refresh over in the meantime may have the new token in its hands."""
+    await world.put()
+    await world.broker()
+    world.store.lease.lost = True
+    await world.clock.advance(3600 - 300)
+    mark = await world.stored()
+    await MemoryStore.save(world.store, mark.next())
+    world.store.lease.lost = False
+    await world.clock.advance(299)
+    assert world.endpoint.calls == []
+    await world.clock.advance(1)
+    assert world.endpoint.calls == ["refresh-1"]
 
 
 async def test_a_mark_that_cannot_be_saved_spends_nothing(world: World) -> None:
