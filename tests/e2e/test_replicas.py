@@ -182,11 +182,14 @@ async def test_replicas_keep_one_rate_together(tmp_path: Path) -> None:
 
 @posix_only
 async def test_a_failover_under_traffic_reaches_no_client(tmp_path: Path) -> None:
-    """The primary dies while tokens are refreshed: Sentinels put a replica in its place, requests go on."""
+    """The primary dies: Sentinels put a replica in its place, tokens are refreshed there, requests go on.
+
+    The tokens live longer than Sentinels take that have to vote twice (twice their failover-timeout of 3 s).
+    """
     options = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
     async with running_installation(tmp_path / "redises", *options) as redises:
         url = f"{redises.url}?replicas=1"
-        async with open_replicas(tmp_path, 2, lifetime_s=12.0, store=url) as (world, _, proxies):
+        async with open_replicas(tmp_path, 2, lifetime_s=30.0, store=url) as (world, _, proxies):
             before = await redises.primary()
             before.kill()
             seen = refreshes(world)

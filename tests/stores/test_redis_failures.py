@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -110,13 +111,21 @@ async def test_scripts_are_sent_again_where_the_server_does_not_know_them(
     await raw.aclose()
 
 
-async def test_a_primary_that_was_set_back_is_left(tmp_path: Path, open_redis: Stores) -> None:
+@pytest.mark.parametrize("asked", ["", "?replicas=1"])
+async def test_a_primary_that_was_set_back_is_left(tmp_path: Path, open_redis: Stores, asked: str) -> None:
     """READONLY ends the connection: where a name leads to the primary, the next one finds it."""
+
+    async def save(serial: int) -> None:
+        # There is no replica: then it is saved all the same, and told.
+        thin = pytest.raises(StoreUnavailable, match="only 0 of 1 replicas") if asked else nullcontext()
+        with thin:
+            await store.save(build_login(serial=serial))
+
     with running_server(tmp_path) as old:
         await old.ready()
         raw = redis.asyncio.Redis(port=old.port)
-        store = open_redis(old.url)
-        await store.save(build_login())
+        store = open_redis(old.url + asked)
+        await save(1)
 
         async def ours() -> set[str]:
             return {each["id"] for each in await raw.client_list() if each["name"] == "cfproxy"}
@@ -124,11 +133,41 @@ async def test_a_primary_that_was_set_back_is_left(tmp_path: Path, open_redis: S
         before = await ours()
         await raw.replicaof("127.0.0.1", 1)
         with pytest.raises(StoreUnavailable, match="READONLY"):
-            await store.probe("default")
-        assert not before & await ours()
+            await store.save(build_login(serial=2))
+        async with asyncio.timeout(PATIENCE_S):
+            while before & await ours():
+                await asyncio.sleep(0.005)
         await raw.replicaof("NO", "ONE")
-        await store.save(build_login(serial=2))
+        await save(3)
         await raw.aclose()
+
+
+async def test_a_primary_that_is_set_back_while_it_waits_for_replicas_is_no_mistake_of_the_settings(
+    tmp_path: Path, open_redis: Stores
+) -> None:
+    """It breaks the wait off: the login may be lost with it, and another primary may be there soon."""
+    with running_server(tmp_path) as server:
+        await server.ready()
+        raw = redis.asyncio.Redis(port=server.port)
+        store = open_redis(f"{server.url}?replicas=1")
+        saving = asyncio.create_task(store.save(build_login()))
+        while not saving.done() and not any("b" in each["flags"] for each in await raw.client_list()):
+            await asyncio.sleep(0.005)
+        await raw.replicaof("127.0.0.1", 1)
+        with pytest.raises(StoreUnavailable, match="only 0 of 1 replicas do"):
+            await saving
+        await raw.aclose()
+
+
+async def test_a_primary_without_enough_replicas_can_only_not_save_now(
+    tmp_path: Path, open_redis: Stores
+) -> None:
+    """`min-replicas-to-write` refuses until the replicas are back, with `?replicas=` as without."""
+    with running_server(tmp_path, "--min-replicas-to-write", "1") as server:
+        await server.ready()
+        for asked in ("", "?replicas=1"):
+            with pytest.raises(StoreUnavailable, match="NOREPLICAS"):
+                await open_redis(server.url + asked).save(build_login())
 
 
 # --- what it may do ----------------------------------------------------------------------

@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from redis.exceptions import NoPermissionError, ReadOnlyError, ResponseError
+
 from cfproxy.config.redis_url import RedisAddress
 from cfproxy.errors import StoreUnavailable, StoreUnusable
 from cfproxy.ports import ATTEMPT_LIFETIME_S, Attempt, Lease
@@ -272,8 +274,17 @@ class RedisStore:
         async with self._client.pipeline(transaction=False) as pipe:
             pipe.eval(_WRITE, 1, key, *arguments)
             pipe.wait(self._address.replicas, ACKNOWLEDGE_MS)
-            written, acknowledged = await pipe.execute()
-        return *written, int(acknowledged)
+            # Errors as they came: raised for the whole, their code word stands behind the command's text.
+            written, acknowledged = await pipe.execute(raise_on_error=False)
+        if isinstance(written, ReadOnlyError):  # as `open_client` has it done after a single command
+            await self._client.connection_pool.disconnect(inuse_connections=False)
+        for answer in (written, acknowledged):
+            if isinstance(answer, NoPermissionError):
+                raise answer
+        if isinstance(written, ResponseError):
+            raise written
+        # A server that was set back while it waited, or before, can't tell who has it.
+        return *written, 0 if isinstance(acknowledged, ResponseError) else int(acknowledged)
 
     async def _restore(self, account: str, version: int, content: bytes) -> None:
         with naming_errors(self._where):
