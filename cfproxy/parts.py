@@ -166,12 +166,15 @@ def _of_upstream(account: Account) -> tuple[str, float, float, int]:
 def affordable_share(accounts: Iterable[Account]) -> float:
     """Return how much of its `limits.connections` every listener can have, from 0 to 1.
 
-    A connection may need two open files, its own and one to the upstream; the limit of the process is raised
-    if that helps.
+    A connection needs an open file, and one more while it has one of the `limits.upstream` connections to the
+    API; the limit of the process is raised if that helps. A body that is kept may need a third one: there is
+    room for that where the system allows it, and else no second try.
     """
-    wanted = 2 * sum(account.limits.connections for account in accounts if account.listen is not None)
-    allowed = open_files_for(wanted + SPARE_FILES)
-    return min(1.0, max(0, allowed - SPARE_FILES) / wanted) if wanted else 1.0
+    limits = [account.limits for account in accounts if account.listen is not None]
+    needed = sum(each.connections + min(each.connections, each.upstream) for each in limits)
+    kept = sum(each.connections for each in limits)
+    allowed = open_files_for(needed + kept + SPARE_FILES)
+    return min(1.0, max(0, allowed - SPARE_FILES) / needed) if needed else 1.0
 
 
 async def give_up(parts: Parts, before: Parts | None) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
+from cfproxy import parts
 from cfproxy.building import build_endpoint, build_limits, build_origin
 from cfproxy.config import Account, load_settings
 from cfproxy.heads import HeadLimits
+from cfproxy.parts import SPARE_FILES
 from cfproxy.secret import Secret
 from cfproxy.web.connection import Limits
 
@@ -45,3 +49,22 @@ def test_each_bound_of_the_settings_holds_for_clients() -> None:
         HeadLimits(2048, 3072, 7), head_s=8.0, keep_alive_s=9.0, idle_s=10.0, ahead_bytes=5120
     )
     assert build_limits(account()) == Limits()
+
+
+@pytest.mark.parametrize(
+    ("allowed", "connections", "upstream", "share"),
+    [
+        (20_000, 10_100, 1000, 1.0),  # those that wait for their turn have no connection to the API
+        (4096, 4096, 1000, (4096 - SPARE_FILES) / 5096),
+        (4096, 1500, 9000, 1.0),  # there are never more to the API than there are clients
+        (4096, 3000, 9000, (4096 - SPARE_FILES) / 6000),
+        (64, 4096, 1000, 0.0),
+    ],
+)
+def test_as_many_connections_are_let_in_as_there_are_open_files_for(
+    monkeypatch: pytest.MonkeyPatch, allowed: int, connections: int, upstream: int, share: float
+) -> None:
+    """A file for each connection of a client, and one for each that these can have to the API."""
+    monkeypatch.setattr(parts, "open_files_for", lambda wanted: min(wanted, allowed))
+    made = account(CFPROXY_LIMITS__CONNECTIONS=str(connections), CFPROXY_LIMITS__UPSTREAM=str(upstream))
+    assert parts.affordable_share([made]) == pytest.approx(share)
