@@ -38,6 +38,7 @@ class World:
     Args:
         upstream: the API's address, behind the slow line if there is one.
         proxy: cfproxy's address; empty without one.
+        admin: that of its admin listener.
         proxy_pid: its process.
         token: an access token for whoever calls the API without cfproxy.
         arrivals_at: wall-clock instants at which calls came to the sandbox.
@@ -47,6 +48,7 @@ class World:
 
     upstream: str
     proxy: str = ""
+    admin: str = ""
     proxy_pid: int = 0
     token: str = ""
     arrivals_at: list[float] = field(default_factory=list)
@@ -102,7 +104,7 @@ async def open_world(
 async def _open_proxy(
     world: World, folder: Path, sandbox: str, settings: dict[str, str]
 ) -> AsyncIterator[None]:
-    port = await _free_port()
+    port, admin_port = await _free_port(), await _free_port()
     environ = {
         **{name: value for name, value in os.environ.items() if not name.startswith("CFPROXY_")},
         "CFPROXY_GRANT": "client_credentials",
@@ -110,7 +112,7 @@ async def _open_proxy(
         "CFPROXY_TOKEN_URL": f"{sandbox}/connect/token",
         "CFPROXY_UPSTREAM": world.upstream,
         "CFPROXY_LISTEN": f"127.0.0.1:{port}",
-        "CFPROXY_ADMIN": "off",
+        "CFPROXY_ADMIN": f"127.0.0.1:{admin_port}",
         "CFPROXY_STORE": f"file:{folder / 'state'}",
         "CFPROXY_LOG__FORMAT": "json",
         **settings,
@@ -122,11 +124,20 @@ async def _open_proxy(
     try:
         await _wait_for(port, process, folder / "log")
         world.proxy, world.proxy_pid = f"http://127.0.0.1:{port}", process.pid
+        world.admin = f"http://127.0.0.1:{admin_port}"
         yield
     finally:
         if process.returncode is None:
             process.terminate()
         await process.wait()
+
+
+async def count_waiting(world: World) -> int:
+    """Return how many requests wait for their turn, as cfproxy says."""
+    async with aiohttp.ClientSession() as session, session.get(f"{world.admin}/status.json") as answer:
+        (told,) = (await answer.json())["pacing"].values()
+        waiting: int = told["waiting"]
+        return waiting
 
 
 async def _fetch_token(sandbox: str) -> str:
