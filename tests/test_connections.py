@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cfproxy.web.connections import ConnectionLimits, Connections
 
-LIMITS = ConnectionLimits(connections=4, unfinished=2)
+LIMITS = ConnectionLimits(connections=4, unfinished=2, unfinished_bytes=50)
 
 
 @dataclass(eq=False)
@@ -22,11 +22,16 @@ class FakeClient:
 
     room: Connections
     ended: str | None = None
+    stuck: bool = False
 
     def end(self, cause: str) -> None:
         assert self.ended is None, "ended once"
         self.ended = cause
         self.room.closed(self)
+
+    def tarpit(self) -> None:
+        assert (self.ended, self.stuck) == (None, False), "once, and while it is there"
+        self.stuck = True
 
 
 @dataclass
@@ -59,22 +64,25 @@ class World:
 
 
 def test_what_unfinished_heads_hold_is_bounded_however_young_they_are() -> None:
-    """The oldest that hold anything make room; who is silent, at work or through with it holds nothing."""
+    """The oldest that hold anything are stuck; who is silent, at work or through with it holds nothing."""
     world = World(ConnectionLimits(connections=9, unfinished=9, unfinished_bytes=100))
     silent, first, second, through, last = (world.open() for _ in range(5))
     for client, size in ((first, 30), (second, 30), (through, 40), (second, 20), (through, 50)):
         world.room.holds(client, size)
     world.room.working(through)
     world.room.holds(last, 50)
-    assert (first.ended, second.ended, last.ended) == (None, None, None)
+    assert (first.stuck, second.stuck, last.stuck) == (False, False, False)
     world.room.holds(last, 60)
-    assert (first.ended, second.ended, last.ended) == ("unfinished", None, None)
+    assert (first.stuck, second.stuck, last.stuck) == (True, False, False)
     world.room.closed(second)
     world.room.holds(last, 100)
-    assert last.ended is None
+    assert not last.stuck
     world.room.holds(last, 101)
-    assert last.ended == "unfinished"
-    assert (silent.ended, through.ended) == (None, None)
+    assert last.stuck
+    assert (silent.stuck, through.stuck) == (False, False)
+    assert world.room.counts() == {"unfinished": 1, "stuck": 2, "idle": 0, "busy": 1}
+    world.go(1)
+    assert world.told == [{"unfinished": 2}]
 
 
 @pytest.fixture
@@ -82,8 +90,26 @@ def world() -> World:
     return World()
 
 
-def test_old_unfinished_heads_over_the_bound_are_ended_oldest_first(world: World) -> None:
-    """A burst is spared: heads that are young may be on their way."""
+def test_slow_heads_over_the_bound_are_stuck_oldest_first(world: World) -> None:
+    """Who is cut off comes back at once; so they are not told, and make room before anybody else does."""
+    first, second, third = world.open(), world.open(), world.open()
+    for client in (first, second, third):
+        world.room.holds(client, 10)
+    world.go(1)
+    assert [client.stuck for client in (first, second, third)] == [True, False, False]
+    assert [client.ended for client in (first, second, third)] == [None] * 3
+    world.room.working(third)
+    world.room.waiting(third)
+    world.open()
+    world.open()
+    assert [client.ended for client in (first, second, third)] == ["unfinished", None, None]
+    world.open()
+    assert [client.ended for client in (first, second, third)] == ["unfinished", None, "idle"]
+    assert world.told == [{"unfinished": 1}]
+
+
+def test_silent_clients_over_the_bound_are_ended_oldest_first(world: World) -> None:
+    """A burst is spared; and who may still mean to say something hears that it must begin anew."""
     first, second, third = world.open(), world.open(), world.open()
     assert [client.ended for client in (first, second, third)] == [None] * 3
     world.go(1)
@@ -140,7 +166,7 @@ def test_what_is_closed_stays_closed(world: World) -> None:
     assert len(world.room) == 0
 
 
-_NEWS = st.sampled_from(["open", "began", "working", "waiting", "closed", "go"])
+_NEWS = st.sampled_from(["open", "began", "holds", "working", "waiting", "closed", "go"])
 
 
 @given(st.lists(st.tuples(_NEWS, st.integers(0, 30)), max_size=80))
@@ -158,7 +184,15 @@ def test_the_bounds_hold_whatever_happens(news: list[tuple[str, int]]) -> None:
             world.go(number)
         elif alive:
             client = alive[number % len(alive)]
-            getattr(world.room, what)(client)
+            if client.stuck and what != "closed":
+                continue  # nothing is read of it
+            if what == "holds":
+                if client in working or number == 0:
+                    continue
+                world.room.began(client)
+                world.room.holds(client, number)
+            else:
+                getattr(world.room, what)(client)
             if what == "closed":
                 client.ended = "by itself"
             if what in {"working", "waiting", "closed"}:
@@ -166,6 +200,7 @@ def test_the_bounds_hold_whatever_happens(news: list[tuple[str, int]]) -> None:
         assert len(world.room) == sum(world.room.counts().values()) <= LIMITS.connections
         assert world.room.counts()["busy"] == len(working)
         assert all(client.ended is None for client in working)
+        assert world.room.counts()["stuck"] == sum(c.stuck and c.ended is None for c in clients)
     world.go(3)
     assert world.room.counts()["unfinished"] <= LIMITS.unfinished
 

@@ -117,7 +117,7 @@ class Limits(Model):
         4096, "client connections; one more ends the one that has been idle the longest"
     )
     unfinished: Annotated[int, Field(ge=1, le=1_000_000)] = _key(
-        512, "of these, such as have not sent a whole request head for a second; the oldest are ended first"
+        512, "of these, such as have not sent a whole request head for a second; the oldest go first"
     )
     line_bytes: Annotated[Size, Field(ge=1024, le=1_048_576)] = _key(
         32_768, "the request line, or one header line", "line"

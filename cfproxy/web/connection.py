@@ -341,6 +341,11 @@ class ClientConnection(FlowProtocol):
         else:
             self.abort()
 
+    def tarpit(self) -> None:
+        """Let a head that did not come in time wait for its end (see `connections.Client`)."""
+        self._unread, self._deaf = b"", True
+        super().hold_reading()  # nor is its client looked after
+
     @property
     def uid(self) -> int | None:
         """The user at the other end of a Unix socket, as the kernel says."""

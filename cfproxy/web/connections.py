@@ -2,8 +2,11 @@
 
 Owns: who waits for what since when, and how many may.
 Must not know: HTTP, what a connection is made of, how long each may wait (`connection.py`).
-Invariants: there are never more than `connections` of them; one that is at work is never ended here; as long
-as one is silent, a newcomer is let in at its cost, so that clients who say nothing keep nobody out.
+Invariants:
+1. There are never more than `connections` of them, and one that is at work is never ended here.
+2. As long as one is silent, a newcomer is let in at its cost: clients who say nothing keep nobody out.
+3. A slow head over a bound holds nothing any more, but its client is not told: who is cut off comes back at
+   once, and so costs more than one who waits in vain (a tarpit).
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Protocol
 SWEEP_S = 1.0
 # How long a head may be under way before it can be ended for the sake of others: in a burst all are young.
 GRACE_S = 1.0
-# So many are ended at once, and so soon the next: a thousand in one turn would keep others waiting.
+# So many have to go at once, and so soon the next: a thousand in one turn would keep others waiting.
 AT_ONCE, SOON_S = 50, 0.01
 
 
@@ -26,6 +29,9 @@ class Client(Protocol):
 
     def end(self, cause: str) -> None:
         """Close it now: `idle`, `unfinished` or `refused`."""
+
+    def tarpit(self) -> None:
+        """Forget its head and read no more from it; it ends when the head's time is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +69,22 @@ class Connections:
     _idle: dict[Client, float] = field(init=False, default_factory=dict)
     _held: dict[Client, int] = field(init=False, default_factory=dict)  # bytes of unfinished heads, likewise
     _held_bytes: int = field(init=False, default=0)
+    _stuck: dict[Client, None] = field(init=False, default_factory=dict)  # in the tarpit, oldest first
     _busy: set[Client] = field(init=False, default_factory=set)
     _ended: Counter[str] = field(init=False, default_factory=Counter)
     _alarm: asyncio.TimerHandle | None = field(init=False, default=None)
 
     def __len__(self) -> int:
-        return len(self._unfinished) + len(self._idle) + len(self._busy)
+        return len(self._unfinished) + len(self._stuck) + len(self._idle) + len(self._busy)
 
     def counts(self) -> dict[str, int]:
-        """Return how many wait for a head, for a next request, and for an answer."""
-        return {"unfinished": len(self._unfinished), "idle": len(self._idle), "busy": len(self._busy)}
+        """Return how many wait for a head, for nothing, for a next request, and for an answer."""
+        return {
+            "unfinished": len(self._unfinished),
+            "stuck": len(self._stuck),
+            "idle": len(self._idle),
+            "busy": len(self._busy),
+        }
 
     def opened(self, client: Client) -> None:
         """Take one more in, or end it at once when all others are at work."""
@@ -91,11 +103,11 @@ class Connections:
             self._unfinished[client] = self.clock()
 
     def holds(self, client: Client, size_bytes: int) -> None:
-        """Note how much of a head is there; over the bound the oldest ones are ended, perhaps this one."""
+        """Note how much of a head is there; over the bound the oldest are forgotten, perhaps this one."""
         self._held_bytes += size_bytes - self._held.get(client, 0)
         self._held[client] = size_bytes
         while self._held_bytes > self.limits.unfinished_bytes:
-            self._end(next(iter(self._held)), "unfinished")
+            self._tarpit(next(iter(self._held)))
 
     def working(self, client: Client) -> None:
         """Note that a request's head is whole."""
@@ -122,6 +134,7 @@ class Connections:
 
     def _forget(self, client: Client) -> bool:
         self._held_bytes -= self._held.pop(client, 0)
+        self._stuck.pop(client, None)
         known = self._unfinished.pop(client, None) is not None or self._idle.pop(client, None) is not None
         if client in self._busy:
             self._busy.discard(client)
@@ -133,17 +146,35 @@ class Connections:
         self._ended[cause] += 1
         client.end(cause)
 
+    def _tarpit(self, client: Client) -> None:
+        self._forget(client)
+        self._ended["unfinished"] += 1
+        self._stuck[client] = None
+        client.tarpit()
+
     def _make_room(self) -> None:
-        while len(self) >= self.limits.connections and (self._idle or self._unfinished):
-            silent, cause = (self._idle, "idle") if self._idle else (self._unfinished, "unfinished")
-            self._end(next(iter(silent)), cause)
+        while len(self) >= self.limits.connections:
+            if self._stuck:
+                client = next(iter(self._stuck))
+                self._forget(client)
+                client.end("unfinished")  # and was counted
+            elif self._idle:
+                self._end(next(iter(self._idle)), "idle")
+            elif self._unfinished:
+                self._end(next(iter(self._unfinished)), "unfinished")
+            else:
+                return
 
     def _spare(self) -> None:
-        """End some of the oldest unfinished heads over the bound, young ones spared."""
+        """Put some of the oldest unfinished heads aside that are over the bound, young ones spared."""
         for _ in range(AT_ONCE):
             if not self._too_many():
                 return
-            self._end(next(iter(self._unfinished)), "unfinished")
+            client = next(iter(self._unfinished))
+            if client in self._held:
+                self._tarpit(client)
+            else:  # it may still mean to say something: then it is to hear that it must begin anew
+                self._end(client, "unfinished")
 
     def _too_many(self) -> bool:
         """Whether heads are over the bound that are not young any more."""

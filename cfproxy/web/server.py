@@ -80,6 +80,10 @@ class _Connection(RequestHandler):
         if self.transport is not None:
             self.transport.abort()
 
+    def tarpit(self) -> None:
+        """Make room, too: nothing is held of a head here that comes slowly."""
+        self.end("unfinished")
+
     async def _handle_request(self, *args: Any) -> tuple[web.StreamResponse, bool]:
         self._stop_timer()
         self._room.working(self)
