@@ -10,6 +10,7 @@ form nor answer: not in its text, not in its chain, not in its frames' locals.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from cfproxy.ports import TokenReply
 from cfproxy.secret import Secret
 
 REPLY_MAX_BYTES = 64 * 1024
+STEPS = 10  # in which the time for connecting passes
 _HEADERS = {
     "Accept": "application/json",
     "Accept-Encoding": "identity",  # nothing to unpack, so nothing that unpacks to gigabytes
@@ -88,7 +90,8 @@ class HttpTokenEndpoint:
         self._token_url = _checked("token_url", token_url)
         self._revocation_url = None if revocation_url is None else _checked("revocation_url", revocation_url)
         self._app = (client_id, client_secret, scope)
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s, connect=connect_timeout_s)
+        self._timeout_s = timeout_s
+        self._connect_timeout_s = connect_timeout_s
         self._ssl: ssl.SSLContext | bool = True if ssl_context is None else ssl_context
 
     async def refresh(self, refresh_token: Secret, may_send: Callable[[], bool] | None = None) -> TokenReply:
@@ -163,13 +166,35 @@ class HttpTokenEndpoint:
     async def _send(
         self, url: URL, where: str, form: dict[str, str], progress: _Progress
     ) -> _Answer | TokenEndpointUnavailable:
+        posting = asyncio.create_task(self._post(url, form, progress))
         try:
-            return await self._post(url, form, progress)
+            await self._wait(posting, progress)
+            return await posting
         except (aiohttp.ClientError, OSError, ValueError, _Unreadable) as error:
             what = _explain(error, sent=progress.sent)
             # Only an answer that came can be unreadable, and only where something was sent.
             answered = progress.sent and isinstance(error, _Unreadable)
+        finally:
+            await _end(posting)
         return TokenEndpointUnavailable(f"{where} {what}", sent=progress.sent, answered=answered)
+
+    async def _wait(self, posting: asyncio.Task[_Answer], progress: _Progress) -> None:
+        """Wait until `posting` is over.
+
+        In steps, of which each counts once, however long it took: when this process stood still, or its
+        machine did, the answer may lie in the socket, and what was presented for it is spent.
+
+        Raises:
+            TimeoutError: the time for connecting, or for all of it, is over.
+        """
+        connect_s = min(self._connect_timeout_s, self._timeout_s)
+        step_s = connect_s / STEPS
+        waited_s = 0.0
+        while not posting.done():
+            if waited_s >= (self._timeout_s if progress.sent else connect_s):
+                raise TimeoutError
+            await asyncio.wait({posting}, timeout=step_s)
+            waited_s += step_s
 
     async def _post(self, url: URL, form: dict[str, str], progress: _Progress) -> _Answer:
         # A session for each request: token requests are rare, and nothing can linger between two of them:
@@ -178,7 +203,7 @@ class HttpTokenEndpoint:
             aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(ssl=self._ssl, force_close=True),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=self._timeout,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
                 auto_decompress=False,
                 trust_env=False,
                 trace_configs=[_trace(progress)],
@@ -199,6 +224,14 @@ class HttpTokenEndpoint:
                 retry_after=response.headers.get("Retry-After", ""),
                 body=await _read(response),
             )
+
+
+async def _end(posting: asyncio.Task[_Answer]) -> None:
+    """Return when it is over, whatever came of it."""
+    posting.cancel()
+    await asyncio.wait({posting})
+    if not posting.cancelled():
+        posting.exception()  # or asyncio would tell of it, with its frames
 
 
 def _given(outcome: _T | CfproxyError) -> _T:

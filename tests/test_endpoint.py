@@ -7,6 +7,7 @@ import gzip
 import json
 import socket
 import ssl
+import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -326,6 +327,19 @@ async def test_what_may_have_arrived_is_not_called_unused(script: bytes | Handle
     assert error.answered is (says not in UNANSWERED)
     assert says in str(error)
     assert server.connections == 1
+
+
+async def test_an_answer_that_came_while_this_process_stood_still_is_read() -> None:
+    """A stopped process or a paused machine has no time to read; the server has spent what was sent."""
+
+    async def answer_and_stop_everything(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(GOOD)
+        time.sleep(0.6)  # so that no turn of the loop passes
+
+    async with listening(answer_and_stop_everything) as server:
+        endpoint = endpoint_at(server.origin, timeout_s=0.4, connect_timeout_s=0.4)
+        reply = await endpoint.refresh(Secret(REFRESH_TOKEN))
+    assert reply.access_token == Secret(ACCESS_TOKEN)
 
 
 async def test_an_answer_may_be_as_large_as_the_limit() -> None:
