@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote, unquote_to_bytes
 
 from cfproxy.errors import BadTarget, CrossSite, HostNotAllowed, KeyRequired, NotAllowed
+from cfproxy.header_names import RawHeaders, folded
 from cfproxy.hosts import is_loopback
 from cfproxy.secret import Secret
-from cfproxy.wire import RawHeaders, folded, has_dot_segment
+from cfproxy.wire import has_dot_segment
 
 METHOD_OVERRIDES = frozenset({b"x-http-method-override", b"x-method-override", b"x-http-method"})
 # What servers are known to read in more than one way: an encoded slash or backslash, path parameters,

@@ -20,8 +20,8 @@ from collections.abc import Callable
 from cfproxy.errors import UpstreamError, UpstreamProtocol, UpstreamTimeout, UpstreamUnreachable
 from cfproxy.flow import Deadline, FlowProtocol, Inflow
 from cfproxy.framing import MalformedBody
+from cfproxy.header_names import RawHeaders
 from cfproxy.heads import AnswerHead, HeadLimits, MalformedHead, answer_end, parse_answer
-from cfproxy.wire import RawHeaders
 
 LIMITS = HeadLimits(headers=1000)
 # All interim answers to one request together: a flood of them is not an answer that takes its time.

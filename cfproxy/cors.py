@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from cfproxy.wire import CORS_ANSWERS, RawHeaders
+from cfproxy.header_names import CORS_ANSWERS, RawHeaders
 
 MAX_AGE_S = 600  # how long a browser may rely on a preflight's answer
 # What a page may read without a word of ours, and what no page may read.

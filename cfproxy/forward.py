@@ -18,10 +18,10 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import IO
 
+from cfproxy.answers import retry_after_s
 from cfproxy.errors import QueueRefusal
 from cfproxy.ports import Answer, BegunAnswer, Call, Pacer, TokenSource, Upstream
 from cfproxy.token import Token
-from cfproxy.wire import retry_after_s
 
 PIECE_BYTES = 64 * 1024
 # The API counts by the second, so a second is over soon; a header that asks for hours may be in error.

@@ -20,7 +20,8 @@ from aiohttp.http import HttpRequestParser, HttpResponseParser, RawRequestMessag
 from aiohttp.http_exceptions import HttpProcessingError
 
 from cfproxy.framing import BodyReader, ChunkReader, CloseReader, LengthReader
-from cfproxy.wire import Framing, NameMemo, read_framing
+from cfproxy.header_names import NameMemo
+from cfproxy.wire import Framing, read_framing
 
 _HEAD_END = b"\r\n\r\n"
 _LENIENT_END = re.compile(rb"\n\r?\n")  # of whoever sends this nothing more is to be expected

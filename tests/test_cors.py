@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cfproxy.cors import is_preflight, listed_origin, render_preflight, with_cors
-from cfproxy.wire import CORS_ANSWERS
+from cfproxy.header_names import CORS_ANSWERS
 
 PAGE = b"https://App.studio"
 LISTED = ("https://app.studio",)

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cfproxy.access import AccessRules
+from cfproxy.header_names import folded
 from cfproxy.secret import Secret
 from cfproxy.web.admission import PROGRAMS_MAX
 from cfproxy.web.exchange import Exchange
-from cfproxy.wire import folded
 from tests.origin import OK, Message, Peer, answering, chunked, reply, until
 from tests.proxied import Proxied, proxied
 

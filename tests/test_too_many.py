@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cfproxy.answers import retry_after_s
 from cfproxy.errors import QueueTimeout, TokenEndpointUnavailable
 from cfproxy.forward import POSTPONED_MAX, RETRY_AFTER_MAX_S, Forwarder, KeptBody, Outcome
 from cfproxy.ports import BegunAnswer, Call
 from cfproxy.token import Token
-from cfproxy.wire import retry_after_s
 from tests.proxied import FakePacer, FakeSource
 
 NOW = 1_800_000_000.0

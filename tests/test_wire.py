@@ -6,16 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cfproxy.answers import incoming_headers
 from cfproxy.errors import BadTarget, LoopDetected, NotAllowed, UpgradeNotSupported
+from cfproxy.header_names import HOP_BY_HOP, OWNED, folded
 from cfproxy.wire import (
-    HOP_BY_HOP,
-    OWNED,
     Framing,
     Origin,
     check_fields,
     check_method,
-    folded,
-    incoming_headers,
     outgoing_fields,
     outgoing_target,
     passing_trailers,

@@ -18,20 +18,13 @@ from cfproxy.access import AccessRules
 from cfproxy.cors import listed_origin
 from cfproxy.errors import UpstreamError
 from cfproxy.forward import Forwarder
+from cfproxy.header_names import IDEMPOTENCY_KEYS, RawHeaders, folded
 from cfproxy.heads import Fields
 from cfproxy.marks import HEADER, Marks, read_marks
 from cfproxy.secret import Secret
 from cfproxy.web.connection import ClientConnection, Limits
 from cfproxy.web.connections import ConnectionLimits
-from cfproxy.wire import (
-    IDEMPOTENCY_KEYS,
-    Origin,
-    RawHeaders,
-    check_fields,
-    folded,
-    outgoing_fields,
-    waits_to_go_on,
-)
+from cfproxy.wire import Origin, check_fields, outgoing_fields, waits_to_go_on
 
 PROGRAMS_MAX = 128
 REQUEST_ID = HEADER.encode()

@@ -19,10 +19,12 @@ import time
 from http import HTTPStatus
 from typing import Any
 
+from cfproxy.answers import incoming_headers
 from cfproxy.cors import is_preflight, listed_origin, render_preflight, with_cors
 from cfproxy.errors import BadTarget, CfproxyError, ShuttingDown, UpgradeNotSupported, UpstreamError
 from cfproxy.flow import Inflow
 from cfproxy.forward import Begun, KeptBody, Outcome, Times
+from cfproxy.header_names import RawHeaders, has_header
 from cfproxy.marks import Marks
 from cfproxy.ports import Call
 from cfproxy.upstream import HttpAnswer
@@ -39,16 +41,7 @@ from cfproxy.web.admission import (
 from cfproxy.web.connection import ClientConnection, Request
 from cfproxy.web.problems import render_problem, row_of
 from cfproxy.web.reply import Reply
-from cfproxy.wire import (
-    RawHeaders,
-    check_fields,
-    check_method,
-    has_header,
-    incoming_headers,
-    outgoing_head,
-    outgoing_target,
-    passing_trailers,
-)
+from cfproxy.wire import check_fields, check_method, outgoing_head, outgoing_target, passing_trailers
 
 _TOO_LARGE = b'cfproxy; received-status=401; details="request body too large to replay after the 401"'
 

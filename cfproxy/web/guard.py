@@ -18,8 +18,8 @@ from aiohttp import web
 
 from cfproxy.access import AccessRules
 from cfproxy.errors import CrossSite, KeyRequired
+from cfproxy.header_names import OWNED, OWNED_PREFIX, folded
 from cfproxy.secret import Secret
-from cfproxy.wire import OWNED, OWNED_PREFIX, folded
 
 # Where a person may arrive by a link, or be sent back to by the accounts server.
 PAGES = frozenset({"/", "/login", "/callback"})
