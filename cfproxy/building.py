@@ -27,7 +27,7 @@ from cfproxy.pacing import Pace
 from cfproxy.ports import TokenStore
 from cfproxy.stores import open_store
 from cfproxy.token import App
-from cfproxy.web.connection import Limits
+from cfproxy.web.requests import Limits
 from cfproxy.wire import Origin
 
 

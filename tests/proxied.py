@@ -24,9 +24,9 @@ from cfproxy.secret import Secret
 from cfproxy.token import Token
 from cfproxy.upstream import HttpUpstream
 from cfproxy.web.admission import ProxySettings
-from cfproxy.web.connection import Limits
 from cfproxy.web.connections import ConnectionLimits
 from cfproxy.web.proxy import ProxyListener
+from cfproxy.web.requests import Limits
 from cfproxy.wire import Origin as UpstreamOrigin
 from tests.origin import LIMIT_BYTES, Message, Origin, Script, Wire, serving
 

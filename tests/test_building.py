@@ -10,7 +10,7 @@ from cfproxy.config import Account, load_settings
 from cfproxy.heads import HeadLimits
 from cfproxy.parts import SPARE_FILES
 from cfproxy.secret import Secret
-from cfproxy.web.connection import Limits
+from cfproxy.web.requests import Limits
 
 
 def account(**changes: str) -> Account:

@@ -21,7 +21,8 @@ from cfproxy.errors import (
     TokenEndpointUnavailable,
     UpstreamUnreachable,
 )
-from cfproxy.forward import PIECE_BYTES, Forwarder, KeptBody, Times
+from cfproxy.forward import Forwarder, Times
+from cfproxy.kept import PIECE_BYTES, KeptBody
 from cfproxy.ports import BegunAnswer, Call
 from cfproxy.token import Token
 from tests.proxied import FakePacer, FakeSource

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from cfproxy.answers import retry_after_s
 from cfproxy.errors import QueueTimeout, TokenEndpointUnavailable
-from cfproxy.forward import POSTPONED_MAX, RETRY_AFTER_MAX_S, Forwarder, KeptBody, Outcome
+from cfproxy.forward import POSTPONED_MAX, RETRY_AFTER_MAX_S, Forwarder, Outcome
+from cfproxy.kept import KeptBody
 from cfproxy.ports import BegunAnswer, Call
 from cfproxy.token import Token
 from tests.proxied import FakePacer, FakeSource

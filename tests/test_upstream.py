@@ -18,7 +18,7 @@ from cfproxy.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from cfproxy.forward import KeptBody
+from cfproxy.kept import KeptBody
 from cfproxy.ports import Call
 from cfproxy.upstream import HttpAnswer, HttpUpstream
 from tests.origin import OK, Origin, Peer, Script, answering, chunked, reply, serving, until

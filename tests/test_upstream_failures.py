@@ -17,7 +17,7 @@ from cfproxy.errors import (
     UpstreamTls,
     UpstreamUnreachable,
 )
-from cfproxy.forward import KeptBody
+from cfproxy.kept import KeptBody
 from tests.origin import OK, Peer, answering, serving, until, until_still
 from tests.test_upstream import TOKEN, body_of, call, closing_after, dialling, fetch, upstream_of
 

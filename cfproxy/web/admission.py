@@ -22,8 +22,9 @@ from cfproxy.header_names import IDEMPOTENCY_KEYS, RawHeaders, folded
 from cfproxy.heads import Fields
 from cfproxy.marks import HEADER, Marks, read_marks
 from cfproxy.secret import Secret
-from cfproxy.web.connection import ClientConnection, Limits
+from cfproxy.web.connection import ClientConnection
 from cfproxy.web.connections import ConnectionLimits
+from cfproxy.web.requests import Limits
 from cfproxy.wire import Origin, check_fields, outgoing_fields, waits_to_go_on
 
 PROGRAMS_MAX = 128

@@ -18,8 +18,6 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from dataclasses import dataclass, field
-from typing import Protocol
 
 from cfproxy.errors import BadTarget
 from cfproxy.flow import Deadline, FlowProtocol, Inflow
@@ -27,7 +25,6 @@ from cfproxy.framing import MalformedBody
 from cfproxy.hangups import HangupWatch
 from cfproxy.heads import (
     Fields,
-    HeadLimits,
     MalformedHead,
     build_reader,
     parse_fields,
@@ -35,6 +32,7 @@ from cfproxy.heads import (
     split_request,
 )
 from cfproxy.sockets import peer_uid
+from cfproxy.web.requests import Answering, Limits, Listener, Request
 from cfproxy.wire import Framing
 
 HALF_CLOSE_S = 0.25
@@ -48,93 +46,6 @@ _NOTHING = (b"", b"\r")  # of a head: an empty line may come before it
 _EMPTY_LINES = re.compile(rb"\A(?:\r\n)+")
 _NEVER_ENDS = -1
 _NOT_HTTP = "the request is not well-formed HTTP/1.1, or its header is too long"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a client may take up.
-
-    Args:
-        head: of a request.
-        head_s: for a whole head, from its first byte.
-        keep_alive_s: for the next request.
-        idle_s: without a byte of a body that is wanted.
-        ahead_bytes: of a body or of further requests, read before they are wanted.
-    """
-
-    head: HeadLimits = field(default_factory=HeadLimits)
-    head_s: float = 10.0
-    keep_alive_s: float = 75.0
-    idle_s: float = 300.0
-    ahead_bytes: int = 64 * 1024
-
-
-@dataclass(slots=True)
-class Request:
-    """One request, its body still coming.
-
-    Args:
-        connection: where it came from.
-        method, target: as they came.
-        fields: the rest of its head.
-        body: None when there is none.
-        error: why it can't be accepted, found before anybody looked at it; then the rest says nothing.
-    """
-
-    connection: ClientConnection
-    method: bytes
-    target: bytes = field(repr=False)
-    fields: Fields
-    body: Inflow | None = None
-    error: BadTarget | None = None
-
-    @property
-    def read_whole(self) -> bool:
-        """Whether all of it has come."""
-        return self.error is None and (self.body is None or self.body.complete)
-
-
-class Listener(Protocol):
-    """Who answers requests."""
-
-    def opened(self, connection: ClientConnection) -> None:
-        """Take note of a new connection."""
-
-    def closed(self, connection: ClientConnection) -> None:
-        """Take note of its end."""
-
-    def began(self, connection: ClientConnection) -> None:
-        """Take note that a part of a head is there."""
-
-    def holds(self, connection: ClientConnection, size_bytes: int) -> None:
-        """Take note of how much of a head is there that is not whole."""
-
-    def working(self, connection: ClientConnection) -> None:
-        """Take note that a whole head is there."""
-
-    def waiting(self, connection: ClientConnection) -> None:
-        """Take note that nothing is there to be worked at."""
-
-    def take(self, request: Request) -> Answering:
-        """Return what answers `request` on its connection."""
-
-
-class Answering(Protocol):
-    """One request's way to its answer."""
-
-    def begin(self) -> bool:
-        """Begin without a task, if that can be done.
-
-        Returns:
-            whether it was; then `ClientConnection.answered` or `follow` is called later, and else `run` is
-            to be called.
-        """
-
-    def give_up(self) -> None:
-        """End what `begin` has begun, without an answer."""
-
-    async def run(self) -> bool:
-        """Answer, or go on with what was begun; return whether the connection may serve another request."""
 
 
 class ClientConnection(FlowProtocol):

@@ -22,9 +22,9 @@ from typing import Any
 from cfproxy.answers import incoming_headers
 from cfproxy.cors import is_preflight, listed_origin, render_preflight, with_cors
 from cfproxy.errors import BadTarget, CfproxyError, ShuttingDown, UpgradeNotSupported, UpstreamError
-from cfproxy.flow import Inflow
-from cfproxy.forward import Begun, KeptBody, Outcome, Times
+from cfproxy.forward import Begun, Outcome, Times
 from cfproxy.header_names import RawHeaders, has_header
+from cfproxy.kept import KeptBody
 from cfproxy.marks import Marks
 from cfproxy.ports import Call
 from cfproxy.upstream import HttpAnswer
@@ -38,51 +38,14 @@ from cfproxy.web.admission import (
     check_caller,
     verdict_on,
 )
-from cfproxy.web.connection import ClientConnection, Request
+from cfproxy.web.connection import ClientConnection
+from cfproxy.web.incoming import IncomingBody
 from cfproxy.web.problems import render_problem, row_of
 from cfproxy.web.reply import Reply
+from cfproxy.web.requests import Request
 from cfproxy.wire import check_fields, check_method, outgoing_head, outgoing_target, passing_trailers
 
 _TOO_LARGE = b'cfproxy; received-status=401; details="request body too large to replay after the 401"'
-
-
-class IncomingBody:
-    """A client's body, asked for when the first piece is wanted.
-
-    Args:
-        inflow: the body.
-        reply: tells a client that waits for 100 Continue to go on.
-        headers: in front of it.
-    """
-
-    __slots__ = ("_headers", "_inflow", "_reply")
-
-    def __init__(self, inflow: Inflow, reply: Reply, headers: RawHeaders) -> None:
-        self._inflow = inflow
-        self._reply = reply
-        self._headers = headers
-
-    async def read(self) -> bytes:
-        """Return the next piece, b"" after the last one.
-
-        Raises:
-            BadTarget: the body is not well-formed, or nothing of it came for too long.
-            ConnectionError: the client left.
-        """
-        self._reply.go_on()
-        return await self._inflow.read()
-
-    def whole(self) -> bytes | None:
-        """Return all of it if it is there already, None otherwise."""
-        return self._inflow.take() if self._inflow.complete else None
-
-    def arrived(self) -> bool:
-        """Return whether the client has sent all of it."""
-        return self._inflow.complete
-
-    def trailers(self) -> list[tuple[bytes, bytes]]:
-        """Return what goes behind it, once it was read to its end."""
-        return passing_trailers(self._inflow.trailers, self._headers)
 
 
 class Exchange:

@@ -20,9 +20,10 @@ from cfproxy.hangups import HangupWatch
 from cfproxy.marks import id_maker
 from cfproxy.secret import Secret
 from cfproxy.web.admission import Exchanging, ProxySettings
-from cfproxy.web.connection import ClientConnection, Request
+from cfproxy.web.connection import ClientConnection
 from cfproxy.web.connections import Connections
 from cfproxy.web.exchange import Exchange
+from cfproxy.web.requests import Request
 
 CUT_S = 0.1  # for a request that is on its way on a kept connection
 

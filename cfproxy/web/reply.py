@@ -14,7 +14,7 @@ from collections.abc import Iterable
 
 from cfproxy.framing import render_chunk, render_last_chunk
 from cfproxy.header_names import folded
-from cfproxy.web.connection import Request
+from cfproxy.web.requests import Request
 
 CLIENT_LEFT = 499  # what logs and metrics say, as nginx has it; never sent
 # `struct linger`, on and 0 s: closing the socket resets the connection.

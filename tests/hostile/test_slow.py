@@ -7,8 +7,8 @@ import contextlib
 
 import pytest
 
-from cfproxy.web.connection import Limits
 from cfproxy.web.connections import ConnectionLimits
+from cfproxy.web.requests import Limits
 from tests.origin import OK, Peer, answering, until
 from tests.proxied import Client, Proxied, proxied
 
