@@ -56,7 +56,8 @@ def watch_signals(stopped: asyncio.Event) -> Callable[[], int]:
         nonlocal code, seen
         # A first signal while the end is under way is an orchestrator's, who does not know of that.
         if seen:
-            os._exit(128 + number)
+            # Behind the log lines of this turn, which are written at its end.
+            asyncio.get_running_loop().call_soon(os._exit, 128 + number)
         seen = True
         if not stopped.is_set():
             code = exits.INTERRUPTED if number == signal.SIGINT else exits.DONE
