@@ -47,13 +47,14 @@ _NEXT_STEP = {
 
 
 class Folder:
-    """A folder that belongs to this user alone; made, with mode 0700, by the first write.
+    """A folder that belongs to this user alone; made, with mode 0700, by the first write, and never again.
 
     Every method raises `StoreUnavailable` for what may pass and `StoreUnusable` for what will not.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._was_there = False
 
     def read(self, name: str) -> bytes | None:
         """Return a file's content, None when there is none; at most `FILE_MAX_BYTES`."""
@@ -156,8 +157,13 @@ class Folder:
         try:
             status = os.lstat(self.path)
         except FileNotFoundError:
+            if self._was_there:  # nobody logs out like that, and a new one would hide the old one's login
+                raise StoreUnavailable(
+                    f"{self.path} is gone; bring it back (is its disk mounted?), or run: cfproxy login"
+                ) from None
             return False
         check_folder(self.path, status)
+        self._was_there = True
         return True
 
     @contextmanager

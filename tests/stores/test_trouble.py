@@ -132,6 +132,23 @@ async def test_a_disk_that_cannot_be_read_is_no_missing_login(
     assert await store.load("default") == OLD
 
 
+async def test_a_folder_that_is_gone_is_no_logout(folder: Path, store: FileStore) -> None:
+    """A disk that is not mounted any more still has the login; no new folder takes its place."""
+    await store.save(build_login())
+    elsewhere = folder.rename(folder.with_name("elsewhere"))
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="is gone"):
+            await store.load("default")
+        with pytest.raises(StoreUnavailable, match="is gone"):
+            async with store.lock("default", 1):
+                pass
+    with pytest.raises(StoreUnavailable, match="is gone"):
+        await store.save(build_login(serial=2))
+    assert not folder.exists()
+    elsewhere.rename(folder)
+    assert await store.load("default") == build_login()
+
+
 async def test_a_probe_finds_a_full_disk(
     folder: Path, store: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
