@@ -22,9 +22,8 @@ from cfproxy.header_names import IDEMPOTENCY_KEYS, RawHeaders, folded
 from cfproxy.heads import Fields
 from cfproxy.marks import HEADER, Marks, read_marks
 from cfproxy.secret import Secret
-from cfproxy.web.connection import ClientConnection
 from cfproxy.web.connections import ConnectionLimits
-from cfproxy.web.requests import Limits
+from cfproxy.web.requests import Caller, Limits
 from cfproxy.wire import Origin, check_fields, outgoing_fields, waits_to_go_on
 
 PROGRAMS_MAX = 128
@@ -94,7 +93,7 @@ class Exchanging(Protocol):
     """A request that is worked at, and its answer."""
 
     @property
-    def connection(self) -> ClientConnection:
+    def connection(self) -> Caller:
         """Where it came from."""
 
 
@@ -149,7 +148,7 @@ def verdict_on(fields: Fields) -> Verdict:
     return verdict
 
 
-def admit(server: Server, fields: Fields, marks: Marks, connection: ClientConnection) -> Admission:
+def admit(server: Server, fields: Fields, marks: Marks, connection: Caller) -> Admission:
     """Check what does not depend on method and target, and build what follows from it.
 
     Args:
@@ -190,7 +189,7 @@ def admit(server: Server, fields: Fields, marks: Marks, connection: ClientConnec
     )
 
 
-def check_caller(server: Server, headers: RawHeaders, connection: ClientConnection) -> str:
+def check_caller(server: Server, headers: RawHeaders, connection: Caller) -> str:
     """Check who may call at all, keys apart; return `Host`.
 
     Raises:

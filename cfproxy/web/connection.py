@@ -18,9 +18,10 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+from typing import Protocol
 
 from cfproxy.errors import BadTarget
-from cfproxy.flow import Deadline, FlowProtocol, Inflow
+from cfproxy.flow import Deadline, Inflow
 from cfproxy.framing import MalformedBody
 from cfproxy.hangups import HangupWatch
 from cfproxy.heads import (
@@ -32,7 +33,7 @@ from cfproxy.heads import (
     split_request,
 )
 from cfproxy.sockets import peer_uid
-from cfproxy.web.requests import Answering, Limits, Listener, Request
+from cfproxy.web.requests import Answering, Caller, Limits, Request
 from cfproxy.wire import Framing
 
 HALF_CLOSE_S = 0.25
@@ -48,7 +49,32 @@ _NEVER_ENDS = -1
 _NOT_HTTP = "the request is not well-formed HTTP/1.1, or its header is too long"
 
 
-class ClientConnection(FlowProtocol):
+class Listener(Protocol):
+    """Who answers requests."""
+
+    def opened(self, connection: ClientConnection) -> None:
+        """Take note of a new connection."""
+
+    def closed(self, connection: ClientConnection) -> None:
+        """Take note of its end."""
+
+    def began(self, connection: ClientConnection) -> None:
+        """Take note that a part of a head is there."""
+
+    def holds(self, connection: ClientConnection, size_bytes: int) -> None:
+        """Take note of how much of a head is there that is not whole."""
+
+    def working(self, connection: ClientConnection) -> None:
+        """Take note that a whole head is there."""
+
+    def waiting(self, connection: ClientConnection) -> None:
+        """Take note that nothing is there to be worked at."""
+
+    def take(self, request: Request) -> Answering:
+        """Return what answers `request` on its connection."""
+
+
+class ClientConnection(Caller):
     """One client's connection.
 
     Args:
@@ -75,8 +101,6 @@ class ClientConnection(FlowProtocol):
         self._ended = False  # the client's side of the connection
         self._deaf = False  # what still comes is thrown away
         self._last_fields: tuple[bytes, Fields] = (b"", _NO_FIELDS)
-        self.local_address: str | None = None
-        self.remote_address: str | None = None
 
     # --- the transport's side -------------------------------------------------------------
 
@@ -157,15 +181,11 @@ class ClientConnection(FlowProtocol):
     # --- requests -------------------------------------------------------------------------
 
     def follow(self) -> None:
-        """Have the present request answered, and those that are there behind it, by a task."""
+        """Have a task go on (see `requests.Caller`)."""
         self._task = self.loop.create_task(self._work())
 
     def answered(self, *, goes_on: bool) -> None:
-        """Go on after an answer that took no task.
-
-        Args:
-            goes_on: whether the connection may serve another request.
-        """
+        """Go on without one (see `requests.Caller`)."""
         self._answering = None
         if not goes_on:
             self._stop_working()
@@ -227,7 +247,7 @@ class ClientConnection(FlowProtocol):
         self.release_reading()
 
     def cut(self) -> asyncio.Task[None] | None:
-        """Give up the present request and end the connection; return what is still to be waited for."""
+        """Give up and end (see `requests.Caller`)."""
         task = self._task
         if not self._give_up():
             self.abort()

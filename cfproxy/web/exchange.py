@@ -38,11 +38,10 @@ from cfproxy.web.admission import (
     check_caller,
     verdict_on,
 )
-from cfproxy.web.connection import ClientConnection
 from cfproxy.web.incoming import IncomingBody
 from cfproxy.web.problems import render_problem, row_of
 from cfproxy.web.reply import Reply
-from cfproxy.web.requests import Request
+from cfproxy.web.requests import Caller, Request
 from cfproxy.wire import check_fields, check_method, outgoing_head, outgoing_target, passing_trailers
 
 _TOO_LARGE = b'cfproxy; received-status=401; details="request body too large to replay after the 401"'
@@ -88,7 +87,7 @@ class Exchange:
         self._times: Times | None = None  # where the time went on the long way
 
     @property
-    def connection(self) -> ClientConnection:
+    def connection(self) -> Caller:
         """Where the request came from."""
         return self._request.connection
 
@@ -96,7 +95,7 @@ class Exchange:
         """Have the request sent if nothing has to be waited for before: the short way, without a task.
 
         Returns:
-            whether it is on its way, and `ClientConnection.answered` or `follow` will be called. If not,
+            whether it is on its way, and `Caller.answered` or `follow` will be called. If not,
             `run` is to be called, which finds out anew what is in the way.
         """
         if self._request.body is not None or self._judged_by.rules.origins:

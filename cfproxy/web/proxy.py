@@ -9,7 +9,7 @@ There is no router and no reserved path: every target belongs to the upstream.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from structlog.typing import FilteringBoundLogger
@@ -23,7 +23,7 @@ from cfproxy.web.admission import Exchanging, ProxySettings
 from cfproxy.web.connection import ClientConnection
 from cfproxy.web.connections import Connections
 from cfproxy.web.exchange import Exchange
-from cfproxy.web.requests import Request
+from cfproxy.web.requests import Caller, Request
 
 CUT_S = 0.1  # for a request that is on its way on a kept connection
 
@@ -96,8 +96,8 @@ class ProxyListener:
         """Cut what is still open."""
         self.drain(refuse=self.refusing)
         # Among them may be some on connections of another listener, whose callers' keys lead here.
-        busy = {connection for connection in self.connections if connection.busy}
-        await _cut(list(busy | {exchange.connection for exchange in self._exchanges}))
+        busy: set[Caller] = {connection for connection in self.connections if connection.busy}
+        await _cut(busy | {exchange.connection for exchange in self._exchanges})
         if self.connections:
             await asyncio.sleep(CUT_S)
         await _cut(list(self.connections))
@@ -158,7 +158,7 @@ class ProxyListener:
             self._earlier = [entry for entry in self._earlier if entry[0]]
 
 
-async def _cut(connections: list[ClientConnection]) -> None:
+async def _cut(connections: Iterable[Caller]) -> None:
     tasks = [task for connection in connections if (task := connection.cut()) is not None]
     if tasks:
         await asyncio.wait(tasks)

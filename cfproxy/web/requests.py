@@ -1,20 +1,19 @@
 """What a connection cuts out of what comes, and who answers it.
 
-Owns: `Request`, the bounds of clients, the roles of those who answer.
+Owns: `Request`, the bounds of clients, the roles of who asks and who answers.
 Must not know: how requests are read (`connection.py`), what is done with them (`exchange.py`).
 """
 
 from __future__ import annotations
 
+import asyncio
+from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from cfproxy.errors import BadTarget
-from cfproxy.flow import Inflow
+from cfproxy.flow import FlowProtocol, Inflow
 from cfproxy.heads import Fields, HeadLimits
-
-if TYPE_CHECKING:
-    from cfproxy.web.connection import ClientConnection
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +35,34 @@ class Limits:
     ahead_bytes: int = 64 * 1024
 
 
+class Caller(FlowProtocol):
+    """A client's connection, as who answers its requests sees it."""
+
+    local_address: str | None = None
+    remote_address: str | None = None
+
+    @property
+    @abstractmethod
+    def uid(self) -> int | None:
+        """The user at the other end of a Unix socket, as the kernel says."""
+
+    @abstractmethod
+    def follow(self) -> None:
+        """Have the present request answered, and those that are there behind it, by a task."""
+
+    @abstractmethod
+    def answered(self, *, goes_on: bool) -> None:
+        """Go on after an answer that took no task.
+
+        Args:
+            goes_on: whether the connection may serve another request.
+        """
+
+    @abstractmethod
+    def cut(self) -> asyncio.Task[None] | None:
+        """Give up the present request and end the connection; return what is still to be waited for."""
+
+
 @dataclass(slots=True)
 class Request:
     """One request, its body still coming.
@@ -48,7 +75,7 @@ class Request:
         error: why it can't be accepted, found before anybody looked at it; then the rest says nothing.
     """
 
-    connection: ClientConnection
+    connection: Caller
     method: bytes
     target: bytes = field(repr=False)
     fields: Fields
@@ -61,31 +88,6 @@ class Request:
         return self.error is None and (self.body is None or self.body.complete)
 
 
-class Listener(Protocol):
-    """Who answers requests."""
-
-    def opened(self, connection: ClientConnection) -> None:
-        """Take note of a new connection."""
-
-    def closed(self, connection: ClientConnection) -> None:
-        """Take note of its end."""
-
-    def began(self, connection: ClientConnection) -> None:
-        """Take note that a part of a head is there."""
-
-    def holds(self, connection: ClientConnection, size_bytes: int) -> None:
-        """Take note of how much of a head is there that is not whole."""
-
-    def working(self, connection: ClientConnection) -> None:
-        """Take note that a whole head is there."""
-
-    def waiting(self, connection: ClientConnection) -> None:
-        """Take note that nothing is there to be worked at."""
-
-    def take(self, request: Request) -> Answering:
-        """Return what answers `request` on its connection."""
-
-
 class Answering(Protocol):
     """One request's way to its answer."""
 
@@ -93,7 +95,7 @@ class Answering(Protocol):
         """Begin without a task, if that can be done.
 
         Returns:
-            whether it was; then `ClientConnection.answered` or `follow` is called later, and else `run` is
+            whether it was; then `Caller.answered` or `follow` is called later, and else `run` is
             to be called.
         """
 
