@@ -7,9 +7,11 @@ Must not know: listeners, what runs when.
 from __future__ import annotations
 
 import asyncio
+import functools
 import secrets
 import ssl
 import time
+from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
 from yarl import URL
@@ -86,14 +88,32 @@ def _same_server(account: Account) -> bool:
 
 
 def build_tls(account: Account) -> ssl.SSLContext | None:
-    """Return the context that trusts `tls.ca_file` besides the system's authorities; None without one."""
-    if account.tls.ca_file is None:
+    """Return what verifies the account's servers: `tls.ca_file` besides the system's authorities.
+
+    Raises:
+        ListenError: the file holds no certificate.
+    """
+    ca_file = account.tls.ca_file
+    speaks_tls = any(url.startswith("https:") for url in (account.upstream, account.token_url))
+    if ca_file is None and not speaks_tls:
         return None
-    context = ssl.create_default_context()
     try:
-        context.load_verify_locations(account.tls.ca_file)
+        content = None if ca_file is None else ca_file.read_bytes()
+        return _trusting(ca_file, content, speaks_tls=speaks_tls)
     except (OSError, ssl.SSLError):
-        raise ListenError(f"tls.ca_file {account.tls.ca_file} holds no certificate in PEM form") from None
+        raise ListenError(f"tls.ca_file {ca_file} holds no certificate in PEM form") from None
+
+
+@functools.lru_cache(maxsize=4)
+def _trusting(ca_file: Path | None, _content: bytes | None, *, speaks_tls: bool) -> ssl.SSLContext:
+    """Return the one context for a file with this content.
+
+    Reading the system's authorities takes longer than anything else at the start, so it is done once, and
+    not at all where the file is only to be found right.
+    """
+    context = ssl.create_default_context() if speaks_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if ca_file is not None:
+        context.load_verify_locations(ca_file)
     return context
 
 

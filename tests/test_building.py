@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ssl
+from pathlib import Path
+
 import pytest
+import trustme
 
 from cfproxy import parts
-from cfproxy.building import build_endpoint, build_limits, build_origin
+from cfproxy.building import build_endpoint, build_limits, build_origin, build_tls
 from cfproxy.config import Account, load_settings
+from cfproxy.errors import ListenError
 from cfproxy.heads import HeadLimits
 from cfproxy.parts import SPARE_FILES
 from cfproxy.secret import Secret
@@ -30,6 +35,50 @@ def test_an_origin_is_written_as_a_host_header_wants_it() -> None:
     assert (origin.scheme, origin.authority, origin.base_path) == ("https", b"gateway.example", b"/api")
     assert build_origin("http://[::1]:8080").authority == b"[::1]:8080"
     assert build_origin("https://a").via != build_origin("https://a").via
+
+
+PLAIN = {"CFPROXY_UPSTREAM": "http://127.0.0.1:1", "CFPROXY_TOKEN_URL": "http://127.0.0.1:1/token"}
+
+
+def _with_authority(path: Path, **changes: str) -> Account:
+    trustme.CA().cert_pem.write_to_path(str(path))
+    return account(CFPROXY_TLS__CA_FILE=str(path), **changes)
+
+
+def test_the_systems_authorities_are_read_once(tmp_path: Path) -> None:
+    """Not for each server, account and reload: it takes longer than all the rest of a start."""
+    assert build_tls(account()) is build_tls(account(CFPROXY_CLIENT_ID="another"))
+    one = _with_authority(tmp_path / "ca.pem")
+    trusting = build_tls(one)
+    assert trusting is build_tls(one)
+    assert trusting is not None
+    assert (
+        trusting.cert_store_stats()["x509_ca"]
+        == ssl.create_default_context().cert_store_stats()["x509_ca"] + 1
+    )
+
+
+def test_another_authority_in_the_same_file_makes_another_context(tmp_path: Path) -> None:
+    """A reload is there to take it in."""
+    before = build_tls(_with_authority(tmp_path / "ca.pem"))
+    assert build_tls(_with_authority(tmp_path / "ca.pem")) is not before
+
+
+def test_no_authorities_of_the_system_are_read_where_nobody_speaks_tls(tmp_path: Path) -> None:
+    """The file alone is, and nothing else would be trusted."""
+    assert build_tls(account(**PLAIN)) is None
+    trusting = build_tls(_with_authority(tmp_path / "ca.pem", **PLAIN))
+    assert trusting is not None
+    assert trusting.cert_store_stats()["x509"] == 1
+    assert trusting.verify_mode == ssl.CERT_REQUIRED
+
+
+@pytest.mark.parametrize("urls", [{}, PLAIN])
+def test_a_file_without_a_certificate_is_told_at_the_start(tmp_path: Path, urls: dict[str, str]) -> None:
+    """Whether or not it would be needed: whoever names it means it."""
+    (tmp_path / "ca.pem").write_text("no certificate")
+    with pytest.raises(ListenError, match=r"tls\.ca_file .*ca\.pem holds no certificate in PEM form"):
+        build_tls(account(CFPROXY_TLS__CA_FILE=str(tmp_path / "ca.pem"), **urls))
 
 
 def test_each_bound_of_the_settings_holds_for_clients() -> None:
