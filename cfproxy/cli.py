@@ -11,6 +11,7 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from importlib import import_module
 
 import click
@@ -125,8 +126,28 @@ class _Group(click.Group):
         if place is None:
             return None
         module, _, name = place.partition(":")
-        command: click.Command = getattr(import_module(f"cfproxy.commands.{module}"), name)
+        with _no_authorities():
+            command: click.Command = getattr(import_module(f"cfproxy.commands.{module}"), name)
         return command
+
+
+@contextlib.contextmanager
+def _no_authorities() -> Iterator[None]:
+    """Have OpenSSL find no certificate authorities of the system.
+
+    aiohttp reads them twice while it is imported, for contexts that we don't use: those of every connection
+    of ours are made later (`building.build_tls`). The variable is OpenSSL's own way to name another file.
+    """
+    name = "SSL_CERT_FILE"
+    before = os.environ.get(name)
+    os.environ[name] = os.devnull
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -69,7 +69,7 @@ class HttpTokenEndpoint:
         scope: what to ask for.
         timeout_s: for a whole request, connecting and reading included.
         connect_timeout_s: for name, connection and TLS.
-        ssl_context: verifies the server; None uses the default trust store.
+        ssl_context: verifies the server; None uses the system's certificate authorities.
 
     Raises:
         Misconfigured: a URL to which secrets must not be sent.
@@ -92,6 +92,8 @@ class HttpTokenEndpoint:
         self._app = (client_id, client_secret, scope)
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
+        if ssl_context is None and self._token_url.scheme == "https":
+            ssl_context = ssl.create_default_context()  # aiohttp's own may be without authorities (`cli.py`)
         self._ssl: ssl.SSLContext | bool = True if ssl_context is None else ssl_context
 
     async def refresh(self, refresh_token: Secret, may_send: Callable[[], bool] | None = None) -> TokenReply:
