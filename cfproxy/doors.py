@@ -67,6 +67,7 @@ class Door:
 
     def __init__(self, address: TcpAddress | UnixAddress) -> None:
         self.address = address
+        self.asked = asyncio.Event()  # set when somebody comes before anybody serves
         self._protocols: Callable[[], asyncio.Protocol] | None = None
         self._early: dict[_Early, asyncio.Transport] = {}
         self._stack = contextlib.ExitStack()
@@ -153,7 +154,10 @@ class Door:
         self._stack.callback(server.close)
 
     def _build(self) -> asyncio.Protocol:
-        return _Early(self._early) if self._protocols is None else self._protocols()
+        if self._protocols is not None:
+            return self._protocols()
+        self.asked.set()
+        return _Early(self._early)
 
 
 def address_of(sock: socket.socket) -> TcpAddress | UnixAddress:

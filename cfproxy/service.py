@@ -15,7 +15,7 @@ import contextlib
 import socket
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from structlog.typing import FilteringBoundLogger
 
@@ -33,9 +33,11 @@ from cfproxy.parts import Parts, affordable_share, build_parts, give_up
 from cfproxy.ports import TokenStore
 from cfproxy.reloading import check_live, list_changes
 from cfproxy.shapers import Shapers
-from cfproxy.web.admin import Admin
 from cfproxy.web.guard import AdminRules
 from cfproxy.web.proxy import ProxyListener
+
+if TYPE_CHECKING:
+    from cfproxy.web.admin import Admin
 
 LINGER_S = 0.05
 
@@ -89,7 +91,7 @@ class Service:
 
     @property
     def admin(self) -> Admin | None:
-        """The admin endpoints; None while they were never wanted."""
+        """The admin endpoints; None while they are not there (see `AdminListener`)."""
         return self._admin.admin
 
     @property
@@ -153,7 +155,6 @@ class Service:
             if settings.admin is not None:
                 admin_door = await doors.open("admin", settings.admin)
                 rules = build_admin_rules(admin_door.address, chosen)
-                await self._admin.prepare(rules)
                 admin = (admin_door, rules)
             # Last: what is wrong with an address must not have cost a one-time refresh token.
             for parts, _ in following:

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 import structlog
+from yarl import URL
 
 from cfproxy.config import load_settings
 from cfproxy.errors import ListenError
@@ -138,8 +139,7 @@ async def test_an_exposed_admin_listener_needs_a_key_that_all_accounts_share() -
 async def test_a_malformed_request_gets_a_problem_and_no_trace(caplog: pytest.LogCaptureFixture) -> None:
     """As at the proxy's own listener; nothing of the request is repeated."""
     async with serving() as service:
-        assert service.admin is not None
-        reader, writer = await asyncio.open_connection("127.0.0.1", service.admin.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", URL(str(service.admin_url)).port)
         writer.write(b"GET /marker\xff HTTP/1.1\r\nHost: x\r\n\r\n")
         answer = await reader.read()
         writer.close()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from yarl import URL
 
 from tests.origin import Wire
 from tests.test_reload import opened
@@ -37,8 +38,9 @@ class Callers:
 async def calling(tmp_path: Path) -> AsyncIterator[Callers]:
     async with opened(tmp_path) as world, asyncio.timeout(30):
         assert world.service is not None
-        assert world.service.admin is not None
-        callers = Callers(world.service.admin.port)
+        port = URL(str(world.service.admin_url)).port
+        assert port is not None
+        callers = Callers(port)
         try:
             yield callers
         finally:

@@ -170,7 +170,7 @@ def test_whether_replicas_share_a_rate_can_not_change() -> None:
 async def test_accounts_come_and_go(world: World) -> None:
     """A new account gets its listener; one that is gone loses it, and the others don't notice."""
     assert world.service is not None
-    assert world.service.admin is not None
+    assert world.service.admin_url is not None
     await world.reload(ACCOUNTS__ACME__LISTEN="127.0.0.1:0", ACCOUNTS__BETA__LISTEN="127.0.0.1:0")
     assert [await world.call(name) for name in ("default", "acme", "beta")] == [200, 200, 200]
     gone = world.url("acme")

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import aiohttp
 import click
 import pytest
+import structlog
 import trustme
 
+from cfproxy import admin_listener
 from cfproxy.cli import cli
+from cfproxy.config import load_settings
+from cfproxy.service import Service
+
+LOG = structlog.wrap_logger(None, processors=[structlog.testing.LogCapture()])
+SETTINGS = {
+    "CFPROXY_CLIENT_ID": "app",
+    "CFPROXY_REDIRECT_URI": "https://example.com/cb",
+    "CFPROXY_STORE": "memory",
+    "CFPROXY_LISTEN": "127.0.0.1:0",
+    "CFPROXY_ADMIN": "127.0.0.1:0",
+}
 
 # After the import of `serve`: whom aiohttp's own contexts trust, and whom ours do.
 TRUST = """
@@ -21,18 +36,76 @@ cli.get_command(click.Context(cli), "serve")
 from aiohttp import connector
 from cfproxy.building import build_tls
 from cfproxy.config import load_settings
-settings = load_settings(None, {"CFPROXY_CLIENT_ID": "app", "CFPROXY_REDIRECT_URI": "https://example.com/cb"})
+settings = load_settings(None, {SETTINGS})
 ours = build_tls(settings.accounts["default"])
 for context in (connector._SSL_CONTEXT_VERIFIED, connector._SSL_CONTEXT_UNVERIFIED, ours):
     print(context.cert_store_stats()["x509_ca"])
 """
 
 
+# What has been imported when the listeners are open and the start is over.
+STARTED = """
+import asyncio, sys
+from cfproxy.commands import serving
+from cfproxy.config import load_settings
+from cfproxy.logs import build_logger
+from cfproxy.service import Service
+async def start():
+    async with Service(load_settings(None, {SETTINGS}), (), build_logger("error", "json")) as service:
+        print(service.admin_url is not None, *sys.modules)
+asyncio.run(start())
+"""
+
+
+def test_the_admin_listeners_modules_are_not_waited_for() -> None:
+    """The first request to the API needs none of them."""
+    ran = subprocess.run(
+        [sys.executable, "-c", STARTED.format(SETTINGS=SETTINGS)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    is_open, *imported = ran.stdout.split()
+    assert is_open == "True"
+    assert "cfproxy.service" in imported
+    assert not {"aiohttp.web", "prometheus_client", "cfproxy.web.admin", "cfproxy.exposition"} & set(imported)
+
+
+async def test_the_admin_listener_is_built_though_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only when it is needed: by then its files may be another version's."""
+    monkeypatch.setattr(admin_listener, "LEAD_S", 0.0)
+    async with asyncio.timeout(30), Service(load_settings(None, SETTINGS), (), LOG) as service:
+        while service.admin is None:
+            await asyncio.sleep(0)
+        assert service.admin.started
+
+
+async def test_whoever_asks_the_admin_listener_first_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking is what builds it; its end does not wait for it either."""
+    monkeypatch.setattr(admin_listener, "LEAD_S", 3600.0)
+    async with asyncio.timeout(30), Service(load_settings(None, SETTINGS), (), LOG) as service:
+        assert service.admin is None
+        async with aiohttp.ClientSession() as session, session.get(f"{service.admin_url}/livez") as answer:
+            assert answer.status == 200
+    async with asyncio.timeout(30), Service(load_settings(None, SETTINGS), (), LOG) as service:
+        assert service.admin is None
+
+
+async def test_an_admin_listener_that_cant_be_built_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nobody would know why it does not answer."""
+    monkeypatch.setattr(admin_listener, "LEAD_S", 0.0)
+    monkeypatch.setattr(admin_listener, "_IMPORTED_LATE", ("cfproxy.no_such_module",))
+    with structlog.testing.capture_logs() as lines:
+        async with asyncio.timeout(30), Service(load_settings(None, SETTINGS), (), structlog.get_logger()):
+            while not [line for line in lines if line["event"] == "admin.failed"]:
+                await asyncio.sleep(0)
+
+
 def test_the_systems_authorities_are_not_read_by_libraries(tmp_path: Path) -> None:
     """The client library would read them twice, for nothing; connections of ours trust them all the same."""
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     ran = subprocess.run(
-        [sys.executable, "-c", TRUST],
+        [sys.executable, "-c", TRUST.format(SETTINGS=SETTINGS)],
         env=os.environ | {"SSL_CERT_FILE": str(tmp_path / "ca.pem")},
         check=True,
         capture_output=True,

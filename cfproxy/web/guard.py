@@ -13,13 +13,15 @@ import hmac
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from aiohttp import web
+from typing import TYPE_CHECKING
 
 from cfproxy.access import AccessRules
 from cfproxy.errors import CrossSite, KeyRequired
 from cfproxy.header_names import OWNED, OWNED_PREFIX, folded
 from cfproxy.secret import Secret
+
+if TYPE_CHECKING:  # the rules are made at the start, aiohttp's server is imported later
+    from aiohttp import web
 
 # Where a person may arrive by a link, or be sent back to by the accounts server.
 PAGES = frozenset({"/", "/login", "/callback"})
