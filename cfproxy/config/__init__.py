@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-import yaml
 
 from cfproxy.config.addresses import TcpAddress, UnixAddress
 from cfproxy.config.assembly import build_settings, names_of
@@ -157,6 +156,8 @@ def problem_with(key: str, value: str) -> str | None:
 
 def render_settings(settings: Settings) -> str:
     """Return the effective configuration as YAML that reads back; secrets are `[redacted]`."""
+    import yaml  # noqa: PLC0415 - see `trees.py`
+
     accounts = {
         name: account.model_dump(mode="json", by_alias=True, exclude={"name", "config_file"})
         for name, account in settings.accounts.items()

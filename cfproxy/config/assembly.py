@@ -26,7 +26,7 @@ from cfproxy.config.findings import Findings
 from cfproxy.config.key_tree import drop_nulls, has_key, keys_of, merge
 from cfproxy.config.references import Context
 from cfproxy.config.settings import Account, AccountKeys, Model, ProcessKeys, Settings
-from cfproxy.config.yaml_tree import Keys, Tree
+from cfproxy.config.trees import Keys, Tree
 
 # What a word stands for: defaults of other keys, so whatever is set explicitly wins.
 _PRESETS = {

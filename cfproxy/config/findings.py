@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from cfproxy.config.settings import ACCOUNT_NAME, SECRET_KEYS
-from cfproxy.config.yaml_tree import Keys
+from cfproxy.config.trees import Keys
 from cfproxy.errors import ConfigError, Problem
 
 ENVIRONMENT = "environment"

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from cfproxy.config.findings import Findings, hint, shown
 from cfproxy.config.settings import ACCOUNT_NAME, SECRET_KEYS, AccountKeys, FileKeys, Model
-from cfproxy.config.yaml_tree import Keys, Tree
+from cfproxy.config.trees import Keys, Tree
 
 # --- known keys -------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from typing import Any, get_origin
 from cfproxy.config.findings import Findings, hint
 from cfproxy.config.key_tree import check_keys, leaves_of, merge, nest, paths_of, section_of
 from cfproxy.config.settings import AccountKeys, FileKeys
-from cfproxy.config.yaml_tree import BadYaml, Tree, read_yaml
+from cfproxy.config.trees import BadYaml, Keys, Tree
 
 FILE_MAX_BYTES = 262_144
 PREFIX = "CFPROXY_"
@@ -33,7 +33,7 @@ _SERVICE_LINK = re.compile(
 def read_file(path: Path, findings: Findings) -> Tree | None:
     """Return the file's known keys; None when it can't be read at all."""
     try:
-        tree, twice = read_yaml(_read_text(path))
+        tree, twice = _read_yaml(_read_text(path))
     except BadYaml as error:
         findings.add((), str(error))
         return None
@@ -43,6 +43,12 @@ def read_file(path: Path, findings: Findings) -> Tree | None:
         findings.add((), "must consist of lines such as `key: value`, with a space after the colon")
         return None
     return check_keys(FileKeys, tree or {}, (), findings)
+
+
+def _read_yaml(text: str) -> tuple[Any, list[tuple[Keys, str]]]:
+    from cfproxy.config.yaml_tree import read_yaml  # noqa: PLC0415 - see `trees.py`
+
+    return read_yaml(text)
 
 
 def _read_text(path: Path) -> str:
@@ -112,7 +118,7 @@ def _read_variable(name: str, value: str) -> Tree:
 def _flow(value: str, kind: type[dict[Any, Any] | list[Any]], example: str) -> Any:
     want = f"must be a {'mapping' if kind is dict else 'list'} in one line, such as {example}"
     try:
-        tree, twice = read_yaml(value)
+        tree, twice = _read_yaml(value)
     except BadYaml:
         raise ValueError(want) from None
     if twice or not isinstance(tree, kind):

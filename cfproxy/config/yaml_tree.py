@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from cfproxy.config.trees import BadYaml, Keys, Tree
+
 NODES_MAX = 10_000
 DEPTH_MAX = 20
 
@@ -23,13 +25,6 @@ _CAUSES = (
     (r"found character '\t'", "a tab stands where YAML wants spaces; put spaces in its place"),
     ("expected a single document", "a second document begins here; one file holds one: remove the ---"),
 )
-
-Keys = tuple[str, ...]
-Tree = dict[str, Any]
-
-
-class BadYaml(Exception):
-    """The text cannot be read; carries our own words only, PyYAML's quote the text."""
 
 
 def read_yaml(text: str) -> tuple[Any, list[tuple[Keys, str]]]:
