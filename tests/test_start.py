@@ -58,14 +58,14 @@ asyncio.run(start())
 
 
 def test_what_no_request_to_the_api_needs_is_not_waited_for() -> None:
-    """The admin listener's server and metrics, and YAML where there is no file."""
+    """The admin listener's server and metrics, YAML where there is no file, locks where nothing is locked."""
     ran = subprocess.run(
         [sys.executable, "-c", STARTED.format(SETTINGS=SETTINGS)], check=True, capture_output=True, text=True
     )
     is_open, *imported = ran.stdout.split()
     assert is_open == "True"
     assert "cfproxy.service" in imported
-    late = {"aiohttp.web", "prometheus_client", "cfproxy.web.admin", "cfproxy.exposition", "yaml"}
+    late = {"aiohttp.web", "prometheus_client", "cfproxy.web.admin", "cfproxy.exposition", "yaml", "filelock"}
     assert not late & set(imported)
 
 

@@ -16,8 +16,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from filelock import lock_descriptor, unlock_descriptor
-
 from cfproxy.errors import StoreUnavailable
 from cfproxy.ports import Lease
 from cfproxy.stores.disk import SAFE_FLAGS, Folder
@@ -75,6 +73,8 @@ def try_lock(folder: Folder, name: str) -> int | None:
     Raises:
         StoreUnavailable, StoreUnusable
     """
+    from filelock import lock_descriptor  # noqa: PLC0415 - a start with a valid token locks nothing
+
     path = folder.path / name
     with folder.naming_errors("lock"):
         folder.make()
@@ -93,6 +93,8 @@ def try_lock(folder: Folder, name: str) -> int | None:
 
 def unlock(fd: int) -> None:
     """Give a lock of `try_lock` back; never raises, never blocks."""
+    from filelock import unlock_descriptor  # noqa: PLC0415 - imported already
+
     with suppress(OSError):
         # Closing alone is not enough where a forked child still has the descriptor.
         unlock_descriptor(fd)
