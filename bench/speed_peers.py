@@ -373,6 +373,7 @@ def _running(
             stderr=out,
             stdin=subprocess.DEVNULL,
             env=kept | environment,
+            cwd=log.parent,  # `python -m` looks there first, and is to find what is installed
         )
     try:
         yield process

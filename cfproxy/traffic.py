@@ -1,7 +1,7 @@
 """What requests came to: counts and durations for `/metrics`, the latest ones and a trend for the page.
 
 Owns: the numbers that one finished request leaves behind. They are plain integers and tuples, since
-`Traffic.record` stands on the path of every request; names and help texts are `metrics.py`'s.
+`Traffic.record` stands on the path of every request; names and help texts are `exposition.py`'s.
 Must not know: HTTP messages, who looks.
 Invariants: all of it is bounded, whatever callers send (methods, paths, time); only a path's text without
 its query is kept, and of that a bounded length; nothing runs by itself.
