@@ -62,7 +62,7 @@ async def measure_memory(waiting: int, body_bytes: int) -> WaitingCost:
         "CFPROXY_PACING__MAX_WAIT": "20000h",
         "CFPROXY_TIMEOUTS__DRAIN": "1ms",
     }
-    async with open_world("off", proxy=True, settings=settings) as world:
+    async with open_world("off", proxy=True, admin=True, settings=settings) as world:
         probe = await _Client.open(world)
         probe.ask("first")
         await probe.answered.wait()

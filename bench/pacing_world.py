@@ -58,7 +58,12 @@ class World:
 
 @contextlib.asynccontextmanager
 async def open_world(
-    limiter: str, delay_s: float = 0.0, *, proxy: bool, settings: dict[str, str] | None = None
+    limiter: str,
+    delay_s: float = 0.0,
+    *,
+    proxy: bool,
+    admin: bool = False,
+    settings: dict[str, str] | None = None,
 ) -> AsyncIterator[World]:
     """Start a sandbox and, if asked for, cfproxy before it.
 
@@ -66,6 +71,7 @@ async def open_world(
         limiter: how the sandbox counts: `fixed`, `sliding` or `off`.
         delay_s: the longest time that the line holds a piece back, in each direction.
         proxy: whether cfproxy stands before it.
+        admin: whether that has an admin listener.
         settings: more of cfproxy's environment.
     """
     origin = await asyncio.create_subprocess_exec(
@@ -84,7 +90,7 @@ async def open_world(
         world = World(addresses["line"], token=await _fetch_token(addresses["sandbox"]))
         with tempfile.TemporaryDirectory() as folder:
             if proxy:
-                async with _open_proxy(world, Path(folder), addresses["sandbox"], settings or {}):
+                async with _open_proxy(world, Path(folder), addresses["sandbox"], admin, settings or {}):
                     yield world
                 world.log = _read_log(Path(folder, "log"))
             else:
@@ -102,7 +108,7 @@ async def open_world(
 
 @contextlib.asynccontextmanager
 async def _open_proxy(
-    world: World, folder: Path, sandbox: str, settings: dict[str, str]
+    world: World, folder: Path, sandbox: str, admin: bool, settings: dict[str, str]
 ) -> AsyncIterator[None]:
     port, admin_port = await _free_port(), await _free_port()
     environ = {
@@ -112,7 +118,7 @@ async def _open_proxy(
         "CFPROXY_TOKEN_URL": f"{sandbox}/connect/token",
         "CFPROXY_UPSTREAM": world.upstream,
         "CFPROXY_LISTEN": f"127.0.0.1:{port}",
-        "CFPROXY_ADMIN": f"127.0.0.1:{admin_port}",
+        "CFPROXY_ADMIN": f"127.0.0.1:{admin_port}" if admin else "off",
         "CFPROXY_STORE": f"file:{folder / 'state'}",
         "CFPROXY_LOG__FORMAT": "json",
         **settings,
