@@ -26,14 +26,17 @@ PARTS = [
         r"structlog/|json/|logging/|cfproxy/logs\.py|_take_down|keeps_line",
     ),
     ("aiohttp's parser (llhttp)", r"_only_message "),
-    ("heads: cutting, rules and building them", r"cfproxy/(heads|wire|access|marks|cors)\.py"),
+    (
+        "heads: cutting, rules and building them",
+        r"cfproxy/(heads|header_names|wire|answers|access|marks|cors)\.py",
+    ),
     (
         "connections and bodies",
-        r"cfproxy/(web/connection|connection|flow|framing|pool|hangups|web/reply)\.py",
+        r"cfproxy/(web/connections?|connection|flow|framing|pool|hangups|web/(reply|incoming))\.py",
     ),
     (
         "the request's course: token, slot, retry",
-        r"cfproxy/(web/(proxy|exchange|admission)|forward|broker|shaper|pacing|ledger|upstream)\.py",
+        r"cfproxy/(web/(proxy|exchange|admission)|forward|kept|uploads|broker|shaper|pacing|ledger|upstream)\.py",
     ),
     ("metrics and the page's records", r"cfproxy/(traffic|metrics)\.py"),
 ]
