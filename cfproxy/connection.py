@@ -22,6 +22,7 @@ from cfproxy.flow import Deadline, FlowProtocol, Inflow
 from cfproxy.framing import MalformedBody
 from cfproxy.header_names import RawHeaders
 from cfproxy.heads import AnswerHead, HeadLimits, MalformedHead, answer_end, parse_answer
+from cfproxy.outbox import Outbox
 
 LIMITS = HeadLimits(headers=1000)
 # All interim answers to one request together: a flood of them is not an answer that takes its time.
@@ -35,10 +36,13 @@ class UpstreamConnection(FlowProtocol):
     Args:
         idle_s: seconds without a byte after which a wait for the answer is given up.
         on_lost: called when the connection has ended.
+        outbox: of the connections that it sends side by side with; its own when None.
     """
 
-    def __init__(self, idle_s: float, on_lost: Callable[[UpstreamConnection], None]) -> None:
-        super().__init__()
+    def __init__(
+        self, idle_s: float, on_lost: Callable[[UpstreamConnection], None], outbox: Outbox | None = None
+    ) -> None:
+        super().__init__(outbox)
         self._on_lost = on_lost
         self.kept = False  # whether it has lain idle, so that the other side may have closed it
         self.heard = False  # whether anything came since `begin`
@@ -134,7 +138,7 @@ class UpstreamConnection(FlowProtocol):
         try:
             if self.inflow is not None:
                 self._surplus |= bool(self.inflow.feed(data))
-            elif self._asked:
+            elif self._asked and not self.unsent:
                 self._read_heads(self._unread + data if self._unread else data)
             else:
                 self._surplus = True
@@ -161,7 +165,11 @@ class UpstreamConnection(FlowProtocol):
         if self.inflow is not None or self._unread:
             self.fail(UpstreamProtocol(_BROKE_OFF))
         else:
-            self.fail(UpstreamUnreachable("the API closed the connection before it answered"))
+            self.fail(
+                UpstreamUnreachable(
+                    "the API closed the connection before it answered", unsent=bool(self.unsent)
+                )
+            )
         self._on_lost(self)
 
     def _read_heads(self, data: bytes) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import cast
 
 from cfproxy.framing import BodyReader
+from cfproxy.outbox import Outbox
 
 # A reader that is slower than its source lets so much lie before the source is stopped.
 HIGH_BYTES = 128 * 1024
@@ -83,10 +84,16 @@ class Deadline:
 
 
 class FlowProtocol(asyncio.Protocol):
-    """A connection whose writers wait for a slow peer, and whose reading can be held."""
+    """A connection whose writers wait for a slow peer, and whose reading can be held.
 
-    def __init__(self) -> None:
+    Args:
+        outbox: of the connections that it sends side by side with; its own when None.
+    """
+
+    def __init__(self, outbox: Outbox | None = None) -> None:
         self.loop = asyncio.get_running_loop()
+        self._outbox = Outbox() if outbox is None else outbox
+        self.unsent = b""  # of `write_soon`
         self.transport: asyncio.Transport | None = None
         self.lost = False
         self.reading_held = False
@@ -121,7 +128,27 @@ class FlowProtocol(asyncio.Protocol):
         """
         if self.transport is None or self.lost or self.transport.is_closing():
             raise ConnectionResetError
+        if self.unsent:
+            data, self.unsent = self.unsent + data, b""
         self.transport.write(data)
+
+    def write_soon(self, data: bytes) -> None:
+        """Write `data`, before this turn of the loop is over and before whatever is written next.
+
+        Raises:
+            ConnectionResetError: the connection has ended.
+        """
+        if self.transport is None or self.lost or self.transport.is_closing():
+            raise ConnectionResetError
+        if self.unsent or self._outbox.holds(self):
+            self.unsent += data
+        else:
+            self.transport.write(data)
+
+    def flush(self) -> None:
+        """Write what `write_soon` was given, where there is still somebody to read it."""
+        if self.unsent and self.transport is not None and not (self.lost or self.transport.is_closing()):
+            self.write(b"")
 
     async def drain(self, limit_s: float) -> None:
         """Wait until the peer has taken most of what was written; one at a time.
@@ -151,6 +178,12 @@ class FlowProtocol(asyncio.Protocol):
         if self.reading_held and self.transport is not None and not self.lost:
             self.reading_held = False
             self.transport.resume_reading()
+
+    def close(self) -> None:
+        """End the connection behind what is still to be written."""
+        self.flush()
+        if self.transport is not None:
+            self.transport.close()
 
     def abort(self) -> None:
         """End the connection now, whatever is still to be written."""

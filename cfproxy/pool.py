@@ -27,6 +27,7 @@ from yarl import URL
 from cfproxy.connection import UpstreamConnection
 from cfproxy.errors import UpstreamError, UpstreamTimeout, UpstreamTls, UpstreamUnreachable
 from cfproxy.flow import Deadline
+from cfproxy.outbox import Outbox
 
 # Below the idle time of the usual load balancers (60 s), so that it is us who close first.
 KEEPALIVE_S = 50.0
@@ -60,6 +61,7 @@ class Pool:
         self._idle_s = idle_s
         self._limit = limit
         self._loop = asyncio.get_running_loop()
+        self._outbox = Outbox()
         self._all: set[UpstreamConnection] = set()
         self._idle: deque[UpstreamConnection] = deque()  # the latest used at the end
         self._opening = 0
@@ -233,7 +235,7 @@ class Pool:
             await self._resolve(), happy_eyeballs_delay=HEAD_START_S
         )
         _, connection = await self._loop.create_connection(
-            lambda: UpstreamConnection(self._idle_s, self._forget),
+            lambda: UpstreamConnection(self._idle_s, self._forget, self._outbox),
             sock=sock,
             ssl=self._tls,
             server_hostname=None if self._tls is None else self._host,

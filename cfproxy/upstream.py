@@ -204,7 +204,7 @@ class HttpAnswer:
             self._upload = asyncio.create_task(self._send_body(call.body, call))
             self._upload.add_done_callback(self._upload_ended)
         else:
-            connection.write(head + _framed(whole, call))
+            connection.write_soon(head + _framed(whole, call))
             self._sent = True
             self._leave_place()
             connection.expect_answer()

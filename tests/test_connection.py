@@ -24,9 +24,16 @@ class FakeTransport(asyncio.Transport):
         super().__init__()
         self.closed = False
         self.reading = True
+        self.written = b""
 
     def is_closing(self) -> bool:
         return self.closed
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += bytes(data)
+
+    def close(self) -> None:
+        self.closed = True
 
     def abort(self) -> None:
         self.closed = True

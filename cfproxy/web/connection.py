@@ -32,6 +32,7 @@ from cfproxy.heads import (
     request_end,
     split_request,
 )
+from cfproxy.outbox import Outbox
 from cfproxy.sockets import peer_uid
 from cfproxy.web.requests import Answering, Caller, Limits, Request
 from cfproxy.wire import Framing
@@ -81,10 +82,11 @@ class ClientConnection(Caller):
         listener: answers.
         limits: what the client may take up.
         watch: tells when a client has left that is not read from.
+        outbox: of the connections that it sends side by side with.
     """
 
-    def __init__(self, listener: Listener, limits: Limits, watch: HangupWatch) -> None:
-        super().__init__()
+    def __init__(self, listener: Listener, limits: Limits, watch: HangupWatch, outbox: Outbox) -> None:
+        super().__init__(outbox)
         self._listener = listener
         self._limits = limits
         self._watch = watch
@@ -378,6 +380,7 @@ class ClientConnection(Caller):
         # The client may be sending still, and a reset on our side would make it lose the answer.
         self._deaf = True
         self.release_reading()
+        self.flush()
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
         self._deadline.start(LINGER_S)
@@ -385,7 +388,7 @@ class ClientConnection(Caller):
     def _close(self) -> None:
         """Close behind what is still to be written, if the client reads it in time."""
         if self.transport is not None and not self.lost:
-            self.transport.close()
+            self.close()
             self._deadline.start(self._limits.idle_s)
 
     @property

@@ -18,6 +18,7 @@ from cfproxy.errors import NotAllowed, UpstreamError
 from cfproxy.forward import Forwarder
 from cfproxy.hangups import HangupWatch
 from cfproxy.marks import id_maker
+from cfproxy.outbox import Outbox
 from cfproxy.secret import Secret
 from cfproxy.web.admission import Exchanging, ProxySettings
 from cfproxy.web.connection import ClientConnection
@@ -51,6 +52,7 @@ class ProxyListener:
         self.log = log.bind(account=settings.account)
         self.make_id = id_maker()
         self._watch: HangupWatch | None = None
+        self._outbox = Outbox()
         loop = asyncio.get_running_loop()
         self._room = Connections(settings.room, loop.time, loop.call_later, self._note_ended)
         self.connections: set[ClientConnection] = set()
@@ -111,7 +113,7 @@ class ProxyListener:
         """Return the protocol of one more connection, for `loop.create_server`."""
         if self._watch is None:
             self._watch = HangupWatch()
-        return ClientConnection(self, self.settings.limits, self._watch)
+        return ClientConnection(self, self.settings.limits, self._watch, self._outbox)
 
     def opened(self, connection: ClientConnection) -> None:
         """Take note of a new connection."""

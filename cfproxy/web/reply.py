@@ -122,7 +122,7 @@ class Reply:
         elif self._old_client:
             headers.append((b"Connection", b"keep-alive"))
         self.begun = True
-        self.connection.write(_render_head(status, reason, headers) + self._framed(first))
+        self.connection.write_soon(_render_head(status, reason, headers) + self._framed(first))
 
     async def write(self, data: bytes) -> None:
         """Write a piece of the body, and `drain`."""
@@ -145,7 +145,7 @@ class Reply:
     def end(self, trailers: list[tuple[bytes, bytes]]) -> None:
         """Write the end of the body."""
         if self._chunked:
-            self.connection.write(render_last_chunk(trailers))
+            self.connection.write_soon(render_last_chunk(trailers))
         self.complete = True
 
     def cut(self) -> None:
@@ -155,6 +155,7 @@ class Reply:
         transport = self.connection.transport
         if transport is None or self.connection.lost:
             return
+        self.connection.flush()
         if self._until_close:
             with contextlib.suppress(OSError):  # gone already
                 transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
