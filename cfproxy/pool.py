@@ -31,6 +31,9 @@ from cfproxy.outbox import Outbox
 
 # Below the idle time of the usual load balancers (60 s), so that it is us who close first.
 KEEPALIVE_S = 50.0
+# Connections that are being opened at once: a TLS handshake holds some 40 KB until it is done, and a thousand
+# of them would end no sooner.
+OPENING_MAX = 128
 # RFC 8305 §8: the head start of the first address before the next one is tried.
 HEAD_START_S = 0.25
 
@@ -65,6 +68,7 @@ class Pool:
         self._all: set[UpstreamConnection] = set()
         self._idle: deque[UpstreamConnection] = deque()  # the latest used at the end
         self._opening = 0
+        self._openers = asyncio.Semaphore(OPENING_MAX)
         # Each gets a connection, or None: the place for a new one, counted in `_opening` already.
         self._waiting: deque[asyncio.Future[UpstreamConnection | None]] = deque()
         self._resolving: asyncio.Task[list[aiohappyeyeballs.AddrInfoType]] | None = None
@@ -217,7 +221,7 @@ class Pool:
         """Open a connection at the place that is counted in `_opening`."""
         try:
             with _mapped_errors(f"{self._host}:{self._port}"):
-                async with asyncio.timeout(self._connect_s):
+                async with asyncio.timeout(self._connect_s), self._openers:
                     connection = await self._connect()
         except BaseException:
             self._opening -= 1

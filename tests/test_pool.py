@@ -10,7 +10,8 @@ import pytest
 
 from cfproxy.connection import UpstreamConnection
 from cfproxy.errors import UpstreamTimeout, UpstreamUnreachable
-from cfproxy.pool import Pool
+from cfproxy.pool import OPENING_MAX, Pool
+from tests.origin import until_still
 from tests.proxied import LIMIT_S
 
 
@@ -164,3 +165,30 @@ async def test_warming_in_vain_is_silent_and_costs_no_place() -> None:
         with pytest.raises(UpstreamUnreachable):
             await pool.take()
     await pool.aclose()
+
+
+async def test_only_so_many_are_opened_at_once() -> None:
+    """The others wait; one that is through, in vain here, lets the next begin."""
+    accepted: list[asyncio.StreamWriter] = []
+
+    async def never_shake_hands(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        accepted.append(writer)
+
+    async with (
+        asyncio.timeout(LIMIT_S),
+        await asyncio.start_server(never_shake_hands, "127.0.0.1", 0, backlog=1000) as server,
+    ):
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        pool = Pool(url, tls=None, connect_s=60.0, idle_s=10.0, limit=2 * OPENING_MAX)
+        asking = [asyncio.create_task(pool.take()) for _ in range(OPENING_MAX + 3)]
+        assert await until_still(lambda: len(accepted)) == OPENING_MAX
+        accepted[0].close()
+        await until(lambda: len(accepted) == OPENING_MAX + 1)
+        for task in asking:
+            task.cancel()
+        outcomes = await asyncio.gather(*asking, return_exceptions=True)
+        assert [type(each) for each in outcomes].count(UpstreamUnreachable) == 1
+        await pool.aclose()
+        for writer in accepted:
+            writer.close()
