@@ -18,6 +18,8 @@ def main() -> None:
     _fill_standard_streams()
     forbid_core_dumps()
     gc.set_threshold(GC_START)
+    # A plugin would see every value of the configuration, and looking for some reads all that is installed.
+    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
     from cfproxy.cli import run  # noqa: PLC0415 - with that
 
     sys.exit(run(sys.argv[1:]))

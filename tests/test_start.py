@@ -69,6 +69,19 @@ def test_what_no_request_to_the_api_needs_is_not_waited_for() -> None:
     assert not late & set(imported)
 
 
+def test_no_plugin_sees_the_configuration(tmp_path: Path) -> None:
+    """Whatever else is installed: pydantic would load it, and hand it what is validated, secrets included."""
+    info = tmp_path / "nosy-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: nosy\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[pydantic]\nnosy = nosy:plugin\n")
+    (tmp_path / "nosy.py").write_text(f"open({str(tmp_path / 'seen')!r}, 'w').close()\nplugin = None\n")
+    command = [sys.executable, "-m", "cfproxy", "config", "check"]
+    environment = os.environ | SETTINGS | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert not (tmp_path / "seen").exists()
+
+
 async def test_the_admin_listener_is_built_though_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only when it is needed: by then its files may be another version's."""
     monkeypatch.setattr(admin_listener, "LEAD_S", 0.0)

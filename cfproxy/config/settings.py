@@ -45,6 +45,7 @@ class Model(BaseModel):
         hide_input_in_errors=True,
         arbitrary_types_allowed=True,
         populate_by_name=True,
+        defer_build=True,  # what nobody asks for by itself is not built by itself
     )
     shorthand: ClassVar[str | None] = None  # the key that is meant where a value stands for the section
 
