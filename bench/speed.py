@@ -54,7 +54,7 @@ def measure(
         note(f"requests/s, {connections} connections", per_s)
         note(f"p99 ms, {connections} connections", p99_ms)
     note("requests/s, new connections", loads.rate(running.url, 16, seconds, cores, close=True)[0])
-    p50_ms, p99_ms = loads.steady(running.url, 200, max(2.0, seconds))
+    p50_ms, p99_ms = loads.steady(running.url, 200, max(4.0, seconds))
     note("p50 ms at 200/s", p50_ms)
     note("p99 ms at 200/s", p99_ms)
     note("MB/s down", loads.transfer(running.url, cores))
