@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,8 @@ from cfproxy.connection import UpstreamConnection
 from cfproxy.errors import UpstreamUnreachable
 from cfproxy.flow import FlowProtocol
 from cfproxy.outbox import Outbox
+from cfproxy.web.connection import ClientConnection
+from cfproxy.web.requests import Limits
 from tests.test_connection import OK, FakeTransport
 
 
@@ -87,6 +91,21 @@ async def test_an_orderly_end_comes_behind_what_was_said() -> None:
     assert (to_cut.written, to_cut.closed) == (b"", True)
     with pytest.raises(ConnectionResetError):
         closing.write_soon(b"more")
+
+
+async def test_an_answer_that_was_given_leaves_before_its_connection_is_cut() -> None:
+    """Whatever cuts it in the same turn."""
+    outbox = Outbox()
+    opened(outbox)[0].write_soon(b"the turn's first")
+    transport, (ours, theirs) = FakeTransport(), socket.socketpair()
+    with ours, theirs:
+        transport._extra["socket"] = ours  # type: ignore[attr-defined] # as loops do it
+        connection = ClientConnection(Mock(), Limits(), Mock(), outbox)
+        connection.connection_made(transport)
+        connection.write_soon(b"the answer")
+        connection.cut()
+        connection.connection_lost(None)
+    assert (transport.written, transport.closed) == (b"the answer", True)
 
 
 async def test_a_request_whose_connection_ends_before_it_left_was_not_sent() -> None:

@@ -168,6 +168,11 @@ class ClientConnection(Caller):
         self._listener.closed(self)
         self._give_up()
 
+    def abort(self) -> None:
+        """End the connection now, behind what it was told before."""
+        self.flush()
+        super().abort()
+
     def hold_reading(self) -> None:
         """Read no more for now; a client that hangs up is noticed all the same."""
         super().hold_reading()

@@ -155,11 +155,10 @@ class Reply:
         transport = self.connection.transport
         if transport is None or self.connection.lost:
             return
-        self.connection.flush()
         if self._until_close:
             with contextlib.suppress(OSError):  # gone already
                 transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        transport.abort()
+        self.connection.abort()
 
     def _framed(self, data: bytes) -> bytes:
         if self._no_body or not data:
