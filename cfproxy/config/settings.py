@@ -55,6 +55,11 @@ def _key(default: Any, description: str, name: str | None = None) -> Any:
     return Field(default=default, description=description, validation_alias=name, serialization_alias=name)
 
 
+def _section(model: type[Model], description: str) -> Any:
+    """Describe a section; its defaults hold as they stand there."""
+    return _key(model.model_construct(), description)  # without the validator that `model()` would build
+
+
 class Pacing(Model):
     """How fast requests leave. All accounts that share an upstream share it: the limit is per IP."""
 
@@ -215,15 +220,15 @@ class AccountKeys(Model):
         TcpAddress("127.0.0.1", 8080),
         "where clients connect: host:port or unix:/path; off: with a key of another account's listener only",
     )
-    store: Annotated[Store, PlainSerializer(_shown_store)] = _key(
-        Store(), "where tokens are kept: file, file:DIR, memory or redis://host:port/0"
+    store: Annotated[Store, PlainSerializer(_shown_store)] = _section(
+        Store, "where tokens are kept: file, file:DIR, memory or redis://host:port/0"
     )
-    pacing: Pacing = _key(Pacing(), "how fast requests leave")
-    retry: Retry = _key(Retry(), "when a request is sent again")
-    access: Access = _key(Access(), "who may use the listener, and for what")
-    timeouts: Timeouts = _key(Timeouts(), "how long to wait")
-    limits: Limits = _key(Limits(), "how much the clients of one listener may take up")
-    tls: Tls = _key(Tls(), "whom to trust; verification can't be switched off")
+    pacing: Pacing = _section(Pacing, "how fast requests leave")
+    retry: Retry = _section(Retry, "when a request is sent again")
+    access: Access = _section(Access, "who may use the listener, and for what")
+    timeouts: Timeouts = _section(Timeouts, "how long to wait")
+    limits: Limits = _section(Limits, "how much the clients of one listener may take up")
+    tls: Tls = _section(Tls, "whom to trust; verification can't be switched off")
 
 
 class Account(AccountKeys):
@@ -260,7 +265,7 @@ class ProcessKeys(Model):
         TcpAddress("127.0.0.1", 8081),
         "health, status and metrics: host:port; off for none",
     )
-    log: Log = _key(Log(), "what is logged, and how it looks")
+    log: Log = _section(Log, "what is logged, and how it looks")
 
 
 class FileKeys(AccountKeys, ProcessKeys):
