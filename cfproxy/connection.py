@@ -17,8 +17,9 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+from cfproxy.deadline import Deadline
 from cfproxy.errors import UpstreamError, UpstreamProtocol, UpstreamTimeout, UpstreamUnreachable
-from cfproxy.flow import Deadline, FlowProtocol, Inflow
+from cfproxy.flow import FlowProtocol, Inflow
 from cfproxy.framing import MalformedBody
 from cfproxy.header_names import RawHeaders
 from cfproxy.heads import AnswerHead, HeadLimits, MalformedHead, answer_end, parse_answer

@@ -25,8 +25,8 @@ import aiohappyeyeballs
 from yarl import URL
 
 from cfproxy.connection import UpstreamConnection
+from cfproxy.deadline import Deadline
 from cfproxy.errors import UpstreamError, UpstreamTimeout, UpstreamTls, UpstreamUnreachable
-from cfproxy.flow import Deadline
 from cfproxy.outbox import Outbox
 
 # Below the idle time of the usual load balancers (60 s), so that it is us who close first.

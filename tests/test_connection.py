@@ -9,8 +9,9 @@ from unittest.mock import Mock
 import pytest
 
 from cfproxy.connection import INTERIM_MAX, UpstreamConnection
+from cfproxy.deadline import Deadline
 from cfproxy.errors import UpstreamError, UpstreamProtocol, UpstreamUnreachable
-from cfproxy.flow import HIGH_BYTES, Deadline, FlowProtocol, Inflow
+from cfproxy.flow import HIGH_BYTES, FlowProtocol, Inflow
 from cfproxy.framing import CloseReader, LengthReader
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -20,8 +20,9 @@ import re
 import socket
 from typing import Protocol
 
+from cfproxy.deadline import Deadline
 from cfproxy.errors import BadTarget
-from cfproxy.flow import Deadline, Inflow
+from cfproxy.flow import Inflow
 from cfproxy.framing import MalformedBody
 from cfproxy.hangups import HangupWatch
 from cfproxy.heads import (
