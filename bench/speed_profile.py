@@ -20,7 +20,7 @@ from bench.speed_peers import PEERS, Cores, Origin, running_origin, running_peer
 
 PARTS = [
     ("event loop and reading from sockets (uvloop)", r"asyncio/|uvloop"),
-    ("writing to sockets", r"FlowProtocol\.write "),
+    ("writing to sockets", r"FlowProtocol\.write(_soon)? "),
     (
         "the request's log line",
         r"structlog/|json/|logging/|cfproxy/logs\.py|_take_down|keeps_line",
@@ -32,7 +32,7 @@ PARTS = [
     ),
     (
         "connections and bodies",
-        r"cfproxy/(web/connections?|connection|flow|framing|pool|hangups|web/(reply|incoming))\.py",
+        r"cfproxy/(web/connections?|connection|flow|deadline|outbox|framing|pool|hangups|web/(reply|incoming))\.py",
     ),
     (
         "the request's course: token, slot, retry",
