@@ -66,7 +66,7 @@ class UpstreamConnection(FlowProtocol):
     @property
     def usable(self) -> bool:
         """Whether a request can be sent."""
-        return not (self.lost or self._surplus or self.transport is None or self.transport.is_closing())
+        return not self._surplus and self._open_transport() is not None
 
     def begin(self, *, to_head: bool, on_interim: Callable[[int, bytes, RawHeaders], None] | None) -> None:
         """Expect an answer.

@@ -60,17 +60,22 @@ class FlowProtocol(asyncio.Protocol):
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
 
+    def _open_transport(self) -> asyncio.Transport | None:
+        """Return the transport as long as it takes something to write."""
+        transport = self.transport
+        return None if transport is None or self.lost or transport.is_closing() else transport
+
     def write(self, data: bytes) -> None:
         """Write `data`.
 
         Raises:
             ConnectionResetError: the connection has ended.
         """
-        if self.transport is None or self.lost or self.transport.is_closing():
+        if (transport := self._open_transport()) is None:
             raise ConnectionResetError
         if self.unsent:
             data, self.unsent = self.unsent + data, b""
-        self.transport.write(data)
+        transport.write(data)
 
     def write_soon(self, data: bytes) -> None:
         """Write `data`, before this turn of the loop is over and before whatever is written next.
@@ -78,16 +83,16 @@ class FlowProtocol(asyncio.Protocol):
         Raises:
             ConnectionResetError: the connection has ended.
         """
-        if self.transport is None or self.lost or self.transport.is_closing():
+        if (transport := self._open_transport()) is None:
             raise ConnectionResetError
         if self.unsent or self._outbox.holds(self):
             self.unsent += data
         else:
-            self.transport.write(data)
+            transport.write(data)
 
     def flush(self) -> None:
         """Write what `write_soon` was given, where there is still somebody to read it."""
-        if self.unsent and self.transport is not None and not (self.lost or self.transport.is_closing()):
+        if self.unsent and self._open_transport() is not None:
             self.write(b"")
 
     async def drain(self, limit_s: float) -> None:
