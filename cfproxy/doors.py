@@ -29,28 +29,34 @@ class _Early(asyncio.Protocol):
     """A connection to a door that nobody serves yet: what it says is kept, and said again to who serves it.
 
     Args:
-        waiting: those of the door, this one among them as long as it is open.
+        arrived: told when the transport is there, a turn of the event loop after this was made.
+        left: told of the connection's end.
     """
 
-    def __init__(self, waiting: dict[_Early, asyncio.Transport]) -> None:
-        self._waiting = waiting
+    transport: asyncio.Transport
+
+    def __init__(self, arrived: Callable[[_Early], None], left: Callable[[_Early], None]) -> None:
+        self._arrived = arrived
+        self._left = left
         self._said = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait."""
-        self._waiting[self] = cast("asyncio.Transport", transport)
+        """Wait, unless somebody serves the door by now."""
+        self.transport = cast("asyncio.Transport", transport)
+        self._arrived(self)
 
     def data_received(self, data: bytes) -> None:
         """Keep it, and read no more than this: not even the connection's end behind it."""
         self._said += data
-        self._waiting[self].pause_reading()
+        self.transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the interface's signature
         """Wait no more."""
-        self._waiting.pop(self, None)
+        self._left(self)
 
-    def hand_over(self, transport: asyncio.Transport, protocol: asyncio.Protocol) -> None:
+    def hand_over(self, protocol: asyncio.Protocol) -> None:
         """Let `protocol` begin as if the connection had come just now."""
+        transport = self.transport
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         if self._said and not transport.is_closing():
@@ -69,7 +75,8 @@ class Door:
         self.address = address
         self.asked = asyncio.Event()  # set when somebody comes before anybody serves
         self._protocols: Callable[[], asyncio.Protocol] | None = None
-        self._early: dict[_Early, asyncio.Transport] = {}
+        self._early: dict[_Early, None] = {}  # in the order of their coming
+        self._closed = False
         self._stack = contextlib.ExitStack()
         self._given = False  # handed over: whoever made it has seen to its mode
 
@@ -108,8 +115,8 @@ class Door:
         """
         self._protocols = protocols
         early, self._early = self._early, {}
-        for connection, transport in early.items():
-            connection.hand_over(transport, protocols())
+        for connection in early:
+            connection.hand_over(protocols())
 
     def admit(self, uids: Collection[int]) -> None:
         """Let the users be able to connect to a Unix socket of ours; who is asked further in.
@@ -125,9 +132,10 @@ class Door:
 
     def close(self) -> None:
         """Take no more connections; those that are served stay open."""
+        self._closed = True
         self._stack.close()
-        for transport in self._early.values():
-            transport.abort()
+        for connection in self._early:
+            connection.transport.abort()
 
     async def _listen(self, given: socket.socket | None) -> None:
         loop = asyncio.get_running_loop()
@@ -157,7 +165,18 @@ class Door:
         if self._protocols is not None:
             return self._protocols()
         self.asked.set()
-        return _Early(self._early)
+        return _Early(self._arrived, self._left)
+
+    def _arrived(self, connection: _Early) -> None:
+        if self._protocols is not None:  # since a moment ago
+            connection.hand_over(self._protocols())
+        elif self._closed:
+            connection.transport.abort()
+        else:
+            self._early[connection] = None
+
+    def _left(self, connection: _Early) -> None:
+        self._early.pop(connection, None)
 
 
 def address_of(sock: socket.socket) -> TcpAddress | UnixAddress:

@@ -91,6 +91,40 @@ async def test_a_door_that_closes_unserved_keeps_nobody_waiting() -> None:
             assert await reader.read() == b""
 
 
+def knock(door: Door) -> socket.socket:
+    """Connect without a turn of the event loop."""
+    client = socket.create_connection(("127.0.0.1", cast("int", door.port)))
+    client.setblocking(False)
+    return client
+
+
+async def let_in(door: Door) -> None:
+    """Wait until a connection was taken whose protocol has not heard of it yet."""
+    while not door.asked.is_set():
+        await asyncio.sleep(0)
+    assert not door._early
+
+
+async def test_who_comes_in_the_turn_in_which_the_door_is_served_is_served() -> None:
+    """Asked who serves it before anybody did, told of its connection afterwards."""
+    async with a_door() as (door, _):
+        with knock(door) as client:
+            await let_in(door)
+            door.serve(Echo)
+            client.send(b"hello")
+            assert await asyncio.get_running_loop().sock_recv(client, 5) == b"hello"
+
+
+async def test_who_comes_in_the_turn_in_which_the_door_closes_is_not_kept_waiting() -> None:
+    """Likewise: nobody is going to serve it."""
+    async with a_door() as (door, _):
+        with knock(door) as client:
+            await let_in(door)
+            door.close()
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
+
+
 @pytest.mark.parametrize("given", [False, True])
 def test_a_closed_door_takes_nobody_and_leaves_nothing(given: bool) -> None:
     """With uvloop, which listens by several numbers of one socket, as well; who is served already stays."""
