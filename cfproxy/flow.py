@@ -21,6 +21,8 @@ from cfproxy.outbox import Outbox
 
 # A reader that is slower than its source lets so much lie before the source is stopped.
 HIGH_BYTES = 128 * 1024
+# Pieces are joined, so that small ones go on as one; for a large one that would be a copy for nothing.
+LARGE_BYTES = 64 * 1024
 
 
 class FlowProtocol(asyncio.Protocol):
@@ -234,7 +236,7 @@ class Inflow:
         return taken
 
     async def read(self) -> bytes:
-        """Return what is there, waiting for it if need be; b"" at the end of the body.
+        """Return something of what is there, waiting for it if need be; b"" at the end of the body.
 
         Raises:
             whatever `fail` was given
@@ -251,7 +253,11 @@ class Inflow:
             finally:
                 self._waiter = None
                 self._deadline.stop()
-        return self.take()
+        if len(self._pieces) == 1 or len(self._pieces[0]) < LARGE_BYTES:
+            return self.take()
+        piece = self._pieces.popleft()
+        self._bytes -= len(piece)
+        return piece
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

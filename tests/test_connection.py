@@ -11,7 +11,7 @@ import pytest
 from cfproxy.connection import INTERIM_MAX, UpstreamConnection
 from cfproxy.deadline import Deadline
 from cfproxy.errors import UpstreamError, UpstreamProtocol, UpstreamUnreachable
-from cfproxy.flow import HIGH_BYTES, FlowProtocol, Inflow
+from cfproxy.flow import HIGH_BYTES, LARGE_BYTES, FlowProtocol, Inflow
 from cfproxy.framing import CloseReader, LengthReader
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -169,8 +169,21 @@ async def test_who_waits_is_not_buried_under_what_comes_in_one_turn() -> None:
     assert transport.reading
     inflow.feed(b"y")
     assert not transport.reading
-    assert await reading == b"x" * (HIGH_BYTES + 1) + b"y"
+    assert await reading + await inflow.read() == b"x" * (HIGH_BYTES + 1) + b"y"
     assert cast("bool", transport.reading)
+
+
+async def test_small_pieces_are_given_out_as_one_and_large_ones_as_they_came() -> None:
+    """Joining saves work for each of many, and copies what is large; neither keeps back nor reorders."""
+    connection, transport = FlowProtocol(), FakeTransport()
+    connection.connection_made(transport)
+    inflow = Inflow(connection, CloseReader(), Deadline(Mock()), 60.0, high_bytes=4 * LARGE_BYTES)
+    large = b"x" * LARGE_BYTES
+    for piece in (large, large, b"a", b"b"):
+        inflow.feed(piece)
+    assert await inflow.read() is large
+    assert await inflow.read() is large
+    assert await inflow.read() == b"ab"
 
 
 async def test_what_came_whole_is_given_out_before_an_error() -> None:
