@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import statistics
 import subprocess
 import time
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 
 from bench.speed_peers import BIG_BYTES, Cores
 
+_LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1000.0}
 
 
@@ -63,32 +65,52 @@ def _transfer(url: str, cores: Cores, up: Path | None) -> float:
 
 
 def steady(url: str, per_s: float, seconds: float) -> tuple[float, float]:
-    """Return p50 and p99, ms, of requests that begin at a fixed low rate on one kept connection."""
-    return asyncio.run(_steady(url, per_s, seconds))
+    """Return p50 and p99, ms, of requests that begin at a fixed low rate on one kept connection.
 
-
-async def _steady(url: str, per_s: float, seconds: float) -> tuple[float, float]:
+    A plain blocking client: an event loop's own jitter would be a good part of such a p99.
+    """
     address = urlsplit(url)
-    reader, writer = await asyncio.open_connection(address.hostname, address.port)
     request = b"GET /small.json HTTP/1.1\r\nHost: %s\r\n\r\n" % address.netloc.encode()
     took_ms = []
-    began_at = time.perf_counter()
-    for number in range(int(per_s * seconds)):
-        await asyncio.sleep(began_at + number / per_s - time.perf_counter())
-        sent_at = time.perf_counter()
-        writer.write(request)
-        await _answer(reader)
-        took_ms.append((time.perf_counter() - sent_at) * 1000)
-    writer.close()
+    with socket.create_connection((address.hostname, address.port)) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        began_at = time.perf_counter()
+        for number in range(int(per_s * seconds)):
+            time.sleep(max(0.0, began_at + number / per_s - time.perf_counter()))
+            sent_at = time.perf_counter()
+            client.sendall(request)
+            _receive_answer(client)
+            took_ms.append((time.perf_counter() - sent_at) * 1000)
     took_ms = sorted(took_ms[20:])  # the first ones warm it up
     return statistics.median(took_ms), took_ms[int(len(took_ms) * 0.99)]
+
+
+def _receive_answer(client: socket.socket) -> None:
+    came = b""
+    while not _is_whole(came):
+        data = client.recv(65536)
+        if not data:
+            raise SystemExit("the connection ended before the answer")
+        came += data
+    if not came.startswith(b"HTTP/1.1 200"):
+        raise SystemExit(f"an answer was not 200: {came[:80]!r}")
+
+
+def _is_whole(came: bytes) -> bool:
+    head, end, body = came.partition(b"\r\n\r\n")
+    if not end:
+        return False
+    length = _LENGTH.search(head)
+    if length is None:  # in chunks, as some proxies send it
+        return body.endswith(b"0\r\n\r\n")
+    return len(body) == int(length[1])
 
 
 async def _answer(reader: asyncio.StreamReader) -> None:
     head = await reader.readuntil(b"\r\n\r\n")
     if not head.startswith(b"HTTP/1.1 200"):
         raise SystemExit(f"an answer was not 200: {head[:80]!r}")
-    length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+    length = _LENGTH.search(head)
     if length is not None:
         await reader.readexactly(int(length[1]))
         return
