@@ -64,9 +64,7 @@ class Ledger:
         self.dead_at = -math.inf  # monotonic instant from which the token is not sent any more
         self.unsaved = False
         self.failures = 0  # reads and writes of the store
-        # Our mark in the store under which nothing was presented: it seemed not to be saved, or its lock
-        # was lost before anything was sent.
-        self.void_mark: tuple[int, float | None] | None = None
+        self._void_mark: tuple[int, float | None] | None = None
         self._unsaved_over: Login | None = None  # the stored record that our unsaved one comes from
         self._stamp: Hashable = object()
         self._read_error: CfproxyError | None = None
@@ -117,9 +115,16 @@ class Ledger:
     def _early_s(self, login: Login) -> float:
         return login.token.early_s * self._early_share
 
+    def void(self, marked: Login) -> None:
+        """Take note that nothing was presented under this mark of ours, though it may be in the store.
+
+        It seemed not to be saved, or its lock was lost before anything was sent.
+        """
+        self._void_mark = marked.serial, marked.presented_at
+
     def open_mark(self, login: Login) -> float | None:
         """Return since when the outcome of a presentation is unknown, if one is."""
-        return None if (login.serial, login.presented_at) == self.void_mark else login.presented_at
+        return None if (login.serial, login.presented_at) == self._void_mark else login.presented_at
 
     @property
     def shared(self) -> bool:

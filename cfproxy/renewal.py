@@ -130,7 +130,7 @@ class Renewal:
             await self._ledger.keep(self._ledger.login.next(presented_at=None))
         else:
             # Whoever took our place meanwhile has made a mark of its own, with another serial: that stays.
-            self._ledger.void_mark = marked.serial, marked.presented_at
+            self._ledger.void(marked)
 
     async def _mark(self, marked: Login, rejected: Token | None) -> None:
         """Save that the refresh token is about to go out.
@@ -148,7 +148,7 @@ class Renewal:
             except (StoreUnavailable, StoreUnusable):
                 # It may have been saved all the same: on too few replicas, or its answer was lost.
                 if self._ledger.login is None or self._ledger.open_mark(self._ledger.login) is None:
-                    self._ledger.void_mark = marked.serial, marked.presented_at
+                    self._ledger.void(marked)
                 raise
             return
         # Nothing is left that the upstream takes: serving callers from memory comes before the mark.
