@@ -18,6 +18,7 @@ from cfproxy import admin_listener
 from cfproxy.cli import cli
 from cfproxy.config import load_settings
 from cfproxy.service import Service
+from tests.test_reload import opened
 
 LOG = structlog.wrap_logger(None, processors=[structlog.testing.LogCapture()])
 SETTINGS = {
@@ -102,14 +103,27 @@ async def test_whoever_asks_the_admin_listener_first_is_answered(monkeypatch: py
         assert service.admin is None
 
 
-async def test_an_admin_listener_that_cant_be_built_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else nobody would know why it does not answer."""
-    monkeypatch.setattr(admin_listener, "LEAD_S", 0.0)
-    monkeypatch.setattr(admin_listener, "_IMPORTED_LATE", ("cfproxy.no_such_module",))
-    with structlog.testing.capture_logs() as lines:
-        async with asyncio.timeout(30), Service(load_settings(None, SETTINGS), (), structlog.get_logger()):
-            while not [line for line in lines if line["event"] == "admin.failed"]:
+async def test_an_admin_listener_that_cant_be_built_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log says why; who asks is told by the connection's end; a reload tries again."""
+    monkeypatch.setattr(admin_listener, "LEAD_S", 3600.0)
+    with monkeypatch.context() as broken:
+        broken.setattr(admin_listener, "_IMPORTED_LATE", ("cfproxy.no_such_module",))
+        async with opened(tmp_path) as world, asyncio.timeout(30):
+            assert world.service is not None
+            assert world.client is not None
+            url = f"{world.service.admin_url}/livez"
+            for _ in range(2):  # who comes before it has failed, and who comes afterwards
+                with pytest.raises(aiohttp.ClientError):
+                    await world.client.get(url)
+                assert len(world.events("admin.failed")) == 1
+            broken.undo()
+            await world.reload()
+            while world.service.admin is None:
                 await asyncio.sleep(0)
+            async with world.client.get(url) as answer:
+                assert answer.status == 200
 
 
 def test_the_systems_authorities_are_not_read_by_libraries(tmp_path: Path) -> None:
