@@ -18,7 +18,7 @@ import contextlib
 from collections.abc import Callable
 
 from cfproxy.deadline import Deadline
-from cfproxy.errors import UpstreamError, UpstreamProtocol, UpstreamTimeout, UpstreamUnreachable
+from cfproxy.errors import UpstreamError, UpstreamProtocol, UpstreamTimeout, UpstreamUnreachable, fresh
 from cfproxy.flow import FlowProtocol, Inflow
 from cfproxy.framing import MalformedBody
 from cfproxy.header_names import RawHeaders
@@ -111,7 +111,7 @@ class UpstreamConnection(FlowProtocol):
                 self.deadline.stop()
         if self.head is None:
             assert self._error is not None  # noqa: S101 - what else would have woken us
-            raise self._error
+            raise fresh(self._error)
         return self.head
 
     async def wait_to_go_on(self, limit_s: float) -> bool:
@@ -128,7 +128,7 @@ class UpstreamConnection(FlowProtocol):
 
     def fail(self, error: BaseException) -> None:
         """Let whoever waits have `error`; within an answer it can only be told that this one broke off."""
-        self._error = self._error or error
+        self._error = self._error or fresh(error)
         if self.inflow is not None:
             self.inflow.fail(UpstreamProtocol(_BROKE_OFF))
         self._wake()

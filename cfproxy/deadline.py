@@ -11,6 +11,10 @@ import math
 from collections.abc import Callable
 
 
+def _nothing() -> None:
+    """Nobody is there to be called."""
+
+
 class Deadline:
     """Calls back when its time is over. Moving it costs an assignment: the timer looks again when it rings.
 
@@ -45,8 +49,9 @@ class Deadline:
         self._due_at = math.inf
 
     def aclose(self) -> None:
-        """Leave no timer behind."""
+        """Leave no timer behind, and know nobody any more: who is called knows this one mostly."""
         self.stop()
+        self._on_due = _nothing
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

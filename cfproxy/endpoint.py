@@ -21,7 +21,7 @@ import aiohttp
 from yarl import URL
 
 from cfproxy import __version__, oauth
-from cfproxy.errors import CfproxyError, Misconfigured, TokenEndpointUnavailable
+from cfproxy.errors import CfproxyError, Misconfigured, TokenEndpointUnavailable, fresh
 from cfproxy.hosts import is_loopback, render_authority
 from cfproxy.ports import TokenReply
 from cfproxy.secret import Secret
@@ -163,7 +163,7 @@ class HttpTokenEndpoint:
                 where=where,
             )
         except CfproxyError as error:
-            return error.fresh()
+            return fresh(error)
 
     async def _send(
         self, url: URL, where: str, form: dict[str, str], progress: _Progress

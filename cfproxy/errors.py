@@ -9,7 +9,20 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, TypeVar
+
+_E = TypeVar("_E", bound=BaseException)
+
+
+def fresh(error: _E) -> _E:
+    """Return a copy without traceback or cause, to be kept, or raised from what is kept.
+
+    An exception that is raised remembers all frames on its way, and they what they knew: kept, it would keep
+    a whole request, and raised in many tasks all of them.
+    """
+    twin = copy.copy(error)
+    twin.__traceback__ = twin.__cause__ = twin.__context__ = None
+    return twin
 
 
 @dataclass(eq=False)
@@ -24,15 +37,6 @@ class CfproxyError(Exception):
 
     def __str__(self) -> str:
         return self.message
-
-    def fresh(self) -> Self:
-        """Return a copy without traceback or cause, for one more waiter of a shared result.
-
-        An exception instance that is raised in many tasks collects all their frames.
-        """
-        twin = copy.copy(self)
-        twin.__traceback__ = twin.__cause__ = twin.__context__ = None
-        return twin
 
 
 # --- whoever set us up -------------------------------------------------------------------

@@ -16,6 +16,7 @@ from collections import deque
 from typing import cast
 
 from cfproxy.deadline import Deadline
+from cfproxy.errors import fresh
 from cfproxy.framing import BodyReader
 from cfproxy.outbox import Outbox
 
@@ -245,7 +246,7 @@ class Inflow:
             if self._reader.done:
                 return b""
             if self._error is not None:
-                raise self._error
+                raise fresh(self._error)
             self._waiter = self._connection.loop.create_future()
             self._deadline.start(self._idle_s)
             try:

@@ -259,6 +259,7 @@ class HttpAnswer:
         if self._sent:
             self._pool.give_back(self.connection)
         else:
+            self.connection.finish()
             self.connection.abort()
             await self._stop_upload()
         self._leave_place()
@@ -297,6 +298,7 @@ class HttpAnswer:
 
     def _upload_ended(self, upload: asyncio.Task[None]) -> None:
         self._leave_place()
+        self._upload = None  # it knows this answer
         error = None if upload.cancelled() else upload.exception()
         if error is not None:
             # The request can't be completed: wake whoever waits for the answer.

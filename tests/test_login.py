@@ -20,6 +20,7 @@ from cfproxy.errors import (
     StoreUnavailable,
     StoreUnusable,
     TokenEndpointUnavailable,
+    fresh,
 )
 from cfproxy.login import LoggedOut, LoginPlan, begin, finish, login_app, logout
 from cfproxy.ports import ATTEMPT_LIFETIME_S, Attempt, Lease, TokenReply
@@ -104,7 +105,7 @@ class Endpoint:
         await asyncio.sleep(0)
         outcome = self.outcomes.pop(0)
         if isinstance(outcome, CfproxyError):
-            raise outcome.fresh()
+            raise fresh(outcome)
         return outcome
 
     async def refresh(self, refresh_token: Secret, may_send: Callable[[], bool] | None = None) -> TokenReply:

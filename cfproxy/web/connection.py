@@ -168,6 +168,7 @@ class ClientConnection(Caller):
             self._body.fail(ConnectionResetError())
         self._listener.closed(self)
         self._give_up()
+        self._request = None  # which knows this connection: a cycle would be left for the collector
 
     def abort(self) -> None:
         """End the connection now, behind what it was told before."""

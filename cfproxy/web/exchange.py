@@ -21,7 +21,7 @@ from typing import Any
 
 from cfproxy.answers import incoming_headers
 from cfproxy.cors import is_preflight, listed_origin, render_preflight, with_cors
-from cfproxy.errors import BadTarget, CfproxyError, ShuttingDown, UpgradeNotSupported, UpstreamError
+from cfproxy.errors import BadTarget, CfproxyError, ShuttingDown, UpgradeNotSupported, UpstreamError, fresh
 from cfproxy.forward import Begun, Outcome, Times
 from cfproxy.header_names import RawHeaders, has_header
 from cfproxy.kept import KeptBody
@@ -144,7 +144,7 @@ class Exchange:
         except CfproxyError as caught:
             error = caught
             if isinstance(caught, UpstreamError):
-                self._by.failure = caught
+                self._by.failure = fresh(caught)
             self._refuse(error)
         except ConnectionError:
             reply.cut()  # the client left
@@ -163,6 +163,7 @@ class Exchange:
             if self._outcome is not None:
                 await self._outcome.answer.aclose()
             self._end(error)
+            error = None  # it knows this frame
         return reply.goes_on and not server.draining
 
     def _note_beginning(self) -> None:
