@@ -99,8 +99,8 @@ async def serve(
         tasks = [beside.create_task(_reload_when_asked(service, reload_asked))]
         if notifier.watchdog_s is not None:
             tasks.append(beside.create_task(_say_alive(notifier, notifier.watchdog_s)))
-        # What is alive now stays alive: the collector need not look at it again and again. Requests leave no
-        # cycles behind, so that it may look at the rest less often, too.
+        # What is alive now stays alive: the collector need not look at it again and again. Requests and
+        # connections leave no cycles behind, so that it may look at the rest less often, too.
         gc.freeze()
         gc.set_threshold(GC_YOUNG)
         await service.stopped.wait()
