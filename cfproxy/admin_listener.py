@@ -33,14 +33,6 @@ LEAD_S = 0.5
 _IMPORTED_LATE = ("cfproxy.web.admin", "cfproxy.web.server", "cfproxy.exposition")
 
 
-class _Nobody(asyncio.Protocol):
-    """Ends a connection that nobody is going to serve."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """End it."""
-        transport.close()
-
-
 class AdminListener:
     """The admin endpoints of a process; off until it is switched to a door.
 
@@ -77,7 +69,7 @@ class AdminListener:
             self._place = self.url = None
             return
         self._place = (door, rules)
-        if self._building is None or (self._building.done() and self.admin is None):
+        if self._building is None:
             self._building = asyncio.create_task(self._build(door, rules))
             self._building.add_done_callback(self._tell_failure)
         self._serve()
@@ -111,8 +103,9 @@ class AdminListener:
         error = None if building.cancelled() else building.exception()
         if error is not None:
             self._log.error("admin.failed", exc_info=error)
+            self._building = None
             if self._place is not None:
-                self._place[0].serve(_Nobody)
+                self._place[0].turn_away()
 
     def _serve(self) -> None:
         """Serve the door of the moment, if the application is there."""

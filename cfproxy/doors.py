@@ -64,6 +64,14 @@ class _Early(asyncio.Protocol):
             protocol.data_received(self._said)
 
 
+class _Nobody(asyncio.Protocol):
+    """Ends a connection that nobody is going to serve."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """End it."""
+        cast("asyncio.Transport", transport).abort()
+
+
 class Door:
     """One listening address.
 
@@ -76,7 +84,6 @@ class Door:
         self.asked = asyncio.Event()  # set when somebody comes before anybody serves
         self._protocols: Callable[[], asyncio.Protocol] | None = None
         self._early: dict[_Early, None] = {}  # in the order of their coming
-        self._closed = False
         self._stack = contextlib.ExitStack()
         self._given = False  # handed over: whoever made it has seen to its mode
 
@@ -118,6 +125,10 @@ class Door:
         for connection in early:
             connection.hand_over(protocols())
 
+    def turn_away(self) -> None:
+        """Let whoever comes, or waits, be told by the connection's end that nobody serves here."""
+        self.serve(_Nobody)
+
     def admit(self, uids: Collection[int]) -> None:
         """Let the users be able to connect to a Unix socket of ours; who is asked further in.
 
@@ -132,10 +143,9 @@ class Door:
 
     def close(self) -> None:
         """Take no more connections; those that are served stay open."""
-        self._closed = True
         self._stack.close()
-        for connection in self._early:
-            connection.transport.abort()
+        if self._protocols is None:
+            self.turn_away()
 
     async def _listen(self, given: socket.socket | None) -> None:
         loop = asyncio.get_running_loop()
@@ -168,12 +178,10 @@ class Door:
         return _Early(self._arrived, self._left)
 
     def _arrived(self, connection: _Early) -> None:
-        if self._protocols is not None:  # since a moment ago
-            connection.hand_over(self._protocols())
-        elif self._closed:
-            connection.transport.abort()
-        else:
+        if self._protocols is None:
             self._early[connection] = None
+        else:  # since a moment ago
+            connection.hand_over(self._protocols())
 
     def _left(self, connection: _Early) -> None:
         self._early.pop(connection, None)
