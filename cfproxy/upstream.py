@@ -259,7 +259,7 @@ class HttpAnswer:
         if self._sent:
             self._pool.give_back(self.connection)
         else:
-            self.connection.finish()
+            self.connection.finish()  # it forgets whom to tell, and is not kept, whatever it says
             self.connection.abort()
             await self._stop_upload()
         self._leave_place()
