@@ -147,9 +147,8 @@ def main() -> int:
         if peer not in peers:
             print(f"{peer.name} is not here and left out", file=sys.stderr)
     cores, figures = Cores.here(), defaultdict(lambda: defaultdict(list))
-    os.sched_setaffinity(
-        0, map(int, cores.load.split(","))
-    )  # our own clients take nothing of the proxy's core
+    # Clients in this process take nothing of the proxy's core.
+    os.sched_setaffinity(0, map(int, cores.load.split(",")))
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -88,35 +88,31 @@ def steady(url: str, per_s: float, seconds: float) -> tuple[float, float]:
 def _receive_answer(client: socket.socket) -> None:
     came = b""
     while not _is_whole(came):
-        data = client.recv(65536)
-        if not data:
-            raise SystemExit("the connection ended before the answer")
-        came += data
-    if not came.startswith(b"HTTP/1.1 200"):
-        raise SystemExit(f"an answer was not 200: {came[:80]!r}")
+        came = _joined(came, client.recv(65536))
+
+
+async def _answer(reader: asyncio.StreamReader) -> None:
+    came = b""
+    while not _is_whole(came):
+        came = _joined(came, await reader.read(65536))
+
+
+def _joined(came: bytes, data: bytes) -> bytes:
+    if not data:
+        raise SystemExit("the connection ended before the answer")
+    return came + data
 
 
 def _is_whole(came: bytes) -> bool:
     head, end, body = came.partition(b"\r\n\r\n")
     if not end:
         return False
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise SystemExit(f"an answer was not 200: {head[:80]!r}")
     length = _LENGTH.search(head)
     if length is None:  # in chunks, as some proxies send it
         return body.endswith(b"0\r\n\r\n")
     return len(body) == int(length[1])
-
-
-async def _answer(reader: asyncio.StreamReader) -> None:
-    head = await reader.readuntil(b"\r\n\r\n")
-    if not head.startswith(b"HTTP/1.1 200"):
-        raise SystemExit(f"an answer was not 200: {head[:80]!r}")
-    length = _LENGTH.search(head)
-    if length is not None:
-        await reader.readexactly(int(length[1]))
-        return
-    while size := int(await reader.readuntil(b"\r\n"), 16):  # in chunks, as some proxies send it
-        await reader.readexactly(size + 2)
-    await reader.readuntil(b"\r\n")
 
 
 def many_slow(url: str, count: int = 1000) -> float:
