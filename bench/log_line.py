@@ -19,7 +19,7 @@ import tempfile
 import timeit
 from pathlib import Path
 
-from cfproxy.logs import LogOutput
+from cfproxy.observability.logs import LogOutput
 from cfproxy.sandbox import Sandbox
 
 RATIO_MAX = 1.5

@@ -21,7 +21,7 @@ from pathlib import Path
 from pacing_loads import CONNECTIONS, IDLE_BURST, IDLE_ROUNDS, REQUESTS, Case, Figures, measure, worst_window
 from pacing_queue import WaitingCost, measure_line, measure_memory
 
-from cfproxy.running import run_loop
+from cfproxy.cli.run import run_loop
 
 RATE = 20
 WORLDS = [(limiter, delay_s) for limiter in ("fixed", "sliding") for delay_s in (0.0, 0.03)]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from memory import peak_bytes, reset_peak
 from pacing_world import World, count_waiting, open_world
 
-from cfproxy.pacing import Pace
-from cfproxy.shaper import Shaper
+from cfproxy.pacing.rate import Pace
+from cfproxy.pacing.queue import Shaper
 
 FILES = 12_000  # a connection each, on both sides; cfproxy wants room for those to the API, too
 OPEN_AT_ONCE = 100

@@ -23,8 +23,9 @@ from typing import Any
 
 import aiohttp
 
-from cfproxy.running import run_loop
-from cfproxy.sandbox import Behaviour, Sandbox
+from cfproxy.cli.run import run_loop
+from cfproxy.sandbox import Behaviour
+from cfproxy.sandbox import Sandbox
 
 START_S = 20.0
 REPLY_LINE_BYTES = 64 * 1024**2  # a hundred thousand instants

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import aiohttp
 
-from cfproxy.sandbox import Behaviour, Sandbox
+from cfproxy.sandbox import Behaviour
+from cfproxy.sandbox import Sandbox
 
 ACTION = {"X-Cfproxy-Admin": "1"}
 

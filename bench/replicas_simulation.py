@@ -22,14 +22,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import structlog
 
-from cfproxy.borrowing import BorrowedPace
-from cfproxy.broker import Broker
-from cfproxy.pacing import SHARED_GUARD, Pace
-from cfproxy.ports import Lease, Loan
-from cfproxy.shaper import Shaper
+from cfproxy.pacing.shared import BorrowedPace
+from cfproxy.auth.token_source import Broker
+from cfproxy.pacing.rate import SHARED_GUARD
+from cfproxy.pacing.rate import Pace
+from cfproxy.auth.interfaces import Lease
+from cfproxy.pacing.shared import Loan
+from cfproxy.pacing.queue import Shaper
 from cfproxy.stores.memory import MemoryStore
-from cfproxy.stores.redis.locks import FIRST_PAUSE_S, LONGEST_PAUSE_S
-from cfproxy.token import Login
+from cfproxy.stores.redis.lock import FIRST_PAUSE_S
+from cfproxy.stores.redis.lock import LONGEST_PAUSE_S
+from cfproxy.auth.models import Login
 from tests.clock import FakeClock
 from tests.fakes import APP, FakeEndpoint, World
 

@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 
-from cfproxy.dumps import forbid_core_dumps
+from cfproxy.runtime.core_dumps import forbid_core_dumps
 
 # More objects than a start makes: what is imported stays, and looking it over again and again for garbage
 # would take a tenth of the start. `running.serve` sets another threshold for what comes after.
@@ -20,7 +20,7 @@ def main() -> None:
     gc.set_threshold(GC_START)
     # A plugin would see every value of the configuration, and looking for some reads all that is installed.
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
-    from cfproxy.cli import run  # noqa: PLC0415 - with that
+    from cfproxy.cli.main import run
 
     sys.exit(run(sys.argv[1:]))
 

@@ -1,6 +1,6 @@
 """A clock that tests move by hand.
 
-Owns: `FakeClock`, which fits `cfproxy.ports.Clock`.
+Owns: `FakeClock`, which fits `cfproxy.auth.interfaces.Clock`.
 Must not know: what is under test.
 Invariant: time moves only in `advance` and `jump_wall`, so that a test's outcome does not depend on
 the machine's speed. Work in threads or on real sockets is not waited for.

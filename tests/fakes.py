@@ -19,12 +19,12 @@ import structlog
 from structlog.testing import LogCapture
 from structlog.typing import FilteringBoundLogger
 
-from cfproxy.broker import Broker
+from cfproxy.auth.interfaces import Lease, TokenReply
+from cfproxy.auth.models import UNKNOWN_LIFETIME_S, App, Login, Token
+from cfproxy.auth.token_source import Broker
 from cfproxy.errors import CfproxyError, GrantRefused, StoreUnavailable, TokenEndpointUnavailable
-from cfproxy.ports import Lease, TokenReply
 from cfproxy.secret import Secret
 from cfproxy.stores.memory import MemoryStore
-from cfproxy.token import UNKNOWN_LIFETIME_S, App, Login, Token
 from tests.clock import FakeClock
 
 TOKEN_URL = "https://accounts.example/connect/token"

@@ -18,16 +18,16 @@ from typing import Any
 import structlog
 from structlog.testing import LogCapture
 
-from cfproxy.access import AccessRules
-from cfproxy.forward import Forwarder
+from cfproxy.auth.models import Token
+from cfproxy.proxy.access import AccessRules
+from cfproxy.proxy.account_server import ProxyListener
+from cfproxy.proxy.admission import ProxySettings
+from cfproxy.proxy.request_headers import Origin as UpstreamOrigin
+from cfproxy.proxy.retry import Forwarder
 from cfproxy.secret import Secret
-from cfproxy.token import Token
-from cfproxy.upstream import HttpUpstream
-from cfproxy.web.admission import ProxySettings
-from cfproxy.web.connections import ConnectionLimits
-from cfproxy.web.proxy import ProxyListener
-from cfproxy.web.requests import Limits
-from cfproxy.wire import Origin as UpstreamOrigin
+from cfproxy.server.connection_limits import ConnectionLimits
+from cfproxy.server.request import Limits
+from cfproxy.upstream.client import HttpUpstream
 from tests.origin import LIMIT_BYTES, Message, Origin, Script, Wire, serving
 
 LIMIT_S = 30.0  # only a hang takes that long

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cfproxy.access import AccessRules, split_host
 from cfproxy.errors import BadTarget, CrossSite, HostNotAllowed, KeyRequired, NotAllowed
 from cfproxy.hosts import is_loopback
+from cfproxy.proxy.access import AccessRules, split_host
 from cfproxy.secret import Secret
 
 OWN = "http://localhost:8080"

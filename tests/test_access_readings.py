@@ -11,9 +11,9 @@ from urllib.parse import unquote_to_bytes
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cfproxy.access import AccessRules
 from cfproxy.errors import BadTarget, NotAllowed
-from cfproxy.wire import outgoing_target
+from cfproxy.proxy.access import AccessRules
+from cfproxy.proxy.request_headers import outgoing_target
 
 DENIED = AccessRules(paths=("!/v1/secret", "!/v1/secret/**"))
 ALLOWED = AccessRules(paths=("/v1/jobs", "/v1/jobs/**"))

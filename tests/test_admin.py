@@ -15,7 +15,7 @@ from yarl import URL
 
 from cfproxy.config import load_settings
 from cfproxy.errors import ListenError
-from cfproxy.service import Service
+from cfproxy.runtime.service import Service
 
 LOG = structlog.wrap_logger(None, processors=[structlog.testing.LogCapture()])
 ACTION = {"X-Cfproxy-Admin": "1"}

@@ -10,11 +10,10 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from cfproxy.borrowing import AT_ONCE, LATE_S, BorrowedPace
 from cfproxy.errors import QueueRefusal, StoreUnavailable
-from cfproxy.pacing import SHARED_GUARD, Pace
-from cfproxy.ports import Loan
-from cfproxy.shaper import Shaper
+from cfproxy.pacing.queue import Shaper
+from cfproxy.pacing.rate import SHARED_GUARD, Pace
+from cfproxy.pacing.shared import AT_ONCE, LATE_S, BorrowedPace, Loan
 from tests.clock import FakeClock
 from tests.test_pacing import most_in_window
 

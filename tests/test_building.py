@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import trustme
 
-from cfproxy import parts
-from cfproxy.building import build_endpoint, build_limits, build_origin, build_tls
 from cfproxy.config import Account, load_settings
 from cfproxy.errors import ListenError
-from cfproxy.heads import HeadLimits
-from cfproxy.parts import SPARE_FILES
+from cfproxy.http1.parser import HeadLimits
+from cfproxy.runtime import parts
+from cfproxy.runtime.factory import build_endpoint, build_limits, build_origin, build_tls
+from cfproxy.runtime.parts import SPARE_FILES
 from cfproxy.secret import Secret
-from cfproxy.web.requests import Limits
+from cfproxy.server.request import Limits
 
 
 def account(**changes: str) -> Account:

@@ -157,7 +157,7 @@ def test_a_mistake_in_a_short_form_is_told_in_the_words_of_the_file(load: Loader
 
 def test_a_key_without_the_library_is_a_problem(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is told before anything is stored, with the command that installs it."""
-    monkeypatch.setattr("cfproxy.config.agreement.find_spec", lambda _: None)
+    monkeypatch.setattr("cfproxy.config.conflicts.find_spec", lambda _: None)
     problem = load.problem("store: {key: k}")
     assert problem == "config.yaml: store.key: needs a library; run: pip install 'cfproxy[encrypt]'"
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfproxy.config import UnixAddress
-from cfproxy.config.notation import parse_duration, parse_size, render_duration, render_size
+from cfproxy.config.types import parse_duration, parse_size, render_duration, render_size
 from cfproxy.secret import Secret
 from tests.config_loader import Loader
 

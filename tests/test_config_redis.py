@@ -101,6 +101,6 @@ def test_a_redis_store_without_the_library_is_a_problem(
     load: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is told before anything is served, with the command that installs it."""
-    monkeypatch.setattr("cfproxy.config.agreement.find_spec", lambda _: None)
+    monkeypatch.setattr("cfproxy.config.conflicts.find_spec", lambda _: None)
     problem = load.problem("store: redis://h")
     assert problem == "config.yaml: store: needs a library; run: pip install 'cfproxy[redis]'"

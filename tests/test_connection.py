@@ -8,11 +8,11 @@ from unittest.mock import Mock
 
 import pytest
 
-from cfproxy.connection import INTERIM_MAX, UpstreamConnection
-from cfproxy.deadline import Deadline
 from cfproxy.errors import UpstreamError, UpstreamProtocol, UpstreamUnreachable
-from cfproxy.flow import HIGH_BYTES, LARGE_BYTES, FlowProtocol, Inflow
-from cfproxy.framing import CloseReader, LengthReader
+from cfproxy.http1.framing import CloseReader, LengthReader
+from cfproxy.http1.stream import HIGH_BYTES, LARGE_BYTES, FlowProtocol, Inflow
+from cfproxy.http1.timeout import Deadline
+from cfproxy.upstream.connection import INTERIM_MAX, UpstreamConnection
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 HINT = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfproxy.web.connections import ConnectionLimits, Connections
+from cfproxy.server.connection_limits import ConnectionLimits, Connections
 
 LIMITS = ConnectionLimits(connections=4, unfinished=2, unfinished_bytes=50)
 

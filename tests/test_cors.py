@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cfproxy.cors import is_preflight, listed_origin, render_preflight, with_cors
-from cfproxy.header_names import CORS_ANSWERS
+from cfproxy.http1.headers import CORS_ANSWERS
+from cfproxy.proxy.cors import is_preflight, listed_origin, render_preflight, with_cors
 
 PAGE = b"https://App.studio"
 LISTED = ("https://app.studio",)

@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from cfproxy.descriptors import open_files_for
+from cfproxy.runtime.process import open_files_for
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
 
 ASK = """
 import resource
-from cfproxy.descriptors import open_files_for
+from cfproxy.runtime.process import open_files_for
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 128))
 print(open_files_for(32), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 print(open_files_for(100), resource.getrlimit(resource.RLIMIT_NOFILE)[0])

@@ -14,7 +14,7 @@ from typing import cast
 import pytest
 
 from cfproxy.config import TcpAddress
-from cfproxy.doors import ACCEPTS, Door
+from cfproxy.server.listener import ACCEPTS, Door
 from tests.origin import until
 
 

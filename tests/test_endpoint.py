@@ -19,9 +19,9 @@ import pytest
 import trustme
 
 from cfproxy import __version__
-from cfproxy.endpoint import REPLY_MAX_BYTES, HttpTokenEndpoint
+from cfproxy.auth.interfaces import TokenEndpoint
+from cfproxy.auth.token_endpoint import REPLY_MAX_BYTES, HttpTokenEndpoint
 from cfproxy.errors import CfproxyError, GrantRefused, Misconfigured, TokenEndpointUnavailable
-from cfproxy.ports import TokenEndpoint
 from cfproxy.secret import Secret
 
 CLIENT_SECRET = "MARKERclientMARKER"

@@ -13,8 +13,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from cfproxy.traffic import Finished, Latest
-from cfproxy.web.events import LISTENERS_MAX, Feed
+from cfproxy.admin.events import LISTENERS_MAX, Feed
+from cfproxy.observability.request_stats import Finished, Latest
 
 LIMIT_S = 30.0
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfproxy.expiry import DAY_S, ExpiryWarning, WarnOnce, expiry_warning, span_text
+from cfproxy.auth.expiry import DAY_S, ExpiryWarning, WarnOnce, expiry_warning, span_text
+from cfproxy.auth.models import App, Login, Token
 from cfproxy.secret import Secret
-from cfproxy.token import App, Login, Token
 
 APP = App("default", "app", "https://t/token", "https://api:443", "cfgateway", "authorization_code")
 LOGIN_AT = 1_700_000_000.0

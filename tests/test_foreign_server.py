@@ -9,12 +9,12 @@ import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
 
-from cfproxy import login
-from cfproxy.endpoint import HttpTokenEndpoint
+from cfproxy.auth import login
+from cfproxy.auth.models import App as ClientApp
+from cfproxy.auth.token_endpoint import HttpTokenEndpoint
 from cfproxy.errors import GrantRefused, LoginFailed, Misconfigured
 from cfproxy.secret import Secret
 from cfproxy.stores.memory import MemoryStore
-from cfproxy.token import App as ClientApp
 from tests.authlib_server import App, Server
 from tests.clock import FakeClock
 

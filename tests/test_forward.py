@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cfproxy.auth.models import Token
 from cfproxy.errors import (
     CfproxyError,
     LoginRequired,
@@ -21,10 +22,9 @@ from cfproxy.errors import (
     TokenEndpointUnavailable,
     UpstreamUnreachable,
 )
-from cfproxy.forward import Forwarder, Times
-from cfproxy.kept import PIECE_BYTES, KeptBody
-from cfproxy.ports import BegunAnswer, Call
-from cfproxy.token import Token
+from cfproxy.proxy.request_body import PIECE_BYTES, KeptBody
+from cfproxy.proxy.retry import Forwarder, Times
+from cfproxy.upstream.interfaces import BegunAnswer, Call
 from tests.proxied import FakePacer, FakeSource
 
 GET = Call("GET", b"", None, chunked=False)
@@ -135,7 +135,7 @@ async def test_who_waits_for_a_refresh_after_a_slot_takes_another_slot(
 ) -> None:
     """A slot is an instant: those who waited for the token together must not leave together."""
     scene, clock = Scene(200), [0.0]
-    monkeypatch.setattr("cfproxy.forward.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("cfproxy.proxy.retry.time.perf_counter", lambda: clock[0])
     get = scene.source.get
 
     async def refresh_after_the_slot() -> Token:

@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cfproxy.cli import cli
+from cfproxy.cli.main import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 

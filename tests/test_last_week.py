@@ -8,17 +8,17 @@ from dataclasses import replace
 import structlog
 from structlog.testing import LogCapture
 
-from cfproxy.broker import Broker
-from cfproxy.building import build_app, build_endpoint, build_login_plan
+from cfproxy.admin.view import view_account
+from cfproxy.auth.expiry import DAY_S, WarnOnce
+from cfproxy.auth.login import begin, finish
+from cfproxy.auth.token_source import Broker
 from cfproxy.config import load_settings
 from cfproxy.errors import LoginRequired
-from cfproxy.expiry import DAY_S, WarnOnce
-from cfproxy.login import begin, finish
-from cfproxy.metrics import Metrics
-from cfproxy.report import report_running
+from cfproxy.observability.metrics import Metrics
+from cfproxy.observability.status import report_running
+from cfproxy.runtime.factory import build_app, build_endpoint, build_login_plan
 from cfproxy.sandbox import Behaviour, Sandbox, approve
 from cfproxy.stores import open_store
-from cfproxy.web.view import view_account
 from tests.clock import FakeClock
 
 HOUR_S = 3600.0

@@ -11,7 +11,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from cfproxy import oauth
+from cfproxy.auth import oauth2 as oauth
+from cfproxy.auth.interfaces import ATTEMPT_LIFETIME_S, Attempt, Lease, TokenReply
+from cfproxy.auth.login import LoggedOut, LoginPlan, begin, finish, login_app, logout
+from cfproxy.auth.models import UNKNOWN_LIFETIME_S, App, Login
 from cfproxy.errors import (
     CfproxyError,
     GrantRefused,
@@ -22,11 +25,8 @@ from cfproxy.errors import (
     TokenEndpointUnavailable,
     fresh,
 )
-from cfproxy.login import LoggedOut, LoginPlan, begin, finish, login_app, logout
-from cfproxy.ports import ATTEMPT_LIFETIME_S, Attempt, Lease, TokenReply
 from cfproxy.secret import Secret
 from cfproxy.stores.memory import MemoryStore
-from cfproxy.token import UNKNOWN_LIFETIME_S, App, Login
 from tests.clock import FakeClock
 
 REDIRECT = "https://integration.example/cb"

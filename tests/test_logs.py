@@ -18,7 +18,7 @@ import pytest
 import structlog
 
 import cfproxy
-from cfproxy.logs import FIELDS, LogOutput, build_logger
+from cfproxy.observability.logs import FIELDS, LogOutput, build_logger
 from cfproxy.secret import Secret
 
 MARKER = "marker-5d1c"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfproxy.marks import id_maker, read_marks
+from cfproxy.proxy.request_id import id_maker, read_marks
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 SANE = re.compile(r"[A-Za-z0-9._~:@+=/-]{1,128}")

@@ -6,13 +6,13 @@ import math
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from cfproxy.broker import BrokerState
+from cfproxy.auth.models import Login, Token
+from cfproxy.auth.token_source import BrokerState
 from cfproxy.errors import LoginRequired, TokenEndpointUnavailable
-from cfproxy.metrics import Metrics
-from cfproxy.pacing import Pace
+from cfproxy.observability.metrics import Metrics
+from cfproxy.pacing.queue import Shaper, ShaperState
+from cfproxy.pacing.rate import Pace
 from cfproxy.secret import Secret
-from cfproxy.shaper import Shaper, ShaperState
-from cfproxy.token import Login, Token
 from tests.clock import FakeClock
 
 LOGIN = Login(

@@ -15,12 +15,12 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from cfproxy.broker import BrokerState
-from cfproxy.metrics import Metrics
-from cfproxy.pacing import Pace
-from cfproxy.report import STATES
-from cfproxy.shaper import Shaper
-from cfproxy.web.problems import slugs
+from cfproxy.auth.token_source import BrokerState
+from cfproxy.observability.metrics import Metrics
+from cfproxy.observability.status import STATES
+from cfproxy.pacing.queue import Shaper
+from cfproxy.pacing.rate import Pace
+from cfproxy.server.problem_details import slugs
 from tests.clock import FakeClock
 from tests.test_expiry import a_login
 

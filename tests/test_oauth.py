@@ -13,9 +13,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from oauthlib.oauth2 import BackendApplicationClient, WebApplicationClient
 
-from cfproxy import oauth
+from cfproxy.auth import oauth2 as oauth
+from cfproxy.auth.interfaces import TokenReply
 from cfproxy.errors import GrantRefused, Misconfigured, TokenEndpointUnavailable
-from cfproxy.ports import TokenReply
 from cfproxy.secret import Secret
 
 MARKER = "MARKERsecretMARKER"

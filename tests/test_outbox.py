@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfproxy.connection import UpstreamConnection
 from cfproxy.errors import UpstreamUnreachable
-from cfproxy.flow import FlowProtocol
-from cfproxy.outbox import Outbox
-from cfproxy.web.connection import ClientConnection
-from cfproxy.web.requests import Limits
+from cfproxy.http1.stream import FlowProtocol
+from cfproxy.http1.write_batch import Outbox
+from cfproxy.server.connection import ClientConnection
+from cfproxy.server.request import Limits
+from cfproxy.upstream.connection import UpstreamConnection
 from tests.test_connection import OK, FakeTransport
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfproxy.pacing import GUARD, SHARE_MIN, Pace
+from cfproxy.pacing.rate import GUARD, SHARE_MIN, Pace
 
 RATES = st.one_of(st.integers(1, 60).map(float), st.floats(0.2, 60.0))
 

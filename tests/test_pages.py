@@ -16,8 +16,8 @@ import pytest
 import structlog
 
 from cfproxy.config import load_settings
+from cfproxy.runtime.service import Service
 from cfproxy.sandbox import Behaviour, Fault, Sandbox, approve
-from cfproxy.service import Service
 
 LOG = structlog.wrap_logger(None, processors=[structlog.testing.LogCapture()])
 HTML = {"Accept": "text/html,application/xhtml+xml"}

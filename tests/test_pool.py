@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from cfproxy.connection import UpstreamConnection
 from cfproxy.errors import UpstreamTimeout, UpstreamUnreachable
-from cfproxy.pool import OPENING_MAX, Pool
+from cfproxy.upstream.connection import UpstreamConnection
+from cfproxy.upstream.pool import OPENING_MAX, Pool
 from tests.origin import until_still
 from tests.proxied import LIMIT_S
 
@@ -137,7 +137,7 @@ async def test_the_latest_used_is_used_first() -> None:
 
 async def test_an_idle_connection_is_closed_before_the_api_would(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without being used it does not outlive its time, and nobody gets it afterwards."""
-    monkeypatch.setattr("cfproxy.pool.KEEPALIVE_S", 0.02)
+    monkeypatch.setattr("cfproxy.upstream.pool.KEEPALIVE_S", 0.02)
     async with pool_of() as (pool, server):
         old = await pool.take()
         keep(pool, old)

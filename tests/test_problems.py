@@ -11,7 +11,7 @@ import pytest
 
 import cfproxy
 from cfproxy import errors as e
-from cfproxy.web.problems import render_problem, row_of
+from cfproxy.server.problem_details import render_problem, row_of
 
 # The table that callers rely on: slug → status, and whether Retry-After must, may not or does not come.
 CONTRACT = {

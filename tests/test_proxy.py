@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cfproxy.access import AccessRules
-from cfproxy.header_names import folded
+from cfproxy.http1.headers import folded
+from cfproxy.proxy.access import AccessRules
+from cfproxy.proxy.admission import PROGRAMS_MAX
+from cfproxy.proxy.exchange import Exchange
 from cfproxy.secret import Secret
-from cfproxy.web.admission import PROGRAMS_MAX
-from cfproxy.web.exchange import Exchange
 from tests.origin import OK, Message, Peer, answering, chunked, reply, until
 from tests.proxied import Proxied, proxied
 

@@ -7,14 +7,14 @@ import dataclasses
 
 import pytest
 
-from cfproxy.access import AccessRules
-from cfproxy.forward import Forwarder
+from cfproxy.auth.models import Token
+from cfproxy.proxy.access import AccessRules
+from cfproxy.proxy.account_server import ProxyListener
+from cfproxy.proxy.exchange import Exchange
+from cfproxy.proxy.retry import Forwarder
 from cfproxy.secret import Secret
-from cfproxy.token import Token
-from cfproxy.upstream import HttpAnswer, HttpUpstream
-from cfproxy.web.connection import ClientConnection
-from cfproxy.web.exchange import Exchange
-from cfproxy.web.proxy import ProxyListener
+from cfproxy.server.connection import ClientConnection
+from cfproxy.upstream.client import HttpAnswer, HttpUpstream
 from tests.origin import OK, Peer, answering, serving, until, until_still
 from tests.proxied import Proxied, proxied
 from tests.test_proxy import problem
@@ -178,7 +178,7 @@ async def test_a_request_that_was_abandoned_tells_how_long_the_api_took() -> Non
     """Its client may have left because of that."""
     waits: list[float | None] = []
     async with proxied(_hung, warm=True) as world:
-        record = lambda *args: waits.extend(args[5:8])  # noqa: E731 - the short form of a callback
+        record = lambda *args: waits.extend(args[5:8])
         world.listener.settings = dataclasses.replace(world.listener.settings, record=record)
         client = await world.client()
         await client.send(client.compose(GET))

@@ -13,7 +13,7 @@ from unittest.mock import patch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfproxy.upstream import HttpUpstream
+from cfproxy.upstream.client import HttpUpstream
 from tests.origin import Peer, until, until_still
 from tests.proxied import Client, Proxied, proxied
 
@@ -166,6 +166,6 @@ def _act(wire: Client | Peer, left: bytearray, what: int | str) -> None:
 def test_both_ways_look_the_same(plan: Plan) -> None:
     """The client gets the same, the API is asked the same, and the log and the numbers say the same."""
     # How long a client that has ended its side is waited for depends on the clock, which no plan tells.
-    with patch("cfproxy.web.connection.HALF_CLOSE_S", math.inf):
+    with patch("cfproxy.server.connection.HALF_CLOSE_S", math.inf):
         short, long = (asyncio.run(_Stage(plan).play(at_once=at_once)) for at_once in (True, False))
     assert short == long

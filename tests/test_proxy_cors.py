@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cfproxy.access import AccessRules
+from cfproxy.proxy.access import AccessRules
 from cfproxy.secret import Secret
 from tests.origin import Message, answering
 from tests.proxied import proxied

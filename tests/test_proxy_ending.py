@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from cfproxy.hangups import HangupWatch
-from cfproxy.web import connection
+from cfproxy.server import connection
+from cfproxy.server.hangup import HangupWatch
 from tests.origin import OK, Message, Peer, answering, chunked, until
 from tests.proxied import Client, Proxied, proxied
 from tests.test_proxy import problem

@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from cfproxy.errors import UpstreamTimeout
-from cfproxy.web import exchange
+from cfproxy.proxy import exchange
 from tests.origin import OK, Peer, Script, answering, chunked, reply, serving, until
 from tests.proxied import proxied
 from tests.test_proxy import problem
@@ -238,7 +238,7 @@ async def test_an_unforeseen_fault_after_the_first_byte_is_cut_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A bug of ours is logged, and nothing but the answer ever follows the answer's first byte."""
-    from cfproxy.upstream import HttpAnswer
+    from cfproxy.upstream.client import HttpAnswer
 
     async def script(peer: Peer) -> None:
         await peer.take()
@@ -319,7 +319,7 @@ async def test_a_client_that_reads_nothing_is_let_go() -> None:
 
 def test_the_timeout_of_a_hung_api_is_no_fault_of_ours() -> None:
     """504 is kept for the API's silence (RFC 9110 §15.6.5)."""
-    from cfproxy.web.problems import row_of
+    from cfproxy.server.problem_details import row_of
 
     assert row_of(UpstreamTimeout("x")).status == 504
     assert reply("504 X").startswith(b"HTTP/1.1 504")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from cfproxy.access import AccessRules
+from cfproxy.proxy.access import AccessRules
 from tests.origin import OK, Message, answering
 from tests.proxied import Proxied, proxied
 

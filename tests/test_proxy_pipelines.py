@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from cfproxy.heads import HeadLimits, MalformedHead, request_end
-from cfproxy.web.connection import REMEMBERED_BYTES
-from cfproxy.web.exchange import Exchange
+from cfproxy.http1.parser import HeadLimits, MalformedHead, request_end
+from cfproxy.proxy.exchange import Exchange
+from cfproxy.server.connection import REMEMBERED_BYTES
 from tests.origin import OK, Peer, answering, reply, until, until_still
 from tests.proxied import proxied
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from cfproxy.web.connections import ConnectionLimits
+from cfproxy.server.connection_limits import ConnectionLimits
 from tests.origin import OK, Peer, answering, until
 from tests.proxied import Client, proxied
 

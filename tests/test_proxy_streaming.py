@@ -7,8 +7,8 @@ import contextlib
 
 import pytest
 
-from cfproxy import upstream
 from cfproxy.errors import LoginRequired
+from cfproxy.upstream import client as upstream
 from tests.origin import OK, Message, Peer, Script, answering, reply, until_still
 from tests.proxied import Client, proxied
 from tests.test_proxy import problem

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cfproxy.errors import LoginFailed
-from cfproxy.redirect import (
+from cfproxy.auth.redirect import (
     REDIRECT_MAX_CHARS,
     UNRECOGNISED,
     Redirect,
@@ -20,6 +19,7 @@ from cfproxy.redirect import (
     origin_of,
     parse_redirect,
 )
+from cfproxy.errors import LoginFailed
 from cfproxy.secret import Secret
 
 MARKER = "MARKERsecretMARKER"

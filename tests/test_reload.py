@@ -17,10 +17,10 @@ import structlog
 
 from cfproxy.config import Settings, load_settings
 from cfproxy.errors import BadTarget, ConfigError, ListenError, ShuttingDown
-from cfproxy.logs import LogOutput
-from cfproxy.reloading import check_live, list_changes
+from cfproxy.observability.logs import LogOutput
+from cfproxy.runtime.changes import check_live, list_changes
+from cfproxy.runtime.service import Service
 from cfproxy.sandbox import Behaviour, Fault, Sandbox
-from cfproxy.service import Service
 from tests.stores.redis_server import free_port
 
 ACTION = {"X-Cfproxy-Admin": "1"}

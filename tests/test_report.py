@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from cfproxy.auth.models import App, Login, Token
+from cfproxy.cli.status_text import render_text
 from cfproxy.errors import StoreUnavailable, StoreUnusable
-from cfproxy.report import report_beside, report_stored
-from cfproxy.report_text import render_text
+from cfproxy.observability.status import report_beside, report_stored
 from cfproxy.secret import Secret
-from cfproxy.token import App, Login, Token
 from tests.fakes import APP, CREDENTIALS_APP, World
 
 NOW = 1_900_000_000.0

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cfproxy import running
+from cfproxy.cli import run as running
 
 
 async def test_a_second_signal_ends_the_process_behind_what_is_to_be_logged(

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfproxy.errors import QueueFull, QueueRefusal, QueueTimeout
-from cfproxy.pacing import Pace
-from cfproxy.shaper import Shaper, _Line
+from cfproxy.pacing.queue import Shaper, _Line
+from cfproxy.pacing.rate import Pace
 from tests.clock import FakeClock
 from tests.test_pacing import most_in_window
 

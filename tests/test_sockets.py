@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cfproxy.sockets import bound_unix_socket, open_to_others, peer_uid
+from cfproxy.server.unix_sockets import bound_unix_socket, open_to_others, peer_uid
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
 

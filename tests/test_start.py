@@ -14,10 +14,10 @@ import pytest
 import structlog
 import trustme
 
-from cfproxy import admin_listener
-from cfproxy.cli import cli
+from cfproxy.admin import listener as admin_listener
+from cfproxy.cli.main import cli
 from cfproxy.config import load_settings
-from cfproxy.service import Service
+from cfproxy.runtime.service import Service
 from tests.test_reload import opened
 
 LOG = structlog.wrap_logger(None, processors=[structlog.testing.LogCapture()])
@@ -32,10 +32,10 @@ SETTINGS = {
 # After the import of `serve`: whom aiohttp's own contexts trust, and whom ours do.
 TRUST = """
 import click
-from cfproxy.cli import cli
+from cfproxy.cli.main import cli
 cli.get_command(click.Context(cli), "serve")
 from aiohttp import connector
-from cfproxy.building import build_tls
+from cfproxy.runtime.factory import build_tls
 from cfproxy.config import load_settings
 settings = load_settings(None, {SETTINGS})
 ours = build_tls(settings.accounts["default"])
@@ -47,10 +47,10 @@ for context in (connector._SSL_CONTEXT_VERIFIED, connector._SSL_CONTEXT_UNVERIFI
 # What has been imported when the listeners are open and the start is over.
 STARTED = """
 import asyncio, sys
-from cfproxy.commands import serving
+from cfproxy.cli import serving
 from cfproxy.config import load_settings
-from cfproxy.logs import build_logger
-from cfproxy.service import Service
+from cfproxy.observability.logs import build_logger
+from cfproxy.runtime.service import Service
 async def start():
     async with Service(load_settings(None, {SETTINGS}), (), build_logger("error", "json")) as service:
         print(service.admin_url is not None, *sys.modules)
@@ -65,8 +65,15 @@ def test_what_no_request_to_the_api_needs_is_not_waited_for() -> None:
     )
     is_open, *imported = ran.stdout.split()
     assert is_open == "True"
-    assert "cfproxy.service" in imported
-    late = {"aiohttp.web", "prometheus_client", "cfproxy.web.admin", "cfproxy.exposition", "yaml", "filelock"}
+    assert "cfproxy.runtime.service" in imported
+    late = {
+        "aiohttp.web",
+        "prometheus_client",
+        "cfproxy.admin.app",
+        "cfproxy.observability.prometheus",
+        "yaml",
+        "filelock",
+    }
     assert not late & set(imported)
 
 

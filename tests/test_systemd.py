@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from cfproxy import systemd
 from cfproxy.config import TcpAddress
-from cfproxy.doors import Door, Doors
 from cfproxy.errors import ListenError
-from cfproxy.systemd import Notifier, take_sockets
+from cfproxy.runtime import systemd
+from cfproxy.runtime.systemd import Notifier, take_sockets
+from cfproxy.server.listener import Door, Doors
 
 pytestmark = pytest.mark.skipif(
     not hasattr(socket, "AF_UNIX"), reason="systemd's protocol needs Unix sockets"

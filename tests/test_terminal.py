@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfproxy.terminal import paint, show, wrap
+from cfproxy.cli.terminal import paint, show, wrap
 
 COLORS = {"ok": "green", "fail": "red"}
 TEXT = "default: ok: logged in\n  store         file:/somewhere, " + "and more of it " * 8

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfproxy.answers import retry_after_s
+from cfproxy.auth.models import Token
 from cfproxy.errors import QueueTimeout, TokenEndpointUnavailable
-from cfproxy.forward import POSTPONED_MAX, RETRY_AFTER_MAX_S, Forwarder, Outcome
-from cfproxy.kept import KeptBody
-from cfproxy.ports import BegunAnswer, Call
-from cfproxy.token import Token
+from cfproxy.proxy.request_body import KeptBody
+from cfproxy.proxy.response_headers import retry_after_s
+from cfproxy.proxy.retry import POSTPONED_MAX, RETRY_AFTER_MAX_S, Forwarder, Outcome
+from cfproxy.upstream.interfaces import BegunAnswer, Call
 from tests.proxied import FakePacer, FakeSource
 
 NOW = 1_800_000_000.0

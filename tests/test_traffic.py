@@ -7,9 +7,9 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfproxy.pacing import Pace
-from cfproxy.shaper import Shaper
-from cfproxy.traffic import BUCKETS_S, LATEST_MAX, Activity, Durations, Latest, Trend
+from cfproxy.observability.request_stats import BUCKETS_S, LATEST_MAX, Activity, Durations, Latest, Trend
+from cfproxy.pacing.queue import Shaper
+from cfproxy.pacing.rate import Pace
 from tests.clock import FakeClock
 
 
@@ -132,7 +132,7 @@ async def test_a_trend_remembers_the_longest_queue_of_a_step() -> None:
         def waiting(self) -> int:
             return waiting.pop(0)
 
-    trend = Trend(lambda: State(), clock.monotonic)  # type: ignore[arg-type, return-value]  # noqa: PLW0108
+    trend = Trend(lambda: State(), clock.monotonic)  # type: ignore[arg-type, return-value]
     trend.sample()
     trend.sample(at_once=True)
     assert trend.series()[1][-1] == 7

@@ -11,16 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cfproxy.errors import (
-    BadTarget,
-    UpstreamError,
-    UpstreamProtocol,
-    UpstreamTimeout,
-    UpstreamUnreachable,
-)
-from cfproxy.kept import KeptBody
-from cfproxy.ports import Call
-from cfproxy.upstream import HttpAnswer, HttpUpstream
+from cfproxy.errors import BadTarget, UpstreamError, UpstreamProtocol, UpstreamTimeout, UpstreamUnreachable
+from cfproxy.proxy.request_body import KeptBody
+from cfproxy.upstream.client import HttpAnswer, HttpUpstream
+from cfproxy.upstream.interfaces import Call
 from tests.origin import OK, Origin, Peer, Script, answering, chunked, reply, serving, until
 from tests.proxied import LIMIT_S, a_token
 

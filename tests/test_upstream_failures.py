@@ -11,13 +11,8 @@ from typing import Any
 import pytest
 import trustme
 
-from cfproxy.errors import (
-    UpstreamProtocol,
-    UpstreamTimeout,
-    UpstreamTls,
-    UpstreamUnreachable,
-)
-from cfproxy.kept import KeptBody
+from cfproxy.errors import UpstreamProtocol, UpstreamTimeout, UpstreamTls, UpstreamUnreachable
+from cfproxy.proxy.request_body import KeptBody
 from tests.origin import OK, Peer, answering, serving, until, until_still
 from tests.test_upstream import TOKEN, body_of, call, closing_after, dialling, fetch, upstream_of
 

@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 
-from cfproxy.broker import BrokerState
+from cfproxy.admin.plots import view_pacing
+from cfproxy.admin.view import view_account, view_request, view_summary
+from cfproxy.auth.expiry import DAY_S
+from cfproxy.auth.models import Token
+from cfproxy.auth.token_source import BrokerState
 from cfproxy.errors import (
     CfproxyError,
     LoginRequired,
@@ -17,14 +21,10 @@ from cfproxy.errors import (
     TokenEndpointUnavailable,
     UpstreamUnreachable,
 )
-from cfproxy.expiry import DAY_S
-from cfproxy.report import report_checks, report_pacing, report_running
+from cfproxy.observability.request_stats import Finished
+from cfproxy.observability.status import report_checks, report_pacing, report_running
+from cfproxy.pacing.queue import ShaperState
 from cfproxy.secret import Secret
-from cfproxy.shaper import ShaperState
-from cfproxy.token import Token
-from cfproxy.traffic import Finished
-from cfproxy.web.plots import view_pacing
-from cfproxy.web.view import view_account, view_request, view_summary
 from tests.test_expiry import APP, LOGIN_AT, a_login
 
 NOW = LOGIN_AT + 600.0

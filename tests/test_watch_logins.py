@@ -9,11 +9,11 @@ from typing import Any, cast
 
 import structlog
 
-from cfproxy.accounts import EXPIRY_LOOK_S, RunningAccount, watch_logins
-from cfproxy.broker import BrokerState
-from cfproxy.expiry import WarnOnce
+from cfproxy.auth.expiry import WarnOnce
+from cfproxy.auth.models import App, Login, Token
+from cfproxy.auth.token_source import BrokerState
+from cfproxy.runtime.account import EXPIRY_LOOK_S, RunningAccount, watch_logins
 from cfproxy.secret import Secret
-from cfproxy.token import App, Login, Token
 from tests.fakes import APP
 from tests.fakes import World as Fakes
 

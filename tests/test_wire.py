@@ -6,19 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfproxy.answers import incoming_headers
 from cfproxy.errors import BadTarget, LoopDetected, NotAllowed, UpgradeNotSupported
-from cfproxy.header_names import HOP_BY_HOP, OWNED, folded
-from cfproxy.wire import (
-    Framing,
+from cfproxy.http1.framing import Framing, read_framing
+from cfproxy.http1.headers import HOP_BY_HOP, OWNED, folded
+from cfproxy.proxy.request_headers import (
     Origin,
     check_fields,
     check_method,
     outgoing_fields,
     outgoing_target,
     passing_trailers,
-    read_framing,
 )
+from cfproxy.proxy.response_headers import incoming_headers
 
 Header = tuple[bytes, bytes]
 

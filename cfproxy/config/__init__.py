@@ -19,13 +19,13 @@ from typing import Any
 
 import platformdirs
 
+from cfproxy.config.access import AccessKey, LocalUser
 from cfproxy.config.addresses import TcpAddress, UnixAddress
-from cfproxy.config.assembly import build_settings, names_of
-from cfproxy.config.callers import AccessKey, LocalUser
-from cfproxy.config.findings import ENVIRONMENT, Findings
-from cfproxy.config.key_tree import keys_of, merge, section_of, sections_of
+from cfproxy.config.keys import keys_of, merge, section_of, sections_of
+from cfproxy.config.problems import ENVIRONMENT, Findings
 from cfproxy.config.redis_url import RedisAddress
 from cfproxy.config.references import Context
+from cfproxy.config.resolve import build_settings, names_of
 from cfproxy.config.settings import (
     Access,
     Account,
@@ -42,7 +42,7 @@ from cfproxy.config.settings import (
     Tls,
 )
 from cfproxy.config.sources import read_environment, read_file
-from cfproxy.config.starter import filled_file, starter_file
+from cfproxy.config.template import filled_file, starter_file
 from cfproxy.errors import ConfigError, Problem
 
 __all__ = [
@@ -156,7 +156,7 @@ def problem_with(key: str, value: str) -> str | None:
 
 def render_settings(settings: Settings) -> str:
     """Return the effective configuration as YAML that reads back; secrets are `[redacted]`."""
-    import yaml  # noqa: PLC0415 - see `trees.py`
+    import yaml
 
     accounts = {
         name: account.model_dump(mode="json", by_alias=True, exclude={"name", "config_file"})

@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
-from cfproxy.config.notation import STRING, is_off, text_of
+from cfproxy.config.types import STRING, is_off, text_of
 from cfproxy.hosts import is_loopback, parse_authority, render_authority
 
 UNIX_PATH_MAX_BYTES = 103  # macOS has room for 104 with the final NUL, Linux for 108

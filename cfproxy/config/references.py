@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 from pydantic import PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema
 
-from cfproxy.config.notation import STRING, text_of
 from cfproxy.config.redis_url import RedisAddress, is_redis_url, parse_redis_url
+from cfproxy.config.types import STRING, text_of
 from cfproxy.secret import REDACTED, Secret
 
 SECRET_MAX_BYTES = 65_536
@@ -91,7 +91,7 @@ def parse_secret(value: object, info: ValidationInfo) -> Secret:
         ((kind, name),) = value.items()
         value = _resolve_secret(kind, name, info)
     if not isinstance(value, str):
-        raise ValueError(want)  # noqa: TRY004 - pydantic collects ValueErrors only
+        raise ValueError(want)
     if not value.strip():
         raise ValueError("must not be empty")
     if not value.isprintable():

@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
+from cfproxy.config.access import Key, User
 from cfproxy.config.addresses import (
     Admin,
     Host,
@@ -27,10 +28,9 @@ from cfproxy.config.addresses import (
     Url,
     url_origin,
 )
-from cfproxy.config.callers import Key, User
-from cfproxy.config.notation import ClientId, Duration, Flag, Method, PathPattern, Rate, Scope, Size, Word
 from cfproxy.config.redis_url import RedisAddress
 from cfproxy.config.references import CaFile, SecretText, StoreUrl
+from cfproxy.config.types import ClientId, Duration, Flag, Method, PathPattern, Rate, Scope, Size, Word
 
 SECRET_KEYS = frozenset({"client_secret", "keys", "key"})
 ACCOUNT_NAME = re.compile(r"(?!(con|prn|aux|nul|com[0-9]|lpt[0-9])$)[a-z0-9][a-z0-9_-]{0,63}")

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_origin
 
-from cfproxy.config.findings import Findings, hint
-from cfproxy.config.key_tree import check_keys, leaves_of, merge, nest, paths_of, section_of
+from cfproxy.config.keys import check_keys, leaves_of, merge, nest, paths_of, section_of
+from cfproxy.config.problems import Findings, hint
 from cfproxy.config.settings import AccountKeys, FileKeys
-from cfproxy.config.trees import BadYaml, Keys, Tree
+from cfproxy.config.tree import BadYaml, Keys, Tree
 
 FILE_MAX_BYTES = 262_144
 PREFIX = "CFPROXY_"
@@ -46,7 +46,7 @@ def read_file(path: Path, findings: Findings) -> Tree | None:
 
 
 def _read_yaml(text: str) -> tuple[Any, list[tuple[Keys, str]]]:
-    from cfproxy.config.yaml_tree import read_yaml  # noqa: PLC0415 - see `trees.py`
+    from cfproxy.config.yaml import read_yaml
 
     return read_yaml(text)
 

@@ -5,13 +5,7 @@ Must not know: the rest of cfproxy, whose real client it is there to meet.
 """
 
 from cfproxy.sandbox.app import Sandbox
-from cfproxy.sandbox.behaviour import (
-    Behaviour,
-    InvalidSettings,
-    Setting,
-    describe_settings,
-    parse_setting,
-)
+from cfproxy.sandbox.behaviour import Behaviour, InvalidSettings, Setting, describe_settings, parse_setting
 from cfproxy.sandbox.browser import approve
 from cfproxy.sandbox.faults import Fault
 from cfproxy.sandbox.journal import TokenRequest

@@ -1,6 +1,6 @@
 """Token stores: where logins are kept.
 
-Owns: the choice of the adapter. Each adapter implements `cfproxy.ports.TokenStore` and passes one
+Owns: the choice of the adapter. Each adapter implements `cfproxy.auth.interfaces.TokenStore` and passes one
 contract suite.
 Must not know: the engine, or what a token is good for.
 """
@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cfproxy.auth.interfaces import TokenStore
 from cfproxy.config import RedisAddress
 from cfproxy.errors import ConfigError
-from cfproxy.ports import TokenStore
 from cfproxy.secret import Secret
-from cfproxy.stores.codec import Codec
+from cfproxy.stores.encryption import Codec
 from cfproxy.stores.file import FileStore
 from cfproxy.stores.memory import MemoryStore
 
@@ -36,7 +36,7 @@ def open_store(
         ConfigError: another word, or a file store without a folder.
     """
     if isinstance(store, RedisAddress):
-        from cfproxy.stores.redis.records import RedisStore  # noqa: PLC0415 - optional
+        from cfproxy.stores.redis.store import RedisStore
 
         return RedisStore(store, Codec(key), ca_file)
     if store == "memory":

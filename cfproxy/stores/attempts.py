@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cfproxy.auth.interfaces import ATTEMPT_LIFETIME_S, Attempt, AttemptGone
 from cfproxy.errors import StoreUnusable
-from cfproxy.ports import ATTEMPT_LIFETIME_S, Attempt, AttemptGone
 from cfproxy.secret import Secret
 
 ATTEMPT_VERSION = 1

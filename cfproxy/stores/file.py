@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from cfproxy.auth.interfaces import Attempt, Lease
+from cfproxy.auth.models import Login
 from cfproxy.errors import StoreUnavailable, StoreUnusable
-from cfproxy.ports import Attempt, Lease
 from cfproxy.secret import Secret
+from cfproxy.stores.atomic_files import FILE_MAX_BYTES, Folder
 from cfproxy.stores.attempts import Entry, choose, from_document, to_document
-from cfproxy.stores.codec import Codec
-from cfproxy.stores.disk import FILE_MAX_BYTES, Folder
-from cfproxy.stores.locking import hold
-from cfproxy.token import Login
+from cfproxy.stores.encryption import Codec
+from cfproxy.stores.file_lock import hold
 
 USED_SUFFIX = ".used.json"
 

@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 from itertools import count
 
+from cfproxy.auth.interfaces import Attempt, Lease
+from cfproxy.auth.models import Login
 from cfproxy.errors import StoreUnavailable
-from cfproxy.ports import Attempt, Lease
 from cfproxy.stores.attempts import Entry, choose
-from cfproxy.token import Login
 
 
 class MemoryStore:

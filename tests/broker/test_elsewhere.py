@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from cfproxy.auth.models import Token
 from cfproxy.errors import StoreUnavailable, TokenEndpointUnavailable
 from cfproxy.secret import Secret
 from cfproxy.stores.memory import MemoryStore
-from cfproxy.token import Token
 from tests.fakes import World
 
 

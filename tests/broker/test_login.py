@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from cfproxy.broker import Broker
+from cfproxy.auth.models import Token
+from cfproxy.auth.token_source import Broker
 from cfproxy.errors import LoginRequired, Misconfigured, StoreUnavailable, TokenEndpointUnavailable
 from cfproxy.secret import Secret
-from cfproxy.token import Token
 from tests.fakes import LOST, World, access, at_once, down
 
 

@@ -7,6 +7,7 @@ import traceback
 
 import pytest
 
+from cfproxy.auth.models import Token
 from cfproxy.errors import (
     CfproxyError,
     LoginRequired,
@@ -15,7 +16,6 @@ from cfproxy.errors import (
     TokenEndpointUnavailable,
 )
 from cfproxy.secret import Secret
-from cfproxy.token import Token
 from tests.fakes import World, down, refused
 
 # Each way to fail, and what callers get once no valid token is left.

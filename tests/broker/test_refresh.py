@@ -8,9 +8,9 @@ import contextlib
 import pytest
 from structlog.testing import LogCapture
 
-from cfproxy.broker import Broker
+from cfproxy.auth.interfaces import TokenReply
+from cfproxy.auth.token_source import Broker
 from cfproxy.errors import Misconfigured, TokenEndpointUnavailable
-from cfproxy.ports import TokenReply
 from cfproxy.secret import Secret
 from tests.fakes import World, access, at_once, down, reply
 

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
+from cfproxy.auth.models import Token
 from cfproxy.errors import LoginRequired, StoreUnavailable
 from cfproxy.secret import Secret
-from cfproxy.token import Token
 from tests.fakes import World, access, at_once, down
 
 # --- refreshing together -----------------------------------------------------------------

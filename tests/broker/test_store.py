@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from cfproxy.broker import Broker
+from cfproxy.auth.models import Token
+from cfproxy.auth.token_source import Broker
 from cfproxy.errors import CfproxyError, LoginRequired, StoreUnavailable, StoreUnusable
 from cfproxy.secret import Secret
-from cfproxy.token import Token
 from tests.fakes import CREDENTIALS_APP, World, at_once, down, open_world, refused
 
 FULL = StoreUnavailable("the disk is full")

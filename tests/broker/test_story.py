@@ -11,10 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cfproxy.broker import Broker
+from cfproxy.auth.models import Token, login_problem
+from cfproxy.auth.token_source import Broker
 from cfproxy.errors import CfproxyError, Misconfigured, StoreUnavailable, StoreUnusable
 from cfproxy.secret import Secret
-from cfproxy.token import Token, login_problem
 from tests.fakes import LOST, World, down
 
 WHO = st.integers(0, 1)

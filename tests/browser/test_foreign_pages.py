@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cfproxy.access import AccessRules
+from cfproxy.proxy.access import AccessRules
 from tests.browser.driver import HERE, needs_browser, run_script
 from tests.origin import OK, Peer, answering, reply, serving, until
 from tests.proxied import Proxied, proxied

@@ -12,8 +12,8 @@ import structlog
 from aiohttp import web
 
 from cfproxy.config import load_settings
+from cfproxy.runtime.service import Service
 from cfproxy.sandbox import Behaviour, Sandbox
-from cfproxy.service import Service
 from tests.browser.driver import HERE, needs_browser, run_script
 
 LOG = structlog.wrap_logger(None, processors=[structlog.testing.LogCapture()])

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import yaml
 
-from cfproxy.cli import cli
+from cfproxy.cli.main import cli
 from cfproxy.config import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]

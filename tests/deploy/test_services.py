@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from cfproxy import exits
+from cfproxy.cli import exit_codes as exits
 from cfproxy.config import load_settings
 
 from .files import DEPLOY, load_with, parse_command, read_text, words_of
@@ -39,10 +39,10 @@ def _unit(name: str) -> dict[str, list[tuple[str, str]]]:
 @needs_systemd
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     """`systemd-analyze verify` finds nothing once the program is where the unit says."""
-    for name in ("cfproxy.service", "cfproxy.socket"):
+    for name in ("cfproxy.runtime.service", "cfproxy.socket"):
         text = read_text(name).replace("/opt/cfproxy/bin/cfproxy", shutil.which("true") or "")
         (tmp_path / name).write_text(text)
-    units = [str(tmp_path / name) for name in ("cfproxy.service", "cfproxy.socket")]
+    units = [str(tmp_path / name) for name in ("cfproxy.runtime.service", "cfproxy.socket")]
     ran = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, check=False
     )
@@ -57,7 +57,13 @@ def test_the_service_is_locked_down() -> None:
     said = re.search(r"rates the unit (\d\.\d)", read_text("systemd.md"))
     assert said
     ran = subprocess.run(
-        ["systemd-analyze", "security", "--offline=yes", "--threshold=20", str(DEPLOY / "cfproxy.service")],
+        [
+            "systemd-analyze",
+            "security",
+            "--offline=yes",
+            "--threshold=20",
+            str(DEPLOY / "cfproxy.runtime.service"),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -65,12 +71,12 @@ def test_the_service_is_locked_down() -> None:
     if "unrecognized option" in ran.stderr:
         pytest.skip("this systemd-analyze judges loaded units only")
     assert ran.returncode == 0, ran.stdout[-200:]  # tenths
-    assert f"Overall exposure level for cfproxy.service: {said[1]}" in ran.stdout
+    assert f"Overall exposure level for cfproxy.runtime.service: {said[1]}" in ran.stdout
 
 
 def test_cfproxy_takes_the_service(tmp_path: Path) -> None:
     """The command line, and the variables with what systemd puts in place of its specifiers."""
-    service = _unit("cfproxy.service")["Service"]
+    service = _unit("cfproxy.runtime.service")["Service"]
     options = dict(service)
     command, _, config = parse_command(words_of(options["ExecStart"]))
     assert (command, config) == ("serve", "/etc/cfproxy/config.yaml")
@@ -97,7 +103,7 @@ def test_the_sockets_are_those_of_the_configuration() -> None:
 
 def test_the_windows_service_runs_cfproxy() -> None:
     """With a configuration and a store that are named, and without rights of its own."""
-    root = ET.fromstring(read_text("windows-service.xml"))  # noqa: S314 - our own file
+    root = ET.fromstring(read_text("windows-service.xml"))
     assert root.tag == "service"
     values = {child.tag: (child.text or "").strip() for child in root}
     assert {"id", "name", "description", "executable", "arguments"} <= set(values)
@@ -113,7 +119,7 @@ def test_the_windows_task_runs_cfproxy() -> None:
     """At logon, without end, with the user's plain rights, as a text for Register-ScheduledTask."""
     text = read_text("windows-task.xml")
     assert "<?xml" not in text  # an encoding that is declared and not that of the string is refused
-    root = ET.fromstring(text)  # noqa: S314 - our own file
+    root = ET.fromstring(text)
     assert root.tag == f"{TASK}Task"
     assert [child.tag.removeprefix(TASK) for child in root] == [
         "RegistrationInfo",

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from cfproxy.cli.doctor.findings import Finding, from_error, render_findings
+from cfproxy.cli.doctor.machine import check_environment, check_port, check_secrets, who_listens
 from cfproxy.config import TcpAddress, UnixAddress
-from cfproxy.doctor.findings import Finding, from_error, render_findings
-from cfproxy.doctor.machine import check_environment, check_port, check_secrets, who_listens
 from cfproxy.errors import LoginRequired, Misconfigured
 
 posix = pytest.mark.skipif(os.name != "posix", reason="modes as POSIX has them")
@@ -75,9 +75,9 @@ def test_where_nobody_tells_a_taken_port_is_only_a_warning(monkeypatch: pytest.M
     """It may be the proxy itself that runs."""
     sock, address = taken()
     with sock:
-        monkeypatch.setattr("cfproxy.doctor.machine.who_listens", lambda _: None)
+        monkeypatch.setattr("cfproxy.cli.doctor.machine.who_listens", lambda _: None)
         assert check_port("listen", address).level == "warn"
-        monkeypatch.setattr("cfproxy.doctor.machine.who_listens", lambda _: (7, "python -m cfproxy"))
+        monkeypatch.setattr("cfproxy.cli.doctor.machine.who_listens", lambda _: (7, "python -m cfproxy"))
         finding = check_port("listen", address)
     assert (finding.level, finding.text) == ("ok", f"{address} is served by cfproxy, process 7")
 

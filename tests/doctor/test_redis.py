@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cfproxy.cli.doctor.redis import check_persistence, judge
 from cfproxy.config import RedisAddress
-from cfproxy.doctor.redis import check_persistence, judge
 from tests.stores.redis_server import RedisServer
 
 KEPT: dict[str | None, str | None] = {

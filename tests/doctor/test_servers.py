@@ -13,7 +13,7 @@ import pytest
 import trustme
 from yarl import URL
 
-from cfproxy.doctor.servers import Server, check_certificate, check_clock, check_server
+from cfproxy.cli.doctor.servers import Server, check_certificate, check_clock, check_server
 
 DAY_S = 86_400
 

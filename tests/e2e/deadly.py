@@ -22,10 +22,10 @@ from typing import Any
 import aiohttp
 import structlog
 
-from cfproxy.building import build_broker, build_store
+from cfproxy.auth.interfaces import TokenReply
+from cfproxy.auth.token_endpoint import HttpTokenEndpoint
 from cfproxy.config import load_settings
-from cfproxy.endpoint import HttpTokenEndpoint
-from cfproxy.ports import TokenReply
+from cfproxy.runtime.factory import build_broker, build_store
 
 CALLS = ("open", "write", "utime", "fsync", "close", "replace", "unlink")
 

@@ -23,10 +23,10 @@ from typing import Any
 
 import aiohttp
 
-from cfproxy import login
-from cfproxy.building import build_login_plan, build_store
+from cfproxy.auth import login
 from cfproxy.config import Account, load_settings
 from cfproxy.errors import ConfigError
+from cfproxy.runtime.factory import build_login_plan, build_store
 from cfproxy.sandbox import Behaviour, Sandbox, approve
 from tests.ledger import LEDGER
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import structlog
 
-from cfproxy.building import build_broker, build_store
 from cfproxy.config import load_settings
+from cfproxy.runtime.factory import build_broker, build_store
 
 
 async def refresh(config: Path, count: int) -> None:

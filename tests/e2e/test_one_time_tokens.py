@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import structlog
 
-from cfproxy.broker import Broker
-from cfproxy.building import build_broker, build_store
+from cfproxy.auth.token_source import Broker
 from cfproxy.errors import LoginRequired
+from cfproxy.runtime.factory import build_broker, build_store
 from cfproxy.sandbox import Fault
 
 from .kit import ROOT, World

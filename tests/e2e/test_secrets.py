@@ -12,11 +12,11 @@ from urllib.parse import parse_qsl, quote, urlsplit
 import aiohttp
 import structlog
 
-from cfproxy import login
-from cfproxy.building import build_login_plan, build_store
+from cfproxy.auth import login
 from cfproxy.config import load_settings
+from cfproxy.runtime.factory import build_login_plan, build_store
+from cfproxy.runtime.service import Service
 from cfproxy.sandbox import Fault, approve
-from cfproxy.service import Service
 from tests.ledger import LEDGER
 
 from .kit import World, until

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cfproxy.descriptors import open_files_for
+from cfproxy.runtime.process import open_files_for
 
 from .kit import World, until
 from .processes import Proxy

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from cfproxy.access import AccessRules
+from cfproxy.proxy.access import AccessRules
 from tests.hostile.oracle import check_downstream, check_upstream
 from tests.hostile.strict import Heard, Violation, read_requests
 from tests.origin import Peer, until_still

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cfproxy.access import AccessRules
+from cfproxy.proxy.access import AccessRules
 
 # What stands for `localhost:PORT` in a case, and the header line that names it. Where keys are asked for,
 # the key goes behind this line.

@@ -10,16 +10,16 @@ from urllib.parse import unquote_to_bytes
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cfproxy.access import AccessRules
 from cfproxy.errors import Refusal
-from cfproxy.wire import (
+from cfproxy.http1.framing import read_framing
+from cfproxy.proxy.access import AccessRules
+from cfproxy.proxy.request_headers import (
     Origin,
     check_fields,
     check_method,
     outgoing_fields,
     outgoing_head,
     outgoing_target,
-    read_framing,
 )
 from tests.hostile.case import request
 from tests.hostile.corpus import CORPUS

@@ -7,8 +7,8 @@ import contextlib
 
 import pytest
 
-from cfproxy.web.connections import ConnectionLimits
-from cfproxy.web.requests import Limits
+from cfproxy.server.connection_limits import ConnectionLimits
+from cfproxy.server.request import Limits
 from tests.origin import OK, Peer, answering, until
 from tests.proxied import Client, Proxied, proxied
 

@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cfproxy.cli import run
+from cfproxy.auth.interfaces import AttemptGone
+from cfproxy.auth.models import App, Login, login_problem
+from cfproxy.cli.main import run
 from cfproxy.errors import CfproxyError, StoreUnusable
-from cfproxy.ports import AttemptGone
 from cfproxy.secret import Secret
-from cfproxy.stores.codec import Codec
+from cfproxy.stores.encryption import Codec
 from cfproxy.stores.file import FileStore
-from cfproxy.token import App, Login, login_problem
 from tests.stores.examples import NOW, build_attempt, build_login, put
 
 APP = App(

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cfproxy.auth.interfaces import TokenReply
 from cfproxy.errors import CfproxyError, GrantRefused, Misconfigured, TokenEndpointUnavailable
-from cfproxy.ports import TokenReply
 from cfproxy.secret import Secret
 from tests.hostile.garbage import NO_ANSWERS, SPICES
 from tests.test_endpoint import MARKER, answer, assert_silent, endpoint_at, listening

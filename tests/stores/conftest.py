@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cfproxy.config.redis_url import parse_redis_url
-from cfproxy.stores.redis.records import RedisStore
+from cfproxy.stores.redis.store import RedisStore
 
 from .redis_server import RedisServer, running_server
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from cfproxy.auth.interfaces import Attempt
+from cfproxy.auth.models import Login, Token
 from cfproxy.errors import StoreUnusable
-from cfproxy.ports import Attempt
 from cfproxy.secret import Secret
 from cfproxy.stores.file import FileStore
-from cfproxy.token import Login, Token
 
 NOW = 1_700_000_000.0
 

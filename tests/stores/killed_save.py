@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cfproxy.auth.models import Login, Token
 from cfproxy.secret import Secret
 from cfproxy.stores.file import FileStore
-from cfproxy.token import Login, Token
 
 STEPS = ("open", "write", "utime", "fsync", "close", "replace", "unlink")
 

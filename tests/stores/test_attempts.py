@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cfproxy.auth.interfaces import ATTEMPT_LIFETIME_S, Attempt, AttemptGone
 from cfproxy.errors import StoreUnusable
-from cfproxy.ports import ATTEMPT_LIFETIME_S, Attempt, AttemptGone
 from cfproxy.secret import Secret
 from cfproxy.stores.attempts import Entry, choose, from_document, to_document
 

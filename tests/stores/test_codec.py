@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from cfproxy.errors import StoreUnusable
 from cfproxy.secret import Secret
-from cfproxy.stores import codec as codec_module
-from cfproxy.stores.codec import Codec
+from cfproxy.stores import encryption as codec_module
+from cfproxy.stores.encryption import Codec
 from cfproxy.stores.file import FileStore
 
 from .examples import NOW, build_attempt, build_login

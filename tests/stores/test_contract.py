@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from cfproxy.auth.interfaces import ATTEMPT_LIFETIME_S, Attempt, AttemptGone, TokenStore
+from cfproxy.auth.models import Token
 from cfproxy.config import RedisAddress
 from cfproxy.config.redis_url import parse_redis_url
 from cfproxy.errors import ConfigError, StoreUnavailable
-from cfproxy.ports import ATTEMPT_LIFETIME_S, Attempt, AttemptGone, TokenStore
 from cfproxy.secret import Secret
 from cfproxy.stores import open_store
 from cfproxy.stores.file import FileStore
-from cfproxy.token import Token
 
 from .examples import NOW, build_attempt, build_login
 from .redis_server import PATIENCE_S, RedisServer, running_server
@@ -34,7 +34,7 @@ async def reopen(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Opener]:
     """Give the store as another process would see it, where there can be another process."""
-    monkeypatch.setattr("cfproxy.stores.codec.SCRYPT_N", 2)
+    monkeypatch.setattr("cfproxy.stores.encryption.SCRYPT_N", 2)
     key = Secret("a key") if "encrypted" in request.param else None
     url: str | RedisAddress = request.param.split()[-1]
     if url == "redis":

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cfproxy.auth.interfaces import AttemptGone
+from cfproxy.auth.models import DOCUMENT_VERSION, Login, Token
 from cfproxy.errors import StoreUnavailable, StoreUnusable
-from cfproxy.ports import AttemptGone
 from cfproxy.secret import Secret
 from cfproxy.stores.attempts import Entry, to_document
 from cfproxy.stores.file import FileStore
-from cfproxy.token import DOCUMENT_VERSION, Login, Token
 
 from .examples import NOW, build_attempt, build_login, put, refusal
 

@@ -15,13 +15,13 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from cfproxy.broker import Broker
+from cfproxy.auth.interfaces import AttemptGone, TokenStore
+from cfproxy.auth.models import App, login_problem
+from cfproxy.auth.token_source import Broker
 from cfproxy.config.redis_url import parse_redis_url
 from cfproxy.errors import LoginRequired, StoreUnusable
-from cfproxy.ports import AttemptGone, TokenStore
 from cfproxy.secret import Secret
 from cfproxy.stores import open_store
-from cfproxy.token import App, login_problem
 from tests.fakes import Alarms, FakeEndpoint
 
 from .redis_server import RedisServer

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from cfproxy.errors import StoreUnavailable
-from cfproxy.stores import disk, locking
+from cfproxy.stores import atomic_files as disk
+from cfproxy.stores import file_lock as locking
 from cfproxy.stores.file import FileStore
 
 from .examples import build_login, posix_only

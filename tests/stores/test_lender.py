@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from cfproxy.config.redis_url import parse_redis_url
 from cfproxy.errors import StoreUnavailable
-from cfproxy.pacing import SHARED_GUARD, Pace
-from cfproxy.stores.redis.lender import RedisLender
+from cfproxy.pacing.rate import SHARED_GUARD, Pace
+from cfproxy.pacing.redis import RedisLender
 from tests.test_pacing import most_in_window
 
 from .redis_server import RedisServer, free_port, running_server

@@ -11,9 +11,9 @@ import pytest
 import redis.asyncio
 import trustme
 
+from cfproxy.auth.models import Token
 from cfproxy.errors import StoreUnavailable, StoreUnusable
 from cfproxy.secret import Secret
-from cfproxy.token import Token
 
 from .conftest import Stores
 from .examples import NOW, build_attempt, build_login

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import redis.asyncio
 
+from cfproxy.auth.models import Token
 from cfproxy.config.redis_url import parse_redis_url
 from cfproxy.errors import StoreUnavailable, StoreUnusable
+from cfproxy.pacing.redis import RedisLender, _Offset
 from cfproxy.secret import Secret
-from cfproxy.stores.redis.lender import RedisLender, _Offset
-from cfproxy.token import Token
 
 from .conftest import Stores
 from .examples import NOW, build_attempt, build_login

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from cfproxy.auth.interfaces import AttemptGone
 from cfproxy.errors import StoreUnavailable, StoreUnusable
-from cfproxy.ports import AttemptGone
 from cfproxy.stores.file import FileStore
 
 from .examples import NOW, build_attempt, build_login, posix_only, root_only

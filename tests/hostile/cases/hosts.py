@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 
-from cfproxy.access import AccessRules
+from cfproxy.proxy.access import AccessRules
 from cfproxy.secret import Secret
 from tests.hostile.case import AUTHORITY, HOST, KEY, PORT, Case, get, passes, post, refused, request
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cfproxy.access import AccessRules
+from cfproxy.proxy.access import AccessRules
 from tests.hostile.case import AUTHORITY, HOST, Case, get, passes, post, refused, request
 
 UP = b"GET /a HTTP/1.1\r\n\r\n"

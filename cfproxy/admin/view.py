@@ -1,0 +1,239 @@
+"""What the pages say of accounts and requests: reports turned into short texts and bar lengths.
+
+Owns: the words and numbers of the status page. The server fills its HTML with them, and the script puts
+the same ones in place later, so that nothing is worded twice.
+Must not know: HTML, HTTP, plots (`plots.py`).
+Invariants: pure; knows of an account only what its report says, so a page can show no more than
+`/status.json`; every value is a text or a number and becomes text only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from cfproxy.auth.expiry import span_text
+from cfproxy.auth.models import instant
+from cfproxy.observability.request_stats import PATH_MAX_CHARS, Finished
+from cfproxy.pacing.queue import FULL
+
+View = dict[str, str | float]
+Tone = Literal["good", "warn", "bad"]
+JUST_NOW_S = 60
+
+_TROUBLE = {
+    "login-required": "Log in to go on",
+    "misconfigured": "The token endpoint refuses this app",
+    "store-unusable": "The token store can't be used",
+    "store-unavailable": "The token store is out of reach",
+    "token-endpoint-unavailable": "No token: the token endpoint gives none",
+}
+_TROUBLE_AHEAD = {
+    "login-required": "Works for {left} more, then a login is needed",
+    "misconfigured": "Works for {left} more; the token endpoint refuses this app",
+    "store-unusable": "Works; the token store can't be used",
+    "store-unavailable": "Works; the token store is out of reach",
+    "token-endpoint-unavailable": "Works for {left} more; the token endpoint gives no new token",
+}
+_API = {
+    "upstream-unreachable": "The API is out of reach",
+    "upstream-tls": "The API's certificate is not trusted",
+    "upstream-protocol": "The API's answers can't be used",
+    "upstream-timeout": "The API does not answer in time",
+}
+_GRANTS = {"authorization_code": "in the name of a person", "client_credentials": "in the app's own name"}
+
+
+def view_account(report: dict[str, Any]) -> View:
+    """Return the texts of one account's card.
+
+    Args:
+        report: as in `/status.json`.
+    """
+    tone, headline = _judge(report)
+    token, login, store = report["access_token"], report["login"], report["store"]
+    usable_s = 0 if token is None else token["usable_s"]
+    lesser = store["detail"] or report["api"]["detail"] or report["warning"] or ""
+    detail = report["detail"] if report["state"] != "ok" else lesser or _refusals(report)
+    command = report["command"] or ""
+    login_helps = command.startswith("cfproxy login")
+    return {
+        "tone": tone,
+        "headline": headline,
+        "detail": detail,
+        # What another process logs in would not reach a store in this one's memory; this page does.
+        "command": "" if login_helps and store["location"] == "memory" else command,
+        "login_helps": "yes" if login_helps else "",
+        "app": report["client_id"],
+        "grant": _GRANTS[report["grant"]],
+        "listen": report["listen"],
+        "upstream": report["upstream"],
+        "token_text": _token_text(report, usable_s),
+        "token_left": usable_s,
+        "token_life": 1 if token is None else max(1, token["lifetime_s"]),
+        "token_word": "until" if usable_s > 0 else "since",
+        "token_at": "" if token is None else token["expires_at"],
+        "login_text": _login_text(report),
+        "login_left": _login_left_s(login),
+        "login_life": _login_life_s(login),
+        "login_at": "" if login is None else login["expires_at"] or "",
+        "just_now": "yes" if login is not None and login["age_s"] < JUST_NOW_S else "",
+        "refreshed_at": "" if token is None else token["obtained_at"],
+        "refreshes": _refreshes_text(report["refreshes"]),
+        "retry": f"next try in {span_text(report['retry_in_s'])}" if report["retry_in_s"] >= 1 else "",
+        "store": _store_text(store),
+        "store_tone": "good" if store["state"] == "ok" and not store["unsaved"] else "warn",
+    }
+
+
+def view_summary(reports: Sequence[dict[str, Any]], *, draining: bool) -> View:
+    """Return the page's first line: whether everything works, else who needs help."""
+    if draining:
+        return {"tone": "warn", "text": "Shutting down", "more": "", "title": "Shutting down · cfproxy"}
+    judged = {report["account"]: _judge(report) for report in reports}
+    bad = [name for name, (tone, _) in judged.items() if tone == "bad"]
+    warn = [name for name, (tone, _) in judged.items() if tone == "warn"]
+    tone: Tone = "bad" if bad else "warn" if warn else "good"
+    more = ""
+    if len(reports) == 1:
+        (only,) = reports
+        text = judged[only["account"]][1]
+        if tone != "bad":
+            more = f"Calls to {only['url']} reach {only['upstream']}"
+    elif bad:
+        text = f"{len(bad)} of {len(reports)} accounts can't work: {', '.join(bad)}"
+    elif warn:
+        text = f"All {len(reports)} accounts work; look at {', '.join(warn)}"
+    else:
+        text = f"All {len(reports)} accounts work"
+    return {"tone": tone, "text": text, "more": more, "title": f"{text} · cfproxy"}
+
+
+def view_request(finished: Finished) -> View:
+    """Return the cells of one request's row."""
+    note = []
+    if finished.tries > 1:
+        note.append("sent twice" if finished.tries == 2 else f"sent {finished.tries} times")
+    if finished.status == 499:
+        note.append("the client left")
+    elif finished.problem:
+        note.append(f"cfproxy: {finished.problem}")
+    bad, ours = finished.status >= 500, bool(finished.problem)
+    return {
+        "at": instant(finished.at),
+        "account": finished.account,
+        "method": finished.method,
+        "path": _shortened(finished.path),
+        "status": str(finished.status),
+        "queue": _milliseconds(finished.queued_s),
+        "token": _milliseconds(finished.token_s),
+        "upstream": _milliseconds(finished.upstream_s),
+        "total": _milliseconds(finished.total_s),
+        "note": ", ".join(note),
+        "tone": "bad" if bad else "warn" if finished.status >= 400 or ours else "good",
+    }
+
+
+def clock_text(at: str) -> str:
+    """Return the time of day of an instant, until the script shows it in the reader's own zone."""
+    return at[11:]
+
+
+# --- parts ------------------------------------------------------------------------------------
+
+
+def _judge(report: dict[str, Any]) -> tuple[Tone, str]:
+    state, token = report["state"], report["access_token"]
+    left_s = 0 if token is None else token["usable_s"]
+    if state != "ok":
+        if left_s > 0:
+            return "warn", _TROUBLE_AHEAD[state].format(left=span_text(left_s))
+        return "bad", _TROUBLE[state]
+    if report["api"]["state"] in _API:
+        return "bad", _API[report["api"]["state"]]
+    if report["store"]["unsaved"]:
+        return "warn", "Works; the newest token is not saved yet"
+    if report["store"]["state"] != "ok":
+        return "warn", _TROUBLE_AHEAD[report["store"]["state"]]
+    if report["warning"] is not None:
+        return "warn", "Works; log in again soon"
+    if report["refused"]:
+        return "warn", "Works; the queue is full and refuses requests"
+    return "good", "Works"
+
+
+def _refusals(report: dict[str, Any]) -> str:
+    if not report["refused"]:
+        return ""
+    return f"{count_text(report['refused'], 'request')} refused in the last minute; {FULL}"
+
+
+def _token_text(report: dict[str, Any], usable_s: int) -> str:
+    if report["access_token"] is None:
+        return "none yet"
+    if usable_s <= 0:
+        return "expired"
+    return f"good for {span_text(usable_s)} of {span_text(report['access_token']['lifetime_s'])}"
+
+
+def _login_left_s(login: dict[str, Any] | None) -> int:
+    return 0 if login is None or login["expires_in_s"] is None else max(0, login["expires_in_s"])
+
+
+def _login_life_s(login: dict[str, Any] | None) -> int:
+    if login is None or login["expires_at"] is None:
+        return 0
+    return max(1, round(_seconds(login["expires_at"]) - _seconds(login["logged_in_at"])))
+
+
+def _login_text(report: dict[str, Any]) -> str:
+    login = report["login"]
+    if report["grant"] == "client_credentials":
+        return "the app logs in by itself; nothing dies"
+    if login is None:
+        return "none"
+    if report["state"] == "login-required":
+        return "over"
+    if login["expires_at"] is None:
+        return "without an end that is known"
+    left_s = _login_left_s(login)
+    return f"ends in {span_text(left_s)}" if left_s else "past its life time"
+
+
+def _store_text(store: dict[str, Any]) -> str:
+    if store["unsaved"]:
+        return f"{store['location']}: the newest token is in memory only"
+    return str(store["location"])
+
+
+def _seconds(at: str) -> float:
+    return datetime.strptime(at, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
+
+
+def _refreshes_text(count: int) -> str:
+    many = "no refresh" if not count else "1 refresh" if count == 1 else f"{number_text(count)} refreshes"
+    return f"{many} since the start"
+
+
+def number_text(number: int) -> str:
+    """Return a number with its thousands set apart, by a narrow space that does not break."""
+    return f"{number:,}".replace(",", "\u202f")
+
+
+def count_text(number: int, thing: str) -> str:
+    """Return `1 request` or `2 requests`."""
+    return f"{number_text(number)} {thing}{'' if number == 1 else 's'}"
+
+
+def _shortened(path: str) -> str:
+    """Return a path that may have been cut, and then says so."""
+    return path if len(path) < PATH_MAX_CHARS else f"{path[: PATH_MAX_CHARS - 1]}…"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds >= 10:
+        return f"{seconds:.0f} s"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"

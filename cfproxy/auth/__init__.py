@@ -1,0 +1,1 @@
+"""Tokens: OAuth, refreshing, logging in."""

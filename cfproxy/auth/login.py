@@ -1,0 +1,307 @@
+"""How a login begins, is finished, and ends.
+
+Owns: the way from an authorize URL over a pending attempt to a stored `Login`, and logging out.
+Must not know: configuration files, HTTP, commands' output.
+Invariants: a code is spent only after the store was found to be writable and was locked; from then on
+neither ^C nor a closed browser interrupts before the login is saved; an attempt is spent at most once,
+and is put back only while its code may still be good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from cfproxy.auth import oauth2 as oauth
+from cfproxy.auth.interfaces import Attempt, AttemptGone, TokenEndpoint, TokenReply, TokenStore
+from cfproxy.auth.models import UNKNOWN_LIFETIME_S, App, Login, Token
+from cfproxy.auth.redirect import check_redirect, explain_error, parse_redirect
+from cfproxy.clock import Clock
+from cfproxy.errors import (
+    CfproxyError,
+    GrantRefused,
+    LoginFailed,
+    Misconfigured,
+    StoreUnavailable,
+    StoreUnusable,
+    TokenEndpointUnavailable,
+)
+from cfproxy.secret import Secret
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class LoginPlan:
+    """All that a login needs to know.
+
+    Args:
+        app: which app logs in where; it goes into the record, which is used with no other one.
+        redirect_uri: as registered; None with client credentials.
+        authorize_url: where the person's browser goes; its origin is the expected issuer (RFC 9207).
+        pkce: whether to bind the code to this attempt (RFC 7636).
+        refresh_token_lifetime_s: seconds that a login with a refresh token lasts.
+        store: where attempts and the login are kept.
+        endpoint: where codes are spent.
+        clock: tells `login_at`.
+        lock_timeout_s: seconds to wait for a refresh under way elsewhere.
+    """
+
+    app: App
+    redirect_uri: str | None
+    authorize_url: str
+    pkce: bool
+    refresh_token_lifetime_s: float
+    store: TokenStore
+    endpoint: TokenEndpoint
+    clock: Clock
+    lock_timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedOut:
+    """What `logout` did.
+
+    Args:
+        found: whether there was a login.
+        revoked: True: the server revoked all of it; False: the server can't; None: nobody knows, or
+            there was nothing to revoke there.
+    """
+
+    found: bool
+    revoked: bool | None
+
+
+async def begin(plan: LoginPlan) -> tuple[str, Attempt]:
+    """Return the address for the person's browser, and the attempt, stored until it is finished.
+
+    Raises:
+        LoginFailed: there is no redirect_uri.
+        StoreUnavailable, StoreUnusable
+    """
+    if plan.redirect_uri is None:
+        raise LoginFailed("a login in the browser needs redirect_uri; set it as registered for the app")
+    # Nobody should go through a browser for a login that can't be kept.
+    await plan.store.probe(plan.app.account)
+    verifier = oauth.new_verifier() if plan.pkce else None
+    attempt = Attempt(
+        account=plan.app.account,
+        state=oauth.new_state(),
+        verifier=verifier,
+        redirect_uri=plan.redirect_uri,
+        client_id=plan.app.client_id,
+        created_at=plan.clock.time(),
+    )
+    await plan.store.put_attempt(attempt)
+    url = oauth.build_authorize_url(
+        plan.authorize_url,
+        client_id=plan.app.client_id,
+        redirect_uri=plan.redirect_uri,
+        scope=plan.app.scope,
+        state=attempt.state,
+        challenge=None if verifier is None else oauth.challenge_s256(verifier),
+    )
+    return url, attempt
+
+
+async def finish(plan: LoginPlan, text: str) -> Login:
+    """Spend what came back from the browser, and save the login.
+
+    Args:
+        plan: as given to `begin`.
+        text: the whole redirected address, its query, or the bare code (`redirect.parse_redirect`).
+
+    Raises:
+        LoginFailed: each cause with a text of its own.
+        Misconfigured, TokenEndpointUnavailable, StoreUnavailable, StoreUnusable
+    """
+    came = parse_redirect(text)
+    again = _again(plan)
+    check_redirect(came, redirect_uri=plan.redirect_uri or "", authorize_url=plan.authorize_url, again=again)
+    if came.error is not None:
+        if came.state is not None:
+            await _take(plan, came.state)
+        raise LoginFailed(explain_error(came.error, again))
+    attempt = await _take(plan, came.state)
+    if attempt.client_id != plan.app.client_id:
+        raise LoginFailed(f"client_id was changed since this login was begun; {again}")
+    assert came.code is not None
+    code = _Code(came.code)
+    try:
+        async with plan.store.lock(plan.app.account, plan.lock_timeout_s):
+            return await _uninterrupted(_spend(plan, attempt, code))
+    except (CfproxyError, asyncio.CancelledError):
+        if code.is_unused:
+            with contextlib.suppress(StoreUnavailable, StoreUnusable):
+                await plan.store.put_attempt(attempt)
+        raise
+
+
+async def login_app(plan: LoginPlan) -> Login:
+    """Fetch a token in the app's own name and save it: the login of client credentials.
+
+    Raises:
+        Misconfigured, TokenEndpointUnavailable, StoreUnavailable, StoreUnusable
+    """
+
+    async def fetch() -> Login:
+        before = await _load_before(plan)
+        asked_at = plan.clock.time()
+        reply = await plan.endpoint.client_credentials()
+        # RFC 6749 §4.4.3: no refresh token; the app itself can log in again at any time.
+        login = replace(_new_login(plan, reply, asked_at, before), refresh_token=None, login_expires_at=None)
+        await plan.store.save(login)
+        return login
+
+    async with plan.store.lock(plan.app.account, plan.lock_timeout_s):
+        return await _uninterrupted(fetch())
+
+
+async def logout(plan: LoginPlan) -> LoggedOut:
+    """Revoke the login's tokens where that is possible, and forget them in any case.
+
+    Raises:
+        StoreUnavailable, StoreUnusable
+    """
+
+    async def forget() -> LoggedOut:
+        login = await plan.store.load(plan.app.account)
+        revoked = None if login is None else await _revoke(plan, login)
+        await plan.store.delete(plan.app.account)
+        return LoggedOut(found=login is not None, revoked=revoked)
+
+    async with plan.store.lock(plan.app.account, plan.lock_timeout_s):
+        return await _uninterrupted(forget())
+
+
+@dataclass(slots=True)
+class _Code:
+    """A code, and whether the server certainly has not seen it yet, or does not count that."""
+
+    value: Secret
+    is_unused: bool = True
+
+
+async def _take(plan: LoginPlan, state: str | None) -> Attempt:
+    try:
+        return await plan.store.take_attempt(plan.app.account, state, plan.clock.time())
+    except AttemptGone as gone:
+        reason = gone.reason
+    if reason == "used":
+        text = "this login was finished already; if it was not by you, log out, and"
+    elif reason == "expired":
+        text = "this login was begun more than 30 minutes ago, and its code has expired;"
+    elif state is None:
+        text = "a bare code needs a login that was begun here, and none is pending;"
+    else:
+        text = (
+            "this address belongs to no login that was begun here (unknown state); "
+            "paste the one that this login ended on, or"
+        )
+        raise LoginFailed(f"{text} {_again(plan)}", curable=True)
+    raise LoginFailed(f"{text} {_again(plan)}")
+
+
+async def _load_before(plan: LoginPlan) -> Login | None:
+    """Return the record to be replaced, having made sure that it can be."""
+    await plan.store.probe(plan.app.account)
+    return await plan.store.load(plan.app.account)
+
+
+async def _spend(plan: LoginPlan, attempt: Attempt, code: _Code) -> Login:
+    before = await _load_before(plan)
+    asked_at = plan.clock.time()
+    code.is_unused = False
+    try:
+        reply = await plan.endpoint.exchange(code.value, attempt.redirect_uri, attempt.verifier)
+    except TokenEndpointUnavailable as error:
+        code.is_unused = not error.sent
+        advice = (
+            f"the code may be used up: {_again(plan)}"
+            if error.sent
+            else f"then give the same address again: {finish_command(plan)}"
+        )
+        raise replace(error, message=f"{error.message}; {advice}") from None
+    except Misconfigured:
+        # Servers check the app before they look at the code. Should this one have spent it all the
+        # same, the next try is told so.
+        code.is_unused = True
+        raise
+    except GrantRefused as error:
+        raise LoginFailed(_refusal(plan, error.description)) from None
+    login = _new_login(plan, reply, asked_at, before)
+    await plan.store.save(login)
+    return login
+
+
+def _refusal(plan: LoginPlan, description: str) -> str:
+    if description == oauth.REFUSED_REDIRECT_URI:
+        return (
+            "the code was refused because redirect_uri differs from the registered one; correct redirect_uri "
+            f"to the letter, then {_again(plan)}"
+        )
+    if description == oauth.REFUSED_VERIFIER:
+        return f"the code was refused because it belongs to another attempt (PKCE); {_again(plan)}"
+    return (
+        "the code was refused: it is over 30 minutes old, used already, or not of this app and redirect_uri; "
+        f"{_again(plan)}"
+    )
+
+
+def _new_login(plan: LoginPlan, reply: TokenReply, asked_at: float, before: Login | None) -> Login:
+    token = Token(reply.access_token, asked_at, reply.lifetime_s or UNKNOWN_LIFETIME_S)
+    lasts_s = token.lifetime_s if reply.refresh_token is None else plan.refresh_token_lifetime_s
+    return Login(
+        account=plan.app.account,
+        client_id=plan.app.client_id,
+        token_url=plan.app.token_url,
+        upstream=plan.app.upstream,
+        scope=reply.scope or plan.app.scope,
+        token=token,
+        refresh_token=reply.refresh_token,
+        serial=1 if before is None else before.serial + 1,
+        login_at=asked_at,
+        login_expires_at=asked_at + lasts_s,
+    )
+
+
+async def _revoke(plan: LoginPlan, login: Login) -> bool | None:
+    if not login.belongs_to(plan.app):
+        return None  # A token is never shown to another server than its own.
+    try:
+        results = [await plan.endpoint.revoke(login.token.value, "access_token")]
+        if login.refresh_token is not None:
+            results.append(await plan.endpoint.revoke(login.refresh_token, "refresh_token"))
+    except CfproxyError:
+        return None
+    return all(results)
+
+
+def finish_command(plan: LoginPlan) -> str:
+    """Return the command line that finishes an attempt that was begun."""
+    return f"{plan.app.login_command} --finish URL"
+
+
+def _again(plan: LoginPlan) -> str:
+    return f"begin again with: {plan.app.login_command}"
+
+
+async def _uninterrupted(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run `work` to its end, and only then let a cancellation through.
+
+    A shield alone would let go of it: the loop of a command line ends with its main task.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled and not task.cancelled():
+        task.exception()  # Marks it as seen: the cancellation is what the caller gets.
+        raise asyncio.CancelledError
+    return task.result()

@@ -1,0 +1,333 @@
+"""OAuth 2.0 as functions: authorize URL, forms, reply → token or error.
+
+Owns: RFC 6749, RFC 7636 (PKCE) and RFC 7009 as far as a client needs them; the way back from the
+browser is in `redirect.py`.
+Must not know: HTTP clients, stores, configuration.
+Invariants: no text of the server reaches a message (an error description may echo a secret); whatever
+comes in, only errors of `cfproxy.errors` come out; a reply is good as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import secrets
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from cfproxy.auth.interfaces import TokenReply
+from cfproxy.errors import CfproxyError, GrantRefused, Misconfigured, TokenEndpointUnavailable
+from cfproxy.secret import Secret
+
+RETRY_AFTER_MAX_S = 300.0
+LIFETIME_MAX_S = 10 * 365 * 86400.0
+
+# What `GrantRefused.description` may say: our classification, never the server's words.
+REFUSED_REDIRECT_URI = "redirect_uri"
+REFUSED_VERIFIER = "code_verifier"
+
+_REFUSALS = (
+    (REFUSED_REDIRECT_URI, re.compile(r"redirect(ion)?[ _]ur[il]")),
+    (REFUSED_VERIFIER, re.compile(r"pkce|code[ _](verifier|challenge)")),
+)
+_APPS = "in Creative Force under Studio settings > Integrations > Registered Apps"
+_REPAIRS = {
+    "invalid_client": f"compare client_id and client_secret with the app {_APPS}",
+    "unauthorized_client": f"compare grant and redirect_uri with what the app is registered for {_APPS}",
+    "invalid_scope": (
+        "set scope to 'cfgateway offline_access', or to 'cfgateway' for grant client_credentials, "
+        f"and compare it with the app {_APPS}"
+    ),
+    "unsupported_grant_type": f"check token_url, and compare grant with the app {_APPS}",
+    "invalid_request": f"check token_url, redirect_uri and pkce, and compare them with the app {_APPS}",
+}
+# A grant of our own naming, which no server has (RFC 6749 §4.5 wants an absolute URI).
+PROBE_GRANT = "urn:cfproxy:grant:none"
+# What a server that knows the app may say to it.
+_PROBED = frozenset({"unsupported_grant_type", "unauthorized_client", "invalid_request", "invalid_scope"})
+_VISIBLE = re.compile(r"[!-~]+")  # no space, no line break: it becomes part of a header
+_VSCHAR = re.compile(r"[ -~]+")  # RFC 6749 appendix A
+_SCOPE = re.compile(r"[!#-\[\]-~ ]+")  # RFC 6749 §3.3
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
+
+
+# --- the authorize URL -------------------------------------------------------------------
+
+
+def new_state() -> Secret:
+    """Return 256 fresh bits that bind a redirect to its attempt (RFC 6749 §10.12)."""
+    return Secret(secrets.token_urlsafe(32))
+
+
+def new_verifier() -> Secret:
+    """Return a fresh code verifier: 43 unreserved characters (RFC 7636 §4.1)."""
+    return Secret(secrets.token_urlsafe(32))
+
+
+def challenge_s256(verifier: Secret) -> str:
+    """Return the S256 code challenge of `verifier` (RFC 7636 §4.2)."""
+    digest = hashlib.sha256(verifier.reveal().encode("ascii")).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode("ascii")
+
+
+def build_authorize_url(
+    authorize_url: str,
+    *,
+    client_id: str,
+    redirect_uri: str,
+    scope: str,
+    state: Secret,
+    challenge: str | None,
+) -> str:
+    """Return the address that the person's browser opens (RFC 6749 §4.1.1, RFC 7636 §4.3).
+
+    A query that `authorize_url` has stays in front, as RFC 6749 §3.1 demands; a space is `%20`.
+    """
+    parameters = {
+        "response_type": "code",
+        "client_id": client_id,
+        "redirect_uri": redirect_uri,
+        "scope": scope,
+        "state": state.reveal(),
+    }
+    if challenge is not None:
+        parameters |= {"code_challenge": challenge, "code_challenge_method": "S256"}
+    parts = urlsplit(authorize_url)
+    query = "&".join(filter(None, (parts.query, urlencode(parameters, quote_via=quote, safe=""))))
+    return parts._replace(query=query, fragment="").geturl()
+
+
+# --- the forms ---------------------------------------------------------------------------
+
+
+def refresh_form(
+    client_id: str, client_secret: Secret | None, scope: str, refresh_token: Secret
+) -> dict[str, str]:
+    """Return the form that spends a refresh token (RFC 6749 §6)."""
+    return _form(
+        client_id,
+        client_secret,
+        grant_type="refresh_token",
+        refresh_token=refresh_token.reveal(),
+        scope=scope,
+    )
+
+
+def exchange_form(
+    client_id: str,
+    client_secret: Secret | None,
+    scope: str,
+    *,
+    code: Secret,
+    redirect_uri: str,
+    verifier: Secret | None,
+) -> dict[str, str]:
+    """Return the form that spends an authorization code (RFC 6749 §4.1.3, RFC 7636 §4.5)."""
+    proof = {} if verifier is None else {"code_verifier": verifier.reveal()}
+    return _form(
+        client_id,
+        client_secret,
+        grant_type="authorization_code",
+        code=code.reveal(),
+        redirect_uri=redirect_uri,
+        scope=scope,
+        **proof,
+    )
+
+
+def client_credentials_form(client_id: str, client_secret: Secret | None, scope: str) -> dict[str, str]:
+    """Return the form that asks in the app's own name (RFC 6749 §4.4.2)."""
+    return _form(client_id, client_secret, grant_type="client_credentials", scope=scope)
+
+
+def revoke_form(client_id: str, client_secret: Secret | None, token: Secret, kind: str) -> dict[str, str]:
+    """Return the form that revokes `token`; `kind` is its token_type_hint (RFC 7009 §2.1)."""
+    return _form(client_id, client_secret, token=token.reveal(), token_type_hint=kind)
+
+
+def probe_form(client_id: str, client_secret: Secret | None, _scope: str) -> dict[str, str]:
+    """Return a form that asks for a grant that does not exist, so that nothing can be spent."""
+    return _form(client_id, client_secret, grant_type=PROBE_GRANT)
+
+
+def _form(client_id: str, client_secret: Secret | None, **fields: str) -> dict[str, str]:
+    # Client authentication is form fields, always: trying the other style could spend the grant twice.
+    secret = {} if client_secret is None else {"client_secret": client_secret.reveal()}
+    return {name: value for name, value in fields.items() if value} | {"client_id": client_id} | secret
+
+
+# --- the replies -------------------------------------------------------------------------
+
+
+def parse_reply(
+    status: int,
+    content_type: str,
+    body: bytes,
+    *,
+    retry_after: str = "",
+    where: str = "the token endpoint",
+) -> TokenReply:
+    """Read an answer of the token endpoint (RFC 6749 §5.1, §5.2).
+
+    An `error` counts in a 200 too. An `expires_in` that no server can mean (not positive, over ten
+    years, not a number) is unknown rather than refused: a rotated refresh token may stand beside it.
+
+    Args:
+        status: the HTTP status.
+        content_type: only tells a web page from the rest; JSON is read whatever it is called.
+        body: whole.
+        retry_after: the header; seconds only, at most `RETRY_AFTER_MAX_S` are believed.
+        where: names the endpoint in messages.
+
+    Raises:
+        GrantRefused: `invalid_grant`, with one of the `REFUSED_…` words or "" as its description.
+        Misconfigured: the app's settings are refused.
+        TokenEndpointUnavailable: anything else, with `sent` and `answered` true.
+    """
+    document = _read_object(body)
+    if not _is_success(status) or document.get("error"):
+        raise _error(status, document, retry_after, where)
+    access_token = _text(document.get("access_token"), _VISIBLE)
+    token_type = document.get("token_type") or "bearer"
+    # RFC 6749 §5.1 demands token_type, yet servers omit it; what is not bearer we can't use (§7.1).
+    if access_token is None or not isinstance(token_type, str) or token_type.lower() != "bearer":
+        raise TokenEndpointUnavailable(
+            f"{where} answered {status} {_what_instead(content_type, document)}", answered=True
+        )
+    refresh_token = document.get("refresh_token") or None
+    if refresh_token is not None and _text(refresh_token, _VSCHAR) is None:
+        raise TokenEndpointUnavailable(
+            f"{where} answered {status} with an unusable refresh token", answered=True
+        )
+    return TokenReply(
+        access_token=Secret(access_token),
+        lifetime_s=_lifetime_s(document.get("expires_in")),
+        refresh_token=None if refresh_token is None else Secret(refresh_token),
+        scope=_text(document.get("scope"), _SCOPE),
+    )
+
+
+def parse_revocation(
+    status: int,
+    _content_type: str,
+    body: bytes,
+    *,
+    retry_after: str = "",
+    where: str = "the revocation endpoint",
+) -> bool:
+    """Read an answer of the revocation endpoint (RFC 7009 §2.2), given as to `parse_reply`.
+
+    False: the server can't revoke.
+
+    Raises:
+        TokenEndpointUnavailable: anything that says neither.
+    """
+    if status in {200, 204}:
+        return True
+    error = _read_object(body).get("error")
+    if status in {404, 405, 501} or (400 <= status < 500 and error == "unsupported_token_type"):
+        return False
+    raise TokenEndpointUnavailable(
+        f"{where} answered {_status_text(status)}",
+        retry_after_s=_retry_after_s(status, retry_after),
+        answered=True,
+    )
+
+
+def parse_probe(
+    status: int,
+    content_type: str,
+    body: bytes,
+    *,
+    retry_after: str = "",
+    where: str = "the token endpoint",
+) -> None:
+    """Read the answer to `probe_form`, given as to `parse_reply`: a refusal of the grant is a good one.
+
+    Raises:
+        Misconfigured: the app is refused (`invalid_client`).
+        TokenEndpointUnavailable: this is no token endpoint, or it is in trouble.
+    """
+    document = _read_object(body)
+    if 400 <= status < 500 and document.get("error") in _PROBED:
+        return
+    try:
+        parse_reply(status, content_type, body, retry_after=retry_after, where=where)
+    except GrantRefused:
+        return
+    raise TokenEndpointUnavailable(f"{where} gave a token for a grant that does not exist: check token_url")
+
+
+def _is_success(status: int) -> bool:
+    return 200 <= status < 300
+
+
+def _read_object(body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _error(status: int, document: dict[str, Any], retry_after: str, where: str) -> CfproxyError:
+    code = document.get("error")
+    # A server in trouble is not believed about the grant: only a plain refusal ends a login.
+    if isinstance(code, str) and (_is_success(status) or 400 <= status < 500) and status != 429:
+        if code == "invalid_grant":
+            return GrantRefused(
+                f"{where} refused the code or refresh token (invalid_grant)",
+                description=_classify(document.get("error_description")),
+            )
+        if code in _REPAIRS:
+            return Misconfigured(f"{where} refused the app ({code}): {_REPAIRS[code]}")
+    return TokenEndpointUnavailable(
+        f"{where} answered {_status_text(status)}",
+        retry_after_s=_retry_after_s(status, retry_after),
+        answered=True,
+    )
+
+
+def _classify(description: object) -> str:
+    text = description.lower() if isinstance(description, str) else ""
+    return next((word for word, pattern in _REFUSALS if pattern.search(text)), "")
+
+
+def _status_text(status: int) -> str:
+    if 300 <= status < 400:
+        return f"{status}; redirects are never followed: check the URL in the configuration"
+    if _is_success(status):
+        return f"{status} with an error"
+    if 400 <= status < 500 and status != 429:
+        return f"{status} without a known reason: check the URL in the configuration"
+    return f"{status}: try again later"
+
+
+def _what_instead(content_type: str, document: dict[str, Any]) -> str:
+    if document:
+        return "without a usable bearer token: check token_url"
+    if "html" in content_type.lower():
+        return "with a web page, not a token: check token_url and whatever intercepts the connection"
+    return "with something that is not a token: check token_url"
+
+
+def _text(value: object, pattern: re.Pattern[str]) -> str | None:
+    return value if isinstance(value, str) and pattern.fullmatch(value) else None
+
+
+def _lifetime_s(value: object) -> float | None:
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LIFETIME_MAX_S:
+        return None
+    return float(value)
+
+
+def _retry_after_s(status: int, value: str) -> float:
+    # A date (RFC 9110 §10.2.3) would need a clock to read; the caller's own back-off does instead.
+    least_s = TokenEndpointUnavailable.retry_after_s
+    if status not in {429, 503} or not re.fullmatch(r"[0-9]{1,18}", value.strip()):
+        return least_s
+    return max(least_s, min(float(value), RETRY_AFTER_MAX_S))

@@ -1,0 +1,205 @@
+"""The way back from the browser: a pasted or received redirect → code, state, error, issuer.
+
+Owns: RFC 6749 §4.1.2 and RFC 9207 on the receiving side, and the comparison of addresses.
+Must not know: attempts, stores, HTTP.
+Invariants: nothing that was pasted reaches a message or a repr, for it may be any secret of its owner;
+`LoginFailed`, with the next step in it, is the only error; a code without state comes out only when
+the code was handed over alone.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, urlsplit
+
+from cfproxy.errors import LoginFailed
+from cfproxy.secret import Secret
+
+REDIRECT_MAX_CHARS = 16384
+UNRECOGNISED = "unrecognised"
+
+# RFC 6749 §4.1.2.1 and OpenID Connect Core §3.1.2.6.
+_ERRORS = frozenset(
+    {
+        "access_denied",
+        "account_selection_required",
+        "consent_required",
+        "interaction_required",
+        "invalid_request",
+        "invalid_scope",
+        "login_required",
+        "server_error",
+        "temporarily_unavailable",
+        "unauthorized_client",
+        "unsupported_response_type",
+    }
+)
+_VSCHAR = re.compile(r"[ -~]+")  # RFC 6749 appendix A
+_BARE_CODE = re.compile(r"[A-Za-z0-9._~+/=%:-]{8,}")
+_QUERY_START = re.compile(r"(code|state|scope|error|error_description|iss|session_state)=")
+_WRAPPERS = " \t\r\n'\"<>`“”‘’«»"
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """What came back from the authorize endpoint.
+
+    Args:
+        code: None with an error, and with an address that carries neither.
+        state: None only with a bare code or an error.
+        error: a known code of RFC 6749 §4.1.2.1, else `UNRECOGNISED`.
+        iss: the issuer that the server names itself (RFC 9207).
+        base: scheme, host, port and path of a whole address; see `base_of`.
+    """
+
+    code: Secret | None = None
+    state: str | None = field(default=None, repr=False)
+    error: str | None = None
+    iss: str | None = field(default=None, repr=False)
+    base: str | None = field(default=None, repr=False)
+
+
+def parse_redirect(text: str) -> Redirect:
+    """Read what a person pasted: the whole address, its query, or the bare code.
+
+    Raises:
+        LoginFailed: rubbish, contradictions (a parameter twice, RFC 6749 §3.1), a code without its
+            state, more than `REDIRECT_MAX_CHARS`.
+    """
+    if len(text) > REDIRECT_MAX_CHARS:
+        raise _unfit("that is too long for an address; paste only the address the browser ended up on")
+    text = "".join(line.strip() for line in text.strip(_WRAPPERS).splitlines()).strip(_WRAPPERS + "&")
+    head, mark, query = _partition(text)
+    if not mark:
+        return _bare_code(text)
+    values = _parameters(query)
+    base = base_of(head) if "://" in head else None
+    error = values.get("error")
+    if error is not None:
+        error = error if error in _ERRORS else UNRECOGNISED
+        return Redirect(state=values.get("state"), error=error, iss=values.get("iss"), base=base)
+    code = values.get("code")
+    if code is None:
+        if base is None:
+            raise _unfit("there is no code in that; paste the whole address the browser ended up on")
+        return Redirect(base=base)
+    if "state" not in values:
+        # Only a person can vouch for a code without its state, by handing over the code alone.
+        raise _unfit("the address has a code but no state; paste the whole address, or the code alone")
+    return Redirect(code=Secret(code), state=values["state"], iss=values.get("iss"), base=base)
+
+
+def check_redirect(came: Redirect, *, redirect_uri: str, authorize_url: str, again: str) -> None:
+    """Refuse, before anything is spent, a redirect that cannot be the answer to our login.
+
+    Args:
+        came: what was parsed.
+        redirect_uri: where the browser had to end up.
+        authorize_url: its origin is the expected issuer (RFC 9207): no key names one, and some have a path.
+        again: how to begin again, for messages.
+
+    Raises:
+        LoginFailed: another place, another issuer, or no code.
+    """
+    if came.base is not None and not _is_same_place(came.base, base_of(redirect_uri)):
+        raise _unfit(_explain_place(came.base, authorize_url, again))
+    if came.iss is not None and origin_of(came.iss) != origin_of(authorize_url):
+        raise LoginFailed(
+            "the address comes from another server than authorize_url names (iss differs); do not use it, "
+            f"check authorize_url, and {again}"
+        )
+    if came.code is None and came.error is None:
+        raise _unfit(
+            f"the address has no code; log in, press 'Yes, Allow', and paste what comes then, or {again}"
+        )
+
+
+def explain_error(error: str, again: str) -> str:
+    """Return the message for a redirect that carries `error` instead of a code (RFC 6749 §4.1.2.1)."""
+    if error == "access_denied":
+        return f"access was denied in the browser; to allow it, {again} and press 'Yes, Allow'"
+    if error in {"server_error", "temporarily_unavailable"}:
+        return f"the accounts server has trouble ({error}); wait a little, then {again}"
+    return (
+        f"the accounts server refused the login ({error}); compare client_id, scope, redirect_uri and pkce "
+        f"with what is registered for the app, then {again}"
+    )
+
+
+def _unfit(message: str) -> LoginFailed:
+    return LoginFailed(message, curable=True)
+
+
+def _is_same_place(one: str, other: str) -> bool:
+    # A web server's own tidying (to https, to a final slash) does not make it another place.
+    return one.partition("://")[2].rstrip("/") == other.partition("://")[2].rstrip("/")
+
+
+def _explain_place(base: str, authorize_url: str, again: str) -> str:
+    if base == base_of(authorize_url):
+        return "that is the address to log in at; open it in a browser, and paste the one you end up on"
+    if origin_of(base) == origin_of(authorize_url):
+        return (
+            "that is a page of the accounts server, not the redirect; if it shows an error, client_id, "
+            f"redirect_uri or scope differ from what is registered for the app: correct them, then {again}"
+        )
+    return (
+        "that address is not at redirect_uri; paste the address you end up on after 'Yes, Allow', "
+        f"or set redirect_uri to what is registered for the app and {again}"
+    )
+
+
+def _partition(text: str) -> tuple[str, str, str]:
+    """Split into address, mark and parameters; no mark when it is a bare code."""
+    found = re.search(r"[?#]", text)
+    if found:
+        return text[: found.start()], found[0], text[found.end() :].replace("#", "&")
+    if _QUERY_START.match(text):
+        return "", "?", text
+    if "://" in text:
+        return text, "?", ""
+    first, ampersand, _ = text.partition("&")
+    # Copied from behind `code=` to the end of the line.
+    return ("", "?", f"code={text}") if ampersand and "=" not in first else (text, "", "")
+
+
+def _bare_code(text: str) -> Redirect:
+    if not _BARE_CODE.fullmatch(text):
+        raise _unfit("that is neither an address nor a code; paste the address the browser ended up on")
+    return Redirect(code=Secret(text))
+
+
+def _parameters(query: str) -> dict[str, str]:
+    values: dict[str, str] = {}
+    try:
+        pairs = parse_qsl(query, max_num_fields=100)
+    except ValueError:
+        raise _unfit("that address has too many parameters; paste the one you ended up on") from None
+    for name, value in pairs:
+        if name not in {"code", "state", "error", "iss"}:
+            continue
+        if name in values:
+            raise _unfit(f"the address has '{name}' twice and cannot be trusted; log in again")
+        if not _VSCHAR.fullmatch(value):
+            raise _unfit(f"'{name}' in the address is damaged; copy the whole address again")
+        values[name] = value
+    return values
+
+
+def base_of(url: str) -> str:
+    """Return scheme, host, non-default port and path of `url`, ready to compare; "" when it has none."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    host = parts.netloc.rpartition("@")[2].lower()
+    default_port = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
+    if not host or not parts.scheme:
+        return ""
+    return f"{parts.scheme}://{host.removesuffix(default_port)}{parts.path or '/'}"
+
+
+def origin_of(url: str) -> str:
+    """Return scheme, host and non-default port of `url`, ready to compare; "" when it has none."""
+    return "/".join(base_of(url).split("/", 3)[:3])

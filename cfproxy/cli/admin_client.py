@@ -1,0 +1,76 @@
+"""Asking the admin listener of a proxy that runs, from another process.
+
+Owns: where it is, and one question at a time. With the standard library and without an event loop, since a
+health check that runs for ever uses it.
+Must not know: what is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+from urllib.parse import urlsplit
+
+from cfproxy.config import Settings, TcpAddress
+from cfproxy.errors import UsageError
+from cfproxy.hosts import render_authority
+from cfproxy.secret import Secret
+
+ANSWER_S = 5.0
+ANSWER_MAX_BYTES = 1024 * 1024
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def find_admin(settings: Settings) -> tuple[str, Secret | None]:
+    """Return where the admin listener is, and a key for it."""
+    if settings.admin is None:
+        raise UsageError("the admin listener tells when the proxy is ready, and it is off; set admin")
+    keys = [key.secret for key in next(iter(settings.accounts.values())).access.keys if key.account is None]
+    return f"http://{_reachable(settings.admin)}", keys[0] if keys else None
+
+
+def _reachable(address: TcpAddress) -> str:
+    if address.port == 0:
+        raise UsageError("admin has port 0, which is another one each time; give it a port")
+    return render_authority(_ANYWHERE.get(address.host, address.host), address.port)
+
+
+class AdminClient:
+    """The admin listener of a running proxy.
+
+    Args:
+        url: where it is; may have a path.
+        key: an access key that it takes; beyond this machine, looking takes one as well.
+
+    Raises:
+        UsageError: the URL is none.
+    """
+
+    def __init__(self, url: str, key: Secret | None) -> None:
+        self.url = url.rstrip("/")
+        parts = urlsplit(self.url)
+        try:
+            self._host, self._port = parts.hostname or "", parts.port
+        except ValueError:
+            self._host = ""
+        if not self._host or parts.scheme not in {"http", "https"}:
+            raise UsageError("--url wants the admin listener's address, such as http://127.0.0.1:8081")
+        self._kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._path = parts.path
+        self._headers = {"X-Cfproxy-Admin": "1"} | ({} if key is None else {"X-Cfproxy-Key": key.reveal()})
+
+    def ask(self, method: str, path: str, timeout_s: float = ANSWER_S) -> tuple[int, object]:
+        """Return the answer's status and document; None for what is no JSON.
+
+        Raises:
+            OSError, http.client.HTTPException: there is no answer.
+        """
+        connection = self._kind(self._host, self._port, timeout=timeout_s)
+        with contextlib.closing(connection):
+            connection.request(method, self._path + path, headers=self._headers)
+            answer = connection.getresponse()
+            try:
+                return answer.status, json.loads(answer.read(ANSWER_MAX_BYTES))
+            except ValueError:
+                return answer.status, None

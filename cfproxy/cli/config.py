@@ -1,0 +1,122 @@
+"""`cfproxy config …`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from cfproxy.cli.options import common, config_path, load
+from cfproxy.config import filled_file, json_schema, problem_with, render_settings, starter_file
+from cfproxy.config.template import SECRET_VARIABLE
+from cfproxy.errors import UsageError
+
+
+@click.group("config", no_args_is_help=False)
+@common
+def config_group() -> None:
+    """Write, check and show the configuration."""
+
+
+@config_group.command("init")
+@common
+def config_init() -> int:
+    """Write a starter file: to -c FILE, else ./config.yaml.
+
+    On a terminal it asks for the app's values and fills them in.
+    """
+    place = Path(config_path() or "config.yaml")
+    # Before anything is asked: the answers must not be lost.
+    if os.path.lexists(place):
+        raise UsageError(f"{place} is there already; edit it, or choose another with -c FILE")
+    is_terminal = sys.stdin.isatty() and sys.stderr.isatty()
+    text, todo, command = _asked() if is_terminal else (starter_file(), _FILL_IN, "config check")
+    _write(place, text)
+    click.echo(f"Wrote {place}. {todo}: cfproxy {command} -c {shlex.quote(str(place))}")
+    return 0
+
+
+_FILL_IN = "Fill in the app's values, then run"
+
+
+def _asked() -> tuple[str, str, str]:
+    """Ask for what only the user knows; return the file's text, what is to be done and the next command."""
+    click.echo(
+        "The app's values are in Creative Force: Studio settings, Integrations, Registered Apps.", err=True
+    )
+    client_id = _ask("Client id", "client_id")
+    redirect_uri = _ask("Redirect URI as registered (Enter for client credentials)", "redirect_uri")
+    secret = None
+    if os.environ.get(SECRET_VARIABLE):
+        # It stays where it is, rather than in a file as well.
+        click.echo(f"The client secret is taken from ${SECRET_VARIABLE}.", err=True)
+    else:
+        secret = _ask(f"Client secret, not shown (Enter for ${SECRET_VARIABLE})", "client_secret")
+    text = filled_file(client_id, redirect_uri or None, secret or None)
+    is_complete = secret or os.environ.get(SECRET_VARIABLE)
+    todo = "Now run" if is_complete else f"Set {SECRET_VARIABLE}, then run"
+    return text, todo, "login" if redirect_uri else "serve"
+
+
+def _ask(question: str, key: str) -> str:
+    """Ask until the answer is one that the key takes; only the client id must not be empty."""
+
+    def checked(answer: str) -> str:
+        answer = answer.strip()
+        problem = problem_with(key, answer) if answer and key != "client_secret" else None
+        if problem is not None:
+            raise click.BadParameter(problem)
+        return answer
+
+    is_needed = key == "client_id"
+    answer: str = click.prompt(
+        question,
+        default=None if is_needed else "",
+        show_default=False,
+        hide_input=key == "client_secret",
+        value_proc=checked,
+        err=True,
+    )
+    return answer
+
+
+def _write(place: Path, text: str) -> None:
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # A secret may be written into it: nobody else may read it from the start.
+        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"{place} is there already; edit it, or choose another with -c FILE") from None
+    except OSError as error:
+        raise UsageError(f"{place} cannot be written: {error.strerror}") from None
+
+
+@config_group.command("check")
+@common
+def config_check() -> int:
+    """Validate the configuration; all problems at once."""
+    settings = load()
+    click.echo(f"{settings.source}: ok, accounts: {', '.join(settings.accounts)}")
+    return 0
+
+
+@config_group.command("show")
+@common
+def config_show() -> int:
+    """Print the effective configuration, secrets redacted."""
+    click.echo(render_settings(load()), nl=False)
+    return 0
+
+
+@config_group.command("schema")
+@common
+def config_schema() -> int:
+    """Print the JSON Schema of the configuration file."""
+    click.echo(json.dumps(json_schema(), indent=2))
+    return 0

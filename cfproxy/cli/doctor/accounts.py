@@ -1,0 +1,150 @@
+"""What is checked of an account: store, login, token endpoint, API.
+
+Owns: these checks, made with the parts that serve requests, so that a failure has the words that a caller
+of the proxy would get.
+Must not know: how findings are shown.
+Invariant: nothing is refreshed, saved or spent: the token endpoint is asked for a grant that does not exist,
+and the API gets one GET, with the stored token while that is valid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from yarl import URL
+
+from cfproxy.auth.expiry import expiry_warning
+from cfproxy.auth.interfaces import TokenStore
+from cfproxy.auth.models import App, Login, instant, login_problem
+from cfproxy.cli.doctor.findings import Finding, from_error
+from cfproxy.cli.doctor.servers import Server
+from cfproxy.config import Account
+from cfproxy.errors import CfproxyError, StoreUnavailable, StoreUnusable
+from cfproxy.http1.framing import Framing
+from cfproxy.proxy.request_headers import outgoing_fields, outgoing_head, outgoing_target
+from cfproxy.runtime.factory import build_app, build_endpoint, build_origin, build_store, build_tls
+from cfproxy.upstream.client import HttpUpstream
+from cfproxy.upstream.interfaces import Call
+
+API_PATH = b"/v1/jobs?pageSize=1"
+
+
+def servers_of(account: Account) -> list[Server]:
+    """Return the account's servers, each once: where tokens come from, and the API."""
+    tls = build_tls(account)
+    found: dict[URL, Server] = {}
+    for setting, url in (("token_url", account.token_url), ("upstream", account.upstream)):
+        origin = URL(url).origin()
+        found.setdefault(origin, Server(origin, tls, account.timeouts.connect_s, setting))
+    return list(found.values())
+
+
+async def check_account(account: Account, now: float) -> AsyncIterator[Finding]:
+    """Yield what the account's store, login, token endpoint and API are like at wall-clock `now`."""
+    app, store = build_app(account), build_store(account)
+    try:
+        finding, login = await check_store(account, store)
+        yield finding
+        yield check_login(account, app, login, now, readable=finding.level != "fail")
+    finally:
+        with contextlib.suppress(CfproxyError):
+            await store.aclose()
+    yield await check_token_endpoint(account)
+    if login is not None and login.belongs_to(app) and login.token.remaining_s(now) > 0:
+        yield await check_api(account, login)
+    else:
+        text = "not asked: there is no valid access token now"
+        yield Finding("api", "ok", text, account=account.name)
+
+
+async def check_store(account: Account, store: TokenStore) -> tuple[Finding, Login | None]:
+    """Tell whether the login can be read, and could be saved; return it."""
+    if account.store.url == "memory":
+        text = "memory: a restart of the proxy is a logout"
+        return Finding("store", "ok", text, account=account.name), None
+    login = None
+    try:
+        login = await store.load(account.name)
+        await store.probe(account.name)
+    except (StoreUnavailable, StoreUnusable) as error:
+        return from_error("store", error, account.name), login
+    return Finding("store", "ok", f"{store.location}: readable and writable", account=account.name), login
+
+
+def check_login(account: Account, app: App, login: Login | None, now: float, *, readable: bool) -> Finding:
+    """Tell whether there is a login that can be renewed, and how long it lives."""
+    if not readable and login is None:
+        return Finding("login", "warn", "not known: the store can't be read", account=account.name)
+    if account.store.url == "memory" and app.grant != "client_credentials":
+        text = "store: memory is seen by the running proxy only: /status.json of its admin listener"
+        return Finding("login", "ok", text, account=account.name)
+    if (problem := login_problem(login, app)) is not None:
+        return from_error("login", problem, account.name)
+    if (warning := expiry_warning(login, app, now)) is not None:
+        text, _, step = warning.message.partition("; ")
+        return Finding("login", "warn", text, app.login_command or step, account.name)
+    if login is None or login.login_expires_at is None:
+        return Finding("login", "ok", "the app needs no login", account=account.name)
+    return Finding("login", "ok", f"logged in until {instant(login.login_expires_at)}", account=account.name)
+
+
+async def check_token_endpoint(account: Account) -> Finding:
+    """Ask for a grant that does not exist: the answer tells whether the app is known."""
+    try:
+        await build_endpoint(account).probe()
+    except CfproxyError as error:
+        return from_error("token endpoint", error, account.name)
+    text = "answers, and does not refuse client_id and client_secret"
+    return Finding("token endpoint", "ok", text, account=account.name)
+
+
+async def check_api(account: Account, login: Login) -> Finding:
+    """Send the API one GET with the stored token."""
+    upstream = HttpUpstream(
+        account.upstream,
+        tls=build_tls(account),
+        connect_s=account.timeouts.connect_s,
+        idle_s=account.timeouts.connect_s,
+    )
+    origin = build_origin(account.upstream)
+    target = outgoing_target(API_PATH, origin.base_path)
+    headers = [
+        (b"Host", origin.authority),
+        (b"Accept", b"application/json"),
+        (b"User-Agent", b"cfproxy-doctor"),
+    ]
+    head = outgoing_head(b"GET", target, outgoing_fields(headers, origin, Framing(None, chunked=False)))
+    try:
+        answer = await upstream.send(Call("GET", head, None, chunked=False), login.token)
+        status = answer.status
+        await answer.aclose()
+    except CfproxyError as error:
+        return from_error("api", error, account.name)
+    finally:
+        await upstream.aclose()
+    return _verdict(account, status)
+
+
+def _verdict(account: Account, status: int) -> Finding:
+    asked = f"GET {API_PATH.decode()} was answered {status}"
+    if status < 300:
+        return Finding("api", "ok", asked, account=account.name)
+    if status == 401:
+        text = f"{asked}: the API rejects a token that should be valid"
+        return Finding("api", "warn", text, _another_token(account), account.name)
+    if status == 403:
+        text = f"{asked}: the app or its user lacks a permission"
+        return Finding("api", "warn", text, "give it in Creative Force: Registered Apps", account.name)
+    if status == 429:
+        text = f"{asked}: too many requests now, from this address"
+        return Finding("api", "warn", text, "see who else calls from behind this address", account.name)
+    return Finding(
+        "api", "warn", asked, "try again in a while; if it stays, ask Creative Force", account.name
+    )
+
+
+def _another_token(account: Account) -> str:
+    if account.grant == "client_credentials":
+        return "see whether token_url and upstream belong together"
+    return build_app(account).login_command

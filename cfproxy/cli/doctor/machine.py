@@ -1,0 +1,176 @@
+"""What is checked on this machine alone: the file, the secrets' sources, the environment, the ports.
+
+Owns: these checks, and finding out who has a port.
+Must not know: servers elsewhere.
+Invariant: only names and modes of files are looked at; what a secret is never gets here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shlex
+import socket
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cfproxy.cli.doctor.findings import Finding
+from cfproxy.config import Settings, TcpAddress, UnixAddress
+from cfproxy.config.problems import Findings
+from cfproxy.config.sources import read_file
+
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+_LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
+
+
+def check_configuration(settings: Settings) -> Finding:
+    """Tell which configuration is in use; it was read without a problem."""
+    names = ", ".join(settings.accounts)
+    return Finding("configuration", "ok", f"{settings.source} can be used; accounts: {names}")
+
+
+def check_secrets(path: Path | None) -> Iterator[Finding]:
+    """Tell of files with secrets in them that other users of this machine can read."""
+    if path is None or os.name != "posix":
+        return
+    tree = read_file(path, Findings(str(path))) or {}
+    sources = list(_secret_sources(tree))
+    if any(kind == "text" for kind, _ in sources) and _others_read(path):
+        text = f"{path} holds a secret and other users of this machine can read it"
+        yield Finding("secret", "warn", text, f"chmod 600 {shlex.quote(str(path))}")
+    for kind, name in sources:
+        if kind == "file" and _others_read(place := (path.parent / Path(name).expanduser())):
+            text = f"{place} is a secret's file and other users of this machine can read it"
+            yield Finding("secret", "warn", text, f"chmod 600 {shlex.quote(str(place))}")
+    if sources:
+        kinds = {"text": "the configuration file", "file": "a file", "env": "a variable"}
+        told = ", ".join(sorted({kinds[kind] for kind, _ in sources}))
+        yield Finding("secret", "ok", f"every secret was read; they come from: {told}")
+
+
+def _secret_sources(tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the kind (`text`, `file`, `env`) of every secret and what it names; nothing for a text."""
+    accounts = tree.get("accounts")
+    for owner in (tree, *(accounts.values() if isinstance(accounts, Mapping) else ())):
+        if not isinstance(owner, Mapping):
+            continue
+        access = owner.get("access")
+        keys = access.get("keys") if isinstance(access, Mapping) else None
+        for value in (owner.get("client_secret"), *(keys if isinstance(keys, list) else ())):
+            source = value.get("key", value) if isinstance(value, Mapping) else value
+            if isinstance(source, Mapping):
+                yield from ((kind, str(name)) for kind, name in source.items() if kind in {"file", "env"})
+            elif source is not None:
+                yield "text", ""
+
+
+def _others_read(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return bool(path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH))
+    return False
+
+
+def check_environment(environ: Mapping[str, str]) -> Finding:
+    """Tell of the variables that other programs take for an HTTP proxy, and cfproxy does not."""
+    found = [name for name in _PROXIES if environ.get(name)]
+    if not found:
+        return Finding("environment", "ok", "no proxy variable is set")
+    text = f"{', '.join(found)}: set, and ignored: cfproxy connects directly"
+    return Finding("environment", "warn", text, "let this machine reach the hosts below directly")
+
+
+def check_port(check: str, address: TcpAddress | UnixAddress | None, account: str | None = None) -> Finding:
+    """Tell whether an address can be had, and else who has it; a running cfproxy may."""
+    if address is None:
+        return Finding(check, "ok", "off", account=account)
+    if isinstance(address, UnixAddress):
+        return _check_unix(check, address, account)
+    try:
+        for family, kind, number, _, place in socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            with socket.socket(family, kind, number) as probe:
+                if os.name == "posix":  # as the listener itself will do
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(place)
+                probe.listen()  # with that option, only this finds somebody who listens
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return _taken(check, address, account)
+        reason = error.strerror or "not an address of this machine"
+        return Finding(check, "fail", f"{address}: {reason}", f"set another {check} address", account)
+    return Finding(check, "ok", f"{address} is free", account=account)
+
+
+def _taken(check: str, address: TcpAddress, account: str | None) -> Finding:
+    owner = who_listens(address.port)
+    if owner is None:
+        text = f"{address} is taken; this system does not tell by whom"
+        return Finding(check, "warn", text, f"if cfproxy does not run, set another {check} address", account)
+    pid, command = owner
+    if "cfproxy" in command and not command.endswith(" sandbox"):
+        return Finding(check, "ok", f"{address} is served by cfproxy, process {pid}", account=account)
+    text = f"{address} is taken by process {pid} ({command})"
+    return Finding(check, "fail", text, f"stop process {pid}, or set another {check} address", account)
+
+
+def _check_unix(check: str, address: UnixAddress, account: str | None) -> Finding:
+    if not hasattr(socket, "AF_UNIX"):
+        text = "this system has no Unix sockets"
+        return Finding(check, "fail", text, f"set {check} to host:port", account)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(address.path)
+        except FileNotFoundError:
+            parent = Path(address.path).parent
+            if os.access(parent, os.W_OK):
+                return Finding(check, "ok", f"{address} is free", account=account)
+            text = f"{parent} can't be written by this user"
+            return Finding(check, "fail", text, f"set another {check} address", account)
+        except OSError:
+            return Finding(check, "ok", f"{address} was left by a process that has ended", account=account)
+    return Finding(check, "ok", f"{address} is served by a process that runs", account=account)
+
+
+def who_listens(port: int) -> tuple[int, str] | None:
+    """Return the process that listens at a TCP port, and its command; None where the system does not tell."""
+    if sys.platform != "linux":
+        return None
+    inodes = {f"socket:[{inode}]" for table in ("tcp", "tcp6") for inode in _listening(table, port)}
+    for descriptors in Path("/proc").glob("[0-9]*/fd"):
+        with contextlib.suppress(OSError):
+            for descriptor in descriptors.iterdir():
+                with contextlib.suppress(OSError):
+                    if str(descriptor.readlink()) in inodes:
+                        return int(descriptors.parent.name), _command(descriptors.parent)
+    return None
+
+
+def _listening(table: str, port: int) -> Iterator[str]:
+    """Yield the inodes of the sockets that listen at `port` (proc(5), /proc/net/tcp)."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
+                yield fields[9]
+
+
+def _command(process: Path) -> str:
+    """Return the program and, for an interpreter's, what it runs: no further words, which may be secrets.
+
+    The sandbox is a cfproxy that serves no proxy's address, so it is told as such.
+    """
+    words = (process / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+    shown, further = [Path(words[0]).name], words[1:]
+    if len(words) > 2 and words[1] == "-m":
+        shown, further = [*shown, *words[1:3]], words[3:]
+    elif len(words) > 1 and words[1].endswith(("cfproxy", ".py")):
+        shown, further = [*shown, Path(words[1]).name], words[2:]
+    if shown[-1] == "cfproxy" and "sandbox" in further[:1]:
+        shown.append("sandbox")
+    return " ".join(shown)

@@ -1,0 +1,149 @@
+"""`cfproxy login` and `cfproxy logout`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import webbrowser
+
+import click
+
+from cfproxy.auth import login
+from cfproxy.auth.interfaces import ATTEMPT_LIFETIME_S
+from cfproxy.auth.login import LoggedOut, LoginPlan
+from cfproxy.auth.models import Login
+from cfproxy.cli.options import account_option, closing, common, load_account
+from cfproxy.cli.run import run_loop
+from cfproxy.config import Account
+from cfproxy.errors import LoginFailed, UsageError
+from cfproxy.runtime.factory import build_login_plan, build_store
+
+PASTES_MAX = 3
+
+
+@click.command("login")
+@common
+@account_option
+@click.option("--no-browser", is_flag=True, help="Print the address only, open nothing.")
+@click.option("--print-url", is_flag=True, help="Print the authorize URL, remember the attempt, exit.")
+@click.option("--finish", metavar="URL_OR_CODE", help="Finish that attempt; '-' reads standard input.")
+def login_command(
+    account: str | None,
+    no_browser: bool,
+    print_url: bool,
+    finish: str | None,
+) -> int:
+    """Log in, or log in anew; a running proxy picks it up."""
+    if print_url and finish is not None:
+        raise UsageError("--print-url and --finish are two steps: use one at a time")
+    chosen = load_account(account)
+    if chosen.store.url == "memory":
+        raise UsageError(
+            "store: memory ends with each process, so a login here would reach nobody; set store: file"
+        )
+    if finish == "-":
+        finish = sys.stdin.read()
+    return _log_in(chosen, print_url=print_url, finish=finish, browser=not no_browser)
+
+
+def _log_in(account: Account, *, print_url: bool, finish: str | None, browser: bool) -> int:
+    plan = _plan(account)
+    if account.grant == "client_credentials":
+        if print_url or finish is not None:
+            raise UsageError(f"client_credentials has no login in a browser; run: {plan.app.login_command}")
+        run_loop(closing(plan.store, login.login_app(plan)))
+        click.echo(f"Account '{account.name}' got a token: client_id and client_secret are right.")
+        return 0
+    if finish is None:
+        url, _ = run_loop(closing(plan.store, login.begin(plan)))
+        if print_url:
+            click.echo(url)
+            return 0
+        _invite(url, browser=browser)
+        done = _finish_at_prompt(plan)
+    else:
+        done = run_loop(closing(plan.store, login.finish(plan, finish)))
+    click.echo(f"Logged in as account '{account.name}' ({done.scope}).")
+    return 0
+
+
+def _invite(url: str, *, browser: bool) -> None:
+    click.echo("Open this address, log in to Creative Force and click 'Yes, Allow':\n", err=True)
+    click.echo(url)
+    if browser and _has_desktop():
+        webbrowser.open(url)
+    click.echo(
+        "\nThe browser then goes to your redirect URI; whether that page loads does not matter.\n"
+        "Copy the whole address from its address bar and paste it here (a bare code will do too).\n"
+        "An error page of Creative Force instead? Then redirect_uri differs from the registered one.",
+        err=True,
+    )
+    until = time.strftime("%H:%M", time.localtime(time.time() + ATTEMPT_LIFETIME_S))
+    click.echo(f"Waiting for it until {until} ({ATTEMPT_LIFETIME_S / 60:.0f} minutes).", err=True)
+
+
+def _finish_at_prompt(plan: LoginPlan) -> Login:
+    for left in reversed(range(PASTES_MAX)):
+        click.echo("> ", err=True, nl=False)
+        # Outside of an event loop: one that waits for a thread at a prompt can't be interrupted.
+        line = sys.stdin.readline()
+        if not line:
+            raise LoginFailed("nothing was pasted; without a terminal use --print-url, then --finish URL")
+        click.echo("Asking the token endpoint for the tokens ...", err=True)
+        try:
+            return run_loop(closing(plan.store, login.finish(plan, line)))
+        except LoginFailed as error:
+            if not error.curable:
+                raise
+            if not left:
+                text = f"{error}; the login that was begun here can be finished for half an hour"
+                raise LoginFailed(f"{text}: {login.finish_command(plan)}") from None
+            click.echo(f"cfproxy: {error}", err=True)
+    raise AssertionError("the last paste returns or raises")
+
+
+def _plan(account: Account) -> LoginPlan:
+    return build_login_plan(account, build_store(account))
+
+
+def _has_desktop() -> bool:
+    """Whether a browser would open in a window; a text browser would take the terminal over."""
+    return sys.platform in {"win32", "darwin"} or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
+
+
+@click.command("logout")
+@common
+@account_option
+def logout_command(account: str | None) -> int:
+    """Revoke the tokens where the server can, and forget them."""
+    chosen = load_account(account)
+    plan = _plan(chosen)
+    done = run_loop(closing(plan.store, login.logout(plan)))
+    if chosen.grant == "client_credentials":
+        click.echo(
+            f"Account '{chosen.name}' uses client credentials: it has no login to end{_what_went(done)}"
+        )
+        return 0
+    if not done.found:
+        click.echo(f"Account '{chosen.name}' was not logged in.")
+        return 0
+    told = _REVOKED[done.revoked].format("them", "they die")
+    click.echo(f"Account '{chosen.name}' is logged out. Its tokens are forgotten; {told}.")
+    return 0
+
+
+_REVOKED = {
+    True: "the server has revoked {0}",
+    False: "the server does not revoke; {1} by age",
+    None: "the server could not be asked to revoke {0}; {1} by age",
+}
+
+
+def _what_went(done: LoggedOut) -> str:
+    if not done.found:
+        return ", and no token of it was stored."
+    told = _REVOKED[done.revoked].format("it", "it dies")
+    return f". Its stored token is forgotten; {told}. The next request fetches a new one."

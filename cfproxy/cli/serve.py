@@ -1,0 +1,29 @@
+"""`cfproxy serve`."""
+
+from __future__ import annotations
+
+import click
+
+from cfproxy.cli.options import choose, common, complete_account, loader
+from cfproxy.cli.run import run_loop, serve
+from cfproxy.observability.logs import LogOutput
+
+
+@click.command("serve")
+@common
+@click.option(
+    "--account",
+    "accounts",
+    metavar="NAME",
+    multiple=True,
+    shell_complete=complete_account,
+    help="Serve this account only; repeatable.",
+)
+def serve_command(accounts: tuple[str, ...]) -> int:
+    """Run the proxy (the default command)."""
+    again = loader()
+    settings = again()
+    for name in accounts:
+        choose(settings, name)
+    logs = LogOutput(settings.log.level, settings.log.format, settings.log.sample)
+    return run_loop(serve(settings, accounts, logs, again))

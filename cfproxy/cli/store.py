@@ -1,0 +1,159 @@
+"""`cfproxy store …`: a login goes from one store to another.
+
+Owns: how the two stores are named, which record may take which one's place, what becomes of the old one.
+Must not know: how a store keeps anything.
+Invariants:
+1. A login has one place that it is refreshed from: unless `--keep` is given the old record is forgotten,
+   after the new one was saved and read back. Interrupted at any point, the same command again completes it.
+2. Both locks are held meanwhile, so no refresh goes on in either store.
+3. No token, password or key is printed.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from pydantic import ValidationError
+
+from cfproxy.auth.interfaces import TokenStore
+from cfproxy.auth.models import Login
+from cfproxy.cli import exit_codes as exits
+from cfproxy.cli.options import account_option, choose, common, load
+from cfproxy.cli.run import run_loop
+from cfproxy.config import Account, RedisAddress, Store
+from cfproxy.config.conflicts import own_conflicts
+from cfproxy.config.references import Context
+from cfproxy.errors import LoginRequired, StoreUnusable, UsageError
+from cfproxy.runtime.factory import build_app, build_store
+
+LOCK_SLACK_S = 30.0
+_WORDS = "'file', 'file:DIR', 'redis://…' or '{url: …, password: …, key: …}', as for the setting store"
+_BOTH = (
+    "both stores have the login now, and its refresh token may be good for one use only: serve one of them, "
+    "and take the other one for a copy that ends with the next refresh"
+)
+
+
+@click.group("store", no_args_is_help=False)
+@common
+def store_group() -> None:
+    """Move logins between stores."""
+
+
+@store_group.command("copy", short_help="Bring the logins from store FROM to store TO.")
+@common
+@account_option
+@click.option("--keep", is_flag=True, help="Leave the login in FROM as well.")
+@click.option("--force", is_flag=True, help="Replace a newer or another login in TO.")
+@click.argument("from_", metavar="FROM")
+@click.argument("to", metavar="TO")
+def store_copy(account: str | None, from_: str, to: str, *, keep: bool, force: bool) -> int:
+    """Bring the login of each account from store FROM to store TO, and forget it in FROM.
+
+    FROM and TO are named as in the setting store. A plain address is taken with the key of the
+    configuration, and with its password where it names the server that is configured.
+    """
+    settings = load()
+    chosen = [choose(settings, account)] if account else list(settings.accounts.values())
+    pairs = [(each, _account_at(each, from_, "FROM"), _account_at(each, to, "TO")) for each in chosen]
+    absent: list[LoginRequired] = []
+    for each, source, target in pairs:
+        try:
+            click.echo(
+                run_loop(_copy(each, build_store(source), build_store(target), keep=keep, force=force))
+            )
+        except LoginRequired as error:
+            absent.append(error)
+    if len(absent) == len(pairs):
+        raise absent[0]
+    for missing in absent:
+        click.echo(missing.message)
+    if keep:
+        click.echo(f"cfproxy: {_BOTH}", err=True)
+    return exits.DONE
+
+
+async def _copy(account: Account, source: TokenStore, target: TokenStore, *, keep: bool, force: bool) -> str:
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(source.aclose)
+        stack.push_async_callback(target.aclose)
+        if source.location == target.location:
+            raise UsageError(f"FROM and TO are the same store: {source.location}")
+        timeout_s = account.timeouts.token_s + LOCK_SLACK_S
+        await stack.enter_async_context(source.lock(account.name, timeout_s))
+        login = await source.load(account.name)
+        if login is None:
+            raise LoginRequired(
+                f"{source.location} has no login of account '{account.name}'; log in with the store that is "
+                f"configured: {build_app(account).login_command}"
+            )
+        await stack.enter_async_context(target.lock(account.name, timeout_s))
+        there = await target.load(account.name)
+        if there is not None:
+            if not force and (reason := _newer(there, login)) is not None:
+                raise UsageError(f"{target.location} has {reason} of account '{account.name}'; {_CURE}")
+            # In the store the serial only grows.
+            login = replace(login, serial=max(login.serial, there.serial + 1))
+        await target.save(login)
+        if await target.load(account.name) != login:
+            raise StoreUnusable(f"{target.location} does not give back what was saved; nothing was forgotten")
+        if not keep:
+            await source.delete(account.name)
+        done = "Copied" if keep else "Moved"
+        return f"{done} the login of account '{account.name}' from {source.location} to {target.location}."
+
+
+_CURE = "--force replaces it, and it is lost then"
+
+
+def _newer(there: Login, login: Login) -> str | None:
+    """Return what keeps `there` from being replaced; None where it is older, and of the same app."""
+    same_app = (there.client_id, there.token_url, there.upstream) == (
+        login.client_id,
+        login.token_url,
+        login.upstream,
+    )
+    if not same_app:
+        return "the login of another app or API"
+    if (there.login_at, there.serial) > (login.login_at, login.serial):
+        return "a newer login" if there.login_at > login.login_at else "a newer token"
+    return None
+
+
+def _account_at(account: Account, words: str, which: str) -> Account:
+    """Return the account as it would be with the store that `words` name.
+
+    Raises:
+        UsageError
+    """
+    keys: dict[str, Any] = {"url": words, "key": account.store.key}
+    if words.startswith("{"):
+        try:
+            keys = yaml.safe_load(words)
+        except yaml.YAMLError:
+            raise UsageError(f"{which} must be {_WORDS}") from None
+    try:
+        store = Store.model_validate(keys, context=Context(os.environ, Path()))
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(map(str, problem["loc"]))
+        text = str(problem.get("ctx", {}).get("error", f"must be {_WORDS}"))
+        raise UsageError(f"{which}: {text}" if key in {"", "url"} else f"{which}: {key}: {text}") from None
+    configured = account.store.url
+    if isinstance(store.url, RedisAddress) and isinstance(configured, RedisAddress):
+        bare = store.url.username is None and store.url.password is None and store.password is None
+        if bare and str(store.url) == str(configured):
+            store = account.store.model_copy(update={"key": store.key})
+    if store.url == "memory":
+        raise UsageError(f"{which}: memory ends with each process; name {_WORDS}")
+    moved = account.model_copy(update={"store": store})
+    for involved, loc, text in own_conflicts(moved):
+        if involved == {"store"}:
+            raise UsageError(f"{which}: {'.'.join(loc[1:])}: {text}")
+    return moved

@@ -1,0 +1,129 @@
+"""Which settings have to agree with each other.
+
+Owns: the conflicts within one account and between accounts, as functions that yield them.
+Must not know: where a setting is written, which values were broken (`assembly.py`).
+Invariant: no text holds a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+
+from cfproxy.config.addresses import TcpAddress, UnixAddress
+from cfproxy.config.redis_url import RedisAddress
+from cfproxy.config.settings import Access, Account
+
+EXPOSED = (
+    "can be reached from other machines, and whoever reaches this port acts as you; "
+    "set access.keys, or access.allow_remote: true if that is meant"
+)
+
+# What the starter file and the example say where only the user knows the value.
+CLIENT_ID_PLACEHOLDER = "your-client-id"
+REDIRECT_URI_PLACEHOLDER = "https://example.com/callback"
+
+_WILDCARDS = {"0.0.0.0": ".", "::": ":"}
+
+
+def own_conflicts(account: Account) -> Iterator[tuple[set[str], tuple[str, ...], str]]:
+    """Yield what contradicts itself in one account: the keys involved, the place and the text."""
+    if account.grant == "authorization_code" and account.redirect_uri is None:
+        text = "needed for login: the redirect URI as registered with the app (or grant: client_credentials)"
+        yield {"client_id", "grant", "redirect_uri"}, ("redirect_uri",), text
+    if account.client_id == CLIENT_ID_PLACEHOLDER:
+        text = "is still the placeholder; put in the id of the app registered with Creative Force"
+        yield {"client_id"}, ("client_id",), text
+    if account.grant == "authorization_code" and account.redirect_uri == REDIRECT_URI_PLACEHOLDER:
+        text = "is still the placeholder; put in the redirect URI exactly as registered with the app"
+        yield {"grant", "redirect_uri"}, ("redirect_uri",), text
+    if account.grant == "client_credentials" and account.client_secret is None:
+        text = "needed with grant: client_credentials"
+        yield {"client_id", "grant", "client_secret"}, ("client_secret",), text
+    if account.retry.body_memory_bytes > account.retry.body_max_bytes:
+        yield {"retry"}, ("retry",), "body_memory must not be larger than body_max"
+    if account.limits.line_bytes > account.limits.head_bytes:
+        yield {"limits"}, ("limits",), "line must not be larger than head"
+    if account.access.users and isinstance(account.listen, TcpAddress):
+        text = "works with a Unix socket only (listen: unix:/path); elsewhere use access.keys"
+        yield {"listen", "access"}, ("access", "users"), text
+    if account.store.key is not None and find_spec("cryptography") is None:
+        yield {"store"}, ("store", "key"), "needs a library; run: pip install 'cfproxy[encrypt]'"
+    address = account.store.url if isinstance(account.store.url, RedisAddress) else None
+    if address is not None and find_spec("redis") is None:
+        yield {"store"}, ("store", "url"), "needs a library; run: pip install 'cfproxy[redis]'"
+    if account.store.password is not None and (address is None or address.password is not None):
+        text = (
+            "is for a Redis store only" if address is None else "stands in store.url, too; keep one of them"
+        )
+        yield {"store"}, ("store", "password"), text
+    if account.pacing.shared and (address is None or account.pacing.rate is None):
+        text = (
+            "needs a rate"
+            if account.pacing.rate is None
+            else "needs a Redis store; set store: redis://host:port/0"
+        )
+        yield {"pacing", "store"}, ("pacing", "shared"), text
+    if is_exposed(account.listen, account.access):
+        yield {"listen", "access"}, ("listen",), EXPOSED
+
+
+def is_exposed(address: TcpAddress | UnixAddress | None, access: Access) -> bool:
+    """Return whether other machines can reach an address although nobody said that they may."""
+    open_to_all = not access.keys and not access.allow_remote
+    return isinstance(address, TcpAddress) and not address.is_loopback and open_to_all
+
+
+def key_conflicts(accounts: Mapping[str, Account]) -> Iterator[tuple[str, int, str]]:
+    """Yield the access keys that lead nowhere or to two places: account, index and the text."""
+    for name, account in accounts.items():
+        keys = account.access.keys
+        for index, key in enumerate(keys):
+            if key.account is not None and key.account not in accounts:
+                known = ", ".join(accounts)
+                yield name, index, f"is for an account that does not exist; there are: {known}"
+            earlier = next((i for i in range(index) if keys[i].secret == key.secret), None)
+            if earlier is not None and keys[earlier].account != key.account:
+                yield name, index, f"is the same key as access.keys.{earlier}, but for another account"
+
+
+def listen_conflicts(admin: TcpAddress | None, accounts: Mapping[str, Account]) -> Iterator[tuple[str, str]]:
+    """Yield the accounts whose listen address somebody before them has, and the text."""
+    taken: list[tuple[str, TcpAddress | UnixAddress]] = [("admin", admin)] if admin else []
+    for name, account in accounts.items():
+        if account.listen is None:
+            continue
+        owner = next((owner for owner, address in taken if _overlap(address, account.listen)), None)
+        if owner:
+            text = f"{account.listen} is taken by {owner}; give this account a listen address of its own"
+            yield name, text
+        taken.append((f"account '{name}'", account.listen))
+
+
+def _overlap(one: TcpAddress | UnixAddress, other: TcpAddress | UnixAddress) -> bool:
+    """Tell whether two listeners would want the same place, wildcards and localhost considered."""
+    if not isinstance(one, TcpAddress) or not isinstance(other, TcpAddress):
+        return one == other
+    if one.port != other.port or one.port == 0:
+        return False
+    localhost = ("127.0.0.1", "::1")
+    return any(
+        a == b or _WILDCARDS.get(a, "none") in b or _WILDCARDS.get(b, "none") in a
+        for a in (localhost if one.host == "localhost" else (one.host,))
+        for b in (localhost if other.host == "localhost" else (other.host,))
+    )
+
+
+def pacing_conflicts(accounts: Mapping[str, Account]) -> Iterator[tuple[str, str]]:
+    """Yield the accounts that pace an upstream otherwise than one before them, or elsewhere, and the text."""
+    first: dict[str, Account] = {}
+    for name, account in accounts.items():
+        other = first.setdefault(account.upstream_origin, account)
+        if other.pacing != account.pacing:
+            text = (
+                f"must be as in account '{other.name}': the upstream is the same, its limit is per IP address"
+            )
+            yield name, text
+        elif account.pacing.shared and str(account.store.url) != str(other.store.url):
+            text = f"is shared in the store of account '{other.name}', and this account has another one"
+            yield name, text

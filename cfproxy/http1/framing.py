@@ -1,0 +1,222 @@
+"""Cutting a body out of the bytes of a connection: by length, in chunks, or until the end.
+
+Owns: where a body ends, and the trailers behind it (RFC 9112 §6 and §7.1).
+Must not know: sockets, heads; what is done with a body.
+
+Invariants:
+1. Every byte goes to exactly one of body, framing and rest, however the bytes are cut into pieces.
+2. What two readers could take differently is refused, never mended: line ends are CRLF, sizes are hexadecimal
+   digits, nothing follows a chunk but its line end.
+3. What is not body is bounded: a size line, and all trailers together.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Protocol
+
+from cfproxy.errors import BadTarget
+from cfproxy.http1.headers import RawHeaders, folded
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How a request's body is delimited: by length, in chunks, or not there at all."""
+
+    length: int | None
+    chunked: bool
+
+    @property
+    def has_body(self) -> bool:
+        """Whether any byte of a body can follow."""
+        return self.chunked or bool(self.length)
+
+
+def read_framing(version: tuple[int, int], headers: RawHeaders) -> Framing:
+    """Return the one way in which these headers delimit a body (RFC 9112 §6.3).
+
+    Raises:
+        BadTarget: two readers could disagree.
+    """
+    lengths = [value for name, value in headers if name.lower() == b"content-length"]
+    codings = [value for name, value in headers if name.lower() == b"transfer-encoding"]
+    for name, _ in headers:
+        if b"_" in name and folded(name) in {b"content-length", b"transfer-encoding"}:
+            raise BadTarget("a header name imitates a framing header; send it as Content-Length")
+    if codings:
+        if lengths or len(codings) > 1 or codings[0].strip().lower() != b"chunked" or version < (1, 1):
+            raise BadTarget("the body's length is ambiguous; send either Content-Length or chunked, once")
+        return Framing(None, chunked=True)
+    if not lengths:
+        return Framing(None, chunked=False)
+    text = lengths[0].strip()
+    if len(lengths) > 1 or not text.isdigit() or len(text) > 18:
+        raise BadTarget("the Content-Length is not one plain number; send exactly one")
+    return Framing(int(text), chunked=False)
+
+
+SIZE_LINE_MAX = 1024
+TRAILERS_MAX = 4 * 1024
+
+# Extensions mean nothing to us (RFC 9112 §7.1.1). With 16 digits no reader's integer overflows.
+_SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+_PADDED_SIZE_LINE = re.compile(_SIZE_LINE.pattern.replace(b"(?:;", b" *(?:;"))
+_TRAILER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*\r\n")
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+
+
+class MalformedBody(Exception):
+    """What came is not a body in the framing that its head announced."""
+
+
+class BodyReader(Protocol):
+    """Finds one body in what comes."""
+
+    done: bool  # whether the body has ended
+    trailers: list[tuple[bytes, bytes]]  # what followed it; empty unless chunked
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """Return the part of the body that is in `data`, and what comes after the body.
+
+        Raises:
+            MalformedBody
+        """
+
+    def end(self) -> None:
+        """Take note of the end of the connection.
+
+        Raises:
+            MalformedBody: the body is not complete.
+        """
+
+
+class LengthReader:
+    """A body whose length is known."""
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.done = not length
+        self.trailers: list[tuple[bytes, bytes]] = []
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """See `BodyReader.feed`."""
+        left = self._left - len(data)
+        if left > 0:
+            self._left = left
+            return data, b""
+        self._left, self.done = 0, True
+        return (data, b"") if not left else (data[:left], data[left:])
+
+    def end(self) -> None:
+        """See `BodyReader.end`."""
+        if not self.done:
+            raise MalformedBody
+
+
+class CloseReader:
+    """A body that ends with its connection; answers only (RFC 9112 §6.3)."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self.trailers: list[tuple[bytes, bytes]] = []
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """See `BodyReader.feed`."""
+        return data, b""
+
+    def end(self) -> None:
+        """See `BodyReader.end`."""
+        self.done = True
+
+
+class ChunkReader:
+    """A chunked body (RFC 9112 §7.1).
+
+    Args:
+        padded: whether spaces may follow a size, as some old servers write them.
+    """
+
+    def __init__(self, *, padded: bool = False) -> None:
+        self._size_line = _PADDED_SIZE_LINE if padded else _SIZE_LINE
+        self._held = b""  # the beginning of a line, or of the line end behind a chunk
+        self._left = 0  # of the present chunk
+        self._after_chunk = False  # its line end is due
+        self._in_trailers = False
+        self._trailer_bytes = 0
+        self.done = False
+        self.trailers: list[tuple[bytes, bytes]] = []
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """See `BodyReader.feed`."""
+        data, self._held = self._held + data, b""
+        pieces: list[bytes] = []
+        at = 0
+        while at < len(data) and not self.done:
+            if self._left:
+                piece = data[at : at + self._left]
+                pieces.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                self._after_chunk = not self._left
+                continue
+            after = self._skip_line_end(data, at) if self._after_chunk else self._read_line(data, at)
+            if after == at:  # the rest of it has not come yet
+                self._held = data[at:]
+                return b"".join(pieces), b""
+            at = after
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces), data[at:]
+
+    def end(self) -> None:
+        """See `BodyReader.end`."""
+        if not self.done:
+            raise MalformedBody
+
+    def _skip_line_end(self, data: bytes, at: int) -> int:
+        if data.startswith(b"\r\n", at):
+            self._after_chunk = False
+            return at + 2
+        if data[at:] == b"\r":
+            return at
+        raise MalformedBody
+
+    def _read_line(self, data: bytes, at: int) -> int:
+        """Read a size line, a trailer or the end; return where it ends, `at` if that is not here yet."""
+        if self._in_trailers:
+            return self._read_trailer(data, at)
+        match = self._size_line.match(data, at, at + SIZE_LINE_MAX)
+        if match is None:
+            if b"\n" in data[at : at + SIZE_LINE_MAX] or len(data) - at >= SIZE_LINE_MAX:
+                raise MalformedBody
+            return at
+        self._left = int(match[1], 16)
+        self._in_trailers = not self._left
+        return match.end()
+
+    def _read_trailer(self, data: bytes, at: int) -> int:
+        if data.startswith(b"\r\n", at):
+            self.done = True
+            return at + 2
+        end = data.find(b"\n", at) + 1
+        if self._trailer_bytes + (end or len(data)) - at > TRAILERS_MAX:
+            raise MalformedBody
+        if not end:
+            return at
+        match = _TRAILER.fullmatch(data, at, end)
+        if match is None or match[1].lower() in _FRAMING:
+            raise MalformedBody
+        self.trailers.append((match[1], match[2]))
+        self._trailer_bytes += end - at
+        return end
+
+
+def render_chunk(piece: bytes) -> bytes:
+    """Return `piece`, which must not be empty, as a chunk."""
+    return b"%x\r\n%b\r\n" % (len(piece), piece)
+
+
+def render_last_chunk(trailers: list[tuple[bytes, bytes]]) -> bytes:
+    """Return the end of a chunked body."""
+    if not trailers:
+        return b"0\r\n\r\n"
+    return b"0\r\n%b\r\n" % b"".join(b"%b: %b\r\n" % trailer for trailer in trailers)

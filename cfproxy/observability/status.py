@@ -1,0 +1,249 @@
+"""What is going on, as plain data: for `cfproxy status`, the admin listener and readiness.
+
+Owns: the words and fields of a status report. Pure: asks no network, no disk and no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cfproxy.auth.expiry import expiry_warning
+from cfproxy.auth.models import App, Login, instant, login_problem
+from cfproxy.auth.token_source import BrokerState
+from cfproxy.errors import (
+    CfproxyError,
+    LoginRequired,
+    Misconfigured,
+    StoreUnavailable,
+    StoreUnusable,
+    TokenEndpointUnavailable,
+    UpstreamError,
+    UpstreamProtocol,
+    UpstreamTimeout,
+    UpstreamTls,
+)
+from cfproxy.pacing.queue import FULL, ShaperState
+
+_STATES: dict[type[CfproxyError], str] = {
+    LoginRequired: "login-required",
+    Misconfigured: "misconfigured",
+    StoreUnusable: "store-unusable",
+    StoreUnavailable: "store-unavailable",
+    TokenEndpointUnavailable: "token-endpoint-unavailable",
+    UpstreamTls: "upstream-tls",
+    UpstreamProtocol: "upstream-protocol",
+    UpstreamTimeout: "upstream-timeout",
+    UpstreamError: "upstream-unreachable",
+}
+STATES = ("ok", *_STATES.values())
+ACCOUNT_STATES = tuple(word for word in STATES if not word.startswith("upstream-"))
+
+
+def state_of(error: CfproxyError | None) -> str:
+    """Return the one word for what an error means to an account; `ok` for none."""
+    return "ok" if error is None else word_of(type(error))
+
+
+def word_of(kind: type[CfproxyError]) -> str:
+    """Return the same for a kind of error."""
+    return next((word for known, word in _STATES.items() if issubclass(kind, known)), "misconfigured")
+
+
+def report_stored(
+    app: App, login: Login | None, now: float, location: str, store_error: CfproxyError | None
+) -> dict[str, Any]:
+    """Describe an account from what its store holds.
+
+    Args:
+        app: the account's app.
+        login: the stored record.
+        now: wall clock, seconds.
+        location: the store's place.
+        store_error: why it could not be read or could not be written now.
+    """
+    error = store_error if store_error is not None and login is None else login_problem(login, app)
+    usable_s = login.token.remaining_s(now) if login is not None else 0.0
+    return _report(app, login, max(0.0, usable_s), error, location, store_error, now)
+
+
+def report_running(
+    app: App,
+    state: BrokerState,
+    now: float,
+    location: str,
+    failure: CfproxyError | None = None,
+    refused: int = 0,
+) -> dict[str, Any]:
+    """Describe an account of a running proxy, from memory.
+
+    Args:
+        app: the account's app.
+        state: its broker's.
+        now: wall clock, seconds.
+        location: the store's place.
+        failure: why the API did not answer the latest request.
+        refused: how many requests the queue refused of late.
+    """
+    report = _report(app, state.login, state.usable_s, state.error, location, state.store_error, now)
+    report["ready"] = state.ready
+    report["retry_in_s"] = round(state.retry_in_s, 1)
+    report["store"]["unsaved"] = state.unsaved
+    report["refreshes"] = state.refreshes
+    report["api"] = {"state": state_of(failure), "detail": None if failure is None else failure.message}
+    report["refused"] = refused
+    if failure is not None and report["command"] is None:
+        report["command"] = app.doctor_command
+    return report
+
+
+def report_checks(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the checks of one account of a running proxy: login, token, store and API.
+
+    A check that is not `ok` does not make the account unready while its token in hand is still valid; nor
+    does an API that did not answer the latest request, since another replica would not reach it either.
+    """
+    state, usable = report["state"], bool(report["access_token"] and report["access_token"]["usable_s"])
+    of_login = {"login-required": "login"}
+    of_store = {"store-unavailable": "store", "store-unusable": "store"}
+    concerned = "" if state == "ok" else {**of_login, **of_store}.get(state, "token")
+    found: list[dict[str, Any]] = []
+    for name in ("login", "token", "store", "api"):
+        check: dict[str, Any] = {"check": name, "account": report["account"], "state": "ok", "detail": None}
+        if name == concerned:
+            check |= {"state": state, "detail": report["detail"]}
+        elif name in {"store", "api"}:
+            check |= {"state": report[name]["state"], "detail": report[name]["detail"]}
+        elif name == "token" and not usable:
+            had = "none yet" if report["access_token"] is None else "expired"
+            check["detail"] = f"{had}; the next request fetches one" if not concerned else "none is valid"
+        elif name == "login" and report["warning"] is not None:
+            check["detail"] = report["warning"]
+        found.append(check | {"ok": check["state"] == "ok"})
+    return found
+
+
+def report_beside(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what keeps a proxy that runs beside this process from serving an account, in its own words.
+
+    Args:
+        told: the account's part of its `/status.json`; of whatever version, so nothing is taken for granted.
+    """
+    parts = (told, told.get("api"), told.get("store"))
+    wrong = (part for part in parts if isinstance(part, Mapping) and part.get("state", "ok") != "ok")
+    found = next(wrong, None)
+    texts = [None, None] if found is None else [found.get("detail"), told.get("command")]
+    detail, command = (_printable(text) if isinstance(text, str) else None for text in texts)
+    return {
+        "ready": told.get("ready") is True,
+        "state": "ok" if found is None else _printable(str(found["state"])),
+        "detail": detail,
+        "command": command,
+    }
+
+
+def _printable(text: str) -> str:
+    return "".join(letter for letter in text if letter.isprintable())
+
+
+def report_pacing(state: ShaperState) -> dict[str, Any]:
+    """Describe the queue of one upstream."""
+    full = state.waiting >= state.capacity > 0
+    return {
+        "state": "queue-full" if full else "ok",
+        "detail": FULL if full else None,
+        "waiting": state.waiting,
+        "capacity": state.capacity,
+        "oldest_wait_s": round(state.oldest_wait_s, 3),
+        "departures": state.departures,
+        "refusals": state.refusals,
+        "rate": state.rate,
+        "per_s": state.per_s,
+        "paused": state.paused_until is not None,
+        "shared": "off" if state.replicas is None else "alone" if state.alone else "on",
+        "replicas": state.replicas,
+    }
+
+
+def _report(
+    app: App,
+    login: Login | None,
+    usable_s: float,
+    error: CfproxyError | None,
+    location: str,
+    store_error: CfproxyError | None,
+    now: float,
+) -> dict[str, Any]:
+    if login is not None and not login.belongs_to(app):
+        login = None  # neither its dates nor its token are this account's
+    warning = expiry_warning(login, app, now)
+    return {
+        "account": app.account,
+        "client_id": app.client_id,
+        "grant": app.grant,
+        "state": state_of(error),
+        "detail": error.message if error is not None else _good_news(app, login, usable_s, store_error, now),
+        "command": _next_command(app, error or store_error, urgent=warning is not None),
+        "warning": None if warning is None else warning.message,
+        "warning_step": 0 if warning is None else warning.step,
+        "access_token": None
+        if login is None
+        else {
+            "obtained_at": instant(login.token.obtained_at),
+            "expires_at": instant(login.token.expires_at),
+            "lifetime_s": round(login.token.lifetime_s),
+            "usable_s": round(usable_s),
+        },
+        # An app with client credentials is never logged in: it has a token, or fetches one.
+        "login": None if login is None or app.grant == "client_credentials" else _dates(login, now),
+        "store": {
+            "location": location,
+            "state": state_of(store_error),
+            "detail": None if store_error is None else store_error.message,
+        },
+    }
+
+
+def _dates(login: Login, now: float) -> dict[str, Any]:
+    """Describe a login's beginning and end: the end that it will have, or the one that it had."""
+    ended_at = login.refused_at
+    expires_at = login.login_expires_at if ended_at is None else None
+    pending_at = login.presented_at if ended_at is None else None
+    return {
+        "scope": login.scope,
+        "logged_in_at": instant(login.login_at),
+        "age_s": round(now - login.login_at),
+        "ended_at": None if ended_at is None else instant(ended_at),
+        "expires_at": None if expires_at is None else instant(expires_at),
+        "expires_in_s": None if expires_at is None else round(expires_at - now),
+        "refresh_pending_since": None if pending_at is None else instant(pending_at),
+    }
+
+
+def _next_command(app: App, error: CfproxyError | None, *, urgent: bool) -> str | None:
+    """Return what to type now; None when there is nothing to do."""
+    if isinstance(error, LoginRequired) or (error is None and urgent):
+        return app.login_command
+    return None if error is None else app.doctor_command
+
+
+def _good_news(
+    app: App, login: Login | None, usable_s: float, store_error: CfproxyError | None, now: float
+) -> str:
+    if login is None:
+        text = "no token yet; the first request fetches one"
+    elif app.grant == "client_credentials":
+        renewal = "the access token has expired; the next request fetches a new one"
+        text = "the app has a token" if usable_s > 0 else renewal
+    elif login.presented_at is not None:
+        text = (
+            f"a refresh was begun at {instant(login.presented_at)} and its outcome is not recorded; "
+            "the next refresh will tell"
+        )
+    elif login.login_expires_at is not None and login.login_expires_at < now:
+        text = f"the login is older than refresh_token_lifetime; soon run: {app.login_command}"
+    elif usable_s <= 0:
+        text = "the access token has expired; the next request refreshes it"
+    else:
+        text = "logged in"
+    return text if store_error is None else f"{text}, but {store_error.message}"

@@ -1,0 +1,222 @@
+"""Which headers and targets go up, and how bodies are delimited: bytes in, bytes out.
+
+Owns: the head of a request to the API, the trailers of both directions.
+Must not know: sockets, tokens, who may call (that is `access`), what comes down (`answers.py`).
+
+Invariants:
+1. The origin is the configuration's: no byte of a request chooses scheme, host or port.
+2. The target goes up as it came; what could be read in two ways is refused, not mended.
+3. Framing is ours: `Content-Length` is the parsed one, `Transfer-Encoding` is never copied.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from cfproxy.errors import BadTarget, LoopDetected, NotAllowed, UpgradeNotSupported
+from cfproxy.http1.framing import Framing
+from cfproxy.http1.headers import (
+    CORS_ANSWERS,
+    HOP_BY_HOP,
+    OWNED,
+    OWNED_PREFIX,
+    RawHeaders,
+    folded,
+    listed_in_connection,
+)
+
+OWN_COOKIES = b"cfproxy"  # how the names of the admin listener's cookies begin
+_NOT_SENT_UP = HOP_BY_HOP | OWNED
+# Behind a body they would get past what is done with them in a head.
+_NO_TRAILERS = _NOT_SENT_UP | CORS_ANSWERS | {b"content-length", b"cookie", b"location", b"set-cookie"}
+
+_USUAL_METHODS = {
+    name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+}
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_BAD_IN_TARGET = re.compile(rb"[\x00-\x20\x7f#\\]")
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+# Methods are case-sensitive: what `get` is, some servers read as GET and others don't.
+_METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Z]+")
+# Encoded once or more often, or overlong: what some server makes a dot or a slash of.
+_SLASH = rb"[/\\]|%(?:25)*(?:2f|5c)|%(?:25)*c0%(?:25)*af"
+_DOT = rb"\.|%(?:25)*2e|%(?:25)*c0%(?:25)*ae"
+_DOT_SEGMENT = re.compile(
+    rb"(?:^|%b)(?:%b){1,2}(?:[?;]|%%(?:25)*3b|%b|$)" % (_SLASH, _DOT, _SLASH), re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The one place that requests go to.
+
+    Args:
+        scheme: `http` or `https`.
+        authority: `host[:port]` as it stands in `Host`.
+        base_path: prefix of every target, without trailing slash; often empty.
+        via: our pseudonym in `Via` (RFC 9110 §7.6.3), unlike any other process's.
+    """
+
+    scheme: str
+    authority: bytes
+    base_path: bytes
+    via: bytes
+
+
+def check_method(method: bytes) -> str:
+    """Return the method of a request that may be forwarded.
+
+    Raises:
+        BadTarget, NotAllowed
+    """
+    if method in _USUAL_METHODS:
+        return _USUAL_METHODS[method]
+    if not _METHOD.fullmatch(method):
+        raise BadTarget("the request's method is not a token in capitals (RFC 9110 §9.1)")
+    if method == b"CONNECT":
+        raise BadTarget("this is a reverse proxy: send the request itself, without CONNECT")
+    if method in {b"TRACE", b"TRACK"}:
+        # An upstream that echoes the request would show the token (RFC 9110 §9.3.8).
+        raise NotAllowed("TRACE is never forwarded, since its answer would show the access token")
+    return method.decode("ascii")
+
+
+def check_fields(version: tuple[int, int], headers: RawHeaders, via: bytes) -> None:
+    """Refuse headers that are not those of a plain HTTP request for an upstream.
+
+    Raises:
+        BadTarget, UpgradeNotSupported, LoopDetected
+    """
+    hosts = 0
+    for name, value in headers:
+        if _CONTROL.search(value) or not _TOKEN.fullmatch(name):
+            raise BadTarget("a header holds a control byte; remove it")
+        low = name.lower()
+        if low == b"host":
+            hosts += 1 if value else 2  # an empty one names nobody
+        elif low == b"upgrade":
+            raise UpgradeNotSupported("the API speaks plain HTTP only; send the request without Upgrade")
+        elif low == b"via" and via in value:
+            raise LoopDetected("this request has come back to the proxy it left; check the upstream setting")
+    if hosts > 1 or (not hosts and version >= (1, 1)):
+        raise BadTarget("HTTP/1.1 wants exactly one Host header (RFC 9112 §3.2)")
+
+
+def waits_to_go_on(version: tuple[int, int], headers: RawHeaders) -> bool:
+    """Return whether the client waits for 100 Continue (RFC 9110 §10.1.1); HTTP/1.0 can't."""
+    return version >= (1, 1) and any(
+        name.lower() == b"expect" and value.lower() == b"100-continue" for name, value in headers
+    )
+
+
+def outgoing_target(target: bytes, base_path: bytes) -> bytes:
+    """Return the target to send: `base_path` and the client's bytes, unchanged.
+
+    Raises:
+        BadTarget: not origin-form (RFC 9112 §3.2.1), or it would leave `base_path`.
+    """
+    if not target.startswith(b"/"):
+        raise BadTarget("the request target is not a path; send 'GET /v1/…', not a whole URL")
+    if _BAD_IN_TARGET.search(target):
+        raise BadTarget("the request target holds a byte that must be percent-encoded")
+    if not base_path:
+        return target
+    if has_dot_segment(target):
+        raise BadTarget("a dot segment could leave the upstream's base path; send the path without it")
+    return base_path + target
+
+
+def has_dot_segment(target: bytes) -> bool:
+    """Return whether the target's path holds `.` or `..` as a segment, encoded or not."""
+    return _DOT_SEGMENT.search(target.partition(b"?")[0]) is not None
+
+
+def outgoing_fields(
+    headers: RawHeaders,
+    origin: Origin,
+    framing: Framing,
+    *,
+    version: tuple[int, int] = (1, 1),
+    expects: bool = False,
+) -> bytes:
+    """Return the header lines of a request head, but for `Authorization` and the empty line.
+
+    `TE` is one connection's (RFC 9110 §10.1.4): a client's ends here, and we send none of our own, since no
+    server waits for it to send trailers. `Trailer` is not (§6.6.2): it goes with the trailers that it
+    announces, in a chunked body, and is dropped elsewhere.
+
+    Args:
+        headers: the client's, raw, in order.
+        origin: where it goes.
+        framing: from `read_framing`.
+        version: of HTTP, as the client speaks it.
+        expects: whether the client waits for 100 Continue; then the upstream decides.
+    """
+    drop = _NOT_SENT_UP
+    listed = listed_in_connection(headers)
+    if listed:
+        drop = drop | listed
+    lines = [b"Host: %b\r\n" % origin.authority]
+    vias = []
+    for name, value in headers:
+        low = folded(name)
+        if low == b"content-length":
+            if framing.length is not None:
+                lines.append(b"%b: %d\r\n" % (name, framing.length))
+        elif low in drop or low.startswith(OWNED_PREFIX):
+            if low == b"via":
+                vias.append(value)
+            elif low == b"expect" and expects:
+                lines.append(b"%b: 100-continue\r\n" % name)
+            elif low == b"trailer" and framing.chunked and low not in listed:
+                lines.append(b"%b: %b\r\n" % (name, value))
+        elif low == b"cookie" and OWN_COOKIES in value.lower():
+            if others := _without_own_cookies(value):
+                lines.append(b"%b: %b\r\n" % (name, others))
+        else:
+            lines.append(b"%b: %b\r\n" % (name, value))
+    if framing.chunked:
+        lines.append(b"Transfer-Encoding: chunked\r\n")
+    vias.append(b"%d.%d %b" % (*version, origin.via))
+    lines.append(b"Via: %b\r\n" % b", ".join(vias))
+    return b"".join(lines)
+
+
+def outgoing_head(method: bytes, target: bytes, fields: bytes) -> bytes:
+    """Return a request head up to where `Authorization` and the empty line follow.
+
+    Args:
+        method: one that passed `check_method`.
+        target: from `outgoing_target`.
+        fields: from `outgoing_fields`.
+    """
+    return b"%b %b HTTP/1.1\r\n%b" % (method, target, fields)
+
+
+def _without_own_cookies(value: bytes) -> bytes:
+    """Return a `Cookie` without the admin listener's: a browser has one jar for all ports of a host."""
+    parts = [part for part in value.split(b";") if not is_own_cookie(part)]
+    return b";".join(parts).strip(b" ")
+
+
+def is_own_cookie(pair: bytes) -> bool:
+    """Return whether a cookie's name is one of the admin listener's."""
+    return pair.lstrip(b" \t").lower().startswith(OWN_COOKIES)
+
+
+def passing_trailers(trailers: list[tuple[bytes, bytes]], headers: RawHeaders) -> list[tuple[bytes, bytes]]:
+    """Return the trailers that go on: none that frames, routes or authorizes (RFC 9110 §6.5.1).
+
+    Args:
+        trailers: as they came.
+        headers: of the same message; its `Connection` names trailers, too (§7.6.1).
+    """
+    if not trailers:
+        return trailers
+    drop = _NO_TRAILERS | listed_in_connection(headers)
+    return [
+        (name, value)
+        for name, value in trailers
+        if (low := folded(name)) not in drop and not low.startswith(OWNED_PREFIX)
+    ]

@@ -1,0 +1,244 @@
+"""One private folder on disk: safe reads, atomic and durable writes.
+
+Owns: descriptors, the order of write, flush and rename, and the words for what the operating system
+refuses.
+Must not know: what the files mean; asyncio (everything here blocks, callers use threads).
+Invariants: a file is, at any instant and after any crash, its old or its new content as a whole;
+nothing is read or replaced that `safety.py` refuses; a read creates nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import sys
+import time
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cfproxy.errors import StoreUnavailable, StoreUnusable
+from cfproxy.stores.permissions import POSIX, check_file, check_folder, move_command
+
+if sys.platform == "darwin":
+    import fcntl
+
+FILE_MAX_BYTES = 64 * 1024
+REHEARSAL_BYTES = 4096
+STALE_TEMP_S = 3600.0
+_TEMP_PREFIX, _TEMP_SUFFIX = ".cfproxy-", ".tmp"
+
+# Windows has none of the first two, and there text mode would change the bytes.
+SAFE_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+# A sharing violation on Windows, while another process reads the file, is over in an instant.
+_REPLACE_TRIES = 1 if POSIX else 20
+_REPLACE_PAUSE_S = 0.02
+
+_LASTING = {errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR}
+_NEXT_STEP = {
+    errno.ENOSPC: "free some space there",
+    getattr(errno, "EDQUOT", -1): "free some space there, or ask for a larger quota",
+    errno.EROFS: "mount it writable, or set `store` to another folder",
+    errno.EACCES: "let this user read and write there, or set `store` to another folder",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+    errno.EPERM: "let this user read and write there, or set `store` to another folder",
+}
+
+
+class Folder:
+    """A folder that belongs to this user alone; made, with mode 0700, by the first write, and never again.
+
+    Every method raises `StoreUnavailable` for what may pass and `StoreUnusable` for what will not.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._was_there = False
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file's content, None when there is none; at most `FILE_MAX_BYTES`."""
+        path = self.path / name
+        with self.naming_errors("read"):
+            try:
+                # Before the open, because opening a device can already do something; after it,
+                # because only the descriptor says what was opened.
+                if not self._is_present():
+                    return None
+                check_file(path, os.lstat(path))
+                fd = os.open(path, os.O_RDONLY | SAFE_FLAGS)
+            except FileNotFoundError:
+                return None
+            with os.fdopen(fd, "rb") as file:
+                check_file(path, os.fstat(fd))
+                content = file.read(FILE_MAX_BYTES + 1)
+        if len(content) > FILE_MAX_BYTES:
+            raise StoreUnusable(
+                f"{path} is too large for what it should hold; move it away: {move_command(path)}"
+            )
+        return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace a file, with mode 0600; when this returns, the new content survives a power cut."""
+        with self.naming_errors("save"):
+            self.make()
+            self._sweep()
+            with self._flushed(content) as temp:
+                _replace(temp, self.path / name)
+            self._sync()
+
+    def rehearse(self) -> None:
+        """Write, flush and remove a small file."""
+        with self.naming_errors("save"):
+            self.make()
+            with self._flushed(secrets.token_bytes(REHEARSAL_BYTES)):
+                pass
+
+    def claim(self, name: str, new_name: str) -> bool:
+        """Rename a file; False when it is gone.
+
+        A rename has one winner, among threads and among processes: whoever gets True was alone.
+        """
+        with self.naming_errors("save"):
+            try:
+                _replace(self.path / name, self.path / new_name)
+            except FileNotFoundError:
+                return False
+        return True
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files for good; those that are gone already do not matter."""
+        with self.naming_errors("delete"):
+            for name in names:
+                (self.path / name).unlink(missing_ok=True)
+            self._sweep()
+            self._sync()
+
+    def names(self) -> list[str]:
+        """Return the names of all files, none when there is no folder."""
+        with self.naming_errors("read"):
+            return sorted(path.name for path in self.path.iterdir()) if self._is_present() else []
+
+    def stamp(self, name: str) -> Hashable:
+        """Return what tells one version of a file from another: None for no file; never raises."""
+        try:
+            status = (self.path / name).stat()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return ("error", error.errno)
+        return (status.st_mtime_ns, status.st_ino, status.st_size)
+
+    def make(self) -> None:
+        """Make the folder where it is missing, with mode 0700; its parents get the usual mode."""
+        if self._is_present():
+            return
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._is_present()
+        # The parent need not be ours to open; most file systems keep the entry anyway.
+        with suppress(OSError):
+            _sync_folder(self.path.parent)
+
+    @contextmanager
+    def naming_errors(self, doing: str) -> Iterator[None]:
+        """Turn what the operating system refuses into the store's errors; `doing` is a verb."""
+        try:
+            yield
+        except OSError as error:
+            words = error.strerror or type(error).__name__
+            if error.errno in _LASTING:
+                raise StoreUnusable(
+                    f"cannot {doing} in {self.path}: {words}; set `store` to another folder"
+                ) from error
+            step = _NEXT_STEP.get(error.errno or 0, "check that disk")
+            raise StoreUnavailable(f"cannot {doing} in {self.path}: {words}; {step}") from error
+
+    def _is_present(self) -> bool:
+        try:
+            status = os.lstat(self.path)
+        except FileNotFoundError:
+            if self._was_there:  # nobody logs out like that, and a new one would hide the old one's login
+                raise StoreUnavailable(
+                    f"{self.path} is gone; bring it back (is its disk mounted?), or run: cfproxy login"
+                ) from None
+            return False
+        check_folder(self.path, status)
+        self._was_there = True
+        return True
+
+    @contextmanager
+    def _flushed(self, content: bytes) -> Iterator[Path]:
+        temp = self.path / f"{_TEMP_PREFIX}{secrets.token_hex(8)}{_TEMP_SUFFIX}"
+        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE_FLAGS, 0o600)
+        try:
+            try:
+                _write_all(fd, content)
+                _distinguish(temp)
+                _flush(fd)
+            finally:
+                os.close(fd)
+            yield temp
+        finally:
+            with suppress(OSError):
+                temp.unlink()
+
+    def _sweep(self) -> None:
+        """Remove what killed writers left; a living one is done long before `STALE_TEMP_S`."""
+        for temp in self.path.glob(f"{_TEMP_PREFIX}*{_TEMP_SUFFIX}"):
+            with suppress(OSError):
+                if time.time() - temp.lstat().st_mtime > STALE_TEMP_S:
+                    temp.unlink()
+
+    def _sync(self) -> None:
+        try:
+            _sync_folder(self.path)
+        except OSError as error:
+            # Network and FUSE file systems say EINVAL for "folders need no flushing here".
+            if error.errno != errno.EINVAL:
+                raise
+
+
+def _write_all(fd: int, content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[os.write(fd, left) :]
+
+
+def _distinguish(path: Path) -> None:
+    """Give a new file an instant of its own.
+
+    The kernel's file clock ticks in milliseconds and inode numbers come again: two versions could
+    share a stamp.
+    """
+    now_ns = time.time_ns()
+    with suppress(OSError):
+        os.utime(path, ns=(now_ns, now_ns))
+
+
+def _flush(fd: int) -> None:
+    os.fsync(fd)
+    if sys.platform == "darwin":
+        # There fsync leaves the bytes in the drive's cache (fsync(2)); not all file systems know this.
+        with suppress(OSError):
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+
+
+def _sync_folder(path: Path) -> None:
+    if not POSIX:
+        return  # Windows cannot open a folder as a file; NTFS journals the rename
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    try:
+        _flush(fd)
+    finally:
+        os.close(fd)
+
+
+def _replace(source: Path, target: Path) -> None:
+    for _ in range(_REPLACE_TRIES - 1):
+        try:
+            source.replace(target)
+        except PermissionError:
+            time.sleep(_REPLACE_PAUSE_S)
+        else:
+            return
+    source.replace(target)

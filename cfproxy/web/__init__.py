@@ -1,1 +1,0 @@
-"""What listens: the proxy, the admin endpoints, and how errors are answered."""
