@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime
 
-import yaml
+import yaml  # noqa: PLC0415 - see `trees.py`
 
 from fidelity_peers import CADDY, CFPROXY, NGINX
 
-from tests.fidelity.suite import GROUPS
+from tests.fidelity.suite import GROUPS  # noqa: E402
 
 Results = dict[tuple[str, str], str]  # group and case; what was not kept, empty if all was
 

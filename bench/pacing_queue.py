@@ -7,15 +7,15 @@ Must not know: bounds, tables.
 from __future__ import annotations
 
 import asyncio
-import resource
+import resource  # noqa: PLC0415 - not on Windows
 import time
 from dataclasses import dataclass
 
 from memory import peak_bytes, reset_peak
 from pacing_world import World, count_waiting, open_world
 
-from cfproxy.pacing.rate import Pace
-from cfproxy.pacing.queue import Shaper
+from cfproxy.pacing.rate import RateLimit
+from cfproxy.pacing.queue import FairQueue
 
 FILES = 12_000  # a connection each, on both sides; cfproxy wants room for those to the API, too
 OPEN_AT_ONCE = 100
@@ -154,18 +154,18 @@ async def measure_line(waiting: int, flows: int) -> LineCost:
     """Return the best of some rounds, with so many waiting in so many flows."""
     clock = _StepClock()
     total = waiting + ROUNDS * STEPS
-    shaper = Shaper(Pace(20.0, 1.0), clock, queue=total, max_wait_s=1e9)
-    callers = await _join(shaper, range(waiting), flows)
+    fair_queue = FairQueue(RateLimit(20.0, 1.0), clock, queue=total, max_wait_s=1e9)
+    callers = await _join(fair_queue, range(waiting), flows)
     join_us, leave_us = [], []
     for first in range(waiting, total, STEPS):
         started_at = time.perf_counter()
-        callers += await _join(shaper, range(first, first + STEPS), flows)
+        callers += await _join(fair_queue, range(first, first + STEPS), flows)
         join_us.append((time.perf_counter() - started_at) / STEPS * 1e6)
     for _ in range(ROUNDS):
-        departures = shaper.state().departures + STEPS
+        departures = fair_queue.state().departures + STEPS
         clock.open.set()
         started_at = time.perf_counter()
-        while shaper.state().departures < departures:
+        while fair_queue.state().departures < departures:
             await asyncio.sleep(0)
         leave_us.append((time.perf_counter() - started_at) / STEPS * 1e6)
         clock.open.clear()
@@ -175,7 +175,7 @@ async def measure_line(waiting: int, flows: int) -> LineCost:
     return LineCost(min(join_us), min(leave_us))
 
 
-async def _join(shaper: Shaper, numbers: range, flows: int) -> list[asyncio.Task[float]]:
-    callers = [asyncio.create_task(shaper.slot(number % flows)) for number in numbers]
+async def _join(fair_queue: FairQueue, numbers: range, flows: int) -> list[asyncio.Task[float]]:
+    callers = [asyncio.create_task(fair_queue.slot(number % flows)) for number in numbers]
     await asyncio.sleep(0)
     return callers

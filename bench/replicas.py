@@ -41,7 +41,7 @@ NEAR, FAR = "10.77.0.1", "10.77.0.2"  # inside of the namespaces that `partition
 CHANCE = random.Random(1)
 
 
-class Traffic:
+class RequestStats:
     """Callers that go on until they are stopped; what they got, by status and slug."""
 
     def __init__(self, pause_s: float = 0.05) -> None:
@@ -83,7 +83,7 @@ class Case:
 
     def __init__(self, world: World, url: str, raw: redis.asyncio.Redis) -> None:
         self.world, self.url, self.raw = world, url, raw
-        self.traffic = Traffic()
+        self.traffic = RequestStats()
         self.lost_in_window = self.lost_outside = self.reuses_in_window = self.reuses_outside = 0
         self._reuses = 0
 
@@ -319,7 +319,7 @@ async def partition(rounds: int) -> dict[str, object]:
         far = [await stack.enter_async_context(world.serve()) for _ in range(2)]
         raw = redis.asyncio.Redis(port=server.port)
         stack.push_async_callback(raw.aclose)
-        case, cut_off = Case(world, server.url, raw), Traffic()
+        case, cut_off = Case(world, server.url, raw), RequestStats()
         stack.push_async_callback(case.traffic.stop)
         stack.push_async_callback(cut_off.stop)
         for proxy in near:

@@ -1,6 +1,6 @@
 """What 1 to 1,000 replicas do together, more than a machine holds as processes: on a clock of its own.
 
-The real engine (`Broker`, `BorrowedPace`, `Shaper`) runs against a store, a lender and a token endpoint in
+The real engine (`TokenSource`, `SharedRate`, `FairQueue`) runs against a store, a lender and a token endpoint in
 memory that take as long as a network does: 0.5 ms for each question to the store, 200 ms for a refresh. The
 lock is asked for as `stores/redis/locks.py` does. Everything is counted, nothing is timed: the figures do not
 depend on the machine. `python bench/replicas_simulation.py [--json]`.
@@ -22,13 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import structlog
 
-from cfproxy.pacing.shared import BorrowedPace
-from cfproxy.auth.token_source import Broker
+from cfproxy.pacing.shared import SharedRate
+from cfproxy.auth.token_source import TokenSource
 from cfproxy.pacing.rate import SHARED_GUARD
-from cfproxy.pacing.rate import Pace
+from cfproxy.pacing.rate import RateLimit
 from cfproxy.auth.interfaces import Lease
-from cfproxy.pacing.shared import Loan
-from cfproxy.pacing.queue import Shaper
+from cfproxy.pacing.shared import Slots
+from cfproxy.pacing.queue import FairQueue
 from cfproxy.stores.memory import MemoryStore
 from cfproxy.stores.redis.lock import FIRST_PAUSE_S
 from cfproxy.stores.redis.lock import LONGEST_PAUSE_S
@@ -116,7 +116,7 @@ async def refreshes(count: int, *, spread: bool, lifetimes: int = 5) -> dict[str
     for _ in range(count):
         store = SharedStore(server, chance)
         brokers.append(
-            Broker(APP, store, endpoint, clock, LOG, chance=chance.random if spread else lambda: 0.0)
+            TokenSource(APP, store, endpoint, clock, LOG, chance=chance.random if spread else lambda: 0.0)
         )
         starting = asyncio.create_task(brokers[-1].start())
         await clock.advance(0.002)
@@ -125,8 +125,8 @@ async def refreshes(count: int, *, spread: bool, lifetimes: int = 5) -> dict[str
     await clock.advance(3600.0 * lifetimes)
     done = len(endpoint.calls)
     assert endpoint.failed == []
-    for broker in brokers:
-        closing = asyncio.create_task(broker.aclose())
+    for token_source in brokers:
+        closing = asyncio.create_task(token_source.aclose())
         await clock.advance(0.01)
         await closing
     return {
@@ -139,14 +139,14 @@ async def refreshes(count: int, *, spread: bool, lifetimes: int = 5) -> dict[str
 
 
 class MemoryLender:
-    """One pace for all (see `ports.Lender`)."""
+    """One pace for all (see `ports.SharedRateBackend`)."""
 
     def __init__(self, clock: FakeClock, count: int) -> None:
         self._clock, self._count = clock, count
-        self._pace = Pace(20, 1.0, SHARED_GUARD)
+        self._pace = RateLimit(20, 1.0, SHARED_GUARD)
         self.trips = self.lent = 0
 
-    async def lend(self, rate: float, per_s: float, count: int, *, fresh: bool = False) -> Loan:
+    async def lend(self, rate: float, per_s: float, count: int, *, fresh: bool = False) -> Slots:
         self.trips += count > 0
         await self._clock.sleep(STORE_S)
         instants = []
@@ -155,7 +155,7 @@ class MemoryLender:
             self._pace.take(at)
             instants.append(at)
         self.lent += count
-        return Loan(instants, self._count, 1.0)
+        return Slots(instants, self._count, 1.0)
 
     async def back_off(self, rate: float, per_s: float, pause_s: float, *, slower: bool) -> None:
         pass
@@ -167,19 +167,19 @@ class MemoryLender:
 async def paces(count: int, seconds: float = 60.0) -> dict[str, object]:
     """All replicas but one have more to send than may leave; a lone caller comes to that one each 7 s."""
     clock = FakeClock()
-    lender = MemoryLender(clock, count + 1)
-    paces = [BorrowedPace(20, 1.0, lender, clock, LOG) for _ in range(count + 1)]
+    backend = MemoryLender(clock, count + 1)
+    paces = [SharedRate(20, 1.0, backend, clock, LOG) for _ in range(count + 1)]
     shapers = []
     for pace in paces:
-        shapers.append(Shaper(pace, clock, 10_000, 100_000.0))
+        shapers.append(FairQueue(pace, clock, 10_000, 100_000.0))
         pace.on_change = shapers[-1].wake
         pace._replicas = count + 1
     left: list[float] = []
     waited: list[float] = []
 
-    async def work(shaper: Shaper) -> None:
+    async def work(fair_queue: FairQueue) -> None:
         while True:
-            await shaper.slot("job")
+            await fair_queue.slot("job")
             left.append(clock.monotonic())
 
     async def lone() -> None:
@@ -188,10 +188,10 @@ async def paces(count: int, seconds: float = 60.0) -> dict[str, object]:
             waited.append(await shapers[-1].slot("lone"))
             left.append(clock.monotonic())
 
-    tasks = [asyncio.create_task(work(shaper)) for shaper in shapers[:-1] for _ in range(6)]
+    tasks = [asyncio.create_task(work(fair_queue)) for fair_queue in shapers[:-1] for _ in range(6)]
     tasks.append(asyncio.create_task(lone()))
     await clock.advance(10)
-    began_at, trips = clock.monotonic(), lender.trips
+    began_at, trips = clock.monotonic(), backend.trips
     left.clear()
     waited.clear()
     step_s = 0.01
@@ -203,7 +203,7 @@ async def paces(count: int, seconds: float = 60.0) -> dict[str, object]:
         "busy replicas": count,
         "of the rate": round(len(left) / took_s / 20, 3),
         "most in 1.0 s": worst,
-        "round trips per request": round((lender.trips - trips) / len(left), 2),
+        "round trips per request": round((backend.trips - trips) / len(left), 2),
         "lone caller waits s, median": round(statistics.median(waited), 2) if waited else "over 200",
         "most": round(max(waited), 2) if waited else "over 200",
     }

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
+import resource  # noqa: PLC0415 - not on Windows
 import statistics
 import sys
 import tempfile

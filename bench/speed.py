@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import platform
-import resource
+import resource  # noqa: PLC0415 - not on Windows
 import shutil
 import statistics
 import subprocess

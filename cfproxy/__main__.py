@@ -20,7 +20,7 @@ def main() -> None:
     gc.set_threshold(GC_START)
     # A plugin would see every value of the configuration, and looking for some reads all that is installed.
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
-    from cfproxy.cli.main import run
+    from cfproxy.cli.main import run  # noqa: PLC0415 - with that
 
     sys.exit(run(sys.argv[1:]))
 

@@ -14,7 +14,7 @@ from typing import ClassVar, TypeVar
 _E = TypeVar("_E", bound=BaseException)
 
 
-def fresh(error: _E) -> _E:
+def without_traceback(error: _E) -> _E:
     """Return a copy without traceback or cause, to be kept, or raised from what is kept.
 
     An exception that is raised remembers all frames on its way, and they what they knew: kept, it would keep

@@ -21,7 +21,7 @@ from structlog.typing import FilteringBoundLogger
 
 from cfproxy.auth.interfaces import Lease, TokenReply
 from cfproxy.auth.models import UNKNOWN_LIFETIME_S, App, Login, Token
-from cfproxy.auth.token_source import Broker
+from cfproxy.auth.token_source import TokenSource
 from cfproxy.errors import CfproxyError, GrantRefused, StoreUnavailable, TokenEndpointUnavailable
 from cfproxy.secret import Secret
 from cfproxy.stores.memory import MemoryStore
@@ -221,7 +221,7 @@ class World:
         self.clock = Alarms()
         self.store = FaultyStore()
         self.endpoint = FakeEndpoint(self.clock)
-        self.brokers: list[Broker] = []
+        self.brokers: list[TokenSource] = []
         self.events = LogCapture()
 
     def build_log(self) -> FilteringBoundLogger:
@@ -232,9 +232,9 @@ class World:
         )
         return log
 
-    async def broker(self, app: App | None = None, chance: float = 0.0) -> Broker:
+    async def token_source(self, app: App | None = None, chance: float = 0.0) -> TokenSource:
         """Return one more broker, started: as if another process ran on the same store."""
-        broker = Broker(
+        token_source = TokenSource(
             app or self.app,
             self.store,
             self.endpoint,
@@ -243,9 +243,9 @@ class World:
             jitter=lambda: 1.0,
             chance=lambda: chance,
         )
-        self.brokers.append(broker)
-        await broker.start()
-        return broker
+        self.brokers.append(token_source)
+        await token_source.start()
+        return token_source
 
     def login(self, **changes: Any) -> Login:
         """Return a login made now; its tokens are number 1."""
@@ -283,8 +283,8 @@ class World:
     async def aclose(self, most_naps: int = 4) -> None:
         """Close the brokers; nothing of theirs may go on afterwards, nor went round in circles before."""
         self.endpoint.gate.set()
-        for broker in self.brokers:
-            await broker.aclose()
+        for token_source in self.brokers:
+            await token_source.aclose()
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, left
         assert self.clock.sleeping == 0

@@ -13,14 +13,15 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from structlog.testing import LogCapture
 
 from cfproxy.auth.models import Token
+from cfproxy.auth.token_source import TokenSource
 from cfproxy.proxy.access import AccessRules
-from cfproxy.proxy.account_server import ProxyListener
+from cfproxy.proxy.account_server import AccountServer
 from cfproxy.proxy.admission import ProxySettings
 from cfproxy.proxy.request_headers import Origin as UpstreamOrigin
 from cfproxy.proxy.retry import Forwarder
@@ -136,7 +137,7 @@ class Proxied:
     """What a test works with."""
 
     origin: Origin
-    listener: ProxyListener
+    listener: AccountServer
     source: FakeSource
     pacer: FakePacer
     port: int
@@ -213,8 +214,10 @@ async def proxied(
             keeps_line=keeps_line,
             record=lambda method, _path, status, *_: counted.append((method, status)),
         )
-        forwarder = Forwarder(source, pacer, upstream, retry_unauthorized=retry, retry_too_many=retry)
-        listener = ProxyListener(settings, forwarder, log)
+        forwarder = Forwarder(
+            cast("TokenSource", source), pacer, upstream, retry_unauthorized=retry, retry_too_many=retry
+        )
+        listener = AccountServer(settings, forwarder, log)
         server = await loop.create_server(listener.build_connection, "127.0.0.1", 0)
         listener.port = server.sockets[0].getsockname()[1]
         world = Proxied(origin, listener, source, pacer, listener.port, capture.entries, counted)
@@ -235,7 +238,7 @@ async def proxied(
     assert not world.crashes
 
 
-async def until_none_left(listener: ProxyListener) -> None:
+async def until_none_left(listener: AccountServer) -> None:
     """Wait until every client's leaving has been noticed."""
     while listener.in_flight:
         await asyncio.sleep(0)

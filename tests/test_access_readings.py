@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cfproxy.errors import BadTarget, NotAllowed
 from cfproxy.proxy.access import AccessRules
-from cfproxy.proxy.request_headers import outgoing_target
+from cfproxy.proxy.request_headers import build_request_target
 
 DENIED = AccessRules(paths=("!/v1/secret", "!/v1/secret/**"))
 ALLOWED = AccessRules(paths=("/v1/jobs", "/v1/jobs/**"))
@@ -56,7 +56,7 @@ def readings(target: bytes) -> set[str]:
 def sent(target: bytes, rules: AccessRules) -> bytes | None:
     try:
         rules.check_target("GET", target)
-        return outgoing_target(target, b"")
+        return build_request_target(target, b"")
     except (BadTarget, NotAllowed):
         return None
 

@@ -10,8 +10,8 @@ import pytest
 
 from cfproxy.errors import UpstreamError, UpstreamProtocol, UpstreamUnreachable
 from cfproxy.http1.framing import CloseReader, LengthReader
-from cfproxy.http1.stream import HIGH_BYTES, LARGE_BYTES, FlowProtocol, Inflow
-from cfproxy.http1.timeout import Deadline
+from cfproxy.http1.stream import HIGH_BYTES, LARGE_BYTES, BodyStream, StreamProtocol
+from cfproxy.http1.timeout import IdleTimeout
 from cfproxy.upstream.connection import INTERIM_MAX, UpstreamConnection
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -54,8 +54,8 @@ def opened() -> tuple[UpstreamConnection, FakeTransport]:
 
 async def read_whole(connection: UpstreamConnection) -> None:
     await connection.read_head()
-    assert connection.inflow is not None
-    while await connection.inflow.read():
+    assert connection.body_stream is not None
+    while await connection.body_stream.read():
         pass
 
 
@@ -67,8 +67,8 @@ async def test_interim_answers_are_told_in_order_and_the_final_one_is_the_answer
     for byte in b"HTTP/1.1 100 Continue\r\n\r\n" + HINT * 2 + OK:
         connection.data_received(bytes([byte]))
     assert (await connection.read_head()).status == 200
-    assert connection.inflow is not None
-    assert connection.inflow.take() == b"ok"
+    assert connection.body_stream is not None
+    assert connection.body_stream.take() == b"ok"
     assert told == [100, 103, 103]
     assert connection.finish()
 
@@ -95,8 +95,8 @@ async def test_interim_answers_are_counted_for_each_exchange() -> None:
         connection.begin(to_head=False, on_interim=None)
         connection.data_received(HINT * (INTERIM_MAX // len(HINT)) + OK)
         assert (await connection.read_head()).status == 200
-        assert connection.inflow is not None
-        connection.inflow.take()
+        assert connection.body_stream is not None
+        connection.body_stream.take()
         assert connection.finish()
 
 
@@ -112,8 +112,8 @@ async def test_a_connection_with_bytes_behind_the_answer_is_not_used_again(
     for piece in [OK + surplus] if at_once else [OK, surplus]:
         connection.data_received(piece)
     await connection.read_head()
-    assert connection.inflow is not None
-    assert connection.inflow.take() == b"ok"
+    assert connection.body_stream is not None
+    assert connection.body_stream.take() == b"ok"
     assert not connection.finish()
     assert not connection.usable
 
@@ -147,57 +147,57 @@ async def test_an_end_before_the_answer_is_whole_is_an_error(came: bytes) -> Non
 
 async def test_reading_is_held_while_too_much_lies_untaken() -> None:
     """What was received and not taken is bounded by the high mark and one read; nothing of it is lost."""
-    connection, transport = FlowProtocol(), FakeTransport()
+    connection, transport = StreamProtocol(), FakeTransport()
     connection.connection_made(transport)
-    inflow = Inflow(connection, CloseReader(), Deadline(Mock()), 60.0)
-    inflow.feed(b"x" * HIGH_BYTES)
+    body_stream = BodyStream(connection, CloseReader(), IdleTimeout(Mock()), 60.0)
+    body_stream.feed(b"x" * HIGH_BYTES)
     assert transport.reading
-    inflow.feed(b"y")
+    body_stream.feed(b"y")
     assert not transport.reading
-    assert inflow.take() == b"x" * HIGH_BYTES + b"y"
+    assert body_stream.take() == b"x" * HIGH_BYTES + b"y"
     assert cast("bool", transport.reading)
 
 
 async def test_who_waits_is_not_buried_under_what_comes_in_one_turn() -> None:
     """A loop that reads several times a turn is stopped, too, before the one who waits has had its turn."""
-    connection, transport = FlowProtocol(), FakeTransport()
+    connection, transport = StreamProtocol(), FakeTransport()
     connection.connection_made(transport)
-    inflow = Inflow(connection, CloseReader(), Deadline(Mock()), 60.0)
-    reading = asyncio.ensure_future(inflow.read())
+    body_stream = BodyStream(connection, CloseReader(), IdleTimeout(Mock()), 60.0)
+    reading = asyncio.ensure_future(body_stream.read())
     await asyncio.sleep(0)
-    inflow.feed(b"x" * (HIGH_BYTES + 1))  # is taken at once: no need to stop for it
+    body_stream.feed(b"x" * (HIGH_BYTES + 1))  # is taken at once: no need to stop for it
     assert transport.reading
-    inflow.feed(b"y")
+    body_stream.feed(b"y")
     assert not transport.reading
-    assert await reading + await inflow.read() == b"x" * (HIGH_BYTES + 1) + b"y"
+    assert await reading + await body_stream.read() == b"x" * (HIGH_BYTES + 1) + b"y"
     assert cast("bool", transport.reading)
 
 
 async def test_small_pieces_are_given_out_as_one_and_large_ones_as_they_came() -> None:
     """Joining saves work for each of many, and copies what is large; neither keeps back nor reorders."""
-    connection, transport = FlowProtocol(), FakeTransport()
+    connection, transport = StreamProtocol(), FakeTransport()
     connection.connection_made(transport)
-    inflow = Inflow(connection, CloseReader(), Deadline(Mock()), 60.0, high_bytes=4 * LARGE_BYTES)
+    body_stream = BodyStream(connection, CloseReader(), IdleTimeout(Mock()), 60.0, high_bytes=4 * LARGE_BYTES)
     large = b"x" * LARGE_BYTES
     for piece in (large, large, b"a", b"b"):
-        inflow.feed(piece)
-    assert await inflow.read() is large
-    assert await inflow.read() is large
-    assert await inflow.read() == b"ab"
+        body_stream.feed(piece)
+    assert await body_stream.read() is large
+    assert await body_stream.read() is large
+    assert await body_stream.read() == b"ab"
 
 
 async def test_what_came_whole_is_given_out_before_an_error() -> None:
     """The first error counts, and none that comes behind the body's end."""
-    connection = FlowProtocol()
-    inflow = Inflow(connection, LengthReader(4), Deadline(Mock()), 60.0)
-    inflow.feed(b"ab")
-    inflow.fail(ConnectionResetError("first"))
-    inflow.fail(ConnectionResetError("second"))
-    assert await inflow.read() == b"ab"
+    connection = StreamProtocol()
+    body_stream = BodyStream(connection, LengthReader(4), IdleTimeout(Mock()), 60.0)
+    body_stream.feed(b"ab")
+    body_stream.fail(ConnectionResetError("first"))
+    body_stream.fail(ConnectionResetError("second"))
+    assert await body_stream.read() == b"ab"
     with pytest.raises(ConnectionResetError, match="first"):
-        await inflow.read()
+        await body_stream.read()
 
-    whole = Inflow(connection, LengthReader(2), Deadline(Mock()), 60.0)
+    whole = BodyStream(connection, LengthReader(2), IdleTimeout(Mock()), 60.0)
     assert whole.feed(b"abc") == b"c"
     whole.fail(ConnectionResetError())
     assert await whole.read() == b"ab"
@@ -209,17 +209,17 @@ async def test_a_deadline_rings_once_and_only_while_it_runs() -> None:
     """Stopped it is silent; touched when stopped it stays so; nothing is left behind."""
     rung = asyncio.Event()
     calls = Mock(side_effect=rung.set)
-    deadline = Deadline(calls)
-    deadline.start(0.0)
-    deadline.stop()
-    deadline.touch()
+    idle_timeout = IdleTimeout(calls)
+    idle_timeout.start(0.0)
+    idle_timeout.stop()
+    idle_timeout.touch()
     for _ in range(5):
         await asyncio.sleep(0)
     assert not calls.called
-    deadline.start(0.0)
+    idle_timeout.start(0.0)
     await rung.wait()
     for _ in range(5):
         await asyncio.sleep(0)
     assert calls.call_count == 1
-    deadline.start(60.0)
-    deadline.aclose()
+    idle_timeout.start(60.0)
+    idle_timeout.aclose()

@@ -12,7 +12,7 @@ from cfproxy.runtime.process import open_files_for
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
 
 ASK = """
-import resource
+import resource  # noqa: PLC0415 - not on Windows
 from cfproxy.runtime.process import open_files_for
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 128))
 print(open_files_for(32), resource.getrlimit(resource.RLIMIT_NOFILE)[0])

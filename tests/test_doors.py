@@ -14,7 +14,7 @@ from typing import cast
 import pytest
 
 from cfproxy.config import TcpAddress
-from cfproxy.server.listener import ACCEPTS, Door
+from cfproxy.server.listener import ACCEPTS, ListeningSocket
 from tests.origin import until
 
 
@@ -34,9 +34,9 @@ Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @asynccontextmanager
-async def a_door() -> AsyncIterator[tuple[Door, Callable[[], asyncio.Future[Client]]]]:
+async def a_door() -> AsyncIterator[tuple[ListeningSocket, Callable[[], asyncio.Future[Client]]]]:
     """A door that nobody serves yet, and what connects to it."""
-    door = await Door.open(TcpAddress("127.0.0.1", 0))
+    door = await ListeningSocket.open(TcpAddress("127.0.0.1", 0))
     clients: list[Client] = []
 
     async def connect() -> Client:
@@ -91,14 +91,14 @@ async def test_a_door_that_closes_unserved_keeps_nobody_waiting() -> None:
             assert await reader.read() == b""
 
 
-def knock(door: Door) -> socket.socket:
+def knock(door: ListeningSocket) -> socket.socket:
     """Connect without a turn of the event loop."""
     client = socket.create_connection(("127.0.0.1", cast("int", door.port)))
     client.setblocking(False)
     return client
 
 
-async def let_in(door: Door) -> None:
+async def let_in(door: ListeningSocket) -> None:
     """Wait until a connection was taken whose protocol has not heard of it yet."""
     while not door.asked.is_set():
         await asyncio.sleep(0)
@@ -130,7 +130,7 @@ def test_a_closed_door_takes_nobody_and_leaves_nothing(given: bool) -> None:
     """With uvloop, which listens by several numbers of one socket, as well; who is served already stays."""
 
     async def go(sock: socket.socket | None) -> None:
-        door = await Door.open(TcpAddress("127.0.0.1", 0), None if sock is None else sock.dup())
+        door = await ListeningSocket.open(TcpAddress("127.0.0.1", 0), None if sock is None else sock.dup())
         door.serve(Echo)
         before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
         clients = await asyncio.gather(

@@ -7,13 +7,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cfproxy.auth.models import Token
+from cfproxy.auth.token_source import TokenSource
 from cfproxy.errors import (
     CfproxyError,
     LoginRequired,
@@ -64,7 +65,7 @@ class Scene:
         self.after_send: Callable[[], None] = lambda: None
         self._statuses = list(statuses)
         self.forwarder = Forwarder(
-            self.source, self.pacer, self, retry_unauthorized=retry, retry_too_many=retry
+            cast("TokenSource", self.source), self.pacer, self, retry_unauthorized=retry, retry_too_many=retry
         )
 
     def begin(

@@ -11,7 +11,7 @@ from structlog.testing import LogCapture
 from cfproxy.admin.view import view_account
 from cfproxy.auth.expiry import DAY_S, WarnOnce
 from cfproxy.auth.login import begin, finish
-from cfproxy.auth.token_source import Broker
+from cfproxy.auth.token_source import TokenSource
 from cfproxy.config import load_settings
 from cfproxy.errors import LoginRequired
 from cfproxy.observability.metrics import Metrics
@@ -42,10 +42,10 @@ async def test_a_login_is_warned_of_once_at_each_step_and_ends_when_it_was_said(
         url, _ = await begin(plan)
         login = await finish(plan, await approve(url))
         app = build_app(account)
-        broker = Broker(app, store, build_endpoint(account), clock, log)
+        token_source = TokenSource(app, store, build_endpoint(account), clock, log)
         once, metrics = WarnOnce(), Metrics()
-        metrics.accounts["default"] = broker.state
-        await broker.start()
+        metrics.accounts["default"] = token_source.state
+        await token_source.start()
 
         told: list[tuple[float, int]] = []
         steps: list[int] = []
@@ -53,12 +53,12 @@ async def test_a_login_is_warned_of_once_at_each_step_and_ends_when_it_was_said(
         await clock.advance(22 * DAY_S)
         for hour in itertools.count(22 * 24):
             try:
-                token = await broker.get()
+                token = await token_source.get()
                 assert token.remaining_s(clock.time()) > 0
             except LoginRequired:
                 ended_at = hour / 24
                 break
-            state = broker.state()
+            state = token_source.state()
             warning = once.due(state.login, app, clock.time())
             if warning is not None:
                 told.append((hour / 24, warning.step))
@@ -73,7 +73,7 @@ async def test_a_login_is_warned_of_once_at_each_step_and_ends_when_it_was_said(
                 assert page["detail"] == (report["warning"] or "")
                 assert page["tone"] == ("warn" if state.warning_step else "good")
             await clock.advance(HOUR_S)
-        await broker.aclose()
+        await token_source.aclose()
     assert told == [(23.0, 1), (28.0, 2), (29.0, 3), (30.0, 4)]
     assert [step for step, _ in itertools.groupby(steps)][:4] == [0, 1, 2, 3]
     assert login.login_expires_at is not None

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.ledger import SECRETS_MAX, Ledger, is_marker
+from tests.ledger import SECRETS_MAX, CachedLogin, is_marker
 
 ROOT = Path(__file__).resolve().parents[1]
 # What runs under the watch: a run of pytest of its own, since its tests have to fail.
@@ -252,7 +252,7 @@ def test_a_secret_is_found_between_anything(inner: str, before: str, after: str)
         base64.b64encode(text).decode(),
         base64.urlsafe_b64encode(text).decode(),
     ):
-        ledger = Ledger()
+        ledger = CachedLogin()
         ledger.note(secret, "a marker")
         ledger.hear("here", shown)
         assert len(ledger.findings()) == 1
@@ -261,7 +261,7 @@ def test_a_secret_is_found_between_anything(inner: str, before: str, after: str)
 
 def test_more_secrets_than_are_kept_lose_no_finding() -> None:
     """A ledger that is full searches before it forgets."""
-    ledger = Ledger()
+    ledger = CachedLogin()
     ledger.note("the-first-of-many-secrets", "a marker")
     ledger.hear("here", "x the-first-of-many-secrets x")
     for number in range(SECRETS_MAX):

@@ -23,7 +23,7 @@ from cfproxy.errors import (
     StoreUnavailable,
     StoreUnusable,
     TokenEndpointUnavailable,
-    fresh,
+    without_traceback,
 )
 from cfproxy.secret import Secret
 from cfproxy.stores.memory import MemoryStore
@@ -105,7 +105,7 @@ class Endpoint:
         await asyncio.sleep(0)
         outcome = self.outcomes.pop(0)
         if isinstance(outcome, CfproxyError):
-            raise fresh(outcome)
+            raise without_traceback(outcome)
         return outcome
 
     async def refresh(self, refresh_token: Secret, may_send: Callable[[], bool] | None = None) -> TokenReply:

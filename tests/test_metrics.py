@@ -7,11 +7,11 @@ import math
 from prometheus_client.parser import text_string_to_metric_families
 
 from cfproxy.auth.models import Login, Token
-from cfproxy.auth.token_source import BrokerState
+from cfproxy.auth.token_source import TokenStatus
 from cfproxy.errors import LoginRequired, TokenEndpointUnavailable
 from cfproxy.observability.metrics import Metrics
-from cfproxy.pacing.queue import Shaper, ShaperState
-from cfproxy.pacing.rate import Pace
+from cfproxy.pacing.queue import FairQueue, QueueState
+from cfproxy.pacing.rate import RateLimit
 from cfproxy.secret import Secret
 from tests.clock import FakeClock
 
@@ -81,8 +81,8 @@ def test_what_is_under_way_is_counted_when_it_is_asked_for() -> None:
 def test_an_account_shows_whether_it_works_and_until_when() -> None:
     """Token and login expiry are what an alert needs."""
     metrics = Metrics()
-    metrics.accounts["default"] = lambda: BrokerState(LOGIN, 30.0, None, 0.0, None, False, 7)
-    metrics.accounts["new"] = lambda: BrokerState(None, 0.0, None, 0.0, None, False, 0)
+    metrics.accounts["default"] = lambda: TokenStatus(LOGIN, 30.0, None, 0.0, None, False, 7)
+    metrics.accounts["new"] = lambda: TokenStatus(None, 0.0, None, 0.0, None, False, 0)
     samples = read(metrics)
     assert samples["cfproxy_account_ready", "default"] == 1
     assert samples["cfproxy_token_expiry_timestamp_seconds", "default"] == 60.0
@@ -97,7 +97,7 @@ def test_an_account_in_trouble_shows_which() -> None:
     error = TokenEndpointUnavailable("down")
     failures = {TokenEndpointUnavailable: 3, LoginRequired: 1}
     metrics = Metrics()
-    metrics.accounts["default"] = lambda: BrokerState(
+    metrics.accounts["default"] = lambda: TokenStatus(
         LOGIN, 0.0, error, 1.0, None, True, 0, failures=failures, store_failures=2, warning_step=3
     )
     samples = read(metrics)
@@ -114,11 +114,11 @@ def test_an_account_in_trouble_shows_which() -> None:
 async def test_the_queue_shows_its_length_its_rate_and_the_429s() -> None:
     """A scrape reads the shaper as it is at that moment."""
     metrics = Metrics()
-    shaper = Shaper(Pace(20.0, 1.0), FakeClock(), 10, 60.0)
-    metrics.pacing["https://api"] = shaper.state
-    metrics.pacing["off"] = Shaper(Pace(None, 1.0), FakeClock(), 10, 60.0).state
-    assert math.isclose(await shaper.slot("a"), 0.0)
-    shaper.back_off(1.0, slower=True)
+    fair_queue = FairQueue(RateLimit(20.0, 1.0), FakeClock(), 10, 60.0)
+    metrics.pacing["https://api"] = fair_queue.state
+    metrics.pacing["off"] = FairQueue(RateLimit(None, 1.0), FakeClock(), 10, 60.0).state
+    assert math.isclose(await fair_queue.slot("a"), 0.0)
+    fair_queue.back_off(1.0, slower=True)
     samples = read(metrics)
     assert samples["cfproxy_departures_total", "https://api"] == 1
     assert samples["cfproxy_upstream_refusals_total", "https://api"] == 1
@@ -133,7 +133,7 @@ async def test_the_queue_shows_its_length_its_rate_and_the_429s() -> None:
 def test_a_shared_pace_shows_how_many_keep_it() -> None:
     """And whether this replica is alone with its part of it."""
     metrics = Metrics()
-    metrics.pacing["https://api"] = lambda: ShaperState(0, 0, 0, 2.5, None, 0.0, 1000, 1.0, 8, alone=True)
+    metrics.pacing["https://api"] = lambda: QueueState(0, 0, 0, 2.5, None, 0.0, 1000, 1.0, 8, alone=True)
     samples = read(metrics)
     assert samples["cfproxy_pacing_replicas", "https://api"] == 8
     assert samples["cfproxy_pacing_alone", "https://api"] == 1

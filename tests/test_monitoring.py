@@ -15,11 +15,11 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from cfproxy.auth.token_source import BrokerState
+from cfproxy.auth.token_source import TokenStatus
 from cfproxy.observability.metrics import Metrics
 from cfproxy.observability.status import STATES
-from cfproxy.pacing.queue import Shaper
-from cfproxy.pacing.rate import Pace
+from cfproxy.pacing.queue import FairQueue
+from cfproxy.pacing.rate import RateLimit
 from cfproxy.server.problem_details import slugs
 from tests.clock import FakeClock
 from tests.test_expiry import a_login
@@ -32,9 +32,9 @@ FROM_PROMETHEUS = {"up"}
 def exposed() -> dict[str, set[str]]:
     """Return each sample's name and labels, of a process that has done everything once."""
     metrics = Metrics()
-    metrics.accounts["default"] = lambda: BrokerState(a_login(), 30.0, None, 0.0, None, False, 7)
-    shaper = Shaper(Pace(20.0, 1.0), FakeClock(), 10, 60.0)
-    metrics.pacing["https://api"] = lambda: replace(shaper.state(), replicas=2)
+    metrics.accounts["default"] = lambda: TokenStatus(a_login(), 30.0, None, 0.0, None, False, 7)
+    fair_queue = FairQueue(RateLimit(20.0, 1.0), FakeClock(), 10, 60.0)
+    metrics.pacing["https://api"] = lambda: replace(fair_queue.state(), replicas=2)
     metrics.activity.traffic("default", "https://api").record("GET", "/", 200, "", total_s=0.1)
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(metrics.render({"default": 1}).decode()):

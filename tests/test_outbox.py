@@ -11,26 +11,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfproxy.errors import UpstreamUnreachable
-from cfproxy.http1.stream import FlowProtocol
-from cfproxy.http1.write_batch import Outbox
+from cfproxy.http1.stream import StreamProtocol
+from cfproxy.http1.write_batch import WriteBatch
 from cfproxy.server.connection import ClientConnection
 from cfproxy.server.request import Limits
 from cfproxy.upstream.connection import UpstreamConnection
 from tests.test_connection import OK, FakeTransport
 
 
-def opened(outbox: Outbox) -> tuple[FlowProtocol, FakeTransport]:
-    connection, transport = FlowProtocol(outbox), FakeTransport()
+def opened(write_batch: WriteBatch) -> tuple[StreamProtocol, FakeTransport]:
+    connection, transport = StreamProtocol(write_batch), FakeTransport()
     connection.connection_made(transport)
     return connection, transport
 
 
-def asked(outbox: Outbox) -> tuple[UpstreamConnection, FakeTransport]:
+def asked(write_batch: WriteBatch) -> tuple[UpstreamConnection, FakeTransport]:
     """A kept connection to the API whose request waits for the end of the turn."""
-    connection, transport = UpstreamConnection(60.0, lambda _: None, outbox), FakeTransport()
+    connection, transport = UpstreamConnection(60.0, lambda _: None, write_batch), FakeTransport()
     connection.connection_made(transport)
     connection.begin(to_head=False, on_interim=None)
-    opened(outbox)[0].write_soon(b"the turn's first")
+    opened(write_batch)[0].write_soon(b"the turn's first")
     connection.write_soon(b"POST / HTTP/1.1\r\n\r\n")
     assert transport.written == b""
     return connection, transport
@@ -38,8 +38,8 @@ def asked(outbox: Outbox) -> tuple[UpstreamConnection, FakeTransport]:
 
 async def test_the_first_of_a_turn_leaves_at_once_and_the_others_when_it_is_over() -> None:
     """Alone it would wait for nobody; the next turn begins anew."""
-    outbox = Outbox()
-    (first, to_first), (second, to_second) = opened(outbox), opened(outbox)
+    write_batch = WriteBatch()
+    (first, to_first), (second, to_second) = opened(write_batch), opened(write_batch)
     for _ in range(2):
         to_first.written = to_second.written = b""
         first.write_soon(b"a")
@@ -61,8 +61,8 @@ def test_each_connection_sends_everything_in_the_order_it_was_given(
     """Whatever is written at once or soon, by how many side by side, and when turns end."""
 
     async def run() -> None:
-        outbox = Outbox()
-        connections = [opened(outbox) for _ in range(3)]
+        write_batch = WriteBatch()
+        connections = [opened(write_batch) for _ in range(3)]
         expected = [b"", b"", b""]
         for at, what, data in steps:
             if what == "turn":
@@ -79,9 +79,9 @@ def test_each_connection_sends_everything_in_the_order_it_was_given(
 
 async def test_an_orderly_end_comes_behind_what_was_said() -> None:
     """And a hard one instead of it."""
-    outbox = Outbox()
-    opened(outbox)[0].write_soon(b"the turn's first")
-    (closing, to_closing), (cut, to_cut) = opened(outbox), opened(outbox)
+    write_batch = WriteBatch()
+    opened(write_batch)[0].write_soon(b"the turn's first")
+    (closing, to_closing), (cut, to_cut) = opened(write_batch), opened(write_batch)
     closing.write_soon(b"last words")
     closing.close()
     cut.write_soon(b"lost")
@@ -95,12 +95,12 @@ async def test_an_orderly_end_comes_behind_what_was_said() -> None:
 
 async def test_an_answer_that_was_given_leaves_before_its_connection_is_cut() -> None:
     """Whatever cuts it in the same turn."""
-    outbox = Outbox()
-    opened(outbox)[0].write_soon(b"the turn's first")
+    write_batch = WriteBatch()
+    opened(write_batch)[0].write_soon(b"the turn's first")
     transport, (ours, theirs) = FakeTransport(), socket.socketpair()
     with ours, theirs:
         transport._extra["socket"] = ours  # type: ignore[attr-defined] # as loops do it
-        connection = ClientConnection(Mock(), Limits(), Mock(), outbox)
+        connection = ClientConnection(Mock(), Limits(), Mock(), write_batch)
         connection.connection_made(transport)
         connection.write_soon(b"the answer")
         connection.cut()
@@ -110,7 +110,7 @@ async def test_an_answer_that_was_given_leaves_before_its_connection_is_cut() ->
 
 async def test_a_request_whose_connection_ends_before_it_left_was_not_sent() -> None:
     """So that any method may go again on another one (RFC 9110 §9.2.2)."""
-    connection, transport = asked(Outbox())
+    connection, transport = asked(WriteBatch())
     transport.abort()
     connection.connection_lost(None)
     await asyncio.sleep(0)
@@ -122,7 +122,7 @@ async def test_a_request_whose_connection_ends_before_it_left_was_not_sent() -> 
 
 async def test_what_comes_before_a_request_has_left_is_not_its_answer() -> None:
     """A server that ends an idle connection may say 408 first; that is nobody's answer."""
-    connection, transport = asked(Outbox())
+    connection, transport = asked(WriteBatch())
     connection.data_received(OK)
     assert transport.closed
     connection.connection_lost(None)

@@ -357,7 +357,7 @@ async def test_a_redirect_that_is_forwarded_here_finishes_the_login() -> None:
         done = await browser.get(as_callback(await approve(url)), **ARRIVAL)
         assert done.status == 200
         assert "is logged in" in done.text
-        assert browser.service.accounts[0].broker.state().ready
+        assert browser.service.accounts[0].token_source.state().ready
 
 
 async def test_under_the_public_name_only_the_callback_is_there() -> None:
@@ -406,7 +406,7 @@ async def test_a_login_that_somebody_else_began_is_not_finished_here() -> None:
         ours = await approve((await browser.begin())[0])
         page = await browser.get(as_callback(theirs), **ARRIVAL)
         assert page.status == 403
-        assert not browser.service.accounts[0].broker.state().ready
+        assert not browser.service.accounts[0].token_source.state().ready
         assert (await browser.get(as_callback(ours), **ARRIVAL)).status == 200
 
 

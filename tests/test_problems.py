@@ -149,4 +149,4 @@ def test_what_the_api_did_comes_with_a_next_step(kind: type[e.UpstreamError]) ->
     """Its own, or the one of its kind; a caller is never left with the mere fact."""
     assert kind("it failed").message == f"it failed; {kind.step}"
     assert kind("it failed; call somebody", unsent=True).message == "it failed; call somebody"
-    assert str(e.fresh(kind("it failed"))) == f"it failed; {kind.step}"
+    assert str(e.without_traceback(kind("it failed"))) == f"it failed; {kind.step}"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cfproxy.http1.headers import folded
+from cfproxy.http1.headers import normalise
 from cfproxy.proxy.access import AccessRules
 from cfproxy.proxy.admission import PROGRAMS_MAX
 from cfproxy.proxy.exchange import Exchange
@@ -471,7 +471,7 @@ def test_whatever_comes_goes_to_our_origin_with_one_token(
                 request = world.origin.requests[-1]
                 assert request.start == b"GET %s HTTP/1.1" % target
                 assert request.all(b"Host") == [world.origin.host.encode()]
-                names = [folded(name) for name in request.names]
+                names = [normalise(name) for name in request.names]
                 assert names.count(b"authorization") == names.count(b"host") == names.count(b"via") == 1
                 assert request.headers[-1] == (b"Authorization", b"Bearer token-1")
                 allowed = {b"x-a", b"x-b", b"author-ization", b"cookie", b"authorization", b"host", b"via"}

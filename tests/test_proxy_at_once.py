@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from typing import cast
 
 import pytest
 
 from cfproxy.auth.models import Token
+from cfproxy.auth.token_source import TokenSource
 from cfproxy.proxy.access import AccessRules
-from cfproxy.proxy.account_server import ProxyListener
+from cfproxy.proxy.account_server import AccountServer
 from cfproxy.proxy.exchange import Exchange
 from cfproxy.proxy.retry import Forwarder
 from cfproxy.secret import Secret
@@ -64,7 +66,7 @@ async def test_a_client_that_left_leaves_no_timer() -> None:
         upward = exchange._begun.answer.connection
         client.abort()
         await until(lambda: _nobody_waits(world) and upward.lost)
-        assert connection._deadline._timer is None
+        assert connection._idle_timeout._timer is None
         assert connection._task is None
 
 
@@ -137,7 +139,11 @@ async def test_a_request_is_sent_again_to_whom_it_was_sent() -> None:
         await until(lambda: world.origin.requests)
         upstream = HttpUpstream(other.url, tls=None, connect_s=5.0, idle_s=20.0)
         forwarder = Forwarder(
-            world.source, world.pacer, upstream, retry_unauthorized=True, retry_too_many=True
+            cast("TokenSource", world.source),
+            world.pacer,
+            upstream,
+            retry_unauthorized=True,
+            retry_too_many=True,
         )
         before = _pool(world)
         switched.append(world.listener.switch(dataclasses.replace(world.listener.settings), forwarder))
@@ -178,7 +184,7 @@ async def test_a_request_that_was_abandoned_tells_how_long_the_api_took() -> Non
     """Its client may have left because of that."""
     waits: list[float | None] = []
     async with proxied(_hung, warm=True) as world:
-        record = lambda *args: waits.extend(args[5:8])
+        record = lambda *args: waits.extend(args[5:8])  # noqa: E731 - the short form of a callback
         world.listener.settings = dataclasses.replace(world.listener.settings, record=record)
         client = await world.client()
         await client.send(client.compose(GET))
@@ -241,7 +247,7 @@ async def test_what_a_key_leads_to_is_in_flight_there_as_well() -> None:
     rules = AccessRules(keys=(key,), bound={key: "other"})
     async with proxied(_hung, warm=True, rules=rules) as world:
         settings = dataclasses.replace(world.listener.settings, account="other")
-        other = ProxyListener(settings, world.listener.forwarder, world.listener.log)
+        other = AccountServer(settings, world.listener.forwarder, world.listener.log)
         world.listener._others = {"other": other}
         client = await world.client()
         await client.send(client.compose(GET, b"X-Cfproxy-Key: " + key.reveal().encode()))

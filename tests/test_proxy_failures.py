@@ -272,7 +272,7 @@ async def test_an_unforeseen_fault_before_the_first_byte_is_a_500() -> None:
         assert isinstance(world.events[0]["exc_info"], RuntimeError)
 
 
-@pytest.mark.parametrize("part", ["incoming_headers", "passing_trailers"])
+@pytest.mark.parametrize("part", ["build_response_headers", "forwardable_trailers"])
 async def test_a_fault_while_an_answer_is_passed_on_at_once_is_told(
     part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,7 +292,7 @@ async def test_a_fault_while_an_answer_is_passed_on_at_once_is_told(
         monkeypatch.setattr(exchange, part, broken)
         client = await world.client()
         await client.send(client.compose(b"GET / HTTP/1.1"))
-        if part == "incoming_headers":
+        if part == "build_response_headers":
             assert problem(await client.read_answer(b"GET")) == (500, "misconfigured")
         else:
             assert not (await client.reader.read()).endswith(b"0\r\n\r\n")

@@ -78,12 +78,12 @@ async def test_empty_lines_are_no_beginning_of_a_request() -> None:
         client = await world.client()
         await client.ask(b"GET / HTTP/1.1")
         [connection] = world.listener.connections
-        due_at = connection._deadline._due_at
+        due_at = connection._idle_timeout._due_at
         for _ in range(3):
             await client.send(b"\r\n")
             await until_still(lambda: len(connection._unread))
         assert world.listener._room.counts()["idle"] == 1
-        assert connection._deadline._due_at == due_at
+        assert connection._idle_timeout._due_at == due_at
         assert (await client.ask(b"GET / HTTP/1.1")).status == 200
 
 

@@ -246,7 +246,7 @@ async def test_an_unsaved_token_keeps_its_account(world: World, tmp_path: Path) 
     """An account whose newest token is in memory only can neither go nor become another app's."""
     assert world.service is not None
     await world.call()
-    ledger = world.service.accounts[0].broker._ledger
+    ledger = world.service.accounts[0].token_source._cached
     ledger.unsaved = True
     try:
         with pytest.raises(ConfigError, match="not saved yet"):

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfproxy.errors import QueueFull, QueueRefusal, QueueTimeout
-from cfproxy.pacing.queue import Shaper, _Line
-from cfproxy.pacing.rate import Pace
+from cfproxy.pacing.queue import FairQueue, _Line
+from cfproxy.pacing.rate import RateLimit
 from tests.clock import FakeClock
 from tests.test_pacing import most_in_window
 
@@ -41,8 +41,8 @@ class Scene:
         self, rate: float | None = 20.0, per_s: float = 1.0, queue: int = 1000, max_wait_s: float = 60.0
     ) -> None:
         self.clock = FakeClock()
-        self.pace = Pace(rate, per_s)
-        self.shaper = Shaper(self.pace, self.clock, queue, max_wait_s)
+        self.pace = RateLimit(rate, per_s)
+        self.fair_queue = FairQueue(self.pace, self.clock, queue, max_wait_s)
         self.callers: list[Caller] = []
         self.left: list[Caller] = []
 
@@ -55,7 +55,7 @@ class Scene:
 
     async def _call(self, caller: Caller) -> None:
         try:
-            caller.waited_s = await self.shaper.slot(caller.flow)
+            caller.waited_s = await self.fair_queue.slot(caller.flow)
         except QueueRefusal as refusal:
             caller.refusal, caller.refused_at = refusal, self.clock.monotonic()
             return
@@ -85,7 +85,7 @@ async def fill(scene: Scene, flow: Hashable, waiting: int) -> list[Caller]:
     await scene.clock.settle()
     callers = scene.ask(flow, waiting)
     await scene.clock.settle()
-    assert scene.shaper.state().waiting == waiting
+    assert scene.fair_queue.state().waiting == waiting
     return callers
 
 
@@ -112,9 +112,9 @@ async def play(scene: Scene, move: str, what: Any) -> None:
     elif move == "advance":
         await scene.clock.advance(what)
     elif move == "pause":
-        scene.shaper.pause(scene.clock.monotonic() + what)
+        scene.fair_queue.pause(scene.clock.monotonic() + what)
     elif move == "slow_down":
-        scene.shaper.slow_down()
+        scene.fair_queue.slow_down()
     await scene.clock.settle()
 
 
@@ -132,7 +132,7 @@ async def test_for_any_story_the_promises_hold(
     scene = Scene(rate, 1.0, queue, max_wait_s)
     for move, what in story:
         await play(scene, move, what)
-        state = scene.shaper.state()
+        state = scene.fair_queue.state()
         assert state.waiting <= queue
         assert state.departures == len(scene.left), "a slot went to nobody"
         assert not state.waiting or scene.pace.ready_at > scene.clock.monotonic(), "a slot was not used"
@@ -174,7 +174,7 @@ def assert_fair(scene: Scene) -> None:
 async def test_ten_requests_from_idle_do_not_wait(scene: Scene) -> None:
     """A short burst from idle leaves at once, without a task or a timer of the shaper's."""
     tasks = len(asyncio.all_tasks())
-    assert [await scene.shaper.slot("a") for _ in range(10)] == [0.0] * 10
+    assert [await scene.fair_queue.slot("a") for _ in range(10)] == [0.0] * 10
     assert len(asyncio.all_tasks()) == tasks
     assert scene.clock.sleeping == 0
 
@@ -215,7 +215,7 @@ async def test_a_lone_caller_hardly_waits_in_a_crowd_of_connections_either(scene
 
     async def returning(connection: int) -> None:
         while True:
-            await scene.shaper.slot(connection)
+            await scene.fair_queue.slot(connection)
 
     crowd = [asyncio.create_task(returning(connection)) for connection in range(50)]
     for _ in range(10):
@@ -246,7 +246,7 @@ async def test_a_caller_who_returns_at_once_is_no_newcomer(scene: Scene) -> None
 
     async def returning() -> None:
         while True:
-            await scene.shaper.slot("returning")
+            await scene.fair_queue.slot("returning")
             scene.left.append(Caller("returning", 0.0, 0))
 
     task = asyncio.create_task(returning())
@@ -365,7 +365,7 @@ async def test_a_bulk_job_cannot_lock_others_out_of_a_full_queue() -> None:
     await scene.clock.settle()
     assert isinstance(bulk[-1].refusal, QueueFull)
     assert not bulk[-2].task.done()
-    assert scene.shaper.state().waiting == 100
+    assert scene.fair_queue.state().waiting == 100
     await scene.clock.advance(0.2)
     assert person.left_at is not None
     await scene.aclose()
@@ -400,10 +400,10 @@ async def test_a_cancelled_caller_leaves_the_queue_at_once(scene: Scene) -> None
     first, second = await fill(scene, "a", 2)
     first.task.cancel()
     await scene.clock.settle()
-    assert scene.shaper.state().waiting == 1
+    assert scene.fair_queue.state().waiting == 1
     second.task.cancel()
     await scene.clock.settle()
-    assert scene.shaper.state().waiting == 0
+    assert scene.fair_queue.state().waiting == 0
     assert scene.clock.sleeping == 0
 
 
@@ -414,10 +414,10 @@ async def test_flows_that_are_gone_leave_nothing_behind(scene: Scene) -> None:
         await scene.clock.settle()
         caller.task.cancel()
     await scene.clock.settle()
-    assert list(scene.shaper._line._ring) == ["patient"]
+    assert list(scene.fair_queue._line._ring) == ["patient"]
     await scene.clock.advance(1.0)
     assert len(scene.left) == 13
-    assert not scene.shaper._line._ring
+    assert not scene.fair_queue._line._ring
 
 
 @pytest.mark.parametrize("turns", range(60))
@@ -433,7 +433,7 @@ async def test_a_slot_is_not_lost_whenever_its_caller_is_cancelled(turns: int, o
     caller.task.cancel()
     await moving
     await scene.clock.settle()
-    assert scene.shaper.state().departures == len(scene.left)
+    assert scene.fair_queue.state().departures == len(scene.left)
     if caller.left_at is None:
         rest += scene.ask("later", 1 - others)
         await scene.clock.settle()
@@ -444,7 +444,7 @@ async def test_a_slot_is_not_lost_whenever_its_caller_is_cancelled(turns: int, o
 async def test_a_pause_holds_all_and_ends_without_a_burst(scene: Scene) -> None:
     """Nobody leaves before the pause ends, those from idle neither; then the flow is steady."""
     until = scene.clock.monotonic() + 3.0
-    scene.shaper.pause(until)
+    scene.fair_queue.pause(until)
     scene.ask("a", 30)
     await scene.clock.advance(5.0)
     assert scene.left_at[0] == until
@@ -455,7 +455,7 @@ async def test_a_pause_refuses_at_once_who_cannot_outwait_it() -> None:
     """When the upstream asks for more time than a caller has, he hears so when the pause begins."""
     scene = Scene(max_wait_s=5.0)
     waiting = await fill(scene, "a", 3)
-    scene.shaper.pause(scene.clock.monotonic() + 20.0)
+    scene.fair_queue.pause(scene.clock.monotonic() + 20.0)
     await scene.clock.settle()
     assert all(isinstance(caller.refusal, QueueTimeout) for caller in waiting)
     assert scene.clock.sleeping == 0
@@ -471,7 +471,7 @@ async def test_without_a_rate_nobody_waits() -> None:
     scene.ask("a", 500)
     await scene.clock.settle()
     assert len(scene.left) == 500
-    assert scene.shaper.state().rate is None
+    assert scene.fair_queue.state().rate is None
 
 
 # --- what it shows and costs -------------------------------------------------------------
@@ -482,29 +482,29 @@ async def test_who_asks_without_waiting_overtakes_nobody(scene: Scene) -> None:
     await fill(scene, "bulk", 1)
     scene.clock._now += 10.0  # nobody has noticed yet
     assert scene.pace.ready_at < scene.clock.monotonic()
-    before = scene.shaper.state().departures
-    assert not scene.shaper.take()
-    assert scene.shaper.state().departures == before
+    before = scene.fair_queue.state().departures
+    assert not scene.fair_queue.take()
+    assert scene.fair_queue.state().departures == before
     await scene.clock.advance(0.0)
     assert len(scene.left) == 11
     await scene.clock.advance(1.0)
-    assert scene.shaper.take()
-    assert scene.shaper.state().departures == before + 2
+    assert scene.fair_queue.take()
+    assert scene.fair_queue.state().departures == before + 2
 
 
 async def test_its_state_can_be_read(scene: Scene) -> None:
     """Waiting callers, departures, rate, pause and the longest wait can be shown at any moment."""
     await fill(scene, "a", 30)
     until = scene.clock.monotonic() + 2.0
-    scene.shaper.pause(until)
-    assert scene.shaper.slow_down()
+    scene.fair_queue.pause(until)
+    assert scene.fair_queue.slow_down()
     await scene.clock.advance(1.0)
-    state = scene.shaper.state()
+    state = scene.fair_queue.state()
     assert (state.waiting, state.departures, state.paused_until) == (30, 10, until)
     assert state.rate == pytest.approx(16.0)
     assert state.oldest_wait_s == pytest.approx(1.0)
     await scene.clock.advance(2.0)
-    state = scene.shaper.state()
+    state = scene.fair_queue.state()
     assert state.paused_until is None
     assert state.departures == len(scene.left) > 10
 
@@ -516,16 +516,16 @@ async def test_ten_thousand_waiting_callers_are_cheap() -> None:
     await scene.clock.settle()
     tracemalloc.start()
     try:
-        tasks = [asyncio.create_task(scene.shaper.slot(number % 100)) for number in range(10_000)]
+        tasks = [asyncio.create_task(scene.fair_queue.slot(number % 100)) for number in range(10_000)]
         await scene.clock.settle()
-        assert scene.shaper.state().waiting == 10_000
+        assert scene.fair_queue.state().waiting == 10_000
         assert tracemalloc.get_traced_memory()[0] < 100 * 2**20
     finally:
         tracemalloc.stop()
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    assert scene.shaper.state().waiting == 0
+    assert scene.fair_queue.state().waiting == 0
 
 
 async def test_joining_a_long_queue_counts_nobody(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -534,7 +534,7 @@ async def test_joining_a_long_queue_counts_nobody(scene: Scene, monkeypatch: pyt
     monkeypatch.setattr(_Line, "ahead", lambda _, key: counted.append(key))
     scene.ask("bulk", 900)
     await scene.clock.settle()
-    assert scene.shaper.state().waiting == 890
+    assert scene.fair_queue.state().waiting == 890
     assert counted == []
 
 
@@ -544,7 +544,7 @@ async def test_joining_a_long_queue_counts_nobody(scene: Scene, monkeypatch: pyt
 async def test_who_returns_stands_first_in_its_flow(scene: Scene) -> None:
     """A request that the upstream sent away does not queue up behind those that came after it."""
     await fill(scene, "bulk", 20)
-    slot = asyncio.create_task(scene.shaper.slot("bulk", 0.001))
+    slot = asyncio.create_task(scene.fair_queue.slot("bulk", 0.001))
     await scene.clock.advance(0.2)
     assert slot.done()
     assert len([caller for caller in scene.left if caller.flow == "bulk"]) < 5
@@ -556,7 +556,7 @@ async def test_who_return_leave_in_the_order_in_which_they_came_back(scene: Scen
     order: list[int] = []
 
     async def come_back(number: int) -> None:
-        await scene.shaper.slot("bulk", 0.001)
+        await scene.fair_queue.slot("bulk", 0.001)
         order.append(number)
 
     back = [asyncio.create_task(come_back(number)) for number in range(5)]
@@ -572,7 +572,7 @@ async def test_who_returns_does_not_stand_before_other_flows(scene: Scene) -> No
     others = scene.ask("a") + scene.ask("b") + scene.ask("c")
     await scene.clock.advance(1.0)
     assert all(caller.left_at is not None for caller in others)
-    slots = [asyncio.create_task(scene.shaper.slot("late", 0.001)) for _ in range(30)]
+    slots = [asyncio.create_task(scene.fair_queue.slot("late", 0.001)) for _ in range(30)]
     more = scene.ask("a") + scene.ask("b")
     await scene.clock.advance(0.5)
     assert all(caller.left_at is not None for caller in more)
@@ -586,23 +586,23 @@ async def test_who_returns_has_only_the_rest_of_its_time() -> None:
     scene = Scene(max_wait_s=10.0)
     scene.ask("earlier", 10)
     await scene.clock.settle()
-    scene.shaper.pause(scene.clock.monotonic() + 4.0)
+    scene.fair_queue.pause(scene.clock.monotonic() + 4.0)
     with pytest.raises(QueueTimeout):
-        await scene.shaper.slot("a", 7.0)
-    patient = asyncio.create_task(scene.shaper.slot("a", 5.0))
+        await scene.fair_queue.slot("a", 7.0)
+    patient = asyncio.create_task(scene.fair_queue.slot("a", 5.0))
     await scene.clock.settle()
-    scene.shaper.pause(scene.clock.monotonic() + 6.0)
+    scene.fair_queue.pause(scene.clock.monotonic() + 6.0)
     await scene.clock.settle()
     assert isinstance(patient.exception(), QueueTimeout)
-    assert scene.shaper.state().waiting == 0
+    assert scene.fair_queue.state().waiting == 0
     await scene.aclose()
 
 
 async def test_a_busy_upstream_slows_everybody_down_and_pauses_them(scene: Scene) -> None:
     """`back_off` is what a 429 asks for; a 503 with Retry-After asks for the pause alone."""
-    scene.shaper.back_off(1.0, slower=False)
-    assert scene.shaper.state().rate == 20.0
-    assert scene.shaper.state().paused_until == scene.clock.monotonic() + 1.0
-    scene.shaper.back_off(2.0, slower=True)
-    assert scene.shaper.state().rate == 16.0
-    assert scene.shaper.state().paused_until == scene.clock.monotonic() + 2.0
+    scene.fair_queue.back_off(1.0, slower=False)
+    assert scene.fair_queue.state().rate == 20.0
+    assert scene.fair_queue.state().paused_until == scene.clock.monotonic() + 1.0
+    scene.fair_queue.back_off(2.0, slower=True)
+    assert scene.fair_queue.state().rate == 16.0
+    assert scene.fair_queue.state().paused_until == scene.clock.monotonic() + 2.0

@@ -14,7 +14,7 @@ from cfproxy.config import TcpAddress
 from cfproxy.errors import ListenError
 from cfproxy.runtime import systemd
 from cfproxy.runtime.systemd import Notifier, take_sockets
-from cfproxy.server.listener import Door, Doors
+from cfproxy.server.listener import ListeningSocket, ListeningSockets
 
 pytestmark = pytest.mark.skipif(
     not hasattr(socket, "AF_UNIX"), reason="systemd's protocol needs Unix sockets"
@@ -98,12 +98,12 @@ async def test_a_door_takes_the_socket_with_its_name_or_its_address() -> None:
     """A name wins; without one the address tells whose it is."""
     with listening_socket() as named, listening_socket() as plain:
         address = TcpAddress("127.0.0.1", plain.getsockname()[1])
-        doors = Doors(None, [("admin", named), ("", plain)])
+        doors = ListeningSockets(None, [("admin", named), ("", plain)])
         try:
             admin = await doors.open("admin", TcpAddress("127.0.0.1", 1))
             assert admin.port == named.getsockname()[1]
             assert (await doors.open("default", address)).port == address.port
-            again = Doors(doors, [("admin", named), ("", plain)])
+            again = ListeningSockets(doors, [("admin", named), ("", plain)])
             assert await again.open("admin", TcpAddress("127.0.0.1", 2)) is admin
         finally:
             doors.close()
@@ -113,4 +113,4 @@ async def test_what_is_no_listening_address_is_refused() -> None:
     """Such as a Unix socket without a path."""
     ours, theirs = socket.socketpair()
     with ours, theirs, pytest.raises(ListenError, match="neither TCP nor"):
-        await Door.open(TcpAddress("127.0.0.1", 0), ours)
+        await ListeningSocket.open(TcpAddress("127.0.0.1", 0), ours)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from email.utils import formatdate
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cfproxy.auth.models import Token
+from cfproxy.auth.token_source import TokenSource
 from cfproxy.errors import QueueTimeout, TokenEndpointUnavailable
 from cfproxy.proxy.request_body import KeptBody
 from cfproxy.proxy.response_headers import retry_after_s
@@ -51,7 +53,12 @@ class Scene:
         self.answers = list(answers)
         self.sent: list[bytes] = []
         self.forwarder = Forwarder(
-            self.source, self.pacer, self, retry_unauthorized=True, retry_too_many=retry, now=lambda: NOW
+            cast("TokenSource", self.source),
+            self.pacer,
+            self,
+            retry_unauthorized=True,
+            retry_too_many=retry,
+            now=lambda: NOW,
         )
 
     def begin(

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfproxy.observability.request_stats import BUCKETS_S, LATEST_MAX, Activity, Durations, Latest, Trend
-from cfproxy.pacing.queue import Shaper
-from cfproxy.pacing.rate import Pace
+from cfproxy.pacing.queue import FairQueue
+from cfproxy.pacing.rate import RateLimit
 from tests.clock import FakeClock
 
 
 def an_activity() -> Activity:
-    return Activity({"https://api:443": Shaper(Pace(None, 1.0), FakeClock(), 10, 60.0).state})
+    return Activity({"https://api:443": FairQueue(RateLimit(None, 1.0), FakeClock(), 10, 60.0).state})
 
 
 def test_the_latest_requests_are_kept_and_no_more() -> None:
@@ -86,14 +86,14 @@ def test_a_histogram_loses_nothing(durations: list[float]) -> None:
 async def test_a_trend_shows_rate_and_queue_of_ten_minutes() -> None:
     """Steps of 5 s; where nobody took a sample nothing happened; what is older falls out."""
     clock = FakeClock(monotonic_at=1000.0)
-    shaper = Shaper(Pace(None, 1.0), clock, 10, 60.0)
-    trend = Trend(shaper.state, clock.monotonic)
+    fair_queue = FairQueue(RateLimit(None, 1.0), clock, 10, 60.0)
+    trend = Trend(fair_queue.state, clock.monotonic)
     for _ in range(10):
-        await shaper.slot("a")
+        await fair_queue.slot("a")
     trend.sample()
     await clock.advance(100.0)
     for _ in range(20):
-        await shaper.slot("a")
+        await fair_queue.slot("a")
     trend.sample()
     trend.sample()  # too early for another one, and nothing is counted twice
     rates, waiting = trend.series()
@@ -110,10 +110,10 @@ async def test_a_trend_shows_rate_and_queue_of_ten_minutes() -> None:
 async def test_a_steady_flow_shows_as_what_it_is() -> None:
     """Samples and steps don't fall together; what left in a step is not counted to the next one."""
     clock = FakeClock(monotonic_at=1000.0)
-    shaper = Shaper(Pace(None, 1.0), clock, 10, 60.0)
-    trend = Trend(shaper.state, clock.monotonic)
+    fair_queue = FairQueue(RateLimit(None, 1.0), clock, 10, 60.0)
+    trend = Trend(fair_queue.state, clock.monotonic)
     for _ in range(400):
-        await shaper.slot("a")
+        await fair_queue.slot("a")
         await clock.advance(0.05)
         trend.sample()
     rates = trend.series()[0]
@@ -132,7 +132,7 @@ async def test_a_trend_remembers_the_longest_queue_of_a_step() -> None:
         def waiting(self) -> int:
             return waiting.pop(0)
 
-    trend = Trend(lambda: State(), clock.monotonic)  # type: ignore[arg-type, return-value]
+    trend = Trend(lambda: State(), clock.monotonic)  # type: ignore[arg-type, return-value]  # noqa: PLW0108
     trend.sample()
     trend.sample(at_once=True)
     assert trend.series()[1][-1] == 7

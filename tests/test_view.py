@@ -11,7 +11,7 @@ from cfproxy.admin.plots import view_pacing
 from cfproxy.admin.view import view_account, view_request, view_summary
 from cfproxy.auth.expiry import DAY_S
 from cfproxy.auth.models import Token
-from cfproxy.auth.token_source import BrokerState
+from cfproxy.auth.token_source import TokenStatus
 from cfproxy.errors import (
     CfproxyError,
     LoginRequired,
@@ -23,18 +23,18 @@ from cfproxy.errors import (
 )
 from cfproxy.observability.request_stats import Finished
 from cfproxy.observability.status import report_checks, report_pacing, report_running
-from cfproxy.pacing.queue import ShaperState
+from cfproxy.pacing.queue import QueueState
 from cfproxy.secret import Secret
 from tests.test_expiry import APP, LOGIN_AT, a_login
 
 NOW = LOGIN_AT + 600.0
-GOOD = BrokerState(a_login(), 3000.0, None, 0.0, None, False, 1)
-QUIET = ShaperState(0, 0, 0, 20.0, None, 0.0, 1000, 1.0)
+GOOD = TokenStatus(a_login(), 3000.0, None, 0.0, None, False, 1)
+QUIET = QueueState(0, 0, 0, 20.0, None, 0.0, 1000, 1.0)
 
 PLACES = {"listen": "127.0.0.1:1", "url": "http://127.0.0.1:1", "upstream": "https://api"}
 
 
-def a_report(state: BrokerState = GOOD, now: float = NOW, account: str = "default") -> dict[str, Any]:
+def a_report(state: TokenStatus = GOOD, now: float = NOW, account: str = "default") -> dict[str, Any]:
     report = report_running(replace(APP, account=account), state, now, "file:/state")
     return report | PLACES
 

@@ -11,7 +11,7 @@ import structlog
 
 from cfproxy.auth.expiry import WarnOnce
 from cfproxy.auth.models import App, Login, Token
-from cfproxy.auth.token_source import BrokerState
+from cfproxy.auth.token_source import TokenStatus
 from cfproxy.runtime.account import EXPIRY_LOOK_S, RunningAccount, watch_logins
 from cfproxy.secret import Secret
 from tests.fakes import APP
@@ -52,8 +52,8 @@ class Account:
         token = Token(Secret(f"access-{hour_at}"), hour_at, 3600.0)
         return Fakes().login(token=token, login_at=0.0, login_expires_at=30 * DAY_S)
 
-    async def look(self) -> BrokerState:
-        return cast("BrokerState", type("State", (), {"login": self.login()}))
+    async def look(self) -> TokenStatus:
+        return cast("TokenStatus", type("State", (), {"login": self.login()}))
 
 
 async def warned(days: float) -> list[tuple[float, Any]]:

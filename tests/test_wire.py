@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 
 from cfproxy.errors import BadTarget, LoopDetected, NotAllowed, UpgradeNotSupported
 from cfproxy.http1.framing import Framing, read_framing
-from cfproxy.http1.headers import HOP_BY_HOP, OWNED, folded
+from cfproxy.http1.headers import HOP_BY_HOP, OWNED, normalise
 from cfproxy.proxy.request_headers import (
     Origin,
+    build_request_headers,
+    build_request_target,
     check_fields,
     check_method,
-    outgoing_fields,
-    outgoing_target,
-    passing_trailers,
+    forwardable_trailers,
 )
-from cfproxy.proxy.response_headers import incoming_headers
+from cfproxy.proxy.response_headers import build_response_headers
 
 Header = tuple[bytes, bytes]
 
@@ -30,14 +30,14 @@ V11, V10 = (1, 1), (1, 0)
 
 def sent_up(*headers: Header, framing: Framing = NO_BODY) -> list[Header]:
     """Return the header lines that go up, but for Host and Via of ours."""
-    lines = outgoing_fields(headers, ORIGIN, framing).split(b"\r\n")
+    lines = build_request_headers(headers, ORIGIN, framing).split(b"\r\n")
     assert lines[0] == b"Host: gateway.example"
     assert lines[-2:] == [b"Via: 1.1 cfproxy-me", b""]
     return [(name, value) for name, _, value in (line.partition(b": ") for line in lines[1:-2])]
 
 
 def came_down(*headers: Header, origin: Origin = ORIGIN, caller: bytes = CALLER) -> list[Header]:
-    return incoming_headers(headers, origin, caller)
+    return build_response_headers(headers, origin, caller)
 
 
 def location(value: bytes, origin: Origin = ORIGIN, caller: bytes = CALLER) -> bytes:
@@ -105,7 +105,7 @@ def test_chunked_is_written_by_us_and_never_copied() -> None:
 
 def test_via_is_appended_to_the_path_so_far() -> None:
     """Our pseudonym comes last in Via, after the proxies before us (RFC 9110 §7.6.3)."""
-    lines = outgoing_fields([(b"Via", b"1.0 a"), (b"via", b"1.1 b")], ORIGIN, NO_BODY)
+    lines = build_request_headers([(b"Via", b"1.0 a"), (b"via", b"1.1 b")], ORIGIN, NO_BODY)
     assert lines.endswith(b"\r\nVia: 1.0 a, 1.1 b, 1.1 cfproxy-me\r\n")
 
 
@@ -139,12 +139,12 @@ def test_no_request_changes_the_origin_or_smuggles_a_reserved_header(
 ) -> None:
     """Whatever target and headers come, the API's host stays ours and no reserved header survives."""
     try:
-        target_sent = outgoing_target(target, b"/base")
+        target_sent = build_request_target(target, b"/base")
     except BadTarget:
         return
     assert target_sent == b"/base" + target
-    lines = outgoing_fields(headers, BASED, NO_BODY).removesuffix(b"\r\n").split(b"\r\n")
-    names = [folded(line.partition(b":")[0]) for line in lines]
+    lines = build_request_headers(headers, BASED, NO_BODY).removesuffix(b"\r\n").split(b"\r\n")
+    names = [normalise(line.partition(b":")[0]) for line in lines]
     assert lines[0] == b"Host: gateway.example"
     assert lines[-1].endswith(b"1.1 cfproxy-me")
     assert names.count(b"host") == names.count(b"via") == 1
@@ -157,7 +157,7 @@ def test_no_request_changes_the_origin_or_smuggles_a_reserved_header(
 )
 def test_end_to_end_headers_survive_among_any_others(free: list[Header], others: list[Header]) -> None:
     """Headers that are nobody's business but the API's arrive in order, whatever stands between them."""
-    reserved = [h for h in others if folded(h[0]) in HOP_BY_HOP - {b"connection"}]
+    reserved = [h for h in others if normalise(h[0]) in HOP_BY_HOP - {b"connection"}]
     mixed = [header for pair in zip(free, reserved, strict=False) for header in pair] + free[len(reserved) :]
     assert sent_up(*mixed) == free
     assert came_down(*mixed) == free
@@ -182,7 +182,7 @@ def test_end_to_end_headers_survive_among_any_others(free: list[Header], others:
 )
 def test_a_path_goes_up_byte_by_byte(target: bytes) -> None:
     """No byte of a path or query is normalised, decoded or encoded."""
-    assert outgoing_target(target, b"") == target
+    assert build_request_target(target, b"") == target
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_path_goes_up_byte_by_byte(target: bytes) -> None:
 def test_a_target_that_is_no_plain_path_is_refused(target: bytes) -> None:
     """Whole URLs, authorities, `*` and bytes that two readers could take differently are not forwarded."""
     with pytest.raises(BadTarget):
-        outgoing_target(target, b"")
+        build_request_target(target, b"")
 
 
 @pytest.mark.parametrize(
@@ -228,13 +228,13 @@ def test_a_target_that_is_no_plain_path_is_refused(target: bytes) -> None:
 def test_no_target_leaves_the_base_path(target: bytes) -> None:
     """An upstream with a base path refuses dot segments, encoded or not: they would lead out of it."""
     with pytest.raises(BadTarget):
-        outgoing_target(target, b"/base")
+        build_request_target(target, b"/base")
 
 
 @pytest.mark.parametrize("target", [b"/a..b", b"/...", b"/a.b/c.", b"/a?x=/../y", b"/.a"])
 def test_dots_that_are_no_segment_pass_below_a_base_path(target: bytes) -> None:
     """File names and queries with dots are not mistaken for dot segments."""
-    assert outgoing_target(target, b"/base") == b"/base" + target
+    assert build_request_target(target, b"/base") == b"/base" + target
 
 
 # --- what is refused ----------------------------------------------------------------------
@@ -459,10 +459,10 @@ def test_what_connection_names_is_dropped_behind_a_body_too() -> None:
     """A trailer, and `Trailer` itself, can be one connection's (RFC 9110 §7.6.1)."""
     named = [(b"Connection", b"x_sum, Trailer"), (b"Trailer", b"X-Sum, X-More")]
     trailers = [(b"X-Sum", b"1"), (b"X_SUM", b"2"), (b"X-More", b"3")]
-    assert passing_trailers(trailers, named) == [(b"X-More", b"3")]
-    assert passing_trailers(trailers, []) == trailers
-    assert incoming_headers(named, ORIGIN, CALLER, trailers=True) == []
-    assert incoming_headers(named[1:], ORIGIN, CALLER, trailers=True) == named[1:]
+    assert forwardable_trailers(trailers, named) == [(b"X-More", b"3")]
+    assert forwardable_trailers(trailers, []) == trailers
+    assert build_response_headers(named, ORIGIN, CALLER, trailers=True) == []
+    assert build_response_headers(named[1:], ORIGIN, CALLER, trailers=True) == named[1:]
 
 
 @pytest.mark.parametrize(
@@ -471,4 +471,4 @@ def test_what_connection_names_is_dropped_behind_a_body_too() -> None:
 )
 def test_no_trailer_gets_past_what_is_done_with_headers(name: bytes) -> None:
     """Whoever merges trailers into the head is told nothing that would not have passed there as it is."""
-    assert passing_trailers([(name, b"x"), (b"X-Sum", b"1")], []) == [(b"X-Sum", b"1")]
+    assert forwardable_trailers([(name, b"x"), (b"X-Sum", b"1")], []) == [(b"X-Sum", b"1")]

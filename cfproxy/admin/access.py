@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cfproxy.errors import CrossSite, KeyRequired
-from cfproxy.http1.headers import OWNED, OWNED_PREFIX, folded
+from cfproxy.http1.headers import OWNED, OWNED_PREFIX, normalise
 from cfproxy.proxy.access import AccessRules
 from cfproxy.secret import Secret
 
@@ -114,7 +114,7 @@ class FormToken:
 
 def has_custom_header(request: web.Request) -> bool:
     """Return whether a header is there that would have cost a page of another site a CORS preflight."""
-    names = {folded(name) for name, _ in request.raw_headers} - _ADDED
+    names = {normalise(name) for name, _ in request.raw_headers} - _ADDED
     return any(name.startswith(b"x-") and not name.startswith(OWNED_PREFIX) for name in names)
 
 

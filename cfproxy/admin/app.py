@@ -18,7 +18,7 @@ from aiohttp import web
 from cfproxy.admin.access import PAGES, AdminRules, FormToken, wants_html
 from cfproxy.admin.actions import Actions, Operations
 from cfproxy.admin.events import Feed
-from cfproxy.admin.login_pages import LoginAccount, Logins
+from cfproxy.admin.login_pages import LoginAccount, LoginPages
 from cfproxy.admin.pages import SECURITY_HEADERS, render_file, render_note, render_status
 from cfproxy.admin.plots import view_pacing
 from cfproxy.admin.view import View, view_account, view_request, view_summary
@@ -73,7 +73,7 @@ class Admin:
         self._metrics = metrics
         self._actions = Actions(operations)
         self._token = FormToken()
-        self._logins = Logins(accounts, self._describe_account, self._token)
+        self._logins = LoginPages(accounts, self._describe_account, self._token)
         self._feed = Feed(self._describe, metrics.activity.latest)
         self.rules = rules
         self.port: int = 0

@@ -75,7 +75,7 @@ class _Connection(RequestHandler):
         self._room.closed(self)
         super().connection_lost(exc)
 
-    def end(self, cause: str) -> None:
+    def end(self, cause: str) -> None:  # noqa: ARG002 - all are alike here
         """Make room for others (see `connections.Client`)."""
         if self.transport is not None:
             self.transport.abort()
@@ -113,10 +113,10 @@ class _Connection(RequestHandler):
 
     def handle_error(
         self,
-        request: web.BaseRequest,
+        request: web.BaseRequest,  # noqa: ARG002 - the parent's signature
         status: int = 500,
         exc: BaseException | None = None,
-        message: str | None = None,
+        message: str | None = None,  # noqa: ARG002 - it may hold what the client sent
     ) -> web.StreamResponse:
         """Answer what could not be parsed, or what a fault of ours left without an answer."""
         if status != 400 and exc is not None:

@@ -18,7 +18,7 @@ from structlog.typing import FilteringBoundLogger
 from cfproxy.admin.access import AdminRules
 from cfproxy.observability.metrics import Metrics
 from cfproxy.server.connection_limits import Connections
-from cfproxy.server.listener import Door
+from cfproxy.server.listener import ListeningSocket
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -54,7 +54,7 @@ class AdminListener:
     ) -> None:
         self._parts = (accounts, metrics, operations)
         self._log = log
-        self._place: tuple[Door, AdminRules] | None = None
+        self._place: tuple[ListeningSocket, AdminRules] | None = None
         self._building: asyncio.Task[None] | None = None
         self._runner: web.AppRunner | None = None
         self._room: Connections | None = None
@@ -62,7 +62,7 @@ class AdminListener:
         self.admin: Admin | None = None
         self.url: str | None = None
 
-    def switch(self, door: Door | None, rules: AdminRules | None) -> None:
+    def switch(self, door: ListeningSocket | None, rules: AdminRules | None) -> None:
         """Be reached at `door` by whom `rules` say from now on; None: not at all."""
         if door is None or rules is None:
             self._place = self.url = None
@@ -76,16 +76,16 @@ class AdminListener:
             self.url = f"http://{door.address}"
             self._log.info("admin.started", listen=str(door.address))
 
-    async def _build(self, door: Door, rules: AdminRules) -> None:
+    async def _build(self, door: ListeningSocket, rules: AdminRules) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAD_S):
                 await door.asked.wait()
         for name in _IMPORTED_LATE:
             await asyncio.to_thread(import_module, name)  # requests go on in the meantime
-        from aiohttp import web
+        from aiohttp import web  # noqa: PLC0415 - they are there now
 
-        from cfproxy.admin.app import Admin
-        from cfproxy.admin.connection import build_room
+        from cfproxy.admin.app import Admin  # noqa: PLC0415
+        from cfproxy.admin.connection import build_room  # noqa: PLC0415
 
         accounts, metrics, operations = self._parts
         admin = Admin(accounts, metrics, rules, operations)
@@ -110,10 +110,10 @@ class AdminListener:
         """Serve the door of the moment, if the application is there."""
         if self._place is None or self.admin is None or self._runner is None or self._room is None:
             return
-        from cfproxy.admin.connection import build_connection
+        from cfproxy.admin.connection import build_connection  # noqa: PLC0415 - see `_build`
 
         door, self.admin.rules = self._place
-        assert self._runner.server is not None
+        assert self._runner.server is not None  # noqa: S101 - it is set up
         door.serve(functools.partial(build_connection, self._runner.server, self._room))
         self.admin.port = door.port or 0
         self.admin.started = True

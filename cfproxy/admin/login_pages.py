@@ -29,7 +29,7 @@ from cfproxy.auth.interfaces import ATTEMPT_LIFETIME_S
 from cfproxy.auth.login import LoginPlan
 from cfproxy.auth.models import App
 from cfproxy.auth.redirect import parse_redirect
-from cfproxy.auth.token_source import BrokerState
+from cfproxy.auth.token_source import TokenStatus
 from cfproxy.errors import CfproxyError, LoginFailed
 from cfproxy.secret import Secret
 from cfproxy.server.problem_details import row_of
@@ -68,7 +68,7 @@ class LoginAccount(Protocol):
     def asks_for_key(self) -> bool:
         """Whether its callers need one."""
 
-    async def look(self, *, at_once: bool = False) -> BrokerState:
+    async def look(self, *, at_once: bool = False) -> TokenStatus:
         """Return the broker's state, having looked at the store if that is due, or in any case."""
 
 
@@ -79,7 +79,7 @@ class Describe(Protocol):
         """Return them."""
 
 
-class Logins:
+class LoginPages:
     """The handlers.
 
     Args:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from cfproxy.errors import CfproxyError, StoreUnavailable, TokenEndpointUnavailable, fresh
+from cfproxy.errors import CfproxyError, StoreUnavailable, TokenEndpointUnavailable, without_traceback
 
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 30.0
@@ -73,7 +73,7 @@ class Backoff:
         left_s = self.left_s(now)
         if self.error is None or left_s == 0:
             return None
-        error = fresh(self.error)
+        error = without_traceback(self.error)
         if isinstance(error, TokenEndpointUnavailable | StoreUnavailable):
             error.retry_after_s = left_s
         return error

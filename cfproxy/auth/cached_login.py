@@ -33,7 +33,7 @@ from cfproxy.errors import CfproxyError, LoginRequired, StoreUnavailable, StoreU
 LATEST_SHARE = 0.5
 
 
-class Ledger:
+class CachedLogin:
     """Keeps one account's record.
 
     Args:
@@ -60,7 +60,7 @@ class Ledger:
 
         # Called when somebody else's token or login was adopted, or the record is gone; the argument
         # says whether that is another login, not only a refreshed token.
-        self.on_news: Callable[[bool], None] = lambda another_login: None
+        self.on_news: Callable[[bool], None] = lambda another_login: None  # noqa: ARG005 - named for readers
         self.login: Login | None = None
         self.dead_at = -math.inf  # monotonic instant from which the token is not sent any more
         self.unsaved = False

@@ -11,34 +11,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from cfproxy.auth.models import Login, Token
+from cfproxy.auth.models import Login
 from cfproxy.secret import Secret
-
-
-class TokenSource(Protocol):
-    """Where a request gets its token."""
-
-    async def get(self) -> Token:
-        """Return a token that is valid now.
-
-        Raises:
-            LoginRequired, Misconfigured, TokenEndpointUnavailable, StoreUnavailable, StoreUnusable
-        """
-
-    def current(self) -> Token | None:
-        """Return a token that is valid now if it is at hand; None where `get` has something to do."""
-
-    async def replace(self, rejected: Token) -> Token:
-        """Return another token than `rejected`, refreshing only when that one is still the current one.
-
-        Returns `rejected` itself when a new token would be rejected as well, as far as known.
-
-        Raises:
-            as `get`
-        """
-
-    def distrust(self, rejected: Token) -> None:
-        """Tell that `rejected`, fresh from `replace`, was rejected too: the token is not the cause."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,7 @@ async def finish(plan: LoginPlan, text: str) -> Login:
     attempt = await _take(plan, came.state)
     if attempt.client_id != plan.app.client_id:
         raise LoginFailed(f"client_id was changed since this login was begun; {again}")
-    assert came.code is not None
+    assert came.code is not None  # noqa: S101 - check_redirect has seen to it
     code = _Code(came.code)
     try:
         async with plan.store.lock(plan.app.account, plan.lock_timeout_s):

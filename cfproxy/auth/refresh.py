@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from structlog.typing import FilteringBoundLogger
 
-from cfproxy.auth.cached_login import Ledger
+from cfproxy.auth.cached_login import CachedLogin
 from cfproxy.auth.interfaces import Lease, TokenEndpoint, TokenReply
 from cfproxy.auth.models import UNKNOWN_LIFETIME_S, App, Login, Token, instant
 from cfproxy.clock import Clock
@@ -31,7 +31,7 @@ from cfproxy.errors import (
 )
 
 
-class Renewal:
+class Refresh:
     """Renews the token of one account's ledger.
 
     Args:
@@ -43,10 +43,15 @@ class Renewal:
     """
 
     def __init__(
-        self, app: App, ledger: Ledger, endpoint: TokenEndpoint, clock: Clock, log: FilteringBoundLogger
+        self,
+        app: App,
+        cached_login: CachedLogin,
+        endpoint: TokenEndpoint,
+        clock: Clock,
+        log: FilteringBoundLogger,
     ) -> None:
         self._app = app
-        self._ledger = ledger
+        self._cached = cached_login
         self.endpoint = endpoint  # who is asked by the next refresh
         self._clock = clock
         self._log = log
@@ -63,21 +68,25 @@ class Renewal:
         Raises:
             LoginRequired, Misconfigured, TokenEndpointUnavailable, StoreUnavailable, StoreUnusable
         """
-        ledger = self._ledger
-        await ledger.load()
-        await ledger.save_unsaved()
+        cached_login = self._cached
+        await cached_login.load()
+        await cached_login.save_unsaved()
         if not ask:
             return
-        token = ledger.usable()
+        token = cached_login.usable()
         # Somebody else refreshed: while we waited for the lock, or before the upstream rejected ours.
-        if token is not None and not ledger.due() and (rejected is None or token.value != rejected.value):
+        if (
+            token is not None
+            and not cached_login.due()
+            and (rejected is None or token.value != rejected.value)
+        ):
             return
-        if (problem := ledger.problem()) is not None:
+        if (problem := cached_login.problem()) is not None:
             raise problem
         if self._app.grant == "client_credentials":
             await self._ask_for_credentials()
-        elif ledger.login is not None and ledger.login.refresh_token is not None:
-            await self._spend_refresh_token(ledger.login, rejected, lease)
+        elif cached_login.login is not None and cached_login.login.refresh_token is not None:
+            await self._spend_refresh_token(cached_login.login, rejected, lease)
 
     async def run_unlocked(self, error: StoreUnavailable) -> None:
         """Get a token although the store can't be locked or read, where that spends nothing.
@@ -106,10 +115,10 @@ class Renewal:
 
     async def _spend_refresh_token(self, before: Login, rejected: Token | None, lease: Lease) -> None:
         refresh_token = before.refresh_token
-        assert refresh_token is not None
+        assert refresh_token is not None  # noqa: S101 - for the type checker: `run` has seen to it
         asked_at, asked_mono = self._clock.time(), self._clock.monotonic()
         # An open mark keeps its time: it tells since when the outcome is unknown.
-        before = replace(before, presented_at=self._ledger.open_mark(before))
+        before = replace(before, presented_at=self._cached.open_mark(before))
         marked = before.next(presented_at=before.presented_at or asked_at)
         await self._mark(marked, rejected)
         try:
@@ -127,11 +136,11 @@ class Renewal:
 
     async def _settle(self, marked: Login, lease: Lease) -> None:
         """Close the mark of an attempt that spent nothing."""
-        if lease.held() and self._ledger.login is not None:
-            await self._ledger.keep(self._ledger.login.next(presented_at=None))
+        if lease.held() and self._cached.login is not None:
+            await self._cached.keep(self._cached.login.next(presented_at=None))
         else:
             # Whoever took our place meanwhile has made a mark of its own, with another serial: that stays.
-            self._ledger.void(marked)
+            self._cached.void(marked)
 
     async def _mark(self, marked: Login, rejected: Token | None) -> None:
         """Save that the refresh token is about to go out.
@@ -141,20 +150,20 @@ class Renewal:
                 the refresh can wait: what could not be marked could probably not be saved either. Or
                 other machines use the store.
         """
-        token = self._ledger.usable()
+        token = self._cached.usable()
         # A mark that can't be saved in a shared store can't keep another machine from spending it, too.
-        if self._ledger.shared or (token is not None and (rejected is None or token.value != rejected.value)):
+        if self._cached.shared or (token is not None and (rejected is None or token.value != rejected.value)):
             try:
-                await self._ledger.save(marked)
+                await self._cached.save(marked)
             except (StoreUnavailable, StoreUnusable):
                 # It may have been saved all the same: on too few replicas, or its answer was lost.
-                if self._ledger.login is None or self._ledger.open_mark(self._ledger.login) is None:
-                    self._ledger.void(marked)
+                if self._cached.login is None or self._cached.open_mark(self._cached.login) is None:
+                    self._cached.void(marked)
                 raise
             return
         # Nothing is left that the upstream takes: serving callers from memory comes before the mark.
-        await self._ledger.keep(marked)
-        if self._ledger.unsaved:
+        await self._cached.keep(marked)
+        if self._cached.unsaved:
             self._log.error("token.refresh_unmarked", reason="the store cannot be written")
 
     async def _refused(self, before: Login) -> None:
@@ -163,23 +172,23 @@ class Renewal:
         Raises:
             LoginRequired, TokenEndpointUnavailable, StoreUnavailable, StoreUnusable
         """
-        await self._ledger.load()
-        login = self._ledger.login
+        await self._cached.load()
+        login = self._cached.login
         if login is None or login.refresh_token != before.refresh_token:
-            if self._ledger.usable() is not None:
+            if self._cached.usable() is not None:
                 self._log.info("token.sibling_won")
                 return
-            raise self._ledger.problem() or TokenEndpointUnavailable(
+            raise self._cached.problem() or TokenEndpointUnavailable(
                 "another process refreshed this login meanwhile; trying again"
             )
-        await self._ledger.keep(
+        await self._cached.keep(
             login.next(
                 refused_at=self._clock.time(),
                 presented_at=before.presented_at,
                 answer_lost=before.presented_at is not None,
             )
         )
-        if (problem := self._ledger.problem()) is not None:
+        if (problem := self._cached.problem()) is not None:
             raise problem
 
     async def _publish(
@@ -194,15 +203,15 @@ class Renewal:
         self.count += 1
         dead_at = asked_mono + lifetime_s
         if unlocked is None:
-            await self._ledger.keep(login, dead_at=dead_at)
+            await self._cached.keep(login, dead_at=dead_at)
         else:
-            self._ledger.keep_unlocked(login, dead_at, unlocked)
+            self._cached.keep_unlocked(login, dead_at, unlocked)
         self._log.info("token.refreshed", serial=login.serial, expires_at=instant(login.token.expires_at))
-        if self._ledger.usable() is None:
+        if self._cached.usable() is None:
             raise TokenEndpointUnavailable("the token endpoint gave a token that had expired when it arrived")
 
     def _next_login(self, reply: TokenReply, token: Token) -> Login:
-        login = self._ledger.login
+        login = self._cached.login
         if login is None:
             return Login(
                 account=self._app.account,

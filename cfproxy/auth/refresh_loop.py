@@ -1,8 +1,8 @@
 """When the store is looked at and the token is refreshed, and what is told while that fails.
 
 Owns: the three tasks of an account (a look, a refresh, an alarm), the back-off, the hold.
-Must not know: what a request needs (`broker.py`), how a refresh goes (`renewal.py`), what the store
-holds (`ledger.py`).
+Must not know: what a request needs (`token_source.py`), how a refresh goes (`renewal.py`), what the store
+holds (`cached_login.py`).
 
 Invariants:
 1. One refresh at a time: inside the process by one shared task, between processes by the store's lock.
@@ -22,9 +22,9 @@ from collections import Counter
 from structlog.typing import FilteringBoundLogger
 
 from cfproxy.auth.backoff import Backoff, Hold
-from cfproxy.auth.cached_login import Ledger
+from cfproxy.auth.cached_login import CachedLogin
 from cfproxy.auth.models import Token
-from cfproxy.auth.refresh import Renewal
+from cfproxy.auth.refresh import Refresh
 from cfproxy.clock import Clock
 from cfproxy.errors import (
     CfproxyError,
@@ -55,20 +55,20 @@ class Refresher:
 
     def __init__(
         self,
-        ledger: Ledger,
-        renewal: Renewal,
+        cached_login: CachedLogin,
+        renewal: Refresh,
         clock: Clock,
         log: FilteringBoundLogger,
         *,
         backoff: Backoff,
         lock_timeout_s: float,
     ) -> None:
-        self._ledger = ledger
+        self._cached = cached_login
         self._renewal = renewal
         self._clock = clock
         self._log = log
         self._lock_timeout_s = lock_timeout_s
-        ledger.on_news = self._on_news
+        cached_login.on_news = self._on_news
         self.backoff = backoff
         self.hold = Hold()
         self.failures: Counter[type[CfproxyError]] = Counter()
@@ -89,10 +89,10 @@ class Refresher:
                 return
             self.look_at = now + LOOK_EVERY_S
             # A refresh under way reads the store itself, under the lock.
-            if self._renewing is not None or not self._ledger.changed():
+            if self._renewing is not None or not self._cached.changed():
                 return
             self._looking = asyncio.create_task(self._read())
-        if self._ledger.usable() is None:
+        if self._cached.usable() is None:
             await asyncio.shield(self._looking)
 
     async def renew(self, rejected: Token | None) -> None:
@@ -101,12 +101,12 @@ class Refresher:
 
     def renew_if_due(self) -> None:
         """Begin a refresh in the background if one makes sense and may be tried now."""
-        if self._renewing is None and self._ledger.due() and self._may_try() and not self._hear():
+        if self._renewing is None and self._cached.due() and self._may_try() and not self._hear():
             self._begin(None)
 
     def refuse_if_hopeless(self) -> None:
         """Raise what would come out anyway: a back-off that is not over, no login, the end."""
-        refusal = self.backoff.refusal(self._clock.monotonic()) or self._ledger.problem()
+        refusal = self.backoff.refusal(self._clock.monotonic()) or self._cached.problem()
         if refusal is not None:
             raise refusal
         if self._closed:
@@ -114,7 +114,7 @@ class Refresher:
 
     def distrust(self, rejected: Token) -> None:
         """Hold forced refreshes back if `rejected` is the current token."""
-        login = self._ledger.login
+        login = self._cached.login
         if login is not None and login.token.value == rejected.value:
             hold_s = self.hold.begin(self._clock.monotonic())
             if hold_s > 0:
@@ -135,26 +135,26 @@ class Refresher:
         going_on = {task for task in (self._alarm, self._looking, self._renewing) if task is not None}
         if going_on:
             await asyncio.wait(going_on)
-        if self._ledger.unsaved:
+        if self._cached.unsaved:
             with contextlib.suppress(CfproxyError):
-                async with self._ledger.lock(LAST_SAVE_WAIT_S) as lease:
+                async with self._cached.lock(LAST_SAVE_WAIT_S) as lease:
                     await self._renewal.run(None, lease, ask=False)
 
     # --- a look ---------------------------------------------------------------------------
 
     def _hear(self) -> bool:
         """Read what somebody else has stored, if so; return whether that goes on: it may be the refresh."""
-        if self._looking is None and self._ledger.heard():
+        if self._looking is None and self._cached.heard():
             self.look_at = self._clock.monotonic() + LOOK_EVERY_S
             self._looking = asyncio.create_task(self._read())
         return self._looking is not None
 
     async def _read(self) -> None:
         try:
-            await self._ledger.load()
+            await self._cached.load()
         except (StoreUnavailable, StoreUnusable) as error:
             self._not_read(error)
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged whole; the token in hand does not depend on it
             self._log.exception("store.read_crashed")
             self._not_read(StoreUnavailable("an internal fault stopped reading the store; see the log"))
         else:
@@ -167,8 +167,8 @@ class Refresher:
     def _not_read(self, error: CfproxyError) -> None:
         # With a record in memory, or client credentials, a refresh will tell; without that this is not to
         # look like a logout.
-        lasting = isinstance(error, StoreUnusable) or self._ledger.problem() is not None
-        if lasting and self._ledger.login is None and self.backoff.left_s(self._clock.monotonic()) == 0:
+        lasting = isinstance(error, StoreUnusable) or self._cached.problem() is not None
+        if lasting and self._cached.login is None and self.backoff.left_s(self._clock.monotonic()) == 0:
             self.backoff.stop(error, self.look_at)
 
     def _on_news(self, another_login: bool) -> None:
@@ -196,7 +196,7 @@ class Refresher:
             await self._try(rejected, ask=ask)
         except CfproxyError as error:
             failure = error
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged whole; the token in hand does not depend on it
             # a fault of ours must not be able to end refreshing for good.
             self._log.exception("token.refresh_crashed")
             failure = TokenEndpointUnavailable("an internal fault stopped the refresh; see the log")
@@ -210,7 +210,7 @@ class Refresher:
 
     async def _try(self, rejected: Token | None, *, ask: bool) -> None:
         try:
-            async with self._ledger.lock(self._lock_timeout_s) as lease:
+            async with self._cached.lock(self._lock_timeout_s) as lease:
                 await self._renewal.run(rejected, lease, ask=ask)
         except StoreUnavailable as error:
             if not ask:
@@ -228,15 +228,15 @@ class Refresher:
         else:
             now = self._clock.monotonic()
             self.backoff.fail(failure, now)
-            if isinstance(failure, StoreUnavailable | StoreUnusable) and self._ledger.usable() is not None:
+            if isinstance(failure, StoreUnavailable | StoreUnusable) and self._cached.usable() is not None:
                 # It waits for a better moment to be saved, but not beyond the life of the token in hand.
-                self.backoff.retry_by(self._ledger.dead_at)
+                self.backoff.retry_by(self._cached.dead_at)
             self._log.warning(
                 "token.refresh_failed",
                 reason=failure.message,
                 attempt=self.backoff.failures,
                 retry_in_s=round(self.backoff.left_s(now), 1),
-                token_left_s=round(max(0.0, self._ledger.left_s())),
+                token_left_s=round(max(0.0, self._cached.left_s())),
             )
 
     # --- the alarm ------------------------------------------------------------------------
@@ -249,9 +249,9 @@ class Refresher:
         if self._closed:
             return
         now = self._clock.monotonic()
-        due_at = self._save_at if self._ledger.unsaved else math.inf
-        if self._ledger.problem() is None:
-            due_at = min(due_at, max(now + self._ledger.due_in_s(), self.backoff.retry_at))
+        due_at = self._save_at if self._cached.unsaved else math.inf
+        if self._cached.problem() is None:
+            due_at = min(due_at, max(now + self._cached.due_in_s(), self.backoff.retry_at))
         if due_at < math.inf:
             self._alarm = asyncio.create_task(self._wake(max(0.0, due_at - now)))
 
@@ -262,8 +262,8 @@ class Refresher:
             return  # it sets the next alarm
         if self._hear():
             return  # likewise
-        ask = self._ledger.due() and self._may_try()
-        if ask or (self._ledger.unsaved and self._clock.monotonic() >= self._save_at):
+        ask = self._cached.due() and self._may_try()
+        if ask or (self._cached.unsaved and self._clock.monotonic() >= self._save_at):
             self._begin(None, ask=ask)
         else:
             self._schedule()

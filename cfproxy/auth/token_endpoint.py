@@ -23,7 +23,7 @@ from yarl import URL
 from cfproxy import __version__
 from cfproxy.auth import oauth2 as oauth
 from cfproxy.auth.interfaces import TokenReply
-from cfproxy.errors import CfproxyError, Misconfigured, TokenEndpointUnavailable, fresh
+from cfproxy.errors import CfproxyError, Misconfigured, TokenEndpointUnavailable, without_traceback
 from cfproxy.hosts import is_loopback, render_authority
 from cfproxy.secret import Secret
 
@@ -164,7 +164,7 @@ class HttpTokenEndpoint:
                 where=where,
             )
         except CfproxyError as error:
-            return fresh(error)
+            return without_traceback(error)
 
     async def _send(
         self, url: URL, where: str, form: dict[str, str], progress: _Progress

@@ -2,7 +2,7 @@
 
 Owns: which token a request gets, and whether it has to wait for it.
 Must not know: HTTP, files, the configuration's form; when a refresh is tried (`refresher.py`), how it
-goes (`renewal.py`) and what the store holds (`ledger.py`).
+goes (`renewal.py`) and what the store holds (`cached_login.py`).
 
 Invariants:
 1. A token that is valid is served, whatever else is broken, and without waiting.
@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from structlog.typing import FilteringBoundLogger
 
 from cfproxy.auth.backoff import Backoff
-from cfproxy.auth.cached_login import Ledger
+from cfproxy.auth.cached_login import CachedLogin
 from cfproxy.auth.expiry import expiry_warning
 from cfproxy.auth.interfaces import TokenEndpoint, TokenStore
 from cfproxy.auth.models import App, Login, Token
-from cfproxy.auth.refresh import Renewal
+from cfproxy.auth.refresh import Refresh
 from cfproxy.auth.refresh_loop import Refresher
 from cfproxy.clock import Clock
 from cfproxy.errors import CfproxyError, LoginRequired, TokenEndpointUnavailable
@@ -36,7 +36,7 @@ TRIES = 2
 
 
 @dataclass(frozen=True, slots=True)
-class BrokerState:
+class TokenStatus:
     """What there is to know about an account, from memory alone.
 
     Args:
@@ -69,7 +69,7 @@ class BrokerState:
         return self.usable_s > 0 or self.error is None
 
 
-class Broker:
+class TokenSource:
     """A `TokenSource` that keeps one account's token fresh.
 
     Args:
@@ -80,7 +80,7 @@ class Broker:
         log: where events go.
         endpoint_timeout_s: how long a token request can take at most.
         jitter: returns a factor near 1 for each back-off, so that replicas don't retry in step.
-        chance: see `Ledger`.
+        chance: see `CachedLogin`.
     """
 
     def __init__(
@@ -92,16 +92,16 @@ class Broker:
         log: FilteringBoundLogger,
         *,
         endpoint_timeout_s: float = 30.0,
-        jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),
+        jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),  # noqa: S311 - no secret hangs on it
         chance: Callable[[], float] = random.random,
     ) -> None:
         log = log.bind(account=app.account)
         self._app = app
         self._clock = clock
-        self._ledger = Ledger(app, store, clock, log, chance)
-        self._renewal = Renewal(app, self._ledger, endpoint, clock, log)
+        self._cached = CachedLogin(app, store, clock, log, chance)
+        self._renewal = Refresh(app, self._cached, endpoint, clock, log)
         self._refresher = Refresher(
-            self._ledger,
+            self._cached,
             self._renewal,
             clock,
             log,
@@ -113,7 +113,7 @@ class Broker:
 
     def current(self) -> Token | None:
         """Return the token if it is fresh and the store need not be looked at (see `TokenSource.current`)."""
-        return self._ledger.fresh() if self._clock.monotonic() < self._refresher.look_at else None
+        return self._cached.fresh() if self._clock.monotonic() < self._refresher.look_at else None
 
     async def get(self) -> Token:
         """Return a token that is valid now; waits only when there is none (see `TokenSource.get`)."""
@@ -121,7 +121,7 @@ class Broker:
             return token
         await self._refresher.look()
         for tries in range(TRIES + 1):
-            if (token := self._ledger.usable()) is not None:
+            if (token := self._cached.usable()) is not None:
                 self._refresher.renew_if_due()
                 return token
             self._refresher.refuse_if_hopeless()
@@ -132,7 +132,7 @@ class Broker:
     async def replace(self, rejected: Token) -> Token:
         """Return another token than `rejected` (see `TokenSource.replace`)."""
         for tries in range(TRIES + 1):
-            token = self._ledger.usable()
+            token = self._cached.usable()
             if token is not None and token.value != rejected.value:
                 return token
             if self._refresher.hold.active(self._clock.monotonic()):
@@ -142,7 +142,7 @@ class Broker:
             except LoginRequired:
                 # The upstream rejects it and nobody can renew it: sending it again helps no one.
                 if token is not None:
-                    self._ledger.bury()
+                    self._cached.bury()
                 raise
             if tries < TRIES:
                 await self._refresher.renew(rejected)
@@ -167,28 +167,28 @@ class Broker:
         self._renewal.endpoint = endpoint
         self._refresher.resume(lock_timeout_s=endpoint_timeout_s + LOCK_SLACK_S)
 
-    async def look(self, *, at_once: bool = False) -> BrokerState:
+    async def look(self, *, at_once: bool = False) -> TokenStatus:
         """Look at the store if a second has passed since the last look, or `at_once`; return the state."""
         if at_once:
             self._refresher.look_at = -math.inf
         await self._refresher.look()
         return self.state()
 
-    def state(self) -> BrokerState:
+    def state(self) -> TokenStatus:
         """Return what is known now."""
         error = self._refresher.backoff.error
-        if self._ledger.usable() is None and error is None:
-            error = self._ledger.problem()
-        warning = expiry_warning(self._ledger.login, self._app, self._clock.time())
-        return BrokerState(
-            login=self._ledger.login,
-            usable_s=max(0.0, self._ledger.left_s()),
+        if self._cached.usable() is None and error is None:
+            error = self._cached.problem()
+        warning = expiry_warning(self._cached.login, self._app, self._clock.time())
+        return TokenStatus(
+            login=self._cached.login,
+            usable_s=max(0.0, self._cached.left_s()),
             error=error,
             retry_in_s=self._refresher.backoff.left_s(self._clock.monotonic()),
-            store_error=self._ledger.store_error,
-            unsaved=self._ledger.unsaved,
+            store_error=self._cached.store_error,
+            unsaved=self._cached.unsaved,
             refreshes=self._renewal.count,
             failures=self._refresher.failures,
-            store_failures=self._ledger.failures,
+            store_failures=self._cached.failures,
             warning_step=0 if warning is None else warning.step,
         )

@@ -19,7 +19,7 @@ from cfproxy.secret import Secret
 
 ANSWER_S = 5.0
 ANSWER_MAX_BYTES = 1024 * 1024
-_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised here, not listened on
 
 
 def find_admin(settings: Settings) -> tuple[str, Secret | None]:

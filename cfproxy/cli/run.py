@@ -31,7 +31,7 @@ def run_loop(work: Coroutine[Any, Any, _T]) -> _T:
     """Run `work` in a new event loop: uvloop's where the extra `fast` is installed."""
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     with contextlib.suppress(ImportError):
-        import uvloop
+        import uvloop  # noqa: PLC0415 - optional
 
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:

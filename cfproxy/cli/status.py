@@ -10,7 +10,7 @@ import click
 
 from cfproxy.auth.interfaces import TokenStore
 from cfproxy.auth.models import Login, Token
-from cfproxy.auth.token_source import Broker
+from cfproxy.auth.token_source import TokenSource
 from cfproxy.cli import exit_codes as exits
 from cfproxy.cli.admin_client import AdminClient, find_admin
 from cfproxy.cli.options import account_option, choose, closing, common, is_debug, load, load_account
@@ -22,7 +22,7 @@ from cfproxy.config import Account, Settings
 from cfproxy.errors import CfproxyError, StoreUnavailable, StoreUnusable, UsageError
 from cfproxy.observability.logs import build_logger
 from cfproxy.observability.status import report_beside, report_stored
-from cfproxy.runtime.factory import build_app, build_broker, build_store
+from cfproxy.runtime.factory import build_app, build_store, build_token_source
 
 BESIDE_S = 1.0
 _COLORS = {
@@ -123,8 +123,8 @@ def token_command(account: str | None) -> int:
     chosen = load_account(account)
     log = build_logger("debug" if is_debug() else "silent", "console")
     store = build_store(chosen)
-    broker = build_broker(chosen, store, log)
-    token, unsaved = run_loop(closing(store, _token(broker, store, chosen.name)))
+    token_source = build_token_source(chosen, store, log)
+    token, unsaved = run_loop(closing(store, _token(token_source, store, chosen.name)))
     click.echo(token.value.reveal())
     if unsaved is not None:
         # Unlike a running proxy, this process has no later chance to save what it got.
@@ -132,15 +132,17 @@ def token_command(account: str | None) -> int:
     return 0
 
 
-async def _token(broker: Broker, store: TokenStore, account: str) -> tuple[Token, CfproxyError | None]:
+async def _token(
+    token_source: TokenSource, store: TokenStore, account: str
+) -> tuple[Token, CfproxyError | None]:
     stored = await store.load(account)
     if stored is not None and stored.token.remaining_s(SystemClock().time()) <= 0:
         # A one-time refresh token must not be spent where its successor can't be kept.
         await store.probe(account)
-    await broker.start()
+    await token_source.start()
     try:
-        token = await broker.get()
+        token = await token_source.get()
     finally:
-        await broker.aclose()
-    state = broker.state()
+        await token_source.aclose()
+    state = token_source.state()
     return token, state.store_error if state.unsaved else None

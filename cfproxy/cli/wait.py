@@ -67,15 +67,15 @@ def _wait(admin: AdminClient, state: str, timeout_s: float) -> None:
         CfproxyError: it did not come in time; the text has what the last answer said.
     """
     last = f"nothing answers at {admin.url}; start it with cfproxy serve"
-    deadline = time.monotonic() + timeout_s
+    idle_timeout = time.monotonic() + timeout_s
     while True:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            left_s = max(LOOK_EVERY_S, deadline - time.monotonic())
+            left_s = max(LOOK_EVERY_S, idle_timeout - time.monotonic())
             status, document = admin.ask("GET", _PATHS[state], min(left_s, ANSWER_S))
             if status == 200:
                 return
             last = _reason(document)
-        if time.monotonic() + LOOK_EVERY_S > deadline:
+        if time.monotonic() + LOOK_EVERY_S > idle_timeout:
             raise CfproxyError(f"the proxy is not {state} after {timeout_s:g} s: {last}")
         time.sleep(LOOK_EVERY_S)
 
@@ -94,7 +94,7 @@ def _reason(document: object) -> str:
 def _run(command: tuple[str, ...]) -> int:
     """Run a command to its end; signals to us are passed on to it, so that it decides."""
     try:
-        process = subprocess.Popen(command)
+        process = subprocess.Popen(command)  # noqa: S603 - what the caller asked for
     except OSError as error:
         raise UsageError(f"{command[0]} can't be run: {error.strerror}; the proxy goes on") from None
 

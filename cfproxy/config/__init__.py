@@ -22,7 +22,7 @@ import platformdirs
 from cfproxy.config.access import AccessKey, LocalUser
 from cfproxy.config.addresses import TcpAddress, UnixAddress
 from cfproxy.config.keys import keys_of, merge, section_of, sections_of
-from cfproxy.config.problems import ENVIRONMENT, Findings
+from cfproxy.config.problems import ENVIRONMENT, Problems
 from cfproxy.config.redis_url import RedisAddress
 from cfproxy.config.references import Context
 from cfproxy.config.resolve import build_settings, names_of
@@ -125,7 +125,7 @@ def load_settings(path: Path | None, environ: Mapping[str, str], named: str | No
     Raises:
         ConfigError: with everything that is wrong.
     """
-    findings = Findings(ENVIRONMENT if path is None else str(path))
+    findings = Problems(ENVIRONMENT if path is None else str(path))
     low = {} if path is None else read_file(path, findings)
     high = read_environment(environ, findings)
     if low is None:
@@ -142,21 +142,21 @@ def account_names(path: Path | None, environ: Mapping[str, str]) -> list[str]:
 
     No secret is looked up, so that it works where only the service has them.
     """
-    findings = Findings("")
+    findings = Problems("")
     low = {} if path is None else read_file(path, findings) or {}
     return names_of(merge(low, read_environment(environ, findings)))
 
 
 def problem_with(key: str, value: str) -> str | None:
     """Return what is wrong with the value of a key of the top level, by itself; None when nothing is."""
-    findings = Findings("")
+    findings = Problems("")
     build_settings({"client_id": "any", key: value}, Context({}, Path(), None), findings)
     return next((problem.text for problem in findings.found if problem.path == key), None)
 
 
 def render_settings(settings: Settings) -> str:
     """Return the effective configuration as YAML that reads back; secrets are `[redacted]`."""
-    import yaml
+    import yaml  # noqa: PLC0415 - see `trees.py`
 
     accounts = {
         name: account.model_dump(mode="json", by_alias=True, exclude={"name", "config_file"})

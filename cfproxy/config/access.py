@@ -61,7 +61,7 @@ def parse_user(value: object) -> LocalUser:
         return value
     if sys.platform != "linux":
         raise ValueError("works on Linux only: elsewhere a socket does not tell who calls; use access.keys")
-    import pwd
+    import pwd  # noqa: PLC0415 - not on Windows
 
     name = text_of(value, "must be a user's name or number")
     if name.isascii() and name.isdigit() and len(name) <= 10:

@@ -23,7 +23,7 @@ EXPOSED = (
 CLIENT_ID_PLACEHOLDER = "your-client-id"
 REDIRECT_URI_PLACEHOLDER = "https://example.com/callback"
 
-_WILDCARDS = {"0.0.0.0": ".", "::": ":"}
+_WILDCARDS = {"0.0.0.0": ".", "::": ":"}  # noqa: S104 - recognised here, not listened on
 
 
 def own_conflicts(account: Account) -> Iterator[tuple[set[str], tuple[str, ...], str]]:

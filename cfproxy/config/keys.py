@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from cfproxy.config.problems import Findings, hint, shown
+from cfproxy.config.problems import Problems, hint, shown
 from cfproxy.config.settings import ACCOUNT_NAME, SECRET_KEYS, AccountKeys, FileKeys, Model
 from cfproxy.config.tree import Keys, Tree
 
@@ -46,7 +46,7 @@ def paths_of(model: type[Model]) -> dict[Keys, FieldInfo]:
     return paths
 
 
-def check_keys(model: type[Model], tree: Tree, path: Keys, findings: Findings) -> Tree:
+def check_keys(model: type[Model], tree: Tree, path: Keys, findings: Problems) -> Tree:
     """Return what of `tree` has known keys and mappings where mappings belong; report the rest."""
     known = keys_of(model)
     clean: Tree = {}
@@ -68,7 +68,7 @@ def check_keys(model: type[Model], tree: Tree, path: Keys, findings: Findings) -
     return clean
 
 
-def _check_accounts(value: Any, findings: Findings) -> Tree:
+def _check_accounts(value: Any, findings: Problems) -> Tree:
     clean: Tree = {}
     if not isinstance(value, dict | None):
         findings.add(("accounts",), "must be a mapping of account names to their settings")
@@ -85,7 +85,7 @@ def _check_accounts(value: Any, findings: Findings) -> Tree:
     return clean
 
 
-def _report_unknown(key: str, known: Mapping[str, FieldInfo], path: Keys, findings: Findings) -> None:
+def _report_unknown(key: str, known: Mapping[str, FieldInfo], path: Keys, findings: Problems) -> None:
     word, colon, _ = key.partition(":")
     if colon and word in known:
         findings.add((*path, word), "needs a space after its colon")

@@ -22,7 +22,7 @@ _SHOWABLE = re.compile(r"[A-Za-z][A-Za-z_-]{0,31}|[0-9]{1,4}")
 
 
 @dataclass(slots=True)
-class Findings:
+class Problems:
     """The problems found so far, each at the place where somebody can mend it.
 
     Args:

@@ -91,7 +91,7 @@ def parse_secret(value: object, info: ValidationInfo) -> Secret:
         ((kind, name),) = value.items()
         value = _resolve_secret(kind, name, info)
     if not isinstance(value, str):
-        raise ValueError(want)
+        raise ValueError(want)  # noqa: TRY004 - pydantic collects ValueErrors only
     if not value.strip():
         raise ValueError("must not be empty")
     if not value.isprintable():

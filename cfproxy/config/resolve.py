@@ -23,7 +23,7 @@ from cfproxy.config.conflicts import (
     pacing_conflicts,
 )
 from cfproxy.config.keys import drop_nulls, has_key, keys_of, merge
-from cfproxy.config.problems import Findings
+from cfproxy.config.problems import Problems
 from cfproxy.config.references import Context
 from cfproxy.config.settings import Account, AccountKeys, Model, ProcessKeys, Settings
 from cfproxy.config.tree import Keys, Tree
@@ -78,7 +78,7 @@ class _Draft:
         return {**preset, **tree}
 
 
-def build_settings(root: Tree, context: Context, findings: Findings) -> Settings:
+def build_settings(root: Tree, context: Context, findings: Problems) -> Settings:
     """Return settings in which broken values are replaced by defaults; the findings tell which."""
     drafts = _drafts(root, findings)
     _report_missing_ids(drafts, findings)
@@ -99,10 +99,10 @@ def build_settings(root: Tree, context: Context, findings: Findings) -> Settings
 
 def names_of(root: Tree) -> list[str]:
     """Return the names of the accounts that the tree makes."""
-    return [draft.name for draft in _drafts(root, Findings(""))]
+    return [draft.name for draft in _drafts(root, Problems(""))]
 
 
-def _drafts(root: Tree, findings: Findings) -> list[_Draft]:
+def _drafts(root: Tree, findings: Problems) -> list[_Draft]:
     top = {key: value for key, value in root.items() if key in keys_of(AccountKeys)}
     named = root.get("accounts", {})
     drafts = [_Draft(name, ("accounts", name), own, top) for name, own in named.items()]
@@ -116,7 +116,7 @@ def _drafts(root: Tree, findings: Findings) -> list[_Draft]:
     return drafts
 
 
-def _report_missing_ids(drafts: list[_Draft], findings: Findings) -> None:
+def _report_missing_ids(drafts: list[_Draft], findings: Problems) -> None:
     missing = [draft for draft in drafts if "client_id" not in draft.complete()]
     for draft in missing:
         draft.broken.add("client_id")
@@ -130,7 +130,7 @@ def _validated(
     fixed: Tree,
     context: Context,
     locate: Callable[[Keys], Keys],
-    findings: Findings,
+    findings: Problems,
 ) -> tuple[M, set[str]]:
     """Return the model and the keys whose values were broken and left out; `fixed` is never left out."""
     broken: set[str] = set()
@@ -153,7 +153,7 @@ def _explained(kind: str, details: Mapping[str, Any]) -> str:
     return _TYPE_TEXTS.get(kind, "is not a value of the right kind").format_map(details)
 
 
-def _check_together(settings: Settings, drafts: Mapping[str, _Draft], findings: Findings) -> None:
+def _check_together(settings: Settings, drafts: Mapping[str, _Draft], findings: Problems) -> None:
     """Report what single values can't show; what rests on a broken value is not reported again."""
 
     def sound(*keys: str) -> dict[str, Account]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from cfproxy.config.keys import check_keys, leaves_of, merge, nest, paths_of, section_of
-from cfproxy.config.problems import Findings, hint
+from cfproxy.config.problems import Problems, hint
 from cfproxy.config.settings import AccountKeys, FileKeys
 from cfproxy.config.tree import BadYaml, Keys, Tree
 
@@ -30,7 +30,7 @@ _SERVICE_LINK = re.compile(
 )
 
 
-def read_file(path: Path, findings: Findings) -> Tree | None:
+def read_file(path: Path, findings: Problems) -> Tree | None:
     """Return the file's known keys; None when it can't be read at all."""
     try:
         tree, twice = _read_yaml(_read_text(path))
@@ -46,7 +46,7 @@ def read_file(path: Path, findings: Findings) -> Tree | None:
 
 
 def _read_yaml(text: str) -> tuple[Any, list[tuple[Keys, str]]]:
-    from cfproxy.config.yaml import read_yaml
+    from cfproxy.config.yaml import read_yaml  # noqa: PLC0415 - a start without a file needs no PyYAML
 
     return read_yaml(text)
 
@@ -68,7 +68,7 @@ def _read_text(path: Path) -> str:
         raise BadYaml("is not UTF-8 text; save it as UTF-8") from None
 
 
-def read_environment(environ: Mapping[str, str], findings: Findings) -> Tree:
+def read_environment(environ: Mapping[str, str], findings: Problems) -> Tree:
     """Return the known keys that variables set; an empty variable sets nothing."""
     tree: Tree = {}
     for name, value in sorted(environ.items()):

@@ -10,7 +10,7 @@ import json
 
 from cfproxy.config.conflicts import CLIENT_ID_PLACEHOLDER, REDIRECT_URI_PLACEHOLDER
 
-SECRET_VARIABLE = "CF_CLIENT_SECRET"
+SECRET_VARIABLE = "CF_CLIENT_SECRET"  # noqa: S105 - the name of the variable
 _BLANK = f"""\
 # Settings of cfproxy. `cfproxy config check` validates them, `cfproxy config schema` describes every key.
 

@@ -31,7 +31,7 @@ _OFF_SCHEMA = {"enum": ["off", "Off", "OFF", "no", False]}
 def text_of(value: object, want: str) -> str:
     """Return a text or number as text, without space around it; `want` is the error's text."""
     if not isinstance(value, str | int | float):
-        raise ValueError(want)
+        raise ValueError(want)  # noqa: TRY004 - pydantic collects ValueErrors only
     return str(value).strip()
 
 

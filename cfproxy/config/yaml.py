@@ -52,7 +52,7 @@ def read_yaml(text: str) -> tuple[Any, list[tuple[Keys, str]]]:
 class _Loader(yaml.SafeLoader):
     """Reads every plain scalar but null as text: no octal 0123456, no boolean `off`, no dates."""
 
-    yaml_implicit_resolvers = {
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own name, read only
         first: [(tag, pattern) for tag, pattern in resolvers if tag in _TAGS]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

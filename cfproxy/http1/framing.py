@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cfproxy.errors import BadTarget
-from cfproxy.http1.headers import RawHeaders, folded
+from cfproxy.http1.headers import RawHeaders, normalise
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def read_framing(version: tuple[int, int], headers: RawHeaders) -> Framing:
     lengths = [value for name, value in headers if name.lower() == b"content-length"]
     codings = [value for name, value in headers if name.lower() == b"transfer-encoding"]
     for name, _ in headers:
-        if b"_" in name and folded(name) in {b"content-length", b"transfer-encoding"}:
+        if b"_" in name and normalise(name) in {b"content-length", b"transfer-encoding"}:
             raise BadTarget("a header name imitates a framing header; send it as Content-Length")
     if codings:
         if lengths or len(codings) > 1 or codings[0].strip().lower() != b"chunked" or version < (1, 1):

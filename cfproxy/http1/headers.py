@@ -98,13 +98,13 @@ class NameMemo(dict[bytes, _V]):
 _FOLDED = NameMemo(lambda name: name.lower().replace(b"_", b"-"))
 
 
-def folded(name: bytes) -> bytes:
+def normalise(name: bytes) -> bytes:
     """Return a header name as it is compared: lower case, `_` as `-`."""
     return _FOLDED[name]
 
 
 def has_header(headers: RawHeaders, name: bytes) -> bool:
-    """Return whether one of `headers` is called `name`, which is `folded`."""
+    """Return whether one of `headers` is called `name`, which is `normalise`."""
     return name in map(_FOLDED.__getitem__, map(_NAME_OF, headers))
 
 
@@ -119,4 +119,4 @@ def listed_in_connection(headers: RawHeaders) -> frozenset[bytes]:
 
 def _elements(value: bytes) -> set[bytes]:
     """Return the elements of a comma-separated list, as they are compared."""
-    return {folded(part.strip()) for part in value.split(b",")}
+    return {normalise(part.strip()) for part in value.split(b",")}

@@ -61,7 +61,7 @@ class HeadLimits:
 
 
 @dataclass(slots=True)
-class Fields:
+class RequestFields:
     """A request head without its method and target: the same for one request after another, often.
 
     Args:
@@ -79,7 +79,7 @@ class Fields:
     verdict: Any = field(default=None, repr=False)
 
 
-def parse_fields(fields: bytes, limits: HeadLimits) -> Fields:
+def parse_fields(fields: bytes, limits: HeadLimits) -> RequestFields:
     """Parse a request head from behind its target.
 
     Args:
@@ -94,12 +94,12 @@ def parse_fields(fields: bytes, limits: HeadLimits) -> Fields:
         None, None, 0, **limits.options
     )  # without a body protocol and loop are not used
     message = _only_message(parser, b"GET / " + fields)
-    assert isinstance(message, RawRequestMessage)
+    assert isinstance(message, RawRequestMessage)  # noqa: S101 - the one kind that this parser makes
     version = (message.version.major, message.version.minor)
     if version not in {(1, 0), (1, 1)}:
         raise MalformedHead
     framing = read_framing(version, message.raw_headers)
-    return Fields(version, message.raw_headers, framing, not message.should_close)
+    return RequestFields(version, message.raw_headers, framing, not message.should_close)
 
 
 def build_reader(framing: Framing) -> BodyReader:
@@ -194,7 +194,7 @@ def parse_answer(head: bytes, limits: HeadLimits, *, to_head: bool) -> AnswerHea
         None, None, 0, **limits.options
     )  # without a body protocol and loop are not used
     message = _only_message(parser, head)
-    assert isinstance(message, RawResponseMessage)
+    assert isinstance(message, RawResponseMessage)  # noqa: S101 - the one kind that this parser makes
     return AnswerHead(message, to_head=to_head)
 
 

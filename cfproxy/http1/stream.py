@@ -1,6 +1,6 @@
 """How bytes flow through one connection, with back-pressure both ways.
 
-Owns: `FlowProtocol`, common to both kinds of connections; `Inflow`, a body on its way in.
+Owns: `StreamProtocol`, common to both kinds of connections; `BodyStream`, a body on its way in.
 Must not know: HTTP's heads, which side of the proxy a connection is on.
 
 Invariants:
@@ -15,10 +15,10 @@ import asyncio
 from collections import deque
 from typing import cast
 
-from cfproxy.errors import fresh
+from cfproxy.errors import without_traceback
 from cfproxy.http1.framing import BodyReader
-from cfproxy.http1.timeout import Deadline
-from cfproxy.http1.write_batch import Outbox
+from cfproxy.http1.timeout import IdleTimeout
+from cfproxy.http1.write_batch import WriteBatch
 
 # A reader that is slower than its source lets so much lie before the source is stopped.
 HIGH_BYTES = 128 * 1024
@@ -26,16 +26,16 @@ HIGH_BYTES = 128 * 1024
 LARGE_BYTES = 64 * 1024
 
 
-class FlowProtocol(asyncio.Protocol):
+class StreamProtocol(asyncio.Protocol):
     """A connection whose writers wait for a slow peer, and whose reading can be held.
 
     Args:
         outbox: of the connections that it sends side by side with; its own when None.
     """
 
-    def __init__(self, outbox: Outbox | None = None) -> None:
+    def __init__(self, write_batch: WriteBatch | None = None) -> None:
         self.loop = asyncio.get_running_loop()
-        self._outbox = Outbox() if outbox is None else outbox
+        self._write_batch = WriteBatch() if write_batch is None else write_batch
         self.unsent = b""  # of `write_soon`
         self.transport: asyncio.Transport | None = None
         self.lost = False
@@ -48,7 +48,7 @@ class FlowProtocol(asyncio.Protocol):
         # uvloop's transports have the methods without the ancestry.
         self.transport = cast("asyncio.Transport", transport)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the interface's signature
         """Wake whoever waits to write."""
         self.lost = True
         self.resume_writing()
@@ -88,7 +88,7 @@ class FlowProtocol(asyncio.Protocol):
         """
         if (transport := self._open_transport()) is None:
             raise ConnectionResetError
-        if self.unsent or self._outbox.holds(self):
+        if self.unsent or self._write_batch.holds(self):
             self.unsent += data
         else:
             transport.write(data)
@@ -139,7 +139,7 @@ class FlowProtocol(asyncio.Protocol):
             self.transport.abort()
 
 
-class Inflow:
+class BodyStream:
     """A body on its way in: what came and was not taken yet.
 
     Args:
@@ -153,10 +153,10 @@ class Inflow:
     __slots__ = (
         "_bytes",
         "_connection",
-        "_deadline",
         "_error",
         "_high_bytes",
         "_idle_s",
+        "_idle_timeout",
         "_pieces",
         "_reader",
         "_waiter",
@@ -164,16 +164,16 @@ class Inflow:
 
     def __init__(
         self,
-        connection: FlowProtocol,
+        connection: StreamProtocol,
         reader: BodyReader,
-        deadline: Deadline,
+        idle_timeout: IdleTimeout,
         idle_s: float,
         high_bytes: int = HIGH_BYTES,
     ) -> None:
         self._connection = connection
         self._high_bytes = high_bytes
         self._reader = reader
-        self._deadline = deadline
+        self._idle_timeout = idle_timeout
         self._idle_s = idle_s
         self._pieces: deque[bytes] = deque()
         self._bytes = 0
@@ -246,14 +246,14 @@ class Inflow:
             if self._reader.done:
                 return b""
             if self._error is not None:
-                raise fresh(self._error)
+                raise without_traceback(self._error)
             self._waiter = self._connection.loop.create_future()
-            self._deadline.start(self._idle_s)
+            self._idle_timeout.start(self._idle_s)
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-                self._deadline.stop()
+                self._idle_timeout.stop()
         if len(self._pieces) == 1 or len(self._pieces[0]) < LARGE_BYTES:
             return self.take()
         piece = self._pieces.popleft()

@@ -15,7 +15,7 @@ def _nothing() -> None:
     """Nobody is there to be called."""
 
 
-class Deadline:
+class IdleTimeout:
     """Calls back when its time is over. Moving it costs an assignment: the timer looks again when it rings.
 
     Args:

@@ -22,7 +22,7 @@ class Sender(Protocol):
         """Send it."""
 
 
-class Outbox:
+class WriteBatch:
     """Who sends when, of the connections that share it; they belong to the running event loop."""
 
     __slots__ = ("_held", "_loop", "_opened")

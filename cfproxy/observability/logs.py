@@ -104,7 +104,7 @@ class LogOutput:
 
     def keeps_request(self) -> bool:
         """Whether an ordinary request's line is written, this time: asked before the line is built."""
-        return self._least <= LEVELS["info"] and (self._sample >= 1.0 or random.random() < self._sample)
+        return self._least <= LEVELS["info"] and (self._sample >= 1.0 or random.random() < self._sample)  # noqa: S311 - a sample, no secret
 
     def _only_wanted(self, _logger: Any, name: str, event: EventDict) -> EventDict:
         """Drop what is below the level, and the values of fields that are not listed."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from cfproxy.auth.token_source import BrokerState
+from cfproxy.auth.token_source import TokenStatus
 from cfproxy.observability.request_stats import Activity
-from cfproxy.pacing.queue import ShaperState
+from cfproxy.pacing.queue import QueueState
 
 if TYPE_CHECKING:
     from cfproxy.observability.prometheus import Exposition
@@ -24,8 +24,8 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        self.accounts: dict[str, Callable[[], BrokerState]] = {}
-        self.pacing: dict[str, Callable[[], ShaperState]] = {}
+        self.accounts: dict[str, Callable[[], TokenStatus]] = {}
+        self.pacing: dict[str, Callable[[], QueueState]] = {}
         self.activity = Activity(self.pacing)
         self._exposition: Exposition | None = None
 
@@ -36,7 +36,7 @@ class Metrics:
             in_flight: how many requests are being worked at, by account.
         """
         if self._exposition is None:
-            from cfproxy.observability.prometheus import Exposition
+            from cfproxy.observability.prometheus import Exposition  # noqa: PLC0415 - no request to the API needs it
 
             self._exposition = Exposition(self.accounts, self.pacing, self.activity)
         return self._exposition.render(in_flight or {})

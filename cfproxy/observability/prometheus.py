@@ -16,12 +16,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from cfproxy import __version__
-from cfproxy.auth.token_source import BrokerState
-from cfproxy.observability.request_stats import Activity, Durations, Traffic
+from cfproxy.auth.token_source import TokenStatus
+from cfproxy.observability.request_stats import Activity, Durations, RequestStats
 from cfproxy.observability.status import ACCOUNT_STATES, state_of, word_of
-from cfproxy.pacing.queue import ShaperState
+from cfproxy.pacing.queue import QueueState
 
-_DURATIONS: tuple[tuple[str, str, Callable[[Traffic], Durations]], ...] = (
+_DURATIONS: tuple[tuple[str, str, Callable[[RequestStats], Durations]], ...] = (
     (
         "cfproxy_request_duration_seconds",
         "From a request's head to its answer's last byte.",
@@ -56,8 +56,8 @@ class Exposition:
 
     def __init__(
         self,
-        accounts: Mapping[str, Callable[[], BrokerState]],
-        pacing: Mapping[str, Callable[[], ShaperState]],
+        accounts: Mapping[str, Callable[[], TokenStatus]],
+        pacing: Mapping[str, Callable[[], QueueState]],
         activity: Activity,
     ) -> None:
         self._registry = CollectorRegistry()

@@ -1,7 +1,7 @@
 """What requests came to: counts and durations for `/metrics`, the latest ones and a trend for the page.
 
 Owns: the numbers that one finished request leaves behind. They are plain integers and tuples, since
-`Traffic.record` stands on the path of every request; names and help texts are `exposition.py`'s.
+`RequestStats.record` stands on the path of every request; names and help texts are `exposition.py`'s.
 Must not know: HTTP messages, who looks.
 Invariants: all of it is bounded, whatever callers send (methods, paths, time); only a path's text without
 its query is kept, and of that a bounded length; nothing runs by itself.
@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from cfproxy.pacing.queue import ShaperState
+from cfproxy.pacing.queue import QueueState
 
 # Queueing takes as long as pacing.max_wait may say, an upstream as long as timeouts.idle.
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -123,7 +123,7 @@ class Trend:
     """
 
     def __init__(
-        self, read: Callable[[], ShaperState | None], now: Callable[[], float] = time.monotonic
+        self, read: Callable[[], QueueState | None], now: Callable[[], float] = time.monotonic
     ) -> None:
         self._read = read
         self._now = now
@@ -166,7 +166,7 @@ class Trend:
         return rates, waiting
 
 
-class Traffic:
+class RequestStats:
     """What the requests of one account came to.
 
     Args:
@@ -252,10 +252,10 @@ class Activity:
         pacing: the shapers' states, by upstream; may change while it is used.
     """
 
-    def __init__(self, pacing: Mapping[str, Callable[[], ShaperState]]) -> None:
+    def __init__(self, pacing: Mapping[str, Callable[[], QueueState]]) -> None:
         self._pacing = pacing
         self.latest = Latest()
-        self.accounts: dict[str, Traffic] = {}
+        self.accounts: dict[str, RequestStats] = {}
         self.trends: dict[str, Trend] = {}
 
     def trend(self, upstream: str) -> Trend:
@@ -264,9 +264,9 @@ class Activity:
             self.trends[upstream] = Trend(lambda: read() if (read := self._pacing.get(upstream)) else None)
         return self.trends[upstream]
 
-    def traffic(self, account: str, upstream: str) -> Traffic:
+    def traffic(self, account: str, upstream: str) -> RequestStats:
         """Return where the requests of an account are taken down; its counts outlive a reload."""
         if account not in self.accounts:
-            self.accounts[account] = Traffic(account, self.latest, self.trend(upstream))
+            self.accounts[account] = RequestStats(account, self.latest, self.trend(upstream))
         self.accounts[account].trend = self.trend(upstream)
         return self.accounts[account]

@@ -10,7 +10,7 @@ from typing import Any
 
 from cfproxy.auth.expiry import expiry_warning
 from cfproxy.auth.models import App, Login, instant, login_problem
-from cfproxy.auth.token_source import BrokerState
+from cfproxy.auth.token_source import TokenStatus
 from cfproxy.errors import (
     CfproxyError,
     LoginRequired,
@@ -23,7 +23,7 @@ from cfproxy.errors import (
     UpstreamTimeout,
     UpstreamTls,
 )
-from cfproxy.pacing.queue import FULL, ShaperState
+from cfproxy.pacing.queue import FULL, QueueState
 
 _STATES: dict[type[CfproxyError], str] = {
     LoginRequired: "login-required",
@@ -69,7 +69,7 @@ def report_stored(
 
 def report_running(
     app: App,
-    state: BrokerState,
+    state: TokenStatus,
     now: float,
     location: str,
     failure: CfproxyError | None = None,
@@ -146,7 +146,7 @@ def _printable(text: str) -> str:
     return "".join(letter for letter in text if letter.isprintable())
 
 
-def report_pacing(state: ShaperState) -> dict[str, Any]:
+def report_pacing(state: QueueState) -> dict[str, Any]:
     """Describe the queue of one upstream."""
     full = state.waiting >= state.capacity > 0
     return {

@@ -27,8 +27,8 @@ from typing import Protocol
 
 from cfproxy.clock import Clock
 from cfproxy.errors import QueueFull, QueueRefusal, QueueTimeout
-from cfproxy.pacing.rate import Pace
-from cfproxy.pacing.shared import BorrowedPace
+from cfproxy.pacing.rate import RateLimit
+from cfproxy.pacing.shared import SharedRate
 
 
 class Pacer(Protocol):
@@ -68,7 +68,7 @@ class _Flow(OrderedDict[_Waiter, None]):
 
 
 @dataclass(frozen=True, slots=True)
-class ShaperState:
+class QueueState:
     """What can be seen of a shaper at one instant."""
 
     waiting: int
@@ -83,7 +83,7 @@ class ShaperState:
     alone: bool = False  # whether it keeps to its part of the rate, since the lender is away
 
 
-class Shaper:
+class FairQueue:
     """The queue of everybody who shares one limit.
 
     Args:
@@ -93,7 +93,7 @@ class Shaper:
         max_wait_s: seconds that anybody waits at most.
     """
 
-    def __init__(self, pace: Pace | BorrowedPace, clock: Clock, queue: int, max_wait_s: float) -> None:
+    def __init__(self, pace: RateLimit | SharedRate, clock: Clock, queue: int, max_wait_s: float) -> None:
         self._pace = pace
         self._clock = clock
         self._queue = queue
@@ -103,7 +103,7 @@ class Shaper:
         self._timer: asyncio.Task[None] | None = None
         self._refusals = 0
         # Called with the pause, seconds, and whether the rate was stepped down.
-        self.on_back_off: Callable[[float, bool], None] = lambda pause_s, slower: None
+        self.on_back_off: Callable[[float, bool], None] = lambda pause_s, slower: None  # noqa: ARG005 - named for readers
 
     def take(self) -> bool:
         """Take a departure if one is free now and nobody waits for it; return whether there was one."""
@@ -162,7 +162,7 @@ class Shaper:
         self._pace.want(len(self._line))
 
     def pause(self, until: float) -> None:
-        """Let nobody leave before the monotonic instant `until`; see `Pace.pause`."""
+        """Let nobody leave before the monotonic instant `until`; see `RateLimit.pause`."""
         now = self._clock.monotonic()
         self._pace.pause(until, now)
         self._refuse_late(now)
@@ -176,15 +176,15 @@ class Shaper:
         self.on_back_off(pause_s, stepped)
 
     def slow_down(self) -> bool:
-        """Step the rate down after a 429; see `Pace.slow_down`."""
+        """Step the rate down after a 429; see `RateLimit.slow_down`."""
         return self._pace.slow_down(self._clock.monotonic())
 
-    def state(self) -> ShaperState:
+    def state(self) -> QueueState:
         """Return what can be seen now."""
         now, oldest, pace = self._clock.monotonic(), self._line.oldest(), self._pace
         until = pace.paused_until if pace.paused_until > now else None
         oldest_wait_s = 0.0 if oldest is None else now - oldest[1]
-        return ShaperState(
+        return QueueState(
             len(self._line),
             pace.departures,
             self._refusals,
@@ -193,7 +193,7 @@ class Shaper:
             oldest_wait_s,
             self._queue,
             pace.per_s,
-            *((pace.replicas, pace.alone) if isinstance(pace, BorrowedPace) else (None, False)),
+            *((pace.replicas, pace.alone) if isinstance(pace, SharedRate) else (None, False)),
         )
 
     async def _run(self) -> None:

@@ -55,7 +55,7 @@ def _shape(rate: float, per_s: float, guard: float) -> _Shape:
     return _Shape(limit, span_s * (1.0 + guard), beat_s, (burst - 0.5) * beat_s)
 
 
-class Pace:
+class RateLimit:
     """The earliest instant of the next departure, and the record of the past ones.
 
     All instants are seconds on one monotonic clock and must not decrease from call to call.
@@ -153,7 +153,7 @@ class Pace:
         """
         if (rate, per_s) == (self._rate, self._per_s):
             return
-        fresh = Pace(rate, per_s, self._guard)
+        fresh = RateLimit(rate, per_s, self._guard)
         self._rate, self._per_s, self._full = rate, per_s, fresh._full
         if rate is None:
             self._log.clear()

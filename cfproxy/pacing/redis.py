@@ -5,8 +5,8 @@ is read on ours.
 Must not know: who waits, what a departure is for, what happens while the server is away.
 
 Invariants:
-1. The script keeps the pace of `pacing.Pace` with the `SHARED_GUARD`, step by step, on the server's clock: no
-   window holds more departures than the rate, whichever replicas they were lent to.
+1. The script keeps the pace of `pacing.RateLimit` with the `SHARED_GUARD`, step by step, on the server's
+   clock: no window holds more departures than the rate, whichever replicas they were lent to.
 2. What is lent is spent: a departure that its replica lets pass is lost, never lent again.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from cfproxy.config import RedisAddress
 from cfproxy.pacing.rate import BEAT, BURST, RECOVERY_PER_S, SHARE_MIN, SHARED_GUARD, STEP_DOWN, TAIL
-from cfproxy.pacing.shared import Loan
+from cfproxy.pacing.shared import Slots
 from cfproxy.stores.redis.client import close_client, naming_errors, open_client
 
 MEMBER_LIFE_S = 90.0
@@ -152,8 +152,8 @@ class _Offset:
         return self.value_s
 
 
-class RedisLender:
-    """Lends the departures to one upstream (see `ports.Lender`).
+class RedisRate:
+    """Lends the departures to one upstream (see `ports.SharedRateBackend`).
 
     Args:
         address: the server.
@@ -172,8 +172,8 @@ class RedisLender:
         self._offset = _Offset()
         self._has_lent = False
 
-    async def lend(self, rate: float, per_s: float, count: int, *, fresh: bool = False) -> Loan:
-        """Return the next `count` departures; see `ports.Lender`."""
+    async def lend(self, rate: float, per_s: float, count: int, *, fresh: bool = False) -> Slots:
+        """Return the next `count` departures; see `ports.SharedRateBackend`."""
         known = 2 if self._has_lent else 0
         arguments = [*self._common(rate, per_s), count, 1 if fresh else known]
         asked_at = time.monotonic()
@@ -181,10 +181,10 @@ class RedisLender:
             server_us, replicas, share, *instants = await self._lend(self._keys, arguments)
         self._has_lent = self._has_lent or bool(instants)
         offset_s = self._offset.note(server_us / 1e6, asked_at, time.monotonic())
-        return Loan([at / 1e6 + offset_s for at in instants], int(replicas), share / 1e6)
+        return Slots([at / 1e6 + offset_s for at in instants], int(replicas), share / 1e6)
 
     async def back_off(self, rate: float, per_s: float, pause_s: float, *, slower: bool) -> None:
-        """Lend nothing for a while; see `ports.Lender`."""
+        """Lend nothing for a while; see `ports.SharedRateBackend`."""
         with naming_errors(self._where):
             await self._back_off(self._keys, [*self._common(rate, per_s), int(pause_s * 1e6), int(slower)])
 

@@ -10,23 +10,23 @@ from structlog.typing import FilteringBoundLogger
 
 from cfproxy.clock import SystemClock
 from cfproxy.config import Account, RedisAddress
-from cfproxy.pacing.queue import Shaper
-from cfproxy.pacing.rate import Pace
-from cfproxy.pacing.shared import BorrowedPace
+from cfproxy.pacing.queue import FairQueue
+from cfproxy.pacing.rate import RateLimit
+from cfproxy.pacing.shared import SharedRate
 
 
-def build_pace(account: Account, log: FilteringBoundLogger) -> Pace | BorrowedPace:
+def build_rate_limit(account: Account, log: FilteringBoundLogger) -> RateLimit | SharedRate:
     """Return how fast requests to the account's upstream leave: for this process, or for all replicas."""
     rate, per_s, url = account.pacing.rate, account.pacing.per_s, account.store_url
     if not account.pacing.shared or rate is None or not isinstance(url, RedisAddress):
-        return Pace(rate, per_s)
-    from cfproxy.pacing.redis import RedisLender
+        return RateLimit(rate, per_s)
+    from cfproxy.pacing.redis import RedisRate  # noqa: PLC0415 - optional
 
-    lender = RedisLender(url, account.upstream_origin, account.tls.ca_file)
-    return BorrowedPace(rate, per_s, lender, SystemClock(), log.bind(upstream=account.upstream_origin))
+    backend = RedisRate(url, account.upstream_origin, account.tls.ca_file)
+    return SharedRate(rate, per_s, backend, SystemClock(), log.bind(upstream=account.upstream_origin))
 
 
-class Shapers:
+class QueueRegistry:
     """The queues of a process.
 
     Args:
@@ -35,37 +35,37 @@ class Shapers:
 
     def __init__(self, log: FilteringBoundLogger) -> None:
         self._log = log
-        self._shapers: dict[str, Shaper] = {}
-        self._borrowed: list[BorrowedPace] = []
+        self._queues: dict[str, FairQueue] = {}
+        self._borrowed: list[SharedRate] = []
 
-    def of(self, account: Account) -> Shaper:
+    def of(self, account: Account) -> FairQueue:
         """Return the queue of the account's upstream; its pace is not changed.
 
         The API counts per IP address: accounts that share an upstream share its limit.
         """
         origin, pacing = account.upstream_origin, account.pacing
-        if origin not in self._shapers:
-            pace = build_pace(account, self._log)
-            shaper = Shaper(pace, SystemClock(), pacing.queue, pacing.max_wait_s)
-            if isinstance(pace, BorrowedPace):
-                pace.on_change = shaper.wake
+        if origin not in self._queues:
+            pace = build_rate_limit(account, self._log)
+            fair_queue = FairQueue(pace, SystemClock(), pacing.queue, pacing.max_wait_s)
+            if isinstance(pace, SharedRate):
+                pace.on_change = fair_queue.wake
                 pace.begin()
                 self._borrowed.append(pace)
-            shaper.on_back_off = lambda pause_s, stepped: self._log.warning(
+            fair_queue.on_back_off = lambda pause_s, stepped: self._log.warning(
                 "pacing.backed_off",
                 upstream=origin,
                 pause_s=round(pause_s, 1),
                 stepped=stepped,
-                rate=shaper.state().rate,
+                rate=fair_queue.state().rate,
             )
-            self._shapers[origin] = shaper
-        return self._shapers[origin]
+            self._queues[origin] = fair_queue
+        return self._queues[origin]
 
-    def retune(self, account: Account) -> Shaper:
+    def retune(self, account: Account) -> FairQueue:
         """Let the account's upstream be paced as its settings say from now on, and return its queue."""
-        shaper, pacing = self.of(account), account.pacing
-        shaper.retune(pacing.rate, pacing.per_s, pacing.queue, pacing.max_wait_s)
-        return shaper
+        fair_queue, pacing = self.of(account), account.pacing
+        fair_queue.retune(pacing.rate, pacing.per_s, pacing.queue, pacing.max_wait_s)
+        return fair_queue
 
     async def aclose(self) -> None:
         """Let go of what is shared with other replicas."""

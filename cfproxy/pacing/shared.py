@@ -25,11 +25,11 @@ from structlog.typing import FilteringBoundLogger
 
 from cfproxy.clock import Clock
 from cfproxy.errors import CfproxyError
-from cfproxy.pacing.rate import Pace
+from cfproxy.pacing.rate import RateLimit
 
 
 @dataclass(frozen=True, slots=True)
-class Loan:
+class Slots:
     """Departures that were lent.
 
     Args:
@@ -43,10 +43,10 @@ class Loan:
     share: float
 
 
-class Lender(Protocol):
+class SharedRateBackend(Protocol):
     """Keeps one pace for several replicas. Every method raises `StoreUnavailable` or `StoreUnusable`."""
 
-    async def lend(self, rate: float, per_s: float, count: int, *, fresh: bool = False) -> Loan:
+    async def lend(self, rate: float, per_s: float, count: int, *, fresh: bool = False) -> Slots:
         """Return the next departures that are free.
 
         Args:
@@ -73,25 +73,25 @@ RETURN_S = 3.0
 COUNT_EVERY_S = 30.0
 
 
-class BorrowedPace:
-    """A pace for `shaper.Shaper` whose departures come from a lender.
+class SharedRate:
+    """A pace for `fair_queue.FairQueue` whose departures come from a lender.
 
     Args:
-        rate, per_s: as for `Pace`; the rate of all replicas together.
+        rate, per_s: as for `RateLimit`; the rate of all replicas together.
         lender: who keeps it.
         clock: the monotonic side is used.
         log: where it goes that the lender is away, or back.
     """
 
     def __init__(
-        self, rate: float, per_s: float, lender: Lender, clock: Clock, log: FilteringBoundLogger
+        self, rate: float, per_s: float, backend: SharedRateBackend, clock: Clock, log: FilteringBoundLogger
     ) -> None:
         self._rate, self._per_s = rate, per_s
-        self._lender = lender
+        self._backend = backend
         self._clock = clock
         self._log = log
         self._slots: deque[float] = deque()
-        self._alone: Pace | None = None  # while the lender is away
+        self._alone: RateLimit | None = None  # while the lender is away
         self._fresh = False  # whether it has let requests leave by itself
         self._replicas = 1
         self._told = 0  # how many replicas the log was told of
@@ -195,7 +195,7 @@ class BorrowedPace:
         self._begin(self._tell(until - now, slower=False))
 
     def slow_down(self, now: float) -> bool:
-        """Step the rate of all replicas down after a refusal (429); see `Pace.slow_down`."""
+        """Step the rate of all replicas down after a refusal (429); see `RateLimit.slow_down`."""
         if self._alone is not None:
             return self._alone.slow_down(now)
         if now < self._slowed_at + self._per_s:
@@ -223,13 +223,13 @@ class BorrowedPace:
             for task in self._tasks:
                 task.cancel()
         with contextlib.suppress(CfproxyError):
-            await self._lender.aclose()
+            await self._backend.aclose()
 
     # --- the lender -----------------------------------------------------------------------
 
     async def _borrow(self, count: int) -> None:
         try:
-            loan = await self._lender.lend(self._rate, self._per_s, count, fresh=self._fresh)
+            loan = await self._backend.lend(self._rate, self._per_s, count, fresh=self._fresh)
         except CfproxyError as error:
             self._go_alone(error)
         else:
@@ -249,7 +249,7 @@ class BorrowedPace:
         part = self._rate / self._replicas
         self._log.warning("pacing.alone", reason=error.message, rate=round(part, 2), replicas=self._replicas)
         now = self._clock.monotonic()
-        self._alone = Pace(part, self._per_s)
+        self._alone = RateLimit(part, self._per_s)
         # What was borrowed may have left just now, here and elsewhere.
         self._alone.pause(max(now, self._paused_until, *self._slots) + self._per_s, now)
         self._slots.clear()
@@ -260,7 +260,7 @@ class BorrowedPace:
         while self._clock.monotonic() - there_since < RETURN_S:
             await self._clock.sleep(TRY_AGAIN_S)
             try:
-                loan = await self._lender.lend(self._rate, self._per_s, 0)
+                loan = await self._backend.lend(self._rate, self._per_s, 0)
             except CfproxyError:
                 there_since = math.inf
             else:
@@ -269,7 +269,7 @@ class BorrowedPace:
         self._note(loan)
         self.on_change()
 
-    def _note(self, loan: Loan) -> None:
+    def _note(self, loan: Slots) -> None:
         self._replicas, self._share = max(1, loan.replicas), loan.share
         if self._alone is None and self._replicas != self._told:
             self._told = self._replicas
@@ -283,7 +283,7 @@ class BorrowedPace:
 
     async def _tell(self, pause_s: float, *, slower: bool) -> None:
         with contextlib.suppress(CfproxyError):  # whoever borrows next finds out that it is away
-            await self._lender.back_off(self._rate, self._per_s, max(0.0, pause_s), slower=slower)
+            await self._backend.back_off(self._rate, self._per_s, max(0.0, pause_s), slower=slower)
 
     def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

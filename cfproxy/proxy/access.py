@@ -20,7 +20,7 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from cfproxy.errors import BadTarget, CrossSite, HostNotAllowed, KeyRequired, NotAllowed
 from cfproxy.hosts import is_loopback
-from cfproxy.http1.headers import RawHeaders, folded
+from cfproxy.http1.headers import RawHeaders, normalise
 from cfproxy.proxy.request_headers import has_dot_segment
 from cfproxy.secret import Secret
 
@@ -172,7 +172,7 @@ class AccessRules:
         """
         if self.methods and method not in self.methods:
             raise NotAllowed("access.methods does not allow this method")
-        if self.methods and any(folded(name) in METHOD_OVERRIDES for name, _ in headers):
+        if self.methods and any(normalise(name) in METHOD_OVERRIDES for name, _ in headers):
             raise NotAllowed("while access.methods has rules, no header may name another method")
         if not self.paths:
             return

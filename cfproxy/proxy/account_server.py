@@ -15,10 +15,10 @@ from types import MappingProxyType
 from structlog.typing import FilteringBoundLogger
 
 from cfproxy.errors import NotAllowed, UpstreamError
-from cfproxy.http1.write_batch import Outbox
+from cfproxy.http1.write_batch import WriteBatch
 from cfproxy.proxy.admission import Exchanging, ProxySettings
 from cfproxy.proxy.exchange import Exchange
-from cfproxy.proxy.request_id import id_maker
+from cfproxy.proxy.request_id import request_id_factory
 from cfproxy.proxy.retry import Forwarder
 from cfproxy.secret import Secret
 from cfproxy.server.connection import ClientConnection
@@ -29,7 +29,7 @@ from cfproxy.server.request import Caller, Request
 CUT_S = 0.1  # for a request that is on its way on a kept connection
 
 
-class ProxyListener:
+class AccountServer:
     """Handles the requests of one account's listener (see `connection.Listener` and `admission.Server`).
 
     Args:
@@ -44,15 +44,15 @@ class ProxyListener:
         settings: ProxySettings,
         forwarder: Forwarder,
         log: FilteringBoundLogger,
-        others: Mapping[str, ProxyListener] = MappingProxyType({}),
+        others: Mapping[str, AccountServer] = MappingProxyType({}),
     ) -> None:
         self.settings = settings
         self.forwarder = forwarder
         self._others = others
         self.log = log.bind(account=settings.account)
-        self.make_id = id_maker()
+        self.make_id = request_id_factory()
         self._watch: HangupWatch | None = None
-        self._outbox = Outbox()
+        self._write_batch = WriteBatch()
         loop = asyncio.get_running_loop()
         self._room = Connections(settings.room, loop.time, loop.call_later, self._note_ended)
         self.connections: set[ClientConnection] = set()
@@ -113,7 +113,7 @@ class ProxyListener:
         """Return the protocol of one more connection, for `loop.create_server`."""
         if self._watch is None:
             self._watch = HangupWatch()
-        return ClientConnection(self, self.settings.limits, self._watch, self._outbox)
+        return ClientConnection(self, self.settings.limits, self._watch, self._write_batch)
 
     def opened(self, connection: ClientConnection) -> None:
         """Take note of a new connection."""
@@ -134,7 +134,7 @@ class ProxyListener:
         """Return what answers a request (see `connection.Listener`)."""
         return Exchange(self, request)
 
-    def led_to_by(self, key: Secret) -> ProxyListener:
+    def led_to_by(self, key: Secret) -> AccountServer:
         """Return who serves the account that an access key leads to (see `admission.Server`)."""
         account = self.settings.rules.bound.get(key)
         if account is None:

@@ -15,12 +15,12 @@ from typing import Protocol
 from structlog.typing import FilteringBoundLogger
 
 from cfproxy.errors import UpstreamError
-from cfproxy.http1.headers import IDEMPOTENCY_KEYS, RawHeaders, folded
-from cfproxy.http1.parser import Fields
+from cfproxy.http1.headers import IDEMPOTENCY_KEYS, RawHeaders, normalise
+from cfproxy.http1.parser import RequestFields
 from cfproxy.proxy.access import AccessRules
 from cfproxy.proxy.cors import listed_origin
-from cfproxy.proxy.request_headers import Origin, check_fields, outgoing_fields, waits_to_go_on
-from cfproxy.proxy.request_id import HEADER, Marks, read_marks
+from cfproxy.proxy.request_headers import Origin, build_request_headers, check_fields, waits_to_go_on
+from cfproxy.proxy.request_id import HEADER, RequestIds, read_request_ids
 from cfproxy.proxy.retry import Forwarder
 from cfproxy.secret import Secret
 from cfproxy.server.connection_limits import ConnectionLimits
@@ -28,7 +28,7 @@ from cfproxy.server.request import Caller, Limits
 
 PROGRAMS_MAX = 128
 REQUEST_ID = HEADER.encode()
-FOLDED_REQUEST_ID = folded(REQUEST_ID)
+FOLDED_REQUEST_ID = normalise(REQUEST_ID)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class ProxySettings:
         limits: what a client may take up.
         room: how many clients there may be.
         server_timing: whether answers tell where the time went (`Server-Timing`).
-        record: called after every request (see `traffic.Traffic.record`).
+        record: called after every request (see `traffic.RequestStats.record`).
         keeps_line: asked before each ordinary request's log line is built.
         sends_id: whether the upstream and the client are told the request's id.
     """
@@ -133,22 +133,22 @@ class Verdict:
         admission: None until they were let in.
     """
 
-    marks: Marks
+    marks: RequestIds
     admission: Admission | None = None
 
 
-def verdict_on(fields: Fields) -> Verdict:
+def verdict_on(fields: RequestFields) -> Verdict:
     """Return what is remembered of `fields`; at first only what they say of the request's id and trace."""
     if fields.verdict is None:
         given = [(name.lower(), value.decode("utf-8", "surrogateescape")) for name, value in fields.raw]
         ids = [value for name, value in given if name == b"x-request-id"]
         trace = next((value for name, value in given if name == b"traceparent"), None)
-        fields.verdict = Verdict(read_marks(ids, trace, str))
+        fields.verdict = Verdict(read_request_ids(ids, trace, str))
     verdict: Verdict = fields.verdict
     return verdict
 
 
-def admit(server: Server, fields: Fields, marks: Marks, connection: Caller) -> Admission:
+def admit(server: Server, fields: RequestFields, marks: RequestIds, connection: Caller) -> Admission:
     """Check what does not depend on method and target, and build what follows from it.
 
     Args:
@@ -169,7 +169,7 @@ def admit(server: Server, fields: Fields, marks: Marks, connection: Caller) -> A
     settings = judged_by if by is server else by.settings
     check_fields(fields.version, headers, settings.origin.via)
     if marks.made and settings.sends_id:  # what came instead, if anything, is no id
-        headers = tuple(each for each in headers if folded(each[0]) != FOLDED_REQUEST_ID)
+        headers = tuple(each for each in headers if normalise(each[0]) != FOLDED_REQUEST_ID)
     expects = fields.framing.has_body and waits_to_go_on(fields.version, headers)
     # Who shares one turn in the queue: a program of a caller, not one of its many connections. The
     # program's name is the caller's invention, so that there must be a bound to how many it can be.
@@ -179,7 +179,7 @@ def admit(server: Server, fields: Fields, marks: Marks, connection: Caller) -> A
         by,
         settings,
         listed_origin(headers, rules.origins) if rules.origins else None,
-        lines=outgoing_fields(
+        lines=build_request_headers(
             headers, settings.origin, fields.framing, version=fields.version, expects=expects
         ),
         flow=(settings.account, key or connection.remote_address, program),

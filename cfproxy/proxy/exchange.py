@@ -19,7 +19,14 @@ import time
 from http import HTTPStatus
 from typing import Any
 
-from cfproxy.errors import BadTarget, CfproxyError, ShuttingDown, UpgradeNotSupported, UpstreamError, fresh
+from cfproxy.errors import (
+    BadTarget,
+    CfproxyError,
+    ShuttingDown,
+    UpgradeNotSupported,
+    UpstreamError,
+    without_traceback,
+)
 from cfproxy.http1.headers import RawHeaders, has_header
 from cfproxy.proxy.admission import (
     FOLDED_REQUEST_ID,
@@ -35,18 +42,18 @@ from cfproxy.proxy.cors import is_preflight, listed_origin, render_preflight, wi
 from cfproxy.proxy.incoming_body import IncomingBody
 from cfproxy.proxy.request_body import KeptBody
 from cfproxy.proxy.request_headers import (
+    build_request_head,
+    build_request_target,
     check_fields,
     check_method,
-    outgoing_head,
-    outgoing_target,
-    passing_trailers,
+    forwardable_trailers,
 )
-from cfproxy.proxy.request_id import Marks
-from cfproxy.proxy.response_headers import incoming_headers
+from cfproxy.proxy.request_id import RequestIds
+from cfproxy.proxy.response_headers import build_response_headers
 from cfproxy.proxy.retry import Begun, Outcome, Times
 from cfproxy.server.problem_details import render_problem, row_of
 from cfproxy.server.request import Caller, Request
-from cfproxy.server.response import Reply
+from cfproxy.server.response import Response
 from cfproxy.upstream.client import HttpAnswer
 from cfproxy.upstream.interfaces import Call
 
@@ -67,11 +74,11 @@ class Exchange:
         "_body",
         "_by",
         "_call",
+        "_ids",
         "_judged_by",
-        "_marks",
         "_outcome",
-        "_reply",
         "_request",
+        "_response",
         "_server",
         "_started_at",
         "_times",
@@ -82,9 +89,9 @@ class Exchange:
         self._server = self._by = server
         self._judged_by = server.settings
         self._request = request
-        self._reply = Reply(request, server.settings.idle_s)
+        self._response = Response(request, server.settings.idle_s)
         marks = verdict_on(request.fields).marks
-        self._marks = Marks(server.make_id(), True, marks.trace_id) if marks.made else marks
+        self._ids = RequestIds(server.make_id(), True, marks.trace_id) if marks.made else marks
         self._admission: Admission | None = None
         self._body: KeptBody | None = None
         self._call: Call | None = None
@@ -109,7 +116,7 @@ class Exchange:
         try:
             call, admission = self._accept()
             self._begun = admission.by.forwarder.begin(call, self._on_arrival)
-        except Exception:
+        except Exception:  # noqa: BLE001 - logged whole; the token in hand does not depend on it
             return False
         if self._begun is None:
             return False
@@ -126,7 +133,7 @@ class Exchange:
 
     async def run(self) -> bool:
         """Answer the request; return whether its connection may serve another one."""
-        server, reply = self._server, self._reply
+        server, reply = self._server, self._response
         error: CfproxyError | None = None
         self._times = Times()
         if self._begun is None:  # what was found before holds no more if there was a reload since
@@ -150,7 +157,7 @@ class Exchange:
         except CfproxyError as caught:
             error = caught
             if isinstance(caught, UpstreamError):
-                self._by.failure = fresh(caught)
+                self._by.failure = without_traceback(caught)
             self._refuse(error)
         except ConnectionError:
             reply.cut()  # the client left
@@ -159,7 +166,7 @@ class Exchange:
                 reply.cut()
             raise
         except Exception as fault:  # whatever it is, it is a fault of ours and the client must hear of it
-            server.log.exception("request.crashed", request_id=self._marks.request_id, exc_info=fault)
+            server.log.exception("request.crashed", request_id=self._ids.request_id, exc_info=fault)
             error = CfproxyError("an internal fault; the log has it under request.crashed")
             reply.close_after()
             self._refuse(error)
@@ -187,9 +194,9 @@ class Exchange:
 
     def _on_arrival(self) -> None:
         """Answer with what came for `begin`, or let `run` see to it."""
-        admission, begun, reply = self._admission, self._begun, self._reply
-        assert admission is not None
-        assert begun is not None
+        admission, begun, reply = self._admission, self._begun, self._response
+        assert admission is not None  # noqa: S101 - nothing was begun without
+        assert begun is not None  # noqa: S101 - likewise
         connection = self.connection
         outcome = None if connection.writing_paused else admission.by.forwarder.settle(begun)
         if outcome is None:
@@ -199,7 +206,7 @@ class Exchange:
         admission.by.failure = None
         try:
             answer = self._begin_reply(outcome, admission)
-            reply.end(passing_trailers(answer.trailers, answer.raw_headers))
+            reply.end(forwardable_trailers(answer.trailers, answer.raw_headers))
         except ConnectionError:
             reply.cut()  # the client left
         except Exception as fault:
@@ -207,7 +214,7 @@ class Exchange:
                 connection.follow()  # `run` meets it again, and answers it
                 return
             reply.cut()
-            self._server.log.exception("request.crashed", request_id=self._marks.request_id, exc_info=fault)
+            self._server.log.exception("request.crashed", request_id=self._ids.request_id, exc_info=fault)
         goes_on = False
         try:
             begun.answer.close()
@@ -238,14 +245,14 @@ class Exchange:
             settings = admission.settings
             settings.rules.check_target(method, request.target, fields.raw)
             self._by = admission.by
-        head = outgoing_head(
-            request.method, outgoing_target(request.target, settings.origin.base_path), admission.lines
+        head = build_request_head(
+            request.method, build_request_target(request.target, settings.origin.base_path), admission.lines
         )
-        if self._marks.made and settings.sends_id:
-            head += b"%b: %b\r\n" % (REQUEST_ID, self._marks.request_id.encode("ascii"))
+        if self._ids.made and settings.sends_id:
+            head += b"%b: %b\r\n" % (REQUEST_ID, self._ids.request_id.encode("ascii"))
         if request.body is not None:
-            self._reply.client_waits = admission.expects
-            incoming = IncomingBody(request.body, self._reply, fields.raw)
+            self._response.client_waits = admission.expects
+            incoming = IncomingBody(request.body, self._response, fields.raw)
             self._body = KeptBody(
                 incoming.read,
                 memory_bytes=settings.body_memory_bytes,
@@ -267,7 +274,7 @@ class Exchange:
 
     def _answer_preflight(self) -> bool:
         """Answer a browser that asks on behalf of a page of a listed origin; False when this is not that."""
-        request, reply, rules = self._request, self._reply, self._judged_by.rules
+        request, reply, rules = self._request, self._response, self._judged_by.rules
         headers = request.fields.raw
         if not (rules.origins and request.method == b"OPTIONS" and is_preflight("OPTIONS", headers)):
             return False
@@ -287,32 +294,34 @@ class Exchange:
     def _tell(self, status: int, reason: bytes, headers: RawHeaders) -> None:
         """Pass an interim answer on."""
         admission = self._admission
-        assert admission is not None
+        assert admission is not None  # noqa: S101 - nothing was begun without
         with contextlib.suppress(ConnectionError):  # a client that left is noticed elsewhere
-            self._reply.tell(
-                status, reason, incoming_headers(headers, admission.settings.origin, admission.caller)
+            self._response.tell(
+                status, reason, build_response_headers(headers, admission.settings.origin, admission.caller)
             )
 
     async def _relay(self, outcome: Outcome, admission: Admission) -> None:
-        answer, reply = self._begin_reply(outcome, admission), self._reply
+        answer, reply = self._begin_reply(outcome, admission), self._response
         await reply.drain()
         if not answer.exhausted:  # as most are by now
             while piece := await answer.read():
                 await reply.write(piece)
-        reply.end(passing_trailers(answer.trailers, answer.raw_headers))
+        reply.end(forwardable_trailers(answer.trailers, answer.raw_headers))
         await answer.finish_upload()
 
     def _begin_reply(self, outcome: Outcome, admission: Admission) -> HttpAnswer:
         """Write the head of an answer, and what there is of its body."""
-        answer, settings, reply = outcome.answer, admission.settings, self._reply
-        assert isinstance(answer, HttpAnswer)
+        answer, settings, reply = outcome.answer, admission.settings, self._response
+        assert isinstance(answer, HttpAnswer)  # noqa: S101 - the one adapter there is
         head = answer.head
-        headers = incoming_headers(head.raw_headers, settings.origin, admission.caller, trailers=head.chunked)
+        headers = build_response_headers(
+            head.raw_headers, settings.origin, admission.caller, trailers=head.chunked
+        )
         if outcome.too_large:
             headers.append((b"Proxy-Status", _TOO_LARGE))
         # An id of the API's own is the API's answer, and passes like all of it.
         if settings.sends_id and not has_header(headers, FOLDED_REQUEST_ID):
-            headers.append((REQUEST_ID, self._marks.request_id.encode("ascii")))
+            headers.append((REQUEST_ID, self._ids.request_id.encode("ascii")))
         if settings.server_timing:
             headers.append((b"Server-Timing", _render_times(outcome.times)))
         if admission.judged_by.rules.origins:
@@ -324,12 +333,12 @@ class Exchange:
 
     def _refuse(self, error: CfproxyError) -> None:
         """Answer in our own name, or cut an answer that can't be completed."""
-        reply = self._reply
+        reply = self._response
         if reply.begun:
             reply.cut()
             return
-        row, headers, document = render_problem(error, self._marks.request_id)
-        headers.append((REQUEST_ID, self._marks.request_id.encode("ascii")))
+        row, headers, document = render_problem(error, self._ids.request_id)
+        headers.append((REQUEST_ID, self._ids.request_id.encode("ascii")))
         headers.append((b"Content-Length", b"%d" % len(document)))
         if origins := self._judged_by.rules.origins:
             headers = with_cors(headers, listed_origin(self._request.fields.raw, origins), origins)
@@ -346,7 +355,7 @@ class Exchange:
     # --- what is taken down ---------------------------------------------------------------
 
     def _take_down(self, error: CfproxyError | None, seconds: float) -> None:
-        request, reply, outcome = self._request, self._reply, self._outcome
+        request, reply, outcome = self._request, self._response, self._outcome
         method = request.method.decode("ascii", "backslashreplace")
         path = _shown(request.target)
         problem = row_of(error).slug if error is not None else "" if reply.complete else "client-left"
@@ -375,14 +384,14 @@ class Exchange:
             return
         event: dict[str, Any] = {
             "ms": int(seconds * 10_000) / 10,
-            "request_id": self._marks.request_id,
+            "request_id": self._ids.request_id,
             "method": method,
             "path": path,
             "status": reply.status,
             "bytes": reply.body_bytes,
         }
-        if self._marks.trace_id is not None:
-            event["trace_id"] = self._marks.trace_id
+        if self._ids.trace_id is not None:
+            event["trace_id"] = self._ids.trace_id
         if outcome is not None:
             if outcome.times.queued_s:
                 event["queued_ms"] = round(outcome.times.queued_s * 1000, 1)

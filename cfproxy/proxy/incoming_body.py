@@ -7,9 +7,9 @@ Must not know: what the body is for, how it is framed.
 from __future__ import annotations
 
 from cfproxy.http1.headers import RawHeaders
-from cfproxy.http1.stream import Inflow
-from cfproxy.proxy.request_headers import passing_trailers
-from cfproxy.server.response import Reply
+from cfproxy.http1.stream import BodyStream
+from cfproxy.proxy.request_headers import forwardable_trailers
+from cfproxy.server.response import Response
 
 
 class IncomingBody:
@@ -21,11 +21,11 @@ class IncomingBody:
         headers: in front of it.
     """
 
-    __slots__ = ("_headers", "_inflow", "_reply")
+    __slots__ = ("_body_stream", "_headers", "_response")
 
-    def __init__(self, inflow: Inflow, reply: Reply, headers: RawHeaders) -> None:
-        self._inflow = inflow
-        self._reply = reply
+    def __init__(self, body_stream: BodyStream, reply: Response, headers: RawHeaders) -> None:
+        self._body_stream = body_stream
+        self._response = reply
         self._headers = headers
 
     async def read(self) -> bytes:
@@ -35,17 +35,17 @@ class IncomingBody:
             BadTarget: the body is not well-formed, or nothing of it came for too long.
             ConnectionError: the client left.
         """
-        self._reply.go_on()
-        return await self._inflow.read()
+        self._response.go_on()
+        return await self._body_stream.read()
 
     def whole(self) -> bytes | None:
         """Return all of it if it is there already, None otherwise."""
-        return self._inflow.take() if self._inflow.complete else None
+        return self._body_stream.take() if self._body_stream.complete else None
 
     def arrived(self) -> bool:
         """Return whether the client has sent all of it."""
-        return self._inflow.complete
+        return self._body_stream.complete
 
     def trailers(self) -> list[tuple[bytes, bytes]]:
         """Return what goes behind it, once it was read to its end."""
-        return passing_trailers(self._inflow.trailers, self._headers)
+        return forwardable_trailers(self._body_stream.trailers, self._headers)

@@ -123,7 +123,7 @@ class KeptBody:
         try:
             if self._kept is None:
                 in_memory = max(1, self._memory_bytes)  # 0 would mean without a bound
-                self._kept = tempfile.SpooledTemporaryFile(in_memory)
+                self._kept = tempfile.SpooledTemporaryFile(in_memory)  # noqa: SIM115 - closed by close()
             self._kept.seek(self._kept_bytes)
             self._kept.write(piece)
         except OSError:

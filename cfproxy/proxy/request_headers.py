@@ -22,8 +22,8 @@ from cfproxy.http1.headers import (
     OWNED,
     OWNED_PREFIX,
     RawHeaders,
-    folded,
     listed_in_connection,
+    normalise,
 )
 
 OWN_COOKIES = b"cfproxy"  # how the names of the admin listener's cookies begin
@@ -110,7 +110,7 @@ def waits_to_go_on(version: tuple[int, int], headers: RawHeaders) -> bool:
     )
 
 
-def outgoing_target(target: bytes, base_path: bytes) -> bytes:
+def build_request_target(target: bytes, base_path: bytes) -> bytes:
     """Return the target to send: `base_path` and the client's bytes, unchanged.
 
     Raises:
@@ -132,7 +132,7 @@ def has_dot_segment(target: bytes) -> bool:
     return _DOT_SEGMENT.search(target.partition(b"?")[0]) is not None
 
 
-def outgoing_fields(
+def build_request_headers(
     headers: RawHeaders,
     origin: Origin,
     framing: Framing,
@@ -160,7 +160,7 @@ def outgoing_fields(
     lines = [b"Host: %b\r\n" % origin.authority]
     vias = []
     for name, value in headers:
-        low = folded(name)
+        low = normalise(name)
         if low == b"content-length":
             if framing.length is not None:
                 lines.append(b"%b: %d\r\n" % (name, framing.length))
@@ -183,13 +183,13 @@ def outgoing_fields(
     return b"".join(lines)
 
 
-def outgoing_head(method: bytes, target: bytes, fields: bytes) -> bytes:
+def build_request_head(method: bytes, target: bytes, fields: bytes) -> bytes:
     """Return a request head up to where `Authorization` and the empty line follow.
 
     Args:
         method: one that passed `check_method`.
-        target: from `outgoing_target`.
-        fields: from `outgoing_fields`.
+        target: from `build_request_target`.
+        fields: from `build_request_headers`.
     """
     return b"%b %b HTTP/1.1\r\n%b" % (method, target, fields)
 
@@ -205,7 +205,9 @@ def is_own_cookie(pair: bytes) -> bool:
     return pair.lstrip(b" \t").lower().startswith(OWN_COOKIES)
 
 
-def passing_trailers(trailers: list[tuple[bytes, bytes]], headers: RawHeaders) -> list[tuple[bytes, bytes]]:
+def forwardable_trailers(
+    trailers: list[tuple[bytes, bytes]], headers: RawHeaders
+) -> list[tuple[bytes, bytes]]:
     """Return the trailers that go on: none that frames, routes or authorizes (RFC 9110 §6.5.1).
 
     Args:
@@ -218,5 +220,5 @@ def passing_trailers(trailers: list[tuple[bytes, bytes]], headers: RawHeaders) -
     return [
         (name, value)
         for name, value in trailers
-        if (low := folded(name)) not in drop and not low.startswith(OWNED_PREFIX)
+        if (low := normalise(name)) not in drop and not low.startswith(OWNED_PREFIX)
     ]

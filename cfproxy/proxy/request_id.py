@@ -20,7 +20,7 @@ _SANE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~:@+=/-]{0,127}")
 _TRACE = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 
 
-class Marks(NamedTuple):
+class RequestIds(NamedTuple):
     """What a request is known by.
 
     Args:
@@ -34,23 +34,23 @@ class Marks(NamedTuple):
     trace_id: str | None
 
 
-def id_maker() -> Callable[[], str]:
+def request_id_factory() -> Callable[[], str]:
     """Return what makes ids: a prefix that no other process has, and a count."""
     # Far cheaper than a random id for each, and it tells the order of requests.
     prefix, count = secrets.token_hex(4), itertools.count(1)
     return lambda: f"{prefix}-{next(count):x}"
 
 
-def read_marks(ids: Sequence[str], traceparent: str | None, make_id: Callable[[], str]) -> Marks:
+def read_request_ids(ids: Sequence[str], traceparent: str | None, make_id: Callable[[], str]) -> RequestIds:
     """Return what the request is known by.
 
     Args:
         ids: the values of every `X-Request-Id` that came; exactly one sane one is taken over.
         traceparent: the header's value; it is passed on as it came, whatever it is.
-        make_id: see `id_maker`.
+        make_id: see `request_id_factory`.
     """
     trace = None if traceparent is None else _TRACE.fullmatch(traceparent)
     trace_id = None if trace is None else trace[1]
     if len(ids) == 1 and _SANE.fullmatch(ids[0]):
-        return Marks(ids[0], False, trace_id)
-    return Marks(make_id(), True, trace_id)
+        return RequestIds(ids[0], False, trace_id)
+    return RequestIds(make_id(), True, trace_id)

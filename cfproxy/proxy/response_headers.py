@@ -10,14 +10,21 @@ from __future__ import annotations
 import re
 from email.utils import parsedate_to_datetime
 
-from cfproxy.http1.headers import CORS_ANSWERS, HOP_BY_HOP, NameMemo, RawHeaders, folded, listed_in_connection
+from cfproxy.http1.headers import (
+    CORS_ANSWERS,
+    HOP_BY_HOP,
+    NameMemo,
+    RawHeaders,
+    listed_in_connection,
+    normalise,
+)
 from cfproxy.proxy.request_headers import Origin, is_own_cookie
 
 _COOKIE_DOMAIN = re.compile(rb";\s*domain\s*=[^;]*", re.IGNORECASE)
 _LOOKED_AT = HOP_BY_HOP | CORS_ANSWERS | {b"location", b"set-cookie"}
 
 
-def incoming_headers(
+def build_response_headers(
     headers: RawHeaders, origin: Origin, caller: bytes, *, trailers: bool = False
 ) -> list[tuple[bytes, bytes]]:
     """Return the upstream's headers as the client gets them, without framing that is per connection.
@@ -48,7 +55,7 @@ def incoming_headers(
         elif rule == b"connection" and value not in _USUAL_CONNECTION:
             listed |= listed_in_connection((header,))
     if listed:
-        passed = [header for header in passed if folded(header[0]) not in listed]
+        passed = [header for header in passed if normalise(header[0]) not in listed]
     return passed
 
 
@@ -58,7 +65,7 @@ _USUAL_CONNECTION = frozenset({b"keep-alive", b"Keep-Alive", b"close"})
 
 def _down(name: bytes) -> bytes | None:
     """Return the name, as it is compared, of a header of an answer that does not simply pass."""
-    low = folded(name)
+    low = normalise(name)
     return low if low in _LOOKED_AT else None
 
 

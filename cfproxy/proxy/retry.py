@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-from cfproxy.auth.interfaces import TokenSource
 from cfproxy.auth.models import Token
+from cfproxy.auth.token_source import TokenSource
 from cfproxy.errors import QueueRefusal
 from cfproxy.pacing.queue import Pacer
 from cfproxy.proxy.response_headers import retry_after_s

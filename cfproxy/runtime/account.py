@@ -21,17 +21,17 @@ from cfproxy.auth.expiry import WarnOnce
 from cfproxy.auth.interfaces import TokenStore
 from cfproxy.auth.login import LoginPlan
 from cfproxy.auth.models import App
-from cfproxy.auth.token_source import Broker, BrokerState
+from cfproxy.auth.token_source import TokenSource, TokenStatus
 from cfproxy.clock import Clock
 from cfproxy.config import Account, TcpAddress, UnixAddress
 from cfproxy.config.conflicts import is_exposed
 from cfproxy.errors import CfproxyError, ListenError
 from cfproxy.proxy.access import AccessRules
-from cfproxy.proxy.account_server import ProxyListener
+from cfproxy.proxy.account_server import AccountServer
 from cfproxy.runtime.factory import build_login_plan
 from cfproxy.runtime.parts import Parts, give_up
 from cfproxy.secret import Secret
-from cfproxy.server.listener import Door
+from cfproxy.server.listener import ListeningSocket
 
 EXPIRY_LOOK_S = 60.0
 EXPOSED_SOCKET = (
@@ -45,8 +45,8 @@ class RunningAccount:
     """One account of a running proxy (see `web.admin.Account`)."""
 
     parts: Parts
-    door: Door | None  # None: it is reached by a key at another account's listener only
-    listener: ProxyListener
+    door: ListeningSocket | None  # None: it is reached by a key at another account's listener only
+    listener: AccountServer
     warnings: WarnOnce = field(default_factory=WarnOnce)
 
     @property
@@ -60,9 +60,9 @@ class RunningAccount:
         return self.parts.app
 
     @property
-    def broker(self) -> Broker:
+    def token_source(self) -> TokenSource:
         """Its token source."""
-        return self.parts.broker
+        return self.parts.token_source
 
     @property
     def store(self) -> TokenStore:
@@ -120,9 +120,9 @@ class RunningAccount:
         """Where clients call; a Unix socket's path for one."""
         return self.listen if self.listen.startswith("unix:") else f"http://{self.listen}"
 
-    async def look(self, *, at_once: bool = False) -> BrokerState:
-        """Return the broker's state (see `Broker.look`)."""
-        return await self.broker.look(at_once=at_once)
+    async def look(self, *, at_once: bool = False) -> TokenStatus:
+        """Return the broker's state (see `TokenSource.look`)."""
+        return await self.token_source.look(at_once=at_once)
 
     def switch(self, parts: Parts) -> Coroutine[Any, Any, None] | None:
         """Serve requests that come from now on with `parts`.
@@ -132,10 +132,10 @@ class RunningAccount:
             None when all of them stay.
         """
         before, self.parts = self.parts, parts
-        if parts.broker is before.broker and _asks_otherwise(before, parts):
-            parts.broker.use(parts.endpoint, parts.settings.timeouts.token_s)
+        if parts.token_source is before.token_source and _asks_otherwise(before, parts):
+            parts.token_source.use(parts.endpoint, parts.settings.timeouts.token_s)
         ended = self.listener.switch(parts.listener_settings, parts.forwarder)
-        if parts.broker is before.broker and parts.upstream is before.upstream:
+        if parts.token_source is before.token_source and parts.upstream is before.upstream:
             return None
         return _retire(before, parts, ended)
 
@@ -155,7 +155,7 @@ async def _retire(before: Parts, parts: Parts, ended: asyncio.Event) -> None:
     await give_up(before, parts)
 
 
-async def let_go(listener: ProxyListener, limit_s: float, *, refuse: bool) -> int:
+async def let_go(listener: AccountServer, limit_s: float, *, refuse: bool) -> int:
     """End a listener's connections as their requests end, at the latest after `limit_s` seconds.
 
     Args:

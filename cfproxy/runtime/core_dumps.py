@@ -22,7 +22,7 @@ def forbid_core_dumps() -> None:
     """
     if sys.platform == "win32":
         return  # crash reports are the system's there (Windows Error Reporting)
-    import resource
+    import resource  # noqa: PLC0415 - not on Windows
 
     with contextlib.suppress(OSError, ValueError):
         _, hard = resource.getrlimit(resource.RLIMIT_CORE)

@@ -18,7 +18,7 @@ from cfproxy.auth.interfaces import TokenStore
 from cfproxy.auth.login import LoginPlan
 from cfproxy.auth.models import App
 from cfproxy.auth.token_endpoint import HttpTokenEndpoint
-from cfproxy.auth.token_source import Broker
+from cfproxy.auth.token_source import TokenSource
 from cfproxy.clock import SystemClock
 from cfproxy.config import Account
 from cfproxy.errors import ListenError
@@ -139,9 +139,9 @@ def build_login_plan(account: Account, store: TokenStore) -> LoginPlan:
     )
 
 
-def build_broker(account: Account, store: TokenStore, log: FilteringBoundLogger) -> Broker:
+def build_token_source(account: Account, store: TokenStore, log: FilteringBoundLogger) -> TokenSource:
     """Return the account's token source."""
-    return Broker(
+    return TokenSource(
         build_app(account),
         store,
         build_endpoint(account),
@@ -154,7 +154,7 @@ def build_broker(account: Account, store: TokenStore, log: FilteringBoundLogger)
 def build_origin(upstream: str) -> Origin:
     """Return the origin of an upstream URL; `via` is new each time."""
     url = URL(upstream)
-    assert url.raw_host is not None
+    assert url.raw_host is not None  # noqa: S101 - the configuration has checked it
     authority = render_authority(url.raw_host, None if url.is_default_port() else url.port)
     return Origin(
         scheme=url.scheme,

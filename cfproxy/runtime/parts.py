@@ -19,21 +19,21 @@ from structlog.typing import FilteringBoundLogger
 from cfproxy.auth.interfaces import TokenStore
 from cfproxy.auth.models import App
 from cfproxy.auth.token_endpoint import HttpTokenEndpoint
-from cfproxy.auth.token_source import Broker
+from cfproxy.auth.token_source import TokenSource
 from cfproxy.config import Account, Log
-from cfproxy.pacing.queue import Shaper
+from cfproxy.pacing.queue import FairQueue
 from cfproxy.proxy.admission import ProxySettings
 from cfproxy.proxy.request_headers import Origin
 from cfproxy.proxy.retry import Forwarder
 from cfproxy.runtime.factory import (
     build_app,
-    build_broker,
     build_endpoint,
     build_limits,
     build_origin,
     build_rules,
     build_store,
     build_tls,
+    build_token_source,
 )
 from cfproxy.runtime.process import open_files_for
 from cfproxy.server.connection_limits import ConnectionLimits
@@ -49,7 +49,7 @@ class Parts:
     settings: Account
     app: App
     store: TokenStore
-    broker: Broker
+    token_source: TokenSource
     endpoint: HttpTokenEndpoint
     origin: Origin
     upstream: HttpUpstream
@@ -61,7 +61,7 @@ class Parts:
 def build_parts(
     account: Account,
     before: Parts | None,
-    shaper: Shaper,
+    fair_queue: FairQueue,
     log: FilteringBoundLogger,
     *,
     share: float,
@@ -75,7 +75,7 @@ def build_parts(
     Args:
         account: its settings.
         before: the parts in use.
-        shaper: its upstream's.
+        fair_queue: its upstream's.
         log: where events go.
         share: of `limits.connections` that there are open files for (see `affordable_share`).
         log_settings: what callers are told.
@@ -99,7 +99,9 @@ def build_parts(
         and old is not None
         and (*_of_upstream(old), before.trusted) == (*_of_upstream(account), trusted)
     )
-    broker = before.broker if before is not None and same_broker else build_broker(account, store, log)
+    token_source = (
+        before.token_source if before is not None and same_broker else build_token_source(account, store, log)
+    )
     # A pool of warm connections is worth keeping; so is the pseudonym that tells a loop.
     upstream = (
         before.upstream
@@ -118,8 +120,8 @@ def build_parts(
         else build_origin(account.upstream)
     )
     forwarder = Forwarder(
-        broker,
-        shaper,
+        token_source,
+        fair_queue,
         upstream,
         retry_unauthorized=account.retry.unauthorized,
         retry_too_many=account.retry.too_many_requests,
@@ -147,7 +149,7 @@ def build_parts(
         account,
         app,
         store,
-        broker,
+        token_source,
         build_endpoint(account),
         origin,
         upstream,
@@ -184,8 +186,8 @@ async def give_up(parts: Parts, before: Parts | None) -> None:
             stack.push_async_callback(parts.store.aclose)
         if before is None or parts.upstream is not before.upstream:
             stack.push_async_callback(parts.upstream.aclose)
-        if before is None or parts.broker is not before.broker:
-            stack.push_async_callback(parts.broker.aclose)
+        if before is None or parts.token_source is not before.token_source:
+            stack.push_async_callback(parts.token_source.aclose)
 
 
 def _read(path: Path) -> bytes | None:

@@ -16,7 +16,7 @@ def open_files_for(wanted: int) -> int:
     """
     if sys.platform == "win32":
         return wanted  # sockets are no descriptors there
-    import resource
+    import resource  # noqa: PLC0415 - not on Windows
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY

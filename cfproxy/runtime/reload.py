@@ -76,7 +76,7 @@ class Control:
                 for problem in problems:
                     self._log.error("config.refused", reason=str(problem))
                 raise
-            except Exception:
+            except Exception:  # noqa: BLE001 - logged whole; the token in hand does not depend on it
                 self._log.exception("config.reload_crashed")
                 raise CfproxyError("an internal fault; the log has it under config.reload_crashed") from None
             finally:

@@ -28,8 +28,8 @@ from cfproxy.config.conflicts import is_exposed
 from cfproxy.errors import ListenError
 from cfproxy.observability.logs import LogOutput
 from cfproxy.observability.metrics import Metrics
-from cfproxy.pacing.registry import Shapers
-from cfproxy.proxy.account_server import ProxyListener
+from cfproxy.pacing.registry import QueueRegistry
+from cfproxy.proxy.account_server import AccountServer
 from cfproxy.runtime.account import (
     EXPOSED_SOCKET,
     RunningAccount,
@@ -41,7 +41,7 @@ from cfproxy.runtime.account import (
 from cfproxy.runtime.changes import check_live, list_changes
 from cfproxy.runtime.parts import Parts, affordable_share, build_parts, give_up
 from cfproxy.runtime.reload import Control
-from cfproxy.server.listener import Door, Doors
+from cfproxy.server.listener import ListeningSocket, ListeningSockets
 
 if TYPE_CHECKING:
     from cfproxy.admin.app import Admin
@@ -59,7 +59,7 @@ class Service:
         stores: stores to use instead of the configured ones, by account.
         load: reads the configuration again; None where it can't be.
         logs: the log's output, whose level a reload may change.
-        given: sockets to listen at (see `Doors`).
+        given: sockets to listen at (see `ListeningSockets`).
         tell: called with `ready`, `reloading` and `stopping`.
     """
 
@@ -73,7 +73,7 @@ class Service:
         load: Callable[[], Settings] | None = None,
         logs: LogOutput | None = None,
         given: list[tuple[str, socket.socket]] | None = None,
-        tell: Callable[[str], None] = lambda state: None,
+        tell: Callable[[str], None] = lambda state: None,  # noqa: ARG005 - named for readers
     ) -> None:
         self._settings = settings
         self._names = names
@@ -82,10 +82,10 @@ class Service:
         self._logs = logs
         self._given = given or []
         self._tell = tell
-        self._doors = Doors(None, self._given)
-        self._shapers = Shapers(log)
+        self._doors = ListeningSockets(None, self._given)
+        self._queues = QueueRegistry(log)
         self._metrics = Metrics()
-        self._listeners: dict[str, ProxyListener] = {}
+        self._listeners: dict[str, AccountServer] = {}
         self._ending: set[asyncio.Task[object]] = set()  # what served before a reload
         self.accounts: list[RunningAccount] = []
         self.control = Control(load, self._change, logs, log, tell)
@@ -113,7 +113,7 @@ class Service:
             await self._close()
             raise
         for running in self.accounts:
-            if (error := running.broker.state().error) is not None:
+            if (error := running.token_source.state().error) is not None:
                 self._log.warning("account.not_ready", account=running.app.account, reason=error.message)
         for address in self._doors.unused():
             self._log.warning("socket.not_used", listen=str(address))
@@ -136,7 +136,7 @@ class Service:
 
     async def _change(self, settings: Settings) -> list[str]:
         """Use other settings from now on (see `Control`)."""
-        unsaved = {running.app.account for running in self.accounts if running.broker.state().unsaved}
+        unsaved = {running.app.account for running in self.accounts if running.token_source.state().unsaved}
         check_live(self._settings, settings, self._names, unsaved)
         changed = list_changes(self._settings, settings)
         await self._apply(settings)
@@ -146,9 +146,9 @@ class Service:
         chosen = [a for name, a in settings.accounts.items() if not self._names or name in self._names]
         running = {account.app.account: account for account in self.accounts}
         share = affordable_share(chosen)
-        doors = Doors(self._doors, self._given)
-        following: list[tuple[Parts, Door | None]] = []
-        admin: tuple[Door | None, AdminRules | None] = (None, None)
+        doors = ListeningSockets(self._doors, self._given)
+        following: list[tuple[Parts, ListeningSocket | None]] = []
+        admin: tuple[ListeningSocket | None, AdminRules | None] = (None, None)
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(doors.give_up)
             for account in chosen:
@@ -165,8 +165,8 @@ class Service:
                 admin = (admin_door, rules)
             # Last: what is wrong with an address must not have cost a one-time refresh token.
             for parts, _ in following:
-                await parts.broker.start()
-                if parts.broker.state().usable_s > 0:  # without a token no request leaves anyway
+                await parts.token_source.start()
+                if parts.token_source.state().usable_s > 0:  # without a token no request leaves anyway
                     parts.upstream.warm()
             undo.pop_all()
         # From here on nothing fails and nothing waits: no request sees half of a change.
@@ -189,7 +189,7 @@ class Service:
         return build_parts(
             account,
             before,
-            self._shapers.of(account),
+            self._queues.of(account),
             self._log,
             share=share,
             log_settings=settings.log,
@@ -201,7 +201,7 @@ class Service:
     # --- the change itself ----------------------------------------------------------------
 
     def _switch_accounts(
-        self, running: dict[str, RunningAccount], following: list[tuple[Parts, Door | None]]
+        self, running: dict[str, RunningAccount], following: list[tuple[Parts, ListeningSocket | None]]
     ) -> None:
         self.accounts.clear()  # the same list for good: the admin listener has it
         self._listeners.clear()
@@ -209,14 +209,14 @@ class Service:
         self._metrics.pacing.clear()
         for parts, door in following:
             account = running.pop(parts.settings.name, None)
-            self._metrics.accounts[parts.settings.name] = parts.broker.state
+            self._metrics.accounts[parts.settings.name] = parts.token_source.state
             if door is not None:
                 door.admit(parts.listener_settings.rules.uids)
-            self._metrics.pacing[parts.settings.upstream_origin] = self._shapers.retune(parts.settings).state
+            self._metrics.pacing[parts.settings.upstream_origin] = self._queues.retune(parts.settings).state
             if account is not None:
                 self._end(account.switch(parts))
             if account is None or account.door is not door:
-                listener = ProxyListener(parts.listener_settings, parts.forwarder, self._log, self._listeners)
+                listener = AccountServer(parts.listener_settings, parts.forwarder, self._log, self._listeners)
                 if door is not None:
                     listener.port = door.port
                     door.serve(listener.build_connection)
@@ -262,7 +262,7 @@ class Service:
     async def _close(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self._doors.close)
-            stack.push_async_callback(self._shapers.aclose)
+            stack.push_async_callback(self._queues.aclose)
             stack.push_async_callback(self._admin.aclose)
             if self._ending:
                 await asyncio.wait(self._ending)

@@ -70,7 +70,9 @@ class Fault:
 def parse_fault(document: object) -> Fault:
     """Read a fault's JSON form; raise ValueError that names what is wrong."""
     if not isinstance(document, dict):
-        raise ValueError("a fault is an object such as {'kind': 'status', 'status': 500}")
+        raise ValueError(  # noqa: TRY004 - callers are promised ValueError for any bad input
+            "a fault is an object such as {'kind': 'status', 'status': 500}"
+        )
     known = {each.name for each in fields(Fault)}
     if unknown := sorted(set(document) - known):
         raise ValueError(f"a fault has no {', '.join(map(repr, unknown))}; it has {', '.join(sorted(known))}")
@@ -86,7 +88,7 @@ class Faults:
     def check(self, value: object) -> object:
         """Accept a list of faults or of their JSON forms, kept as a new list of faults."""
         if not isinstance(value, list):
-            raise ValueError("expected a list of faults")
+            raise ValueError("expected a list of faults")  # noqa: TRY004 - a kind promises ValueError
         return [item if isinstance(item, Fault) else parse_fault(item) for item in value]
 
     def parse(self, text: str) -> object:

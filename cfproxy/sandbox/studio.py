@@ -45,7 +45,7 @@ class Studio:
         """Put everything back to what the seed gives."""
         for table in (self.jobs, self.products, self.work_units, self.outfits, self.assets):
             table.clear()
-        dice = random.Random(self.seed)
+        dice = random.Random(self.seed)  # noqa: S311 - invented data, repeatable on purpose
         self.production_types[:] = [{"id": _new_id(dice), "name": name} for name in _PRODUCTION_TYPES]
         clients = [(_new_id(dice), name) for name in _CLIENTS]
         for number in range(1, _JOBS + 1):

@@ -1,4 +1,4 @@
-"""One client's connection: requests in, in order; their answers are written by `Reply`.
+"""One client's connection: requests in, in order; their answers are written by `Response`.
 
 Owns: cutting requests out of what comes, the bounds of what is taken before it is wanted, time limits,
 and noticing that the client has left.
@@ -22,10 +22,17 @@ from typing import Protocol
 
 from cfproxy.errors import BadTarget
 from cfproxy.http1.framing import Framing, MalformedBody
-from cfproxy.http1.parser import Fields, MalformedHead, build_reader, parse_fields, request_end, split_request
-from cfproxy.http1.stream import Inflow
-from cfproxy.http1.timeout import Deadline
-from cfproxy.http1.write_batch import Outbox
+from cfproxy.http1.parser import (
+    MalformedHead,
+    RequestFields,
+    build_reader,
+    parse_fields,
+    request_end,
+    split_request,
+)
+from cfproxy.http1.stream import BodyStream
+from cfproxy.http1.timeout import IdleTimeout
+from cfproxy.http1.write_batch import WriteBatch
 from cfproxy.server.hangup import HangupWatch
 from cfproxy.server.request import Answering, Caller, Limits, Request
 from cfproxy.server.unix_sockets import peer_uid
@@ -36,7 +43,7 @@ LINGER_S = 5.0
 # A head up to this size is remembered, for the next one that is the same; a large one would be kept, and what
 # follows from it, for as long as its connection is idle.
 REMEMBERED_BYTES = 8 * 1024
-_NO_FIELDS = Fields((1, 1), (), Framing(None, chunked=False), keep_alive=False)
+_NO_FIELDS = RequestFields((1, 1), (), Framing(None, chunked=False), keep_alive=False)
 _NOTHING = (b"", b"\r")  # of a head: an empty line may come before it
 _EMPTY_LINES = re.compile(rb"\A(?:\r\n)+")
 _NEVER_ENDS = -1
@@ -78,16 +85,18 @@ class ClientConnection(Caller):
         outbox: of the connections that it sends side by side with.
     """
 
-    def __init__(self, listener: Listener, limits: Limits, watch: HangupWatch, outbox: Outbox) -> None:
-        super().__init__(outbox)
+    def __init__(
+        self, listener: Listener, limits: Limits, watch: HangupWatch, write_batch: WriteBatch
+    ) -> None:
+        super().__init__(write_batch)
         self._listener = listener
         self._limits = limits
         self._watch = watch
-        self._deadline = Deadline(self._overdue)
+        self._idle_timeout = IdleTimeout(self._overdue)
         self._unread: bytes | bytearray = b""
         self._head_bytes = 0  # of the next head, once it is there
         self._seen = 0  # so much of it is the beginning of a head that has no end yet
-        self._body: Inflow | None = None
+        self._body: BodyStream | None = None
         self.busy = False  # with a request
         self._request: Request | None = None
         self._answering: Answering | None = None  # as long as it has no task
@@ -95,7 +104,7 @@ class ClientConnection(Caller):
         self._read_at = 0.0  # when the last byte of the present request came
         self._ended = False  # the client's side of the connection
         self._deaf = False  # what still comes is thrown away
-        self._last_fields: tuple[bytes, Fields] = (b"", _NO_FIELDS)
+        self._last_fields: tuple[bytes, RequestFields] = (b"", _NO_FIELDS)
 
     # --- the transport's side -------------------------------------------------------------
 
@@ -107,7 +116,7 @@ class ClientConnection(Caller):
         self.remote_address = remote[0] if isinstance(remote, tuple) else None
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._listener.opened(self)
-        self._deadline.start(self._limits.keep_alive_s)
+        self._idle_timeout.start(self._limits.keep_alive_s)
 
     def data_received(self, data: bytes) -> None:
         """Take what came: of a body, of further requests, or of the next one."""
@@ -127,7 +136,7 @@ class ClientConnection(Caller):
             if len(self._unread) > self._limits.ahead_bytes:
                 self.hold_reading()
         elif self._can_begin():
-            self._deadline.stop()
+            self._idle_timeout.stop()
             self._listener.working(self)
             self.busy = self._take_next()
             if self._answering is not None and not self._answering.begin():
@@ -135,7 +144,7 @@ class ClientConnection(Caller):
         elif self._unread not in _NOTHING:
             if not had_some:
                 self._listener.began(self)
-                self._deadline.start(self._limits.head_s)
+                self._idle_timeout.start(self._limits.head_s)
             self._listener.holds(self, len(self._unread))
 
     def eof_received(self) -> bool:
@@ -154,7 +163,7 @@ class ClientConnection(Caller):
     def connection_lost(self, exc: Exception | None) -> None:
         """Give up what the client is not there for any more."""
         super().connection_lost(exc)
-        self._deadline.aclose()
+        self._idle_timeout.aclose()
         self._watch.forget(self._socket)
         if self._body is not None:
             self._body.fail(ConnectionResetError())
@@ -220,7 +229,7 @@ class ClientConnection(Caller):
     async def _run(self) -> bool:
         """Have the present request answered; return whether there can be another one."""
         answering, self._answering = self._answering, None
-        assert answering is not None
+        assert answering is not None  # noqa: S101 - whoever calls has looked
         goes_on = await answering.run()
         return goes_on and self._request is not None and self._request.read_whole
 
@@ -244,7 +253,7 @@ class ClientConnection(Caller):
             return
         if self._unread:
             self._listener.began(self)
-        self._deadline.start(self._limits.head_s if self._unread else self._limits.keep_alive_s)
+        self._idle_timeout.start(self._limits.head_s if self._unread else self._limits.keep_alive_s)
         self.release_reading()
 
     def cut(self) -> asyncio.Task[None] | None:
@@ -315,10 +324,10 @@ class ClientConnection(Caller):
         self.release_reading()  # held for what was ahead; this request's body may be behind it
         request = Request(self, method, target, fields)
         if fields.framing.has_body:
-            request.body = self._body = Inflow(
+            request.body = self._body = BodyStream(
                 self,
                 build_reader(fields.framing),
-                self._deadline,
+                self._idle_timeout,
                 self._limits.idle_s,
                 self._limits.ahead_bytes,
             )
@@ -328,7 +337,7 @@ class ClientConnection(Caller):
             self.hold_reading()
         return request
 
-    def _parse(self, rest: bytes) -> Fields:
+    def _parse(self, rest: bytes) -> RequestFields:
         """Parse a head from behind its target; the same one again costs a comparison."""
         if rest == self._last_fields[0]:
             return self._last_fields[1]
@@ -343,7 +352,7 @@ class ClientConnection(Caller):
 
     def _feed_body(self, data: bytes) -> bytes:
         """Give the body its part of `data`, return the rest."""
-        assert self._body is not None
+        assert self._body is not None  # noqa: S101 - whoever calls has looked
         try:
             rest = self._body.feed(data)
         except MalformedBody:
@@ -382,16 +391,16 @@ class ClientConnection(Caller):
         self.flush()
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
-        self._deadline.start(LINGER_S)
+        self._idle_timeout.start(LINGER_S)
 
     def _close(self) -> None:
         """Close behind what is still to be written, if the client reads it in time."""
         if self.transport is not None and not self.lost:
             self.close()
-            self._deadline.start(self._limits.idle_s)
+            self._idle_timeout.start(self._limits.idle_s)
 
     @property
     def _socket(self) -> socket.socket:
-        assert self.transport is not None
+        assert self.transport is not None  # noqa: S101 - it was there from the first
         sock: socket.socket = self.transport.get_extra_info("socket")
         return sock

@@ -50,7 +50,7 @@ class _Early(asyncio.Protocol):
         self._said += data
         self.transport.pause_reading()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the interface's signature
         """Wait no more."""
         self._left(self)
 
@@ -72,7 +72,7 @@ class _Nobody(asyncio.Protocol):
         cast("asyncio.Transport", transport).abort()
 
 
-class Door:
+class ListeningSocket:
     """One listening address.
 
     Args:
@@ -201,7 +201,7 @@ def address_of(sock: socket.socket) -> TcpAddress | UnixAddress:
     raise ListenError("a socket that was handed over is neither TCP nor a Unix socket with a path")
 
 
-class Doors:
+class ListeningSockets:
     """The listening addresses of one configuration, opened beside those of the one before.
 
     Args:
@@ -209,17 +209,17 @@ class Doors:
         given: sockets that were handed to the process, each with its name.
     """
 
-    def __init__(self, before: Doors | None, given: list[tuple[str, socket.socket]]) -> None:
-        self._before = {} if before is None else before._doors
+    def __init__(self, before: ListeningSockets | None, given: list[tuple[str, socket.socket]]) -> None:
+        self._before = {} if before is None else before._doors  # noqa: SLF001 - of the same class
         self._given = given
-        self._doors: dict[str, Door] = {}
+        self._doors: dict[str, ListeningSocket] = {}
         self._taken: list[socket.socket] = []
 
     def unused(self) -> list[TcpAddress | UnixAddress]:
         """Return where sockets listen that were handed over and that nobody asked for."""
         return [address_of(sock) for _, sock in self._given if sock not in self._taken]
 
-    async def open(self, owner: str, address: TcpAddress | UnixAddress) -> Door:
+    async def open(self, owner: str, address: TcpAddress | UnixAddress) -> ListeningSocket:
         """Return the door of `owner`: an account, or `admin`.
 
         A socket that was handed over is used if it has the owner's name or its address.
@@ -239,7 +239,7 @@ class Doors:
         door = self._before.get(key)
         if door is None:
             # A copy: should another configuration not want it, the one after that may.
-            door = await Door.open(address, None if given is None else given.dup())
+            door = await ListeningSocket.open(address, None if given is None else given.dup())
         self._doors[key] = door
         return door
 

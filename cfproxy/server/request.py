@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from cfproxy.errors import BadTarget
-from cfproxy.http1.parser import Fields, HeadLimits
-from cfproxy.http1.stream import FlowProtocol, Inflow
+from cfproxy.http1.parser import HeadLimits, RequestFields
+from cfproxy.http1.stream import BodyStream, StreamProtocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Limits:
     ahead_bytes: int = 64 * 1024
 
 
-class Caller(FlowProtocol):
+class Caller(StreamProtocol):
     """A client's connection, as who answers its requests sees it."""
 
     local_address: str | None = None
@@ -78,8 +78,8 @@ class Request:
     connection: Caller
     method: bytes
     target: bytes = field(repr=False)
-    fields: Fields
-    body: Inflow | None = None
+    fields: RequestFields
+    body: BodyStream | None = None
     error: BadTarget | None = None
 
     @property

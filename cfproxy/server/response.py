@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable
 
 from cfproxy.http1.framing import render_chunk, render_last_chunk
-from cfproxy.http1.headers import folded
+from cfproxy.http1.headers import normalise
 from cfproxy.server.request import Request
 
 CLIENT_LEFT = 499  # what logs and metrics say, as nginx has it; never sent
@@ -23,7 +23,7 @@ _RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 Headers = Iterable[tuple[bytes, bytes]]
 
 
-class Reply:
+class Response:
     """An answer: `begin`, `write` as often as there is something, `end`.
 
     Args:
@@ -169,7 +169,7 @@ class Reply:
 
 def _without_length(headers: Headers) -> list[tuple[bytes, bytes]]:
     """Return what an answer says that has no body whatever it says (RFC 9110 §8.6)."""
-    return [(name, value) for name, value in headers if folded(name) != b"content-length"]
+    return [(name, value) for name, value in headers if normalise(name) != b"content-length"]
 
 
 def _render_head(status: int, reason: bytes, headers: Headers) -> bytes:

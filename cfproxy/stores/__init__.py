@@ -13,7 +13,7 @@ from cfproxy.auth.interfaces import TokenStore
 from cfproxy.config import RedisAddress
 from cfproxy.errors import ConfigError
 from cfproxy.secret import Secret
-from cfproxy.stores.encryption import Codec
+from cfproxy.stores.encryption import DocumentCodec
 from cfproxy.stores.file import FileStore
 from cfproxy.stores.memory import MemoryStore
 
@@ -36,12 +36,12 @@ def open_store(
         ConfigError: another word, or a file store without a folder.
     """
     if isinstance(store, RedisAddress):
-        from cfproxy.stores.redis.store import RedisStore
+        from cfproxy.stores.redis.store import RedisStore  # noqa: PLC0415 - optional
 
-        return RedisStore(store, Codec(key), ca_file)
+        return RedisStore(store, DocumentCodec(key), ca_file)
     if store == "memory":
         return MemoryStore()
     if store.partition(":")[0] == "file" and directory is not None:
-        return FileStore(directory, Codec(key))
+        return FileStore(directory, DocumentCodec(key))
     # The value is left out: a store's URL may hold a password.
     raise ConfigError("store: use file, file:DIR, memory or redis://host:port/0")

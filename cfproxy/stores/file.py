@@ -23,7 +23,7 @@ from cfproxy.errors import StoreUnavailable, StoreUnusable
 from cfproxy.secret import Secret
 from cfproxy.stores.atomic_files import FILE_MAX_BYTES, Folder
 from cfproxy.stores.attempts import Entry, choose, from_document, to_document
-from cfproxy.stores.encryption import Codec
+from cfproxy.stores.encryption import DocumentCodec
 from cfproxy.stores.file_lock import hold
 
 USED_SUFFIX = ".used.json"
@@ -37,9 +37,9 @@ class FileStore:
         codec: turns documents into the files' contents; in clear by default.
     """
 
-    def __init__(self, directory: Path, codec: Codec | None = None) -> None:
+    def __init__(self, directory: Path, codec: DocumentCodec | None = None) -> None:
         self._folder = Folder(directory)
-        self._codec = codec or Codec()
+        self._codec = codec or DocumentCodec()
 
     @property
     def location(self) -> str:

@@ -34,10 +34,10 @@ async def hold(folder: Folder, name: str, timeout_s: float, busy: str) -> AsyncI
         StoreUnusable: the folder or the lock file is not safe.
     """
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout_s
+    idle_timeout = loop.time() + timeout_s
     pause_s = FIRST_PAUSE_S
     while (fd := await _try_in_thread(folder, name)) is None:
-        left_s = deadline - loop.time()
+        left_s = idle_timeout - loop.time()
         if left_s <= 0:
             raise StoreUnavailable(busy)
         await asyncio.sleep(min(pause_s, left_s))
@@ -73,7 +73,7 @@ def try_lock(folder: Folder, name: str) -> int | None:
     Raises:
         StoreUnavailable, StoreUnusable
     """
-    from filelock import lock_descriptor
+    from filelock import lock_descriptor  # noqa: PLC0415 - a start with a valid token locks nothing
 
     path = folder.path / name
     with folder.naming_errors("lock"):
@@ -93,7 +93,7 @@ def try_lock(folder: Folder, name: str) -> int | None:
 
 def unlock(fd: int) -> None:
     """Give a lock of `try_lock` back; never raises, never blocks."""
-    from filelock import unlock_descriptor
+    from filelock import unlock_descriptor  # noqa: PLC0415 - imported already
 
     with suppress(OSError):
         # Closing alone is not enough where a forked child still has the descriptor.

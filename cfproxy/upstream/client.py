@@ -26,11 +26,11 @@ from cfproxy.auth.models import Token
 from cfproxy.errors import UpstreamTimeout, UpstreamUnreachable
 from cfproxy.http1.framing import render_chunk, render_last_chunk
 from cfproxy.http1.parser import AnswerHead
-from cfproxy.http1.stream import Inflow
+from cfproxy.http1.stream import BodyStream
 from cfproxy.upstream.connection import UpstreamConnection
 from cfproxy.upstream.interfaces import BegunAnswer, Call, RequestBody
 from cfproxy.upstream.pool import Pool
-from cfproxy.upstream.upload_slots import Place, Uploads
+from cfproxy.upstream.upload_slots import UploadSlot, UploadSlots
 
 CONNECTIONS = 1000
 # The first request, and one beside it, need not wait for DNS and TLS. More would be opened for nobody, often.
@@ -60,7 +60,7 @@ class HttpUpstream:
     ) -> None:
         self.pool = Pool(url, tls=tls, connect_s=connect_s, idle_s=idle_s, limit=limit)
         self._idle_s = idle_s
-        self._uploads = Uploads(max(1, limit // 2), connect_s)
+        self._upload_slots = UploadSlots(max(1, limit // 2), connect_s)
 
     def warm(self) -> None:
         """Open connections in the background, ahead of the first requests (see `Pool.warm`)."""
@@ -87,7 +87,7 @@ class HttpUpstream:
 
     async def send(self, call: Call, token: Token, begun: BegunAnswer | None = None) -> HttpAnswer:
         """Send the request, return the answer once its head is there (see `ports.Upstream.send`)."""
-        assert begun is None or isinstance(begun, HttpAnswer)
+        assert begun is None or isinstance(begun, HttpAnswer)  # noqa: S101 - it came from `begin`
         while True:
             answer = begun or await self._open_exchange(call)
             connection = answer.connection
@@ -109,7 +109,7 @@ class HttpUpstream:
 
     async def _open_exchange(self, call: Call) -> HttpAnswer:
         """Return a connection for `call`, with a place for its body if it needs one."""
-        place = None if call.body is None else await self._uploads.take_place(call.body)
+        place = None if call.body is None else await self._upload_slots.take_place(call.body)
         try:
             connection = await self.pool.take()
         except BaseException:
@@ -140,9 +140,9 @@ class HttpAnswer:
     """
 
     __slots__ = (
+        "_body_stream",
         "_closed",
         "_idle_s",
-        "_inflow",
         "_place",
         "_pool",
         "_sent",
@@ -152,7 +152,7 @@ class HttpAnswer:
     )
 
     def __init__(
-        self, connection: UpstreamConnection, pool: Pool, idle_s: float, place: Place | None = None
+        self, connection: UpstreamConnection, pool: Pool, idle_s: float, place: UploadSlot | None = None
     ) -> None:
         self.connection = connection
         self._place = place
@@ -162,7 +162,7 @@ class HttpAnswer:
         self._sent = False  # the whole request
         self._closed = False
         self.head: AnswerHead
-        self._inflow: Inflow
+        self._body_stream: BodyStream
 
     @property
     def status(self) -> int:
@@ -177,12 +177,12 @@ class HttpAnswer:
     @property
     def exhausted(self) -> bool:
         """Whether the whole body has come and was taken."""
-        return self._inflow.exhausted
+        return self._body_stream.exhausted
 
     @property
     def trailers(self) -> list[tuple[bytes, bytes]]:
         """What followed a chunked body, once it has been read."""
-        return self._inflow.trailers
+        return self._body_stream.trailers
 
     def ask(self, call: Call, head: bytes) -> None:
         """Send the request, or begin to; once.
@@ -211,10 +211,10 @@ class HttpAnswer:
 
     def arrived_whole(self) -> bool:
         """Return whether head and body are there, waiting for nothing."""
-        head, inflow = self.connection.head, self.connection.inflow
-        if head is None or inflow is None or not inflow.complete:
+        head, body_stream = self.connection.head, self.connection.body_stream
+        if head is None or body_stream is None or not body_stream.complete:
             return False
-        self.head, self._inflow = head, inflow
+        self.head, self._body_stream = head, body_stream
         return True
 
     def close(self) -> None:
@@ -231,19 +231,19 @@ class HttpAnswer:
         """
         connection = self.connection
         self.head = await connection.read_head()
-        assert connection.inflow is not None
-        self._inflow = connection.inflow
+        assert connection.body_stream is not None  # noqa: S101 - it comes with the head
+        self._body_stream = connection.body_stream
         if self._upload is not None and not self._upload.done() and self.head.status >= 400:
             # It has said no: what is still to come of the body is of no use to it (RFC 9112 §9.5).
             await self._stop_upload()
 
     def take(self) -> bytes:
         """Return what has come of the body and was not taken yet, without waiting."""
-        return self._inflow.take()
+        return self._body_stream.take()
 
     async def read(self) -> bytes:
         """Return the next piece of the body, b"" after the last one."""
-        return await self._inflow.read()
+        return await self._body_stream.read()
 
     async def finish_upload(self) -> None:
         """Let the rest of the request's body go up behind its answer, if the API still takes it."""
@@ -288,7 +288,7 @@ class HttpAnswer:
         connection = self.connection
         try:
             connection.write(data)
-            connection.deadline.touch()
+            connection.idle_timeout.touch()
             await connection.drain(self._idle_s)
         except TimeoutError:
             raise UpstreamTimeout("the API stopped reading the request") from None
@@ -317,5 +317,5 @@ def _framed(body: bytes | None, call: Call) -> bytes:
         return b""
     if not call.chunked:
         return body or b""
-    assert call.body is not None
+    assert call.body is not None  # noqa: S101 - it is what is chunked
     return (render_chunk(body) if body else b"") + render_last_chunk(call.body.trailers)

@@ -17,13 +17,19 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from cfproxy.errors import UpstreamError, UpstreamProtocol, UpstreamTimeout, UpstreamUnreachable, fresh
+from cfproxy.errors import (
+    UpstreamError,
+    UpstreamProtocol,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+    without_traceback,
+)
 from cfproxy.http1.framing import MalformedBody
 from cfproxy.http1.headers import RawHeaders
 from cfproxy.http1.parser import AnswerHead, HeadLimits, MalformedHead, answer_end, parse_answer
-from cfproxy.http1.stream import FlowProtocol, Inflow
-from cfproxy.http1.timeout import Deadline
-from cfproxy.http1.write_batch import Outbox
+from cfproxy.http1.stream import BodyStream, StreamProtocol
+from cfproxy.http1.timeout import IdleTimeout
+from cfproxy.http1.write_batch import WriteBatch
 
 LIMITS = HeadLimits(headers=1000)
 # All interim answers to one request together: a flood of them is not an answer that takes its time.
@@ -31,7 +37,7 @@ INTERIM_MAX = 64 * 1024
 _BROKE_OFF = "the API's answer broke off in the middle"
 
 
-class UpstreamConnection(FlowProtocol):
+class UpstreamConnection(StreamProtocol):
     """A connection to the API.
 
     Args:
@@ -41,15 +47,18 @@ class UpstreamConnection(FlowProtocol):
     """
 
     def __init__(
-        self, idle_s: float, on_lost: Callable[[UpstreamConnection], None], outbox: Outbox | None = None
+        self,
+        idle_s: float,
+        on_lost: Callable[[UpstreamConnection], None],
+        write_batch: WriteBatch | None = None,
     ) -> None:
-        super().__init__(outbox)
+        super().__init__(write_batch)
         self._on_lost = on_lost
         self.kept = False  # whether it has lain idle, so that the other side may have closed it
         self.heard = False  # whether anything came since `begin`
         self.idle_since = 0.0
-        self.deadline = Deadline(self._overdue)
-        self.inflow: Inflow | None = None  # the answer's body, once its head is there
+        self.idle_timeout = IdleTimeout(self._overdue)
+        self.body_stream: BodyStream | None = None  # the answer's body, once its head is there
         self._idle_s = idle_s
         self._asked = False
         self._to_head = False
@@ -85,10 +94,14 @@ class UpstreamConnection(FlowProtocol):
 
     def finish(self) -> bool:
         """End the exchange; return whether there can be another one."""
-        head, inflow = self.head, self.inflow
+        head, body_stream = self.head, self.body_stream
         self._asked = False
-        self.head = self.inflow = self._on_interim = self._on_arrival = None
-        if head is None or inflow is None or not (inflow.exhausted and head.keep_alive and self.usable):
+        self.head = self.body_stream = self._on_interim = self._on_arrival = None
+        if (
+            head is None
+            or body_stream is None
+            or not (body_stream.exhausted and head.keep_alive and self.usable)
+        ):
             return False
         return not self.reading_held
 
@@ -108,10 +121,10 @@ class UpstreamConnection(FlowProtocol):
                 await self._waiter
             finally:
                 self._waiter = None
-                self.deadline.stop()
+                self.idle_timeout.stop()
         if self.head is None:
-            assert self._error is not None
-            raise fresh(self._error)
+            assert self._error is not None  # noqa: S101 - what else would have woken us
+            raise without_traceback(self._error)
         return self.head
 
     async def wait_to_go_on(self, limit_s: float) -> bool:
@@ -124,21 +137,21 @@ class UpstreamConnection(FlowProtocol):
     def expect_answer(self) -> None:
         """Count the silence from now on: everything has been sent."""
         if self.head is None:
-            self.deadline.start(self._idle_s)
+            self.idle_timeout.start(self._idle_s)
 
     def fail(self, error: BaseException) -> None:
         """Let whoever waits have `error`; within an answer it can only be told that this one broke off."""
-        self._error = self._error or fresh(error)
-        if self.inflow is not None:
-            self.inflow.fail(UpstreamProtocol(_BROKE_OFF))
+        self._error = self._error or without_traceback(error)
+        if self.body_stream is not None:
+            self.body_stream.fail(UpstreamProtocol(_BROKE_OFF))
         self._wake()
 
     def data_received(self, data: bytes) -> None:
         """Take what came."""
         self.heard = True
         try:
-            if self.inflow is not None:
-                self._surplus |= bool(self.inflow.feed(data))
+            if self.body_stream is not None:
+                self._surplus |= bool(self.body_stream.feed(data))
             elif self._asked and not self.unsent:
                 self._read_heads(self._unread + data if self._unread else data)
             else:
@@ -153,17 +166,17 @@ class UpstreamConnection(FlowProtocol):
 
     def eof_received(self) -> None:
         """Take note of an orderly end, which may be the end of the body."""
-        if self.inflow is not None:
+        if self.body_stream is not None:
             try:
-                self.inflow.end()
+                self.body_stream.end()
             except MalformedBody:
-                self.inflow.fail(UpstreamProtocol(_BROKE_OFF))
+                self.body_stream.fail(UpstreamProtocol(_BROKE_OFF))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever waits."""
         super().connection_lost(exc)
-        self.deadline.aclose()
-        if self.inflow is not None or self._unread:
+        self.idle_timeout.aclose()
+        if self.body_stream is not None or self._unread:
             self.fail(UpstreamProtocol(_BROKE_OFF))
         else:
             self.fail(
@@ -186,13 +199,13 @@ class UpstreamConnection(FlowProtocol):
                 raise UpstreamProtocol("the API sends interim answers without end")
             self._take_interim(head)
         self._unread = data
-        self.deadline.touch()
+        self.idle_timeout.touch()
 
     def _take_final(self, head: AnswerHead, data: bytes) -> None:
         self.head = head
-        self.inflow = Inflow(self, head.build_reader(), self.deadline, self._idle_s)
+        self.body_stream = BodyStream(self, head.build_reader(), self.idle_timeout, self._idle_s)
         if data:
-            self._surplus |= bool(self.inflow.feed(data))
+            self._surplus |= bool(self.body_stream.feed(data))
         self._wake()
 
     def _take_interim(self, head: AnswerHead) -> None:
@@ -206,8 +219,8 @@ class UpstreamConnection(FlowProtocol):
             self._on_interim(head.status, head.reason, head.raw_headers)
 
     def _overdue(self) -> None:
-        if self.inflow is not None:
-            self.inflow.fail(UpstreamTimeout("the API stopped sending in the middle of its answer"))
+        if self.body_stream is not None:
+            self.body_stream.fail(UpstreamTimeout("the API stopped sending in the middle of its answer"))
         else:
             self.fail(UpstreamTimeout("the API did not answer within timeouts.idle"))
 
@@ -217,5 +230,5 @@ class UpstreamConnection(FlowProtocol):
             self._waiter.set_result(None)
         if self._on_arrival is not None:
             on_arrival, self._on_arrival = self._on_arrival, None
-            self.deadline.stop()
+            self.idle_timeout.stop()
             on_arrival()

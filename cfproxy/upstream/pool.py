@@ -25,8 +25,8 @@ import aiohappyeyeballs
 from yarl import URL
 
 from cfproxy.errors import UpstreamError, UpstreamTimeout, UpstreamTls, UpstreamUnreachable
-from cfproxy.http1.timeout import Deadline
-from cfproxy.http1.write_batch import Outbox
+from cfproxy.http1.timeout import IdleTimeout
+from cfproxy.http1.write_batch import WriteBatch
 from cfproxy.upstream.connection import UpstreamConnection
 
 # Below the idle time of the usual load balancers (60 s), so that it is us who close first.
@@ -53,8 +53,8 @@ class Pool:
         self, url: str, *, tls: ssl.SSLContext | None, connect_s: float, idle_s: float, limit: int
     ) -> None:
         origin = URL(url).origin()
-        assert origin.raw_host is not None
-        assert origin.port is not None
+        assert origin.raw_host is not None  # noqa: S101 - an origin has one
+        assert origin.port is not None  # noqa: S101 - http and https have defaults
         self._host, self._port = origin.raw_host, origin.port
         self._numeric = _numeric_address(self._host, self._port)
         self._tls: ssl.SSLContext | None = None
@@ -64,7 +64,7 @@ class Pool:
         self._idle_s = idle_s
         self._limit = limit
         self._loop = asyncio.get_running_loop()
-        self._outbox = Outbox()
+        self._write_batch = WriteBatch()
         self._all: set[UpstreamConnection] = set()
         self._idle: deque[UpstreamConnection] = deque()  # the latest used at the end
         self._opening = 0
@@ -72,7 +72,7 @@ class Pool:
         # Each gets a connection, or None: the place for a new one, counted in `_opening` already.
         self._waiting: deque[asyncio.Future[UpstreamConnection | None]] = deque()
         self._resolving: asyncio.Task[list[aiohappyeyeballs.AddrInfoType]] | None = None
-        self._ageing = Deadline(self._close_old)
+        self._ageing = IdleTimeout(self._close_old)
         self._warming: asyncio.Task[None] | None = None
 
     @property
@@ -239,7 +239,7 @@ class Pool:
             await self._resolve(), happy_eyeballs_delay=HEAD_START_S
         )
         _, connection = await self._loop.create_connection(
-            lambda: UpstreamConnection(self._idle_s, self._forget, self._outbox),
+            lambda: UpstreamConnection(self._idle_s, self._forget, self._write_batch),
             sock=sock,
             ssl=self._tls,
             server_hostname=None if self._tls is None else self._host,

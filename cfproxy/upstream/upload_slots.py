@@ -20,7 +20,7 @@ from cfproxy.upstream.interfaces import RequestBody
 FIRST_LOOK_S, LATER_LOOK_S = 0.01, 1.0
 
 
-class Uploads:
+class UploadSlots:
     """The places.
 
     Args:
@@ -32,7 +32,7 @@ class Uploads:
         self._free = most
         self._wait_s = wait_s
 
-    async def take_place(self, body: RequestBody) -> Place | None:
+    async def take_place(self, body: RequestBody) -> UploadSlot | None:
         """Wait until `body` may be under way; return its place, if it needs one.
 
         Raises:
@@ -44,7 +44,7 @@ class Uploads:
         while not body.arrived:
             if self._free:
                 self._free -= 1
-                return Place(self)
+                return UploadSlot(self)
             if loop.time() >= give_up_at:
                 raise UpstreamTimeout(
                     "too many request bodies come slowly; send this one faster, or raise limits.upstream",
@@ -55,21 +55,21 @@ class Uploads:
         return None
 
     def give_back(self) -> None:
-        """Take note of a place that is free again; for `Place`."""
+        """Take note of a place that is free again; for `UploadSlot`."""
         self._free += 1
 
 
-class Place:
+class UploadSlot:
     """What one body under way takes up."""
 
-    __slots__ = ("_left", "_uploads")
+    __slots__ = ("_left", "_upload_slots")
 
-    def __init__(self, uploads: Uploads) -> None:
-        self._uploads = uploads
+    def __init__(self, uploads: UploadSlots) -> None:
+        self._upload_slots = uploads
         self._left = False
 
     def leave(self) -> None:
         """Give the place back; once is enough."""
         if not self._left:
             self._left = True
-            self._uploads.give_back()
+            self._upload_slots.give_back()

@@ -17,9 +17,9 @@ TURNS = 25
 async def test_callers_who_leave_do_not_end_the_refresh_that_they_share(world: World) -> None:
     """Of a thousand callers 300 hang up half-way: there is one refresh, it is saved, the others get it."""
     await world.put_expired()
-    broker = await world.broker()
+    token_source = await world.token_source()
     world.endpoint.gate.clear()
-    callers = [asyncio.create_task(broker.get()) for _ in range(1000)]
+    callers = [asyncio.create_task(token_source.get()) for _ in range(1000)]
     await world.clock.settle()
     for caller in callers[:300]:
         caller.cancel()
@@ -35,9 +35,9 @@ async def test_callers_who_leave_do_not_end_the_refresh_that_they_share(world: W
 async def test_a_refresh_that_everybody_left_is_finished_and_saved(world: World) -> None:
     """When the only caller hangs up, the rotated refresh token still reaches the store."""
     await world.put_expired()
-    broker = await world.broker()
+    token_source = await world.token_source()
     world.endpoint.gate.clear()
-    caller = asyncio.create_task(broker.get())
+    caller = asyncio.create_task(token_source.get())
     await world.clock.settle()
     caller.cancel()
     await asyncio.wait({caller})
@@ -56,8 +56,8 @@ async def test_a_call_may_be_cancelled_at_every_await(
     login = await (world.put_expired() if call == "get" else world.put())
     world.endpoint.plan = [down(sent=False)] if outcome == "fails" else []
     world.endpoint.live = None if outcome == "refuses" else "refresh-1"
-    broker = await world.broker()
-    caller = asyncio.create_task(broker.get() if call == "get" else broker.replace(login.token))
+    token_source = await world.token_source()
+    caller = asyncio.create_task(token_source.get() if call == "get" else token_source.replace(login.token))
     for _ in range(after_turns):
         await asyncio.sleep(0)
     caller.cancel()
@@ -68,18 +68,18 @@ async def test_a_call_may_be_cancelled_at_every_await(
     await world.clock.advance(2)
     if outcome == "refuses":
         with pytest.raises(LoginRequired):
-            await (broker.get() if call == "get" else broker.replace(login.token))
+            await (token_source.get() if call == "get" else token_source.replace(login.token))
     else:
-        token = await (broker.get() if call == "get" else broker.replace(login.token))
+        token = await (token_source.get() if call == "get" else token_source.replace(login.token))
         assert token.value == Secret("access-2")
     assert len(world.endpoint.calls) <= (2 if outcome == "fails" else 1)
-    assert broker.state().login == await world.stored()
+    assert token_source.state().login == await world.stored()
 
 
 async def test_the_matrix_reaches_the_end_of_a_call(world: World) -> None:
     """An undisturbed call is over within the turns of the matrix above."""
     await world.put_expired()
-    caller = asyncio.create_task((await world.broker()).get())
+    caller = asyncio.create_task((await world.token_source()).get())
     for _ in range(TURNS - 1):
         await asyncio.sleep(0)
     assert caller.done()
@@ -92,10 +92,10 @@ async def test_the_matrix_reaches_the_end_of_a_call(world: World) -> None:
 async def test_closing_waits_for_a_refresh_under_way_and_saves_it(world: World) -> None:
     """A stop in the middle of a refresh does not lose the login."""
     await world.put_expired()
-    broker = await world.broker()
+    token_source = await world.token_source()
     world.endpoint.gate.clear()
     await world.clock.settle()
-    closing = asyncio.create_task(broker.aclose())
+    closing = asyncio.create_task(token_source.aclose())
     await world.clock.settle()
     assert world.endpoint.in_flight == 1
     assert not closing.done()
@@ -109,10 +109,10 @@ async def test_closing_saves_what_could_not_be_saved_before(world: World) -> Non
     """A token that is only in memory gets one last chance."""
     await world.put_expired()
     world.store.save_fault, world.store.good_saves = StoreUnavailable("the disk is full"), 1
-    broker = await world.broker()
-    await broker.get()
+    token_source = await world.token_source()
+    await token_source.get()
     world.store.mend()
-    await broker.aclose()
+    await token_source.aclose()
     assert (await world.stored()).refresh_token == Secret("refresh-2")
 
 
@@ -120,25 +120,25 @@ async def test_closing_ends_even_if_the_store_is_gone(world: World) -> None:
     """A store out of reach does not keep the process from stopping."""
     await world.put_expired()
     world.store.save_fault = StoreUnavailable("the disk is full")
-    broker = await world.broker()
-    await broker.get()
+    token_source = await world.token_source()
+    await token_source.get()
     world.store.break_down()
-    await broker.aclose()
-    assert broker.state().unsaved
+    await token_source.aclose()
+    assert token_source.state().unsaved
 
 
 async def test_after_closing_nothing_is_begun(world: World) -> None:
     """Late requests are served from memory or refused; they start no refresh and no read."""
     login = await world.put()
-    broker = await world.broker()
-    await broker.aclose()
+    token_source = await world.token_source()
+    await token_source.aclose()
     await world.put(serial=2)
     await world.clock.advance(3400)
     loads = world.store.loads
-    assert at_once(broker.get()).value == Secret("access-1")
+    assert at_once(token_source.get()).value == Secret("access-1")
     with pytest.raises(CfproxyError, match="shutting down"):
-        await broker.replace(login.token)
+        await token_source.replace(login.token)
     await world.clock.advance(300)
     with pytest.raises(CfproxyError, match="shutting down"):
-        await broker.get()
+        await token_source.get()
     assert (world.endpoint.calls, world.store.loads) == ([], loads)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cfproxy.auth.models import Token, login_problem
-from cfproxy.auth.token_source import Broker
+from cfproxy.auth.token_source import TokenSource
 from cfproxy.errors import CfproxyError, Misconfigured, StoreUnavailable, StoreUnusable
 from cfproxy.secret import Secret
 from tests.fakes import LOST, World, down
@@ -56,7 +56,7 @@ class Story(RuleBasedStateMachine):
         async def begin() -> None:
             if logged_in:
                 await self._log_in()
-            self.brokers = [await self.world.broker(), await self.world.broker()]
+            self.brokers = [await self.world.token_source(), await self.world.token_source()]
 
         self.run(begin())
 
@@ -144,7 +144,7 @@ class Story(RuleBasedStateMachine):
     def a_process_restarts(self, who: int) -> None:
         async def restart() -> None:
             await self.brokers[who].aclose()
-            self.brokers[who] = await self.world.broker()
+            self.brokers[who] = await self.world.token_source()
 
         self.run(restart())
 
@@ -186,15 +186,15 @@ class Story(RuleBasedStateMachine):
         world.endpoint.plan, world.endpoint.always = [], None
         world.endpoint.gate.set()
         await world.clock.advance(400)
-        for broker in self.brokers:
-            await broker.look()
+        for token_source in self.brokers:
+            await token_source.look()
             await world.clock.settle()
         stored = await world.store.load("default")
         if stored is not None and login_problem(stored, world.app) is None:
             assert self.excused or stored.refresh_token == Secret(str(world.endpoint.live))
-            for broker in self.brokers:
-                self._judge(await broker.get())
-                assert not broker.state().unsaved
+            for token_source in self.brokers:
+                self._judge(await token_source.get())
+                assert not token_source.state().unsaved
         elif stored is not None:
             assert self.excused, "a login was lost"
         await asyncio.gather(*self.callers, return_exceptions=True)
@@ -218,16 +218,16 @@ class Story(RuleBasedStateMachine):
         login_at = world.clock.time() + number / 1000
         await world.put(token=token, refresh_token=Secret(f"refresh-{number}"), login_at=login_at)
 
-    async def _get(self, broker: Broker) -> None:
+    async def _get(self, token_source: TokenSource) -> None:
         try:
-            token = await broker.get()
+            token = await token_source.get()
         except CfproxyError:
             return
         self._judge(token)
 
-    async def _replace(self, broker: Broker, rejected: Token) -> None:
+    async def _replace(self, token_source: TokenSource, rejected: Token) -> None:
         try:
-            token = await broker.replace(rejected)
+            token = await token_source.replace(rejected)
         except CfproxyError:
             return
         if token.value != rejected.value:

@@ -25,7 +25,7 @@ import structlog
 from cfproxy.auth.interfaces import TokenReply
 from cfproxy.auth.token_endpoint import HttpTokenEndpoint
 from cfproxy.config import load_settings
-from cfproxy.runtime.factory import build_broker, build_store
+from cfproxy.runtime.factory import build_store, build_token_source
 
 CALLS = ("open", "write", "utime", "fsync", "close", "replace", "unlink")
 
@@ -78,11 +78,11 @@ class Countdown:
 
 async def refresh_once(config: Path, countdown: Countdown) -> None:
     account = load_settings(config, {}).accounts["default"]
-    broker = build_broker(account, build_store(account), structlog.get_logger())
+    token_source = build_token_source(account, build_store(account), structlog.get_logger())
     countdown.armed = True
-    await broker.get()
+    await token_source.get()
     countdown.armed = False
-    await broker.aclose()
+    await token_source.aclose()
 
 
 def attempt(config: Path, number: int) -> str | None:

@@ -12,16 +12,16 @@ from pathlib import Path
 import structlog
 
 from cfproxy.config import load_settings
-from cfproxy.runtime.factory import build_broker, build_store
+from cfproxy.runtime.factory import build_store, build_token_source
 
 
 async def refresh(config: Path, count: int) -> None:
     account = load_settings(config, {}).accounts["default"]
-    broker = build_broker(account, build_store(account), structlog.get_logger())
-    await broker.start()
-    while broker.state().refreshes < count:
-        await broker.replace(await broker.get())
-    await broker.aclose()
+    token_source = build_token_source(account, build_store(account), structlog.get_logger())
+    await token_source.start()
+    while token_source.state().refreshes < count:
+        await token_source.replace(await token_source.get())
+    await token_source.aclose()
 
 
 if __name__ == "__main__":

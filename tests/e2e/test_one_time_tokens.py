@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import structlog
 
-from cfproxy.auth.token_source import Broker
+from cfproxy.auth.token_source import TokenSource
 from cfproxy.errors import LoginRequired
-from cfproxy.runtime.factory import build_broker, build_store
+from cfproxy.runtime.factory import build_store, build_token_source
 from cfproxy.sandbox import Fault
 
 from .kit import ROOT, World
@@ -30,11 +30,11 @@ Kill = Callable[[int], Awaitable[str | None]]
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 
 
-def open_broker(world: World) -> Broker:
+def open_broker(world: World) -> TokenSource:
     account = world.account()
     silent = structlog.make_filtering_bound_logger(50)
     log = structlog.wrap_logger(structlog.PrintLogger(), wrapper_class=silent)
-    return build_broker(account, build_store(account), log)
+    return build_token_source(account, build_store(account), log)
 
 
 def issued(world: World) -> int:
@@ -46,12 +46,12 @@ def issued(world: World) -> int:
 async def test_refreshes_in_a_row_use_each_token_once(world: World) -> None:
     """Two hundred refreshes in a row never present a refresh token twice."""
     await world.log_in()
-    broker = open_broker(world)
-    await broker.start()
+    token_source = open_broker(world)
+    await token_source.start()
     seen = set()
     for _ in range(200):
-        seen.add((await broker.replace(await broker.get())).value)
-    await broker.aclose()
+        seen.add((await token_source.replace(await token_source.get())).value)
+    await token_source.aclose()
     assert len(seen) == 200
     assert (issued(world), world.sandbox.reuse_seen) == (200, 0)
 
@@ -116,13 +116,13 @@ async def kill_at(world: World, kill: Kill, number: int) -> Killed | None:
         return None
     consumed = issued(world) > before
     saved = consumed and world.document()["access_token"] == world.sandbox.access_tokens[-1].value
-    broker = open_broker(world)
+    token_source = open_broker(world)
     words = ""
     try:
-        await broker.get()
+        await token_source.get()
     except LoginRequired as error:
         words = error.message
-    await broker.aclose()
+    await token_source.aclose()
     reuses = world.sandbox.reuse_seen - reuses_before
     return Killed(step, consumed, saved, not words, reuses, words)
 

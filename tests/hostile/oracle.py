@@ -80,12 +80,12 @@ def _check_request(one: Heard, host: bytes, base_path: bytes, *, chunked: bool) 
             raise Violation(f"trailer {name!r}")
     names += [name for name, _ in one.trailers]
     for name in names:
-        folded = name.replace(b"_", b"-")
+        normalise = name.replace(b"_", b"-")
         if name == b"trailer" and chunked:
             continue  # it announces what follows the chunks (RFC 9110 §6.6.2)
-        if folded in HOP_BY_HOP | OURS or folded.startswith(b"x-forwarded-"):
+        if normalise in HOP_BY_HOP | OURS or normalise.startswith(b"x-forwarded-"):
             raise Violation(f"header {name!r}")
-        if folded != name and folded in {*ONCE, *FRAMING}:
+        if normalise != name and normalise in {*ONCE, *FRAMING}:
             raise Violation(f"twin {name!r}")
 
 

@@ -15,11 +15,11 @@ from cfproxy.http1.framing import read_framing
 from cfproxy.proxy.access import AccessRules
 from cfproxy.proxy.request_headers import (
     Origin,
+    build_request_head,
+    build_request_headers,
+    build_request_target,
     check_fields,
     check_method,
-    outgoing_fields,
-    outgoing_head,
-    outgoing_target,
 )
 from tests.hostile.case import request
 from tests.hostile.corpus import CORPUS
@@ -106,8 +106,10 @@ def sent_for(method: str, target: bytes, fields: list[Header], base_path: bytes)
         check_method(method.encode())
         check_fields((1, 1), fields, origin.via)
         framing = read_framing((1, 1), fields)
-        head = outgoing_head(
-            method.encode(), outgoing_target(target, base_path), outgoing_fields(fields, origin, framing)
+        head = build_request_head(
+            method.encode(),
+            build_request_target(target, base_path),
+            build_request_headers(fields, origin, framing),
         )
     except Refusal:
         return None

@@ -17,7 +17,7 @@ from cfproxy.auth.models import App, Login, login_problem
 from cfproxy.cli.main import run
 from cfproxy.errors import CfproxyError, StoreUnusable
 from cfproxy.secret import Secret
-from cfproxy.stores.encryption import Codec
+from cfproxy.stores.encryption import DocumentCodec
 from cfproxy.stores.file import FileStore
 from tests.stores.examples import NOW, build_attempt, build_login, put
 
@@ -29,7 +29,7 @@ APP = App(
     "cfgateway offline_access",
     "authorization_code",
 )
-KEYED = Codec(Secret("a passphrase"))
+KEYED = DocumentCodec(Secret("a passphrase"))
 PURPOSE = "login of default"
 VALUES = (
     st.none()
@@ -43,13 +43,15 @@ VALUES = (
 )
 
 
-def content_of(login: Login, codec: Codec) -> bytes:
+def content_of(login: Login, codec: DocumentCodec) -> bytes:
     return codec.encode(login.to_document(), PURPOSE)
 
 
 CONTENTS = (
-    content_of(build_login(), Codec()),
-    content_of(build_login(refresh_token=None, presented_at=NOW, refused_at=NOW, answer_lost=True), Codec()),
+    content_of(build_login(), DocumentCodec()),
+    content_of(
+        build_login(refresh_token=None, presented_at=NOW, refused_at=NOW, answer_lost=True), DocumentCodec()
+    ),
     content_of(build_login(), KEYED),
 )
 
@@ -87,7 +89,7 @@ async def test_whatever_the_file_holds_is_a_login_or_one_of_our_errors(
 ) -> None:
     """With and without a key; what is refused stays as it is, what is a login can be judged and told."""
     path = tmp_path / "store" / "default.json"
-    for codec in (Codec(), KEYED):
+    for codec in (DocumentCodec(), KEYED):
         put(path, content)
         store = FileStore(path.parent, codec)
         found = await attempt_to(store.load("default"))

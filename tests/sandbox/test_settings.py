@@ -105,7 +105,7 @@ def test_a_setting_that_does_not_exist_cannot_be_set() -> None:
     """A misspelt attribute raises instead of changing nothing."""
     behaviour = Behaviour()
     with pytest.raises(AttributeError, match="no setting 'rotatoin'"):
-        setattr(behaviour, "rotatoin", False)
+        setattr(behaviour, "rotatoin", False)  # noqa: B010 - a checker would refuse the misspelt attribute
 
 
 def test_an_invalid_value_cannot_be_set() -> None:

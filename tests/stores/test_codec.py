@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cfproxy.errors import StoreUnusable
 from cfproxy.secret import Secret
 from cfproxy.stores import encryption as codec_module
-from cfproxy.stores.encryption import Codec
+from cfproxy.stores.encryption import DocumentCodec
 from cfproxy.stores.file import FileStore
 
 from .examples import NOW, build_attempt, build_login
@@ -33,7 +33,7 @@ def _quick() -> Any:
 
 
 def a_store(folder: Path, key: Secret | None = KEY) -> FileStore:
-    return FileStore(folder, Codec(key))
+    return FileStore(folder, DocumentCodec(key))
 
 
 def document_of(folder: Path) -> str:
@@ -44,8 +44,8 @@ def document_of(folder: Path) -> str:
 def test_any_document_comes_back(document: dict[str, Any]) -> None:
     """With a key and without, for whoever opens it next."""
     for key in (KEY, None):
-        content = Codec(key).encode(document, "login of a")
-        assert Codec(key).decode(content, "login of a", "there") == document
+        content = DocumentCodec(key).encode(document, "login of a")
+        assert DocumentCodec(key).decode(content, "login of a", "there") == document
 
 
 def test_the_derivation_is_as_slow_as_it_shall_be() -> None:
@@ -132,10 +132,10 @@ async def test_an_attempt_is_taken_by_another_process_with_the_key(tmp_path: Pat
 def test_a_changed_byte_is_found(place: int, change: int) -> None:
     """No damage to an encrypted document gives another document."""
     document = {"access_token": "a", "n": 1}
-    content = bytearray(Codec(KEY).encode(document, "p"))
+    content = bytearray(DocumentCodec(KEY).encode(document, "p"))
     content[place % len(content)] ^= change
     try:
-        got = Codec(KEY).decode(bytes(content), "p", "there")
+        got = DocumentCodec(KEY).decode(bytes(content), "p", "there")
     except StoreUnusable:
         return
     # White space between the fields may change, and a cipher that is no longer named is a plain document.
@@ -162,4 +162,4 @@ def test_a_changed_byte_is_found(place: int, change: int) -> None:
 def test_what_is_not_ours_is_refused(content: bytes) -> None:
     """Damaged and foreign documents are one named error, which says what to do."""
     with pytest.raises(StoreUnusable, match=r"there .*log in again"):
-        Codec(KEY).decode(content, "p", "there")
+        DocumentCodec(KEY).decode(content, "p", "there")

@@ -17,7 +17,7 @@ from structlog.testing import LogCapture
 
 from cfproxy.auth.interfaces import AttemptGone, TokenStore
 from cfproxy.auth.models import App, login_problem
-from cfproxy.auth.token_source import Broker
+from cfproxy.auth.token_source import TokenSource
 from cfproxy.config.redis_url import parse_redis_url
 from cfproxy.errors import LoginRequired, StoreUnusable
 from cfproxy.secret import Secret
@@ -43,7 +43,7 @@ APP = App(
 HASH = "ab084efd019f33e4"  # of the state; part of a name in both stores
 
 
-class Place:
+class UploadSlot:
     """A store, and a way to leave in it what the first release did."""
 
     def __init__(self, kind: str, store: TokenStore, put: Callable[[str, str], Awaitable[None]]) -> None:
@@ -65,7 +65,7 @@ class Place:
 
 
 @pytest.fixture(params=["file", "redis"])
-async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
+async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[UploadSlot]:
     """A store with the key; what it reads in clear it reads with one as well."""
     if request.param == "file":
         folder = tmp_path / "store"
@@ -90,7 +90,7 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             words = [word for field in fields.items() for word in field]
             await _send(server, "HSET", record["key"], *words)
 
-    yield Place(request.param, store, put)
+    yield UploadSlot(request.param, store, put)
     await store.aclose()
 
 
@@ -104,7 +104,7 @@ async def _send(server: RedisServer, *words: str) -> None:
 
 
 @pytest.mark.parametrize("file", ["login.json", "login-encrypted.json", "login-presented.json"])
-async def test_a_login_of_the_first_release_is_used_refreshed_and_saved(place: Place, file: str) -> None:
+async def test_a_login_of_the_first_release_is_used_refreshed_and_saved(place: UploadSlot, file: str) -> None:
     """Its access token serves while it lives; then its refresh token is spent and the new login is kept."""
     await place.put_login(file)
     login = await place.store.load("default")
@@ -118,16 +118,16 @@ async def test_a_login_of_the_first_release_is_used_refreshed_and_saved(place: P
     endpoint = FakeEndpoint(clock)
     endpoint.live = REFRESH
     log: Any = structlog.wrap_logger(None, processors=[LogCapture()])
-    broker = Broker(APP, place.store, endpoint, clock, log, jitter=lambda: 1.0, chance=lambda: 0.0)
-    await broker.start()
+    token_source = TokenSource(APP, place.store, endpoint, clock, log, jitter=lambda: 1.0, chance=lambda: 0.0)
+    await token_source.start()
     try:
-        token = await broker.get()
+        token = await token_source.get()
         assert token.value.reveal() == ACCESS
-        fresh = await broker.replace(token)
+        fresh = await token_source.replace(token)
         assert endpoint.calls == [REFRESH]
         assert fresh.value.reveal() == "access-2"
     finally:
-        await broker.aclose()
+        await token_source.aclose()
     saved = await place.store.load("default")
     assert saved is not None
     assert (saved.token.value.reveal(), saved.login_at) == ("access-2", LOGIN_AT)
@@ -136,7 +136,7 @@ async def test_a_login_of_the_first_release_is_used_refreshed_and_saved(place: P
     assert saved.serial > login.serial
 
 
-async def test_a_refused_login_of_the_first_release_says_why(place: Place) -> None:
+async def test_a_refused_login_of_the_first_release_says_why(place: UploadSlot) -> None:
     """A login that had been lost is told as such, with the instant, and is not tried again."""
     await place.put_login("login-refused.json")
     login = await place.store.load("default")
@@ -145,7 +145,7 @@ async def test_a_refused_login_of_the_first_release_says_why(place: Place) -> No
     assert isinstance(login_problem(login, APP), LoginRequired)
 
 
-async def test_a_login_with_client_credentials_has_no_refresh_token(place: Place) -> None:
+async def test_a_login_with_client_credentials_has_no_refresh_token(place: UploadSlot) -> None:
     """A document without a refresh token and without an end is read as it was meant."""
     await place.put_login("login-client-credentials.json")
     login = await place.store.load("default")
@@ -166,7 +166,7 @@ async def test_an_encrypted_login_stays_closed_to_another_key(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("file", ["attempt.json", "attempt-encrypted.json"])
-async def test_an_attempt_of_the_first_release_is_finished_once(place: Place, file: str) -> None:
+async def test_an_attempt_of_the_first_release_is_finished_once(place: UploadSlot, file: str) -> None:
     """A login that was begun before an update is finished after it, once."""
     await place.put_attempt(file)
     attempt = await place.store.take_attempt("default", STATE, LOGIN_AT + 60)
@@ -180,7 +180,7 @@ async def test_an_attempt_of_the_first_release_is_finished_once(place: Place, fi
         await place.store.take_attempt("default", STATE, LOGIN_AT + 61)
 
 
-async def test_a_used_attempt_of_the_first_release_stays_used(place: Place) -> None:
+async def test_a_used_attempt_of_the_first_release_stays_used(place: UploadSlot) -> None:
     """A state that was used before an update is refused as used after it."""
     await place.put_attempt("attempt-used.json")
     with pytest.raises(AttemptGone) as caught:

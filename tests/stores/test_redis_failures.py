@@ -14,7 +14,7 @@ import redis.asyncio
 from cfproxy.auth.models import Token
 from cfproxy.config.redis_url import parse_redis_url
 from cfproxy.errors import StoreUnavailable, StoreUnusable
-from cfproxy.pacing.redis import RedisLender, _Offset
+from cfproxy.pacing.redis import RedisRate, _Offset
 from cfproxy.secret import Secret
 
 from .conftest import Stores
@@ -197,10 +197,10 @@ async def test_the_documented_rights_are_enough(tmp_path: Path, open_redis: Stor
         with pytest.raises(StoreUnavailable, match="only 0 of 1 replicas"):
             await open_redis(f"{url}?replicas=1").save(build_login(serial=2))
         await store.delete("default")
-        lender = RedisLender(parse_redis_url(url), "https://api.example:443")
-        assert len((await lender.lend(20, 1.0, 2)).instants) == 2
-        await lender.back_off(20, 1.0, 1.0, slower=True)
-        await lender.aclose()
+        backend = RedisRate(parse_redis_url(url), "https://api.example:443")
+        assert len((await backend.lend(20, 1.0, 2)).instants) == 2
+        await backend.back_off(20, 1.0, 1.0, slower=True)
+        await backend.aclose()
         denied = [entry["object"] for entry in await raw.acl_log()]
         assert denied == []
         mine = redis.asyncio.Redis(port=server.port, username="cfproxy", password="pw")
@@ -228,26 +228,26 @@ async def test_a_node_of_a_cluster_is_told_apart(tmp_path: Path, open_redis: Sto
 
 async def test_a_pace_that_was_lost_is_not_begun_anew_at_once(server: RedisServer) -> None:
     """Who has borrowed before waits for a window when the server knows nothing any more."""
-    lender = RedisLender(parse_redis_url(server.url), "https://api.example:443")
-    await lender.lend(20, 1.0, 20)
+    backend = RedisRate(parse_redis_url(server.url), "https://api.example:443")
+    await backend.lend(20, 1.0, 20)
     await server.empty()
     now = time.monotonic()
-    assert (await lender.lend(20, 1.0, 1)).instants[0] - now >= 1.0
-    await lender.aclose()
+    assert (await backend.lend(20, 1.0, 1)).instants[0] - now >= 1.0
+    await backend.aclose()
 
 
 async def test_a_server_clock_that_goes_back_stops_nobody(server: RedisServer) -> None:
     """What was lent keeps its distance from now: neither an hour's pause nor a burst."""
-    lender = RedisLender(parse_redis_url(server.url), "https://api.example:443")
+    backend = RedisRate(parse_redis_url(server.url), "https://api.example:443")
     at_us = 1_700_000_000_000_000
     common: list[str | int] = ["20.0", 1_000_000, "me", 90_000_000]
-    _, _, _, *first = await lender._lend(lender._keys, [*common, at_us, 20, 0])
+    _, _, _, *first = await backend._lend(backend._keys, [*common, at_us, 20, 0])
     hour_us = 3_600_000_000
-    _, _, _, *later = await lender._lend(lender._keys, [*common, at_us - hour_us, 20, 2])
+    _, _, _, *later = await backend._lend(backend._keys, [*common, at_us - hour_us, 20, 2])
     together = sorted([at - at_us for at in first] + [at - at_us + hour_us for at in later])
     assert together[-1] < 3_000_000
     assert all(together[i + 20] - together[i] > 1_000_000 for i in range(20))
-    await lender.aclose()
+    await backend.aclose()
 
 
 def test_the_clock_of_another_server_is_learned_at_once() -> None:

@@ -27,4 +27,4 @@ with contextlib.suppress(ImportError):  # a process of another Python has no cfp
 
         return begin_and_tell
 
-    setattr(Secret, "__init__", _telling(Secret.__init__))
+    setattr(Secret, "__init__", _telling(Secret.__init__))  # noqa: B010 - mypy wants it so

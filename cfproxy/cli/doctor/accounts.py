@@ -22,7 +22,7 @@ from cfproxy.cli.doctor.servers import Server
 from cfproxy.config import Account
 from cfproxy.errors import CfproxyError, StoreUnavailable, StoreUnusable
 from cfproxy.http1.framing import Framing
-from cfproxy.proxy.request_headers import outgoing_fields, outgoing_head, outgoing_target
+from cfproxy.proxy.request_headers import build_request_head, build_request_headers, build_request_target
 from cfproxy.runtime.factory import build_app, build_endpoint, build_origin, build_store, build_tls
 from cfproxy.upstream.client import HttpUpstream
 from cfproxy.upstream.interfaces import Call
@@ -108,13 +108,15 @@ async def check_api(account: Account, login: Login) -> Finding:
         idle_s=account.timeouts.connect_s,
     )
     origin = build_origin(account.upstream)
-    target = outgoing_target(API_PATH, origin.base_path)
+    target = build_request_target(API_PATH, origin.base_path)
     headers = [
         (b"Host", origin.authority),
         (b"Accept", b"application/json"),
         (b"User-Agent", b"cfproxy-doctor"),
     ]
-    head = outgoing_head(b"GET", target, outgoing_fields(headers, origin, Framing(None, chunked=False)))
+    head = build_request_head(
+        b"GET", target, build_request_headers(headers, origin, Framing(None, chunked=False))
+    )
     try:
         answer = await upstream.send(Call("GET", head, None, chunked=False), login.token)
         status = answer.status

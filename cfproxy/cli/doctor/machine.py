@@ -20,7 +20,7 @@ from typing import Any
 
 from cfproxy.cli.doctor.findings import Finding
 from cfproxy.config import Settings, TcpAddress, UnixAddress
-from cfproxy.config.problems import Findings
+from cfproxy.config.problems import Problems
 from cfproxy.config.sources import read_file
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
@@ -37,7 +37,7 @@ def check_secrets(path: Path | None) -> Iterator[Finding]:
     """Tell of files with secrets in them that other users of this machine can read."""
     if path is None or os.name != "posix":
         return
-    tree = read_file(path, Findings(str(path))) or {}
+    tree = read_file(path, Problems(str(path))) or {}
     sources = list(_secret_sources(tree))
     if any(kind == "text" for kind, _ in sources) and _others_read(path):
         text = f"{path} holds a secret and other users of this machine can read it"

@@ -19,10 +19,7 @@ _EVERY_WRITE = "redis-cli config set appendonly yes && redis-cli config set appe
 async def check_persistence(address: RedisAddress, ca_file: Path | None, account: str) -> list[Finding]:
     """Tell whether the server keeps what it was given, over a restart and when memory runs short."""
     # redis-py is an extra, and there is no such address without it.
-    from cfproxy.stores.redis.client import (
-        naming_errors,
-        open_client,
-    )
+    from cfproxy.stores.redis.client import naming_errors, open_client  # noqa: PLC0415
 
     client = open_client(address, ca_file)
     try:

@@ -86,7 +86,7 @@ class RedisLease(Lease):
         return time.monotonic() < self._ends_at and time.time() < self._ends_at_by_wall
 
 
-class Locks:
+class RedisLocks:
     """Takes locks.
 
     Args:
@@ -125,7 +125,7 @@ class Locks:
 
     async def _wait(self, key: str, record_key: str, holder: str, timeout_s: float, busy: str) -> RedisLease:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
+        idle_timeout = loop.time() + timeout_s
         pause_s = FIRST_PAUSE_S
         while True:
             asked_at, asked_at_by_wall = time.monotonic(), time.time()
@@ -135,11 +135,11 @@ class Locks:
                 lease = RedisLease(int(fence), self._life_s)
                 lease.prolong(asked_at, asked_at_by_wall)
                 return lease
-            left_s = deadline - loop.time()
+            left_s = idle_timeout - loop.time()
             if left_s <= 0:
                 raise StoreUnavailable(busy)
             # Half of it by chance: a hundred replicas that wait must not ask in step.
-            await asyncio.sleep(min(pause_s * random.uniform(0.5, 1.0), left_s))
+            await asyncio.sleep(min(pause_s * random.uniform(0.5, 1.0), left_s))  # noqa: S311 - no secret
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _keep(self, key: str, holder: str, lease: RedisLease) -> None:

@@ -33,10 +33,10 @@ from cfproxy.auth.models import Login
 from cfproxy.config.redis_url import RedisAddress
 from cfproxy.errors import StoreUnavailable, StoreUnusable
 from cfproxy.stores.attempts import Entry, choose, from_document, to_document
-from cfproxy.stores.encryption import Codec
+from cfproxy.stores.encryption import DocumentCodec
 from cfproxy.stores.redis.client import close_client, naming_errors, open_client
-from cfproxy.stores.redis.lock import LIFE_S, Locks, RedisLease
-from cfproxy.stores.redis.subscription import News
+from cfproxy.stores.redis.lock import LIFE_S, RedisLease, RedisLocks
+from cfproxy.stores.redis.subscription import Subscription
 
 RECORD_MAX_BYTES = 1 << 20
 ACKNOWLEDGE_MS = 1500
@@ -88,16 +88,16 @@ class RedisStore:
     def __init__(
         self,
         address: RedisAddress,
-        codec: Codec | None = None,
+        codec: DocumentCodec | None = None,
         ca_file: Path | None = None,
         life_s: float = LIFE_S,
     ) -> None:
         self._address = address
-        self._codec = codec or Codec()
+        self._codec = codec or DocumentCodec()
         self._where = f"the store {address}"
         self._client = open_client(address, ca_file)
-        self._locks = Locks(self._client, self._where, life_s)
-        self._news = News(self._client, self._ask_version, self._heard)
+        self._locks = RedisLocks(self._client, self._where, life_s)
+        self._news = Subscription(self._client, self._ask_version, self._heard)
         self._put_back = self._client.register_script(_PUT_BACK)
         self._claim = self._client.register_script(_CLAIM)
         self._versions: dict[str, str | None] = {}  # as far as heard; None: there is no record

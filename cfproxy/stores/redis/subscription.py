@@ -23,7 +23,7 @@ POLL_S = 15.0
 PAUSE_S = 1.0
 
 
-class News:
+class Subscription:
     """Follows the versions of records.
 
     Args:
@@ -58,7 +58,7 @@ class News:
             with contextlib.suppress(RedisError, OSError, TimeoutError):
                 await self._listen(account, channel)
             # By chance, so that a thousand replicas do not come back in the same instant.
-            await asyncio.sleep(PAUSE_S * random.uniform(0.5, 1.5))
+            await asyncio.sleep(PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
 
     async def _listen(self, account: str, channel: str) -> None:
         async with self._client.pubsub(ignore_subscribe_messages=True) as subscription:
