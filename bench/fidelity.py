@@ -1,4 +1,4 @@
-"""Plays the cases of tests/fidelity against cfproxy, nginx and caddy and writes docs/fidelity.md.
+"""Plays the cases of tests/conformance against cfproxy, nginx and caddy and writes docs/fidelity.md.
 
     make fidelity
 
@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from fidelity_page import Results, render  # noqa: E402
 from fidelity_peers import PROXIES, versions  # noqa: E402
 
-from tests.fidelity.ends import NotKept  # noqa: E402
-from tests.fidelity.play import Stage, open_origin  # noqa: E402
-from tests.fidelity.script import Case  # noqa: E402
-from tests.fidelity.suite import GROUPS  # noqa: E402
+from tests.conformance.ends import NotKept  # noqa: E402
+from tests.conformance.play import Stage, open_origin  # noqa: E402
+from tests.conformance.script import Case  # noqa: E402
+from tests.conformance.suite import GROUPS  # noqa: E402
 
 ROUNDS = 3  # kept is what is kept each time
 SETTLE_S = 0.3  # after a case that went wrong: what it still sets off is not the next one's

@@ -8,7 +8,7 @@ import yaml  # noqa: PLC0415 - see `trees.py`
 
 from fidelity_peers import CADDY, CFPROXY, NGINX
 
-from tests.fidelity.suite import GROUPS  # noqa: E402
+from tests.conformance.suite import GROUPS  # noqa: E402
 
 Results = dict[tuple[str, str], str]  # group and case; what was not kept, empty if all was
 
@@ -21,7 +21,7 @@ switched off. This page shows how far that holds.
 
 Each case is a conversation between a client and an origin that speak raw TCP, with a proxy between them: what the
 client sends, what must reach the origin, what the origin answers, what must reach the client, in this order. The cases
-are in `tests/fidelity/` and run with every test run. `bench/fidelity.py` plays the same cases against nginx and caddy
+are in `tests/conformance/` and run with every test run. `bench/fidelity.py` plays the same cases against nginx and caddy
 as well, each of them set up to add the same kind of token in front of the same origin, and writes this page.
 
 "Kept" means that the whole conversation went as written, in each of three rounds. Otherwise the table says what was
@@ -39,7 +39,7 @@ METHOD = """\
 
 cfproxy runs as a process of its own with a login at the sandbox, and with two things off that the peers don't do
 either: trying again, and the `X-Request-Id` that goes both ways unless `log.request_id` is false.
-The cases that it does not keep are marked in `tests/fidelity/` with the reason, and a test fails when one of them
+The cases that it does not keep are marked in `tests/conformance/` with the reason, and a test fails when one of them
 begins to be kept.
 
 config.yaml, beside the login and the addresses:

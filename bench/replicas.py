@@ -34,7 +34,7 @@ import redis.asyncio
 from cfproxy.sandbox import Fault
 from tests.e2e.kit import World, open_world
 from tests.e2e.processes import Proxy
-from tests.stores.redis_server import RedisServer, running_installation, running_server
+from tests.support.redis_server import RedisServer, running_installation, running_server
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--repl-diskless-sync-delay", "0")
 NEAR, FAR = "10.77.0.1", "10.77.0.2"  # inside of the namespaces that `partition` makes

@@ -33,8 +33,8 @@ from cfproxy.stores.memory import MemoryStore
 from cfproxy.stores.redis.lock import FIRST_PAUSE_S
 from cfproxy.stores.redis.lock import LONGEST_PAUSE_S
 from cfproxy.auth.models import Login
-from tests.clock import FakeClock
-from tests.fakes import APP, FakeEndpoint, World
+from tests.support.clock import FakeClock
+from tests.support.fakes import APP, FakeEndpoint, World
 
 STORE_S, REFRESH_S = 0.0005, 0.2
 COUNTS = (1, 10, 100, 1000)

@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 # Every test is watched for secrets in the open.
-pytest_plugins = ("tests.leaks",)
+pytest_plugins = ("tests.support.leaks", "tests.support.redis_fixtures")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.browser.driver import HERE, needs_browser, run_script
-from tests.origin import answering, reply, serving
+from tests.support.origin import answering, reply, serving
 
 PAGE = reply("200 OK", b"<title>a page</title>", b"Content-Type: text/html")
 

@@ -12,8 +12,8 @@ import pytest
 
 from cfproxy.proxy.access import AccessRules
 from tests.browser.driver import HERE, needs_browser, run_script
-from tests.origin import OK, Peer, answering, reply, serving, until
-from tests.proxied import Proxied, proxied
+from tests.support.origin import OK, Peer, answering, reply, serving, until
+from tests.support.proxied import Proxied, proxied
 
 pytestmark = needs_browser
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .kit import World, open_world
+from tests.e2e.kit import World, open_world
 
 
 @pytest.fixture

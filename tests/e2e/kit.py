@@ -28,13 +28,12 @@ from cfproxy.config import Account, load_settings
 from cfproxy.errors import ConfigError
 from cfproxy.runtime.factory import build_login_plan, build_store
 from cfproxy.sandbox import Behaviour, Sandbox, approve
-from tests.ledger import LEDGER
-
-from .processes import PATIENCE_S, Proxy, Ran
+from tests.e2e.processes import PATIENCE_S, Proxy, Ran
+from tests.support.paths import ROOT
+from tests.support.secret_ledger import LEDGER
 
 NOBODY = "http://127.0.0.1:1"  # where nobody listens
-ROOT = Path(__file__).resolve().parents[2]
-TELLING = ROOT / "tests" / "telling"
+TELLING = ROOT / "tests" / "support" / "sitecustomize"
 
 
 @dataclass

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-from .kit import World
+from tests.e2e.kit import World
 
 
 @pytest.mark.parametrize(

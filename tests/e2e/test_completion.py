@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .kit import ROOT
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the shells of Unix")
 

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from cfproxy.config import load_settings
-from tests.ledger import LEDGER
-
-from .kit import World
-from .processes import PATIENCE_S
+from tests.e2e.kit import World
+from tests.e2e.processes import PATIENCE_S
+from tests.support.secret_ledger import LEDGER
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are Unix's")
 

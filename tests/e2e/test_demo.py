@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from .kit import World, until
-from .processes import PATIENCE_S
+from tests.e2e.kit import World, until
+from tests.e2e.processes import PATIENCE_S
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="its shell reads the quotes of the lines otherwise")

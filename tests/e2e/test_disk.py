@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from .kit import World, until
-from .processes import Proxy
+from tests.e2e.kit import World, until
+from tests.e2e.processes import Proxy
 
 DISK_BYTES = 64 * 1024
 # Long enough for a proxy to start and a disk to be filled, short enough to be waited for.

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from cfproxy.sandbox import Behaviour, Sandbox
-
-from .kit import NOBODY, World
+from tests.e2e.kit import NOBODY, World
 
 
 async def examined(world: World, *args: str) -> tuple[int, dict[str, dict[str, Any]]]:

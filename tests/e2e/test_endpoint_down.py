@@ -11,9 +11,8 @@ import pytest
 from yarl import URL
 
 from cfproxy.sandbox import Fault
-
-from .kit import World, until
-from .processes import Proxy
+from tests.e2e.kit import World, until
+from tests.e2e.processes import Proxy
 
 FAULTS = {
     "stall": Fault("stall", times=10_000),

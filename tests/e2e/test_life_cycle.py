@@ -15,10 +15,9 @@ import aiohttp
 import pytest
 
 from cfproxy.sandbox import Fault
-
-from .kit import World, until
-from .processes import PATIENCE_S, Proxy
-from .test_refresh import newest, refreshes
+from tests.e2e.kit import World, until
+from tests.e2e.processes import PATIENCE_S, Proxy
+from tests.e2e.test_refresh import newest, refreshes
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 ACTION = {"X-Cfproxy-Admin": "1"}

@@ -12,9 +12,8 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from cfproxy.sandbox import Fault, approve
-
-from .kit import World, until
-from .processes import Ran
+from tests.e2e.kit import World, until
+from tests.e2e.processes import Ran
 
 SECRETS_FILE = "*.login-*.json"
 

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from .kit import NOBODY, World
-from .processes import Proxy, Ran
+from tests.e2e.kit import NOBODY, World
+from tests.e2e.processes import Proxy, Ran
 
 Breaking = Callable[[World], Awaitable[None]]
 

@@ -19,9 +19,9 @@ from cfproxy.auth.token_source import TokenSource
 from cfproxy.errors import LoginRequired
 from cfproxy.runtime.factory import build_store, build_token_source
 from cfproxy.sandbox import Fault
-
-from .kit import ROOT, World
-from .processes import PATIENCE_S
+from tests.e2e.kit import World
+from tests.e2e.processes import PATIENCE_S
+from tests.support.paths import ROOT
 
 HERE = Path(__file__).parent
 STEPS_MAX = 120

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from cfproxy.sandbox import Fault
-
-from .kit import World, until
-from .processes import Proxy
+from tests.e2e.kit import World, until
+from tests.e2e.processes import Proxy
 
 SLOW = {"rate": 1, "per": "1h", "queue": 2, "max_wait": "5h"}  # after the first one nobody leaves
 

@@ -12,9 +12,8 @@ import aiohttp
 import pytest
 
 from cfproxy.sandbox import Fault
-
-from .kit import World, until
-from .processes import Proxy
+from tests.e2e.kit import World, until
+from tests.e2e.processes import Proxy
 
 CLIENTS = 1000
 

@@ -16,10 +16,9 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from tests.stores.redis_server import RedisServer, running_installation, running_server
-
-from .kit import World, open_world, until
-from .processes import Proxy
+from tests.e2e.kit import World, open_world, until
+from tests.e2e.processes import Proxy
+from tests.support.redis_server import RedisServer, running_installation, running_server
 
 REPLICAS = 8
 LIFETIME_S = 3.0

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from cfproxy.sandbox import Behaviour, approve
-
-from .kit import ROOT, World, open_world
+from tests.e2e.kit import World, open_world
+from tests.support.paths import ROOT
 
 PAGE = (ROOT / "docs" / "sandbox.md").read_text(encoding="utf-8")
 

@@ -17,10 +17,9 @@ from cfproxy.config import load_settings
 from cfproxy.runtime.factory import build_login_plan, build_store
 from cfproxy.runtime.service import Service
 from cfproxy.sandbox import Fault, approve
-from tests.ledger import LEDGER
-
-from .kit import World, until
-from .processes import Proxy
+from tests.e2e.kit import World, until
+from tests.e2e.processes import Proxy
+from tests.support.secret_ledger import LEDGER
 
 SECRET = "marker-client-secret-4b1d"
 WRONG_SECRET = "marker-wrong-secret-77aa"

@@ -13,9 +13,8 @@ import aiohttp
 import pytest
 
 from cfproxy.sandbox import Fault, approve
-
-from .kit import World, until
-from .processes import PATIENCE_S
+from tests.e2e.kit import World, until
+from tests.e2e.processes import PATIENCE_S
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from cfproxy.runtime.process import open_files_for
-
-from .kit import World, until
-from .processes import Proxy
+from tests.e2e.kit import World, until
+from tests.e2e.processes import Proxy
 
 ATTACKERS = 2000
 # docs/security.md says so. Measured: see there.

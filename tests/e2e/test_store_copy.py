@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import pytest
 import redis.asyncio
 
-from tests.stores.redis_server import RedisServer, running_server
-
-from .kit import World
+from tests.e2e.kit import World
+from tests.support.redis_server import RedisServer, running_server
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .kit import World, until
+from tests.e2e.kit import World, until
 
 CIPHER = "scrypt-aes256gcm"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .kit import World, until
+from tests.e2e.kit import World, until
 
 Breach = tuple[Callable[[Path], None], Callable[[Path], None], str]
 

@@ -12,8 +12,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer as TestServer
 
-from .kit import World, until
-from .processes import PATIENCE_S, Proxy
+from tests.e2e.kit import World, until
+from tests.e2e.processes import PATIENCE_S, Proxy
 
 
 def same_ports(world: World, proxy: Proxy) -> None:

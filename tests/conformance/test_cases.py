@@ -1,0 +1,77 @@
+"""What the client sent is what the upstream gets, and the other way round: every case, byte by byte."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Iterable
+
+import pytest
+import trustme
+
+from tests.conformance.ends import NotKept
+from tests.conformance.play import Stage, open_origin
+from tests.conformance.script import Case, Group
+from tests.conformance.suite import GROUPS
+from tests.support.origin import OK, answering
+from tests.support.proxied import proxied
+
+FAILING_PATIENCE_S = 1.0
+PATIENCE_S = 10.0
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    """The certificate authority that the proxy trusts."""
+    return trustme.CA()
+
+
+# Over TLS the bytes of a head are the same; what may differ is how they come, and how a connection ends.
+OVER_TLS = re.compile("Bytes|Framing|Trailers|Streams|Answers without|Answers while|A cut|Expect|Interim|Old")
+
+
+def _parameters(groups: Iterable[Group], *, kept_only: bool = False) -> list[object]:
+    return [
+        pytest.param(
+            case,
+            id=f"{group.name}: {case.name}".replace("::", ":"),
+            marks=[pytest.mark.xfail(strict=True, raises=NotKept, reason=case.fails)] if case.fails else [],
+        )
+        for group in groups
+        for case in group.cases
+        if not (kept_only and case.fails)
+    ]
+
+
+@pytest.mark.parametrize("case", _parameters(GROUPS))
+async def test_is_kept(case: Case) -> None:
+    """The case goes as it is written, through a listener on loopback."""
+    await _play(case, None, None)
+
+
+@pytest.mark.parametrize("case", _parameters(GROUPS, kept_only=True))
+async def test_is_kept_when_nothing_has_to_be_waited_for(case: Case) -> None:
+    """It goes the same way when token, slot and connection are at hand."""
+    await _play(case, None, None, warm=True)
+
+
+@pytest.mark.parametrize(
+    "case", _parameters((group for group in GROUPS if OVER_TLS.match(group.name)), kept_only=True)
+)
+async def test_is_kept_over_tls(case: Case, authority: trustme.CA) -> None:
+    """It goes the same way when the upstream is https."""
+    server, trusting = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    authority.configure_trust(trusting)
+    await _play(case, server, trusting)
+
+
+async def _play(
+    case: Case, server: ssl.SSLContext | None, trusting: ssl.SSLContext | None, *, warm: bool = False
+) -> None:
+    scheme = "https" if server else "http"
+    async with open_origin(server) as origin:
+        url = f"{scheme}://{origin.authority.decode()}"
+        async with proxied(answering(OK), upstream_url=url, tls=trusting, retry=False, warm=warm) as world:
+            stage = Stage(origin, world.port, b"token-1", FAILING_PATIENCE_S if case.fails else PATIENCE_S)
+            await stage.play(case)

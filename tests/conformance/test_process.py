@@ -1,0 +1,27 @@
+"""The cases through `cfproxy serve` as it ships: a process of its own, with a login, a queue and a log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.conformance.play import Stage, open_origin
+from tests.conformance.suite import GROUPS
+from tests.e2e.kit import open_world
+
+
+async def test_the_shipped_program_keeps_what_the_listener_keeps(tmp_path: Path) -> None:
+    """One process keeps all that a listener with fakes around it keeps, case after case."""
+    async with open_origin() as origin, open_world(tmp_path) as world:
+        retry = {"unauthorized": False, "too_many_requests": False}
+        world.write_config(
+            upstream=f"http://{origin.authority.decode()}",
+            retry=retry,
+            log={"format": "json", "request_id": False},
+        )
+        await world.log_in()
+        async with world.serve() as proxy:
+            token = world.document()["access_token"].encode()
+            stage = Stage(origin, int(proxy.url.rpartition(":")[2]), token)
+            for case in [case for group in GROUPS for case in group.cases if not case.fails]:
+                await stage.play(case)
+        assert not proxy.events("request.crashed")

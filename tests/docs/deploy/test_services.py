@@ -1,0 +1,148 @@
+"""The files for systemd, Windows and macOS: read by what reads them, and understood by cfproxy."""
+
+from __future__ import annotations
+
+import plistlib
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from cfproxy.cli import exit_codes as exits
+from cfproxy.config import load_settings
+from tests.docs.deploy.files import DEPLOY, load_with, parse_command, read_text, words_of
+
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
+)
+CLIENT = {"CFPROXY_CLIENT_ID": "a", "CFPROXY_GRANT": "client_credentials"}
+SECRET = {"CFPROXY_CLIENT_SECRET": "s"}
+TASK = "{http://schemas.microsoft.com/windows/2004/02/mit/task}"
+
+
+def _unit(name: str) -> dict[str, list[tuple[str, str]]]:
+    """Return the sections of a unit; a key may stand more than once."""
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for line in read_text(name).splitlines():
+        if line.startswith("["):
+            sections[line[1:-1]] = current = []
+        elif line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            current.append((key, value))
+    return sections
+
+
+@needs_systemd
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+    """`systemd-analyze verify` finds nothing once the program is where the unit says."""
+    for name in ("cfproxy.runtime.service", "cfproxy.socket"):
+        text = read_text(name).replace("/opt/cfproxy/bin/cfproxy", shutil.which("true") or "")
+        (tmp_path / name).write_text(text)
+    units = [str(tmp_path / name) for name in ("cfproxy.runtime.service", "cfproxy.socket")]
+    ran = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, check=False
+    )
+    # Units of the machine that the test runs on are no matter of ours.
+    told = [line for line in ran.stderr.splitlines() if "cfproxy" in line or str(tmp_path) in line]
+    assert told == []
+
+
+@needs_systemd
+def test_the_service_is_locked_down() -> None:
+    """Its exposure is what the page says, where a unit without any hardening has 9.6."""
+    said = re.search(r"rates the unit (\d\.\d)", read_text("systemd.md"))
+    assert said
+    ran = subprocess.run(
+        [
+            "systemd-analyze",
+            "security",
+            "--offline=yes",
+            "--threshold=20",
+            str(DEPLOY / "cfproxy.runtime.service"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unrecognized option" in ran.stderr:
+        pytest.skip("this systemd-analyze judges loaded units only")
+    assert ran.returncode == 0, ran.stdout[-200:]  # tenths
+    assert f"Overall exposure level for cfproxy.runtime.service: {said[1]}" in ran.stdout
+
+
+def test_cfproxy_takes_the_service(tmp_path: Path) -> None:
+    """The command line, and the variables with what systemd puts in place of its specifiers."""
+    service = _unit("cfproxy.runtime.service")["Service"]
+    options = dict(service)
+    command, _, config = parse_command(words_of(options["ExecStart"]))
+    assert (command, config) == ("serve", "/etc/cfproxy/config.yaml")
+    name, _, _ = options["LoadCredential"].partition(":")
+    variables = dict(value.split("=", 1) for key, value in service if key == "Environment")
+    given = {
+        key: value.replace("%d", "/run/c").replace("%S", str(tmp_path)) for key, value in variables.items()
+    }
+    settings = load_with(CLIENT | given, {f"/run/c/{name}": "the-secret"}, tmp_path)
+    account = settings.accounts["default"]
+    assert account.client_secret is not None
+    assert account.client_secret.reveal() == "the-secret"
+    assert account.store.url == f"file:{tmp_path / options['StateDirectory'] / 'logins'}"
+    assert int(options["RestartPreventExitStatus"]) == exits.USAGE
+    assert int(options["TimeoutStopSec"]) > account.timeouts.drain_s + account.timeouts.token_s
+
+
+def test_the_sockets_are_those_of_the_configuration() -> None:
+    """Cfproxy knows a socket without a name by its address."""
+    settings = load_settings(None, CLIENT | SECRET)
+    listening = [value for key, value in _unit("cfproxy.socket")["Socket"] if key == "ListenStream"]
+    assert listening == [str(settings.accounts["default"].listen), str(settings.admin)]
+
+
+def test_the_windows_service_runs_cfproxy() -> None:
+    """With a configuration and a store that are named, and without rights of its own."""
+    root = ET.fromstring(read_text("windows-service.xml"))  # noqa: S314 - our own file
+    assert root.tag == "service"
+    values = {child.tag: (child.text or "").strip() for child in root}
+    assert {"id", "name", "description", "executable", "arguments"} <= set(values)
+    command, _, config = parse_command(values["arguments"].split())
+    assert (command, config) == ("serve", r"C:\ProgramData\cfproxy\config.yaml")
+    environ = {item.attrib["name"]: item.attrib["value"] for item in root.findall("env")}
+    assert load_settings(None, CLIENT | SECRET | environ).log.format == "json"
+    assert root.findtext("serviceaccount/username") == r"NT AUTHORITY\LocalService"
+    assert values["stoptimeout"] == "60 sec"
+
+
+def test_the_windows_task_runs_cfproxy() -> None:
+    """At logon, without end, with the user's plain rights, as a text for Register-ScheduledTask."""
+    text = read_text("windows-task.xml")
+    assert "<?xml" not in text  # an encoding that is declared and not that of the string is refused
+    root = ET.fromstring(text)  # noqa: S314 - our own file
+    assert root.tag == f"{TASK}Task"
+    assert [child.tag.removeprefix(TASK) for child in root] == [
+        "RegistrationInfo",
+        "Triggers",
+        "Principals",
+        "Settings",
+        "Actions",
+    ]
+    assert root.findtext(f".//{TASK}ExecutionTimeLimit") == "PT0S"
+    assert root.findtext(f".//{TASK}RunLevel") == "LeastPrivilege"
+    command, _, config = parse_command((root.findtext(f".//{TASK}Arguments") or "").split())
+    assert (command, config) == ("serve", r"%LOCALAPPDATA%\cfproxy\config.yaml")
+
+
+def test_launchd_runs_cfproxy() -> None:
+    """A property list with known keys; what it writes is the user's alone."""
+    agent = plistlib.loads(read_text("launchd.plist").encode())
+    program, *words = agent["ProgramArguments"]
+    assert Path(program).name == "cfproxy"
+    command, _, config = parse_command(words)
+    assert command == "serve"
+    assert config is not None
+    assert config.endswith("/cfproxy/config.yaml")
+    assert load_settings(None, CLIENT | SECRET | agent["EnvironmentVariables"]).log.format == "json"
+    assert agent["Umask"] == 0o077
+    assert agent["KeepAlive"] == {"SuccessfulExit": False}
+    assert agent["ExitTimeOut"] == 60

@@ -1,0 +1,78 @@
+"""The admin listener's connections: bounded like the proxy's, so that a probe always gets its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from yarl import URL
+
+from tests.integration.runtime.test_reload import opened
+from tests.support.origin import Wire
+
+
+@dataclass
+class Callers:
+    """Connections to an admin listener."""
+
+    port: int
+    wires: list[Wire] = field(default_factory=list)
+
+    async def knock(self, data: bytes = b"GET /livez HTTP/1.1\r\n") -> Wire:
+        wire = Wire(*await asyncio.open_connection("127.0.0.1", self.port))
+        self.wires.append(wire)
+        with contextlib.suppress(ConnectionError):
+            await wire.send(data)
+        return wire
+
+    async def live(self, wire: Wire) -> int:
+        await wire.send(b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % self.port)
+        return (await wire.read_answer()).status
+
+
+@contextlib.asynccontextmanager
+async def calling(tmp_path: Path) -> AsyncIterator[Callers]:
+    async with opened(tmp_path) as world, asyncio.timeout(30):
+        assert world.service is not None
+        port = URL(str(world.service.admin_url)).port
+        assert port is not None
+        callers = Callers(port)
+        try:
+            yield callers
+        finally:
+            for wire in callers.wires:
+                wire.abort()
+
+
+async def ended(wire: Wire) -> bool:
+    with contextlib.suppress(ConnectionError):
+        return await wire.reader.read() == b""
+    return True
+
+
+async def test_silent_connections_make_room_for_a_probe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest goes first, and one that has just asked stays."""
+    monkeypatch.setattr("cfproxy.admin.connection.CONNECTIONS_MAX", 8)
+    async with calling(tmp_path) as callers:
+        silent = [await callers.knock() for _ in range(30)]
+        probe = await callers.knock(b"")
+        assert await callers.live(probe) == 200
+        assert all([await ended(wire) for wire in silent[:20]])
+        assert await callers.live(probe) == 200
+
+
+async def test_a_first_request_has_ten_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever connects and does not ask is let go; whoever has asked may keep the connection."""
+    monkeypatch.setattr("cfproxy.admin.connection.HEAD_S", 0.05)
+    async with calling(tmp_path) as callers:
+        kept = await callers.knock(b"")
+        assert await callers.live(kept) == 200
+        for data in (b"", b"GET /livez HTTP/1.1\r\n"):
+            assert await ended(await callers.knock(data))
+        assert await callers.live(kept) == 200

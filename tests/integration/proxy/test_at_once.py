@@ -1,0 +1,260 @@
+"""Requests that are sent and answered without a task, as nothing has to be waited for: what comes between."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import cast
+
+import pytest
+
+from cfproxy.auth.models import Token
+from cfproxy.auth.token_source import TokenSource
+from cfproxy.proxy.access import AccessRules
+from cfproxy.proxy.account_server import AccountServer
+from cfproxy.proxy.exchange import Exchange
+from cfproxy.proxy.retry import Forwarder
+from cfproxy.secret import Secret
+from cfproxy.server.connection import ClientConnection
+from cfproxy.upstream.client import HttpAnswer, HttpUpstream
+from tests.integration.proxy.test_proxy import problem
+from tests.support.origin import OK, Peer, answering, serving, until, until_still
+from tests.support.proxied import Proxied, proxied
+
+GET = b"GET / HTTP/1.1"
+
+
+async def _hung(peer: Peer) -> None:
+    await peer.take()
+    await peer.reader.read()
+
+
+def _nobody_waits(world: Proxied) -> bool:
+    return not (world.listener.in_flight or world.listener.connections)
+
+
+def _pool(world: Proxied) -> HttpUpstream:
+    upstream = world.listener.forwarder._upstream
+    assert isinstance(upstream, HttpUpstream)
+    return upstream
+
+
+async def test_what_a_client_asked_ahead_goes_with_it() -> None:
+    """A client that leaves takes the requests along that stand behind the one that is on its way."""
+    async with proxied(_hung, warm=True) as world:
+        client = await world.client()
+        await client.send(client.compose(GET) + client.compose(b"POST / HTTP/1.1"))
+        await until(lambda: world.origin.requests)
+        client.abort()
+        await until(lambda: _nobody_waits(world))
+        await until_still(lambda: len(world.origin.requests))
+        assert [request.method for request in world.origin.requests] == [b"GET"]
+        assert world.counted == [("GET", 499)]
+        assert [event["event"] for event in world.events] == ["request.abandoned"]
+
+
+async def test_a_client_that_left_leaves_no_timer() -> None:
+    """The end of the API's connection, which comes behind the client's, begins nothing anew."""
+    async with proxied(_hung, warm=True) as world:
+        client = await world.client()
+        await client.send(client.compose(GET))
+        await until(lambda: world.origin.requests)
+        [connection], [exchange] = world.listener.connections, world.listener._exchanges
+        assert isinstance(exchange, Exchange)
+        assert exchange._begun is not None
+        assert isinstance(exchange._begun.answer, HttpAnswer)
+        upward = exchange._begun.answer.connection
+        client.abort()
+        await until(lambda: _nobody_waits(world) and upward.lost)
+        assert connection._idle_timeout._timer is None
+        assert connection._task is None
+
+
+async def test_a_request_that_cannot_be_taken_down_blocks_nobody() -> None:
+    """A fault behind the answer is told, and the client's next request is answered."""
+    async with proxied(answering(OK), warm=True) as world:
+
+        def broken(*_args: object) -> None:
+            raise RuntimeError("a bug")
+
+        world.listener.settings = dataclasses.replace(world.listener.settings, record=broken)
+        client = await world.client()
+        assert (await client.ask(GET)).body == b"ok"
+        assert (await client.ask(GET)).body == b"ok"
+        assert world.listener.in_flight == 0
+        assert [str(crash["exception"]) for crash in world.crashes] == ["a bug", "a bug"]
+        world.crashes.clear()
+
+
+async def test_a_client_that_left_is_forgotten_whatever_fails() -> None:
+    """A fault while its request is given up takes no place for ever."""
+    async with proxied(_hung, warm=True) as world:
+
+        def broken(*_args: object) -> None:
+            raise RuntimeError("a bug")
+
+        world.listener.settings = dataclasses.replace(world.listener.settings, record=broken)
+        client = await world.client()
+        await client.send(client.compose(GET))
+        await until(lambda: world.origin.requests)
+        client.abort()
+        await until(lambda: _nobody_waits(world))
+        assert sum(world.listener._room.counts().values()) == 0
+        assert [str(crash["exception"]) for crash in world.crashes] == ["a bug"]
+        world.crashes.clear()
+
+
+async def test_a_connection_is_cut_between_two_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is closed even before anything was done with what its client asked ahead."""
+    answered = ClientConnection.answered
+
+    def and_cut(connection: ClientConnection, *, goes_on: bool) -> None:
+        answered(connection, goes_on=goes_on)
+        connection.cut()
+
+    async with proxied(answering(OK), warm=True) as world:
+        monkeypatch.setattr(ClientConnection, "answered", and_cut)
+        client = await world.client()
+        await client.send(client.compose(GET) * 2)
+        await client.reader.read()
+        await until(lambda: _nobody_waits(world))
+        assert len(world.origin.requests) == 1
+
+
+async def test_a_request_is_sent_again_to_whom_it_was_sent() -> None:
+    """It ends with the settings that it began with, though others are in use by the time that it fails."""
+
+    async def leaving(peer: Peer) -> None:
+        asked.append(await peer.take())
+        if len(asked) > 1:
+            await peer.send(OK)
+        else:
+            await until(lambda: switched)
+
+    asked: list[object] = []
+    switched: list[object] = []
+    async with proxied(leaving, warm=True) as world, serving(answering(OK)) as other:
+        client = await world.client()
+        await client.send(client.compose(GET))
+        await until(lambda: world.origin.requests)
+        upstream = HttpUpstream(other.url, tls=None, connect_s=5.0, idle_s=20.0)
+        forwarder = Forwarder(
+            cast("TokenSource", world.source),
+            world.pacer,
+            upstream,
+            retry_unauthorized=True,
+            retry_too_many=True,
+        )
+        before = _pool(world)
+        switched.append(world.listener.switch(dataclasses.replace(world.listener.settings), forwarder))
+        assert (await client.read_answer()).status == 200
+        assert len(asked) == 2
+        assert not other.requests
+        await before.aclose()
+
+
+async def test_a_request_that_has_to_wait_begins_with_the_settings_in_use() -> None:
+    """Those that are reloaded before anything was done hold for all of it, the path included."""
+    async with proxied(answering(OK), warm=True) as world:
+        settings = world.listener.settings
+        origin = dataclasses.replace(settings.origin, base_path=b"/v2")
+
+        def reloads() -> bool:
+            world.pacer.at_once = False
+            world.listener.switch(dataclasses.replace(settings, origin=origin), world.listener.forwarder)
+            return False
+
+        world.pacer.take = reloads  # type: ignore[method-assign]
+        assert (await world.ask(b"GET /a HTTP/1.1")).status == 200
+        assert world.origin.requests[0].target == b"/v2/a"
+
+
+async def test_a_token_that_no_head_can_hold_is_a_fault_that_is_told() -> None:
+    """It costs neither the connection to the API nor the answer."""
+    async with proxied(answering(OK), warm=True) as world:
+        good, world.source.token = world.source.token, Token(Secret("tok\u00e9n"), 0.0, 3600.0)
+        client = await world.client()
+        assert problem(await client.ask(GET)) == (500, "misconfigured")
+        world.source.token = good
+        assert (await world.ask(GET)).status == 200
+        assert _pool(world).pool.connections == 1
+
+
+async def test_a_request_that_was_abandoned_tells_how_long_the_api_took() -> None:
+    """Its client may have left because of that."""
+    waits: list[float | None] = []
+    async with proxied(_hung, warm=True) as world:
+        record = lambda *args: waits.extend(args[5:8])  # noqa: E731 - the short form of a callback
+        world.listener.settings = dataclasses.replace(world.listener.settings, record=record)
+        client = await world.client()
+        await client.send(client.compose(GET))
+        await until(lambda: world.origin.requests)
+        client.abort()
+        await until(lambda: _nobody_waits(world))
+        assert waits[2] is not None
+        assert waits[2] > 0
+
+
+async def test_draining_waits_for_what_is_on_its_way() -> None:
+    """It gets its answer, which tells that the connection ends."""
+    answers = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.take()
+        await answers.wait()
+        await peer.send(OK)
+
+    async with proxied(script, warm=True) as world:
+        client = await world.client()
+        await client.send(client.compose(GET) * 2)
+        await until(lambda: world.origin.requests)
+        world.listener.drain()
+        assert not world.listener.idle.is_set()
+        answers.set()
+        answer = await client.read_answer()
+        assert (answer.body, answer.all(b"Connection")) == (b"ok", [b"close"])
+        assert await client.ended()
+        await world.listener.idle.wait()
+        assert world.counted == [("GET", 200)]
+
+
+async def test_what_is_on_its_way_at_the_end_is_cut() -> None:
+    """Its client hears no more, the API's connection is not kept, and it is taken down once."""
+    async with proxied(_hung, warm=True) as world:
+        client = await world.client()
+        await client.send(client.compose(GET))
+        await until(lambda: world.origin.requests)
+        await world.listener.aclose()
+        assert await client.ended()
+        await until(lambda: _nobody_waits(world))
+        assert world.counted == [("GET", 499)]
+        pool = _pool(world).pool
+        await until(lambda: pool._all == set(pool._idle))
+
+
+async def test_an_api_that_is_silent_is_given_up() -> None:
+    """`timeouts.idle` runs although no task waits."""
+    async with proxied(_hung, warm=True, idle_s=0.05) as world:
+        assert problem(await world.ask(GET))[0] == 504
+        await until(lambda: world.counted == [("GET", 504)])
+        pool = _pool(world).pool
+        await until(lambda: pool._all == set(pool._idle))
+
+
+async def test_what_a_key_leads_to_is_in_flight_there_as_well() -> None:
+    """The other account's listener waits for it when it drains, and cuts it when it ends."""
+    key = Secret("a-key-that-leads-elsewhere")
+    rules = AccessRules(keys=(key,), bound={key: "other"})
+    async with proxied(_hung, warm=True, rules=rules) as world:
+        settings = dataclasses.replace(world.listener.settings, account="other")
+        other = AccountServer(settings, world.listener.forwarder, world.listener.log)
+        world.listener._others = {"other": other}
+        client = await world.client()
+        await client.send(client.compose(GET, b"X-Cfproxy-Key: " + key.reveal().encode()))
+        await until(lambda: world.origin.requests)
+        assert (world.listener.in_flight, other.in_flight) == (1, 1)
+        await other.aclose()
+        assert await client.ended()
+        await until(lambda: _nobody_waits(world))
+        assert not other.in_flight
+        assert [event["account"] for event in world.events] == ["other"]

@@ -1,0 +1,60 @@
+"""Client connections of a real listener: which one goes when there are too many."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from cfproxy.server.connection_limits import ConnectionLimits
+from tests.support.origin import OK, Peer, answering, until
+from tests.support.proxied import Client, proxied
+
+TWO = ConnectionLimits(connections=2, unfinished=2)
+
+
+async def ended(client: Client) -> bool:
+    with contextlib.suppress(ConnectionError):
+        return await client.reader.read() == b""
+    return True
+
+
+async def test_an_idle_connection_makes_room_and_one_at_work_never() -> None:
+    """A request under way is finished, however many others come; when all are at work a new one is closed."""
+    held = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        while True:
+            if (await peer.take()).target == b"/slow":
+                await held.wait()
+            await peer.send(OK)
+
+    async with proxied(script, room=TWO) as world:
+        busy, idle = await world.client(), await world.client()
+        await busy.send(busy.compose(b"GET /slow HTTP/1.1"))
+        assert (await idle.ask(b"GET / HTTP/1.1")).body == b"ok"
+        third = await world.client()
+        assert (await third.ask(b"GET / HTTP/1.1")).body == b"ok"
+        assert await ended(idle)
+        await third.send(third.compose(b"GET /slow HTTP/1.1"))
+        await until(lambda: world.listener._room.counts()["busy"] == 2)
+        assert await ended(await world.client())
+        held.set()
+        for client in (busy, third):
+            assert (await client.read_answer()).body == b"ok"
+        assert (await (await world.client()).ask(b"GET / HTTP/1.1")).body == b"ok"
+
+
+async def test_a_head_that_comes_in_parts_is_younger_than_silence() -> None:
+    """A kept connection counts as idle until its next request begins, and again after the answer."""
+    async with proxied(answering(OK), room=TWO) as world:
+        first, second = await world.client(), await world.client()
+        for client in (first, second):
+            await client.ask(b"GET / HTTP/1.1")
+        part = first.compose(b"GET / HTTP/1.1")
+        await first.send(part[:10])
+        await until(lambda: world.listener._room.counts()["unfinished"] == 1)
+        await (await world.client()).ask(b"GET / HTTP/1.1")
+        assert await ended(second)
+        await first.send(part[10:])
+        assert (await first.read_answer()).body == b"ok"
+        assert world.listener._room.counts()["idle"] == 2

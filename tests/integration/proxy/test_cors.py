@@ -1,0 +1,124 @@
+"""Pages of listed origins, through a real listener: what their browser is told, and what the API sees."""
+
+from __future__ import annotations
+
+import pytest
+
+from cfproxy.proxy.access import AccessRules
+from cfproxy.secret import Secret
+from tests.support.origin import Message, answering
+from tests.support.proxied import proxied
+
+PAGE = b"https://app.studio"
+RULES = AccessRules(origins=(PAGE.decode(),), keys=(Secret("k"),))
+FROM_PAGE = b"Origin: " + PAGE
+KEY = b"X-Cfproxy-Key: k"
+OK = (
+    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nETag: x\r\nAccess-Control-Allow-Origin: *\r\n"
+    b"access-control-allow-credentials: false\r\nVary: Accept\r\n\r\nok"
+)
+
+
+def cors(answer: Message) -> dict[bytes, list[bytes]]:
+    names = {name.lower() for name in answer.names if name.lower().startswith(b"access-control-")}
+    return {name: answer.all(name) for name in names}
+
+
+async def test_a_preflight_is_answered_here_without_a_key() -> None:
+    """Browsers send none with it, and the API is not asked."""
+    ask = b"Access-Control-Request-Method: PUT"
+    private = b"Access-Control-Request-Private-Network: true"
+    async with proxied(answering(OK), rules=RULES) as world:
+        client = await world.client()
+        answer = await client.ask(b"OPTIONS /v1/jobs HTTP/1.1", FROM_PAGE, ask, private)
+        assert (answer.status, answer.body) == (204, b"")
+        assert answer.all(b"Access-Control-Allow-Origin") == [PAGE]
+        assert answer.all(b"Access-Control-Allow-Methods") == [b"PUT"]
+        assert answer.all(b"Access-Control-Allow-Private-Network") == [b"true"]
+        assert answer.all(b"Proxy-Status") == [b'cfproxy; details="preflight"']
+        assert answer.all(b"Content-Length") == []
+        # The connection goes on with the request that the preflight was for.
+        put = await client.ask(b"PUT /v1/jobs HTTP/1.1", FROM_PAGE, KEY, b"Content-Length: 1", body=b"x")
+        assert put.body == b"ok"
+        assert [request.method for request in world.origin.requests] == [b"PUT"]
+        assert ("OPTIONS", 204) in world.counted
+
+
+async def test_a_preflight_is_a_request_like_any_other() -> None:
+    """What is refused elsewhere is refused here, and a body that was not read ends the connection."""
+    ask = b"Access-Control-Request-Method: PUT"
+    async with proxied(answering(OK), rules=RULES) as world:
+        twice = await world.ask(b"OPTIONS / HTTP/1.1", FROM_PAGE, ask, b"Host: other.example")
+        assert (twice.status, cors(twice).get(b"access-control-allow-methods")) == (400, None)
+        client = await world.client()
+        answer = await client.ask(b"OPTIONS / HTTP/1.1", FROM_PAGE, ask, b"Content-Length: 5")
+        assert (answer.status, answer.all(b"Connection")) == (204, [b"close"])
+        assert await client.ended()
+        assert world.origin.requests == []
+
+
+async def test_an_answer_names_the_listed_origin_once_and_shows_all_headers() -> None:
+    """The API's own word is replaced: it is about another address."""
+    async with proxied(answering(OK), rules=RULES) as world:
+        answer = await world.ask(b"GET / HTTP/1.1", FROM_PAGE, KEY)
+        assert cors(answer) == {
+            b"access-control-allow-origin": [PAGE],
+            b"access-control-allow-credentials": [b"true"],
+            b"access-control-expose-headers": [b"ETag, Vary"],
+        }
+        assert answer.all(b"Vary") == [b"Accept", b"Origin"]
+
+
+async def test_programs_get_no_cors_headers() -> None:
+    """Without an Origin there is nobody to tell, and the API's word never passes."""
+    async with proxied(answering(OK), rules=RULES) as world:
+        answer = await world.ask(b"GET / HTTP/1.1", KEY)
+        assert (answer.body, cors(answer), answer.all(b"Vary")) == (b"ok", {}, [b"Accept", b"Origin"])
+    async with proxied(answering(OK)) as world:
+        answer = await world.ask(b"GET / HTTP/1.1")
+        assert (answer.body, cors(answer), answer.all(b"Vary")) == (b"ok", {}, [b"Accept"])
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        ((b"GET / HTTP/1.1", FROM_PAGE), 401),
+        ((b"TRACE / HTTP/1.1", FROM_PAGE, KEY), 403),
+        ((b"GET * HTTP/1.1", FROM_PAGE, KEY), 400),
+    ],
+)
+async def test_a_listed_page_may_read_why_it_was_refused(lines: tuple[bytes, ...], status: int) -> None:
+    """Our own answers carry the same headers."""
+    async with proxied(answering(OK), rules=RULES) as world:
+        answer = await world.ask(lines[0], *lines[1:])
+        assert (answer.status, answer.all(b"Access-Control-Allow-Origin")) == (status, [PAGE])
+        assert b"Proxy-Status" in answer.all(b"Access-Control-Expose-Headers")[0]
+        assert world.origin.requests == []
+
+
+@pytest.mark.parametrize("method", [b"OPTIONS", b"GET"])
+async def test_a_page_that_is_not_listed_is_told_nothing(method: bytes) -> None:
+    """Neither a preflight nor a request of it reaches the API, and it can't read the refusal."""
+    headers = (b"Origin: https://evil", b"Access-Control-Request-Method: PUT", KEY)
+    for rules in (RULES, AccessRules()):
+        async with proxied(answering(OK), rules=rules) as world:
+            answer = await world.ask(method + b" / HTTP/1.1", *headers)
+            assert (answer.status, cors(answer)) == (403, {})
+            assert world.origin.requests == []
+
+
+async def test_a_preflight_with_a_foreign_host_is_refused() -> None:
+    """DNS rebinding ends before anything is told."""
+    async with proxied(answering(OK), rules=RULES) as world:
+        client = await world.client()
+        client.host = b"evil.example:%d" % world.port
+        answer = await client.ask(b"OPTIONS / HTTP/1.1", FROM_PAGE, b"Access-Control-Request-Method: PUT")
+        assert answer.status == 421
+
+
+async def test_an_options_of_a_program_goes_to_the_api() -> None:
+    """What is no preflight is a method like any other."""
+    async with proxied(answering(OK), rules=RULES) as world:
+        for headers in ((KEY,), (KEY, FROM_PAGE), (KEY, b"Access-Control-Request-Method: PUT")):
+            assert (await world.ask(b"OPTIONS / HTTP/1.1", *headers)).body == b"ok"
+        assert [request.method for request in world.origin.requests] == [b"OPTIONS"] * 3

@@ -1,0 +1,541 @@
+"""What passes the proxy, and what is refused, on real sockets: every byte is looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import gzip
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cfproxy.http1.headers import normalise
+from cfproxy.proxy.access import AccessRules
+from cfproxy.proxy.admission import PROGRAMS_MAX
+from cfproxy.proxy.exchange import Exchange
+from cfproxy.secret import Secret
+from tests.support.origin import OK, Message, Peer, answering, chunked, reply, until
+from tests.support.proxied import Proxied, proxied
+
+
+def problem(message: Message) -> tuple[int, str]:
+    """Return status and slug of an answer of ours."""
+    assert message.all(b"Content-Type") == [b"application/problem+json"]
+    document: dict[str, Any] = json.loads(message.body)
+    assert document["status"] == message.status
+    assert message.all(b"Proxy-Status")[0].startswith(b"cfproxy; error=")
+    return message.status, document["type"].removeprefix("urn:cfproxy:problem:")
+
+
+# --- requests -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"/",
+        b"//evil.example/p",
+        b"/a%2Fb%zz/%0a",
+        b"/a//b/../c/.",
+        b"/?",
+        b"/a?b=%20&c+d?e=/../",
+        b'/[]|<>"{}^`:80@;',
+    ],
+)
+async def test_the_target_arrives_byte_by_byte_at_the_configured_host(target: bytes) -> None:
+    """No path is normalised, and none of them chooses the host."""
+    async with proxied(answering(OK)) as world:
+        answer = await world.ask(b"GET %s HTTP/1.1" % target)
+        assert (answer.status, answer.body) == (200, b"ok")
+        [request] = world.origin.requests
+        assert request.start == b"GET %s HTTP/1.1" % target
+        assert request.all(b"Host") == [world.origin.host.encode()]
+
+
+async def test_headers_arrive_in_order_with_case_duplicates_and_high_bytes() -> None:
+    """The API sees the client's headers as they were typed, then Via and the token; nothing is invented."""
+    headers = [
+        b"x-B: 1",
+        b"ACCEPT: */*",
+        b"X-Bytes: gr\xc3\xbc\xff\x80",
+        b"x-b: 2",
+        b"Cookie: a=1",
+        b"X-Empty:",
+    ]
+    async with proxied(answering(OK)) as world:
+        await world.ask(b"GET / HTTP/1.1", *headers)
+        [request] = world.origin.requests
+        assert request.headers == [
+            (b"Host", world.origin.host.encode()),
+            *[(name, value.strip()) for name, _, value in (header.partition(b":") for header in headers)],
+            (b"Via", b"1.1 cfproxy-test"),
+            (b"Authorization", b"Bearer token-1"),
+        ]
+
+
+async def test_what_belongs_to_the_connection_or_to_us_stays_here() -> None:
+    """Hop-by-hop, Connection-listed and forwarding headers, underscore twins and credentials end here."""
+    async with proxied(answering(OK)) as world:
+        await world.ask(
+            b"GET / HTTP/1.1",
+            b"Connection: keep-alive, X-Mine, Authorization, TE",
+            b"Keep-Alive: timeout=5",
+            b"TE: trailers",
+            b"Trailer: X-Sum",
+            b"Proxy-Authorization: Basic x",
+            b"X-Mine: 1",
+            b"Authorization: Bearer client",
+            b"AUTHORIZATION: Basic client",
+            b"X-Forwarded-For: 1.2.3.4",
+            b"X_Forwarded_Host: evil",
+            b"Forwarded: for=1.2.3.4",
+            b"X-Real-IP: 1.2.3.4",
+            b"X_Cfproxy_Key: s",
+            b"X-Cfproxy-Key: s",
+            b"X-Kept: 1",
+        )
+        [request] = world.origin.requests
+        assert request.names == [b"Host", b"X-Kept", b"Via", b"Authorization"]
+        assert request.all(b"Authorization") == [b"Bearer token-1"]
+
+
+async def test_a_body_with_a_length_arrives_with_that_length() -> None:
+    """Content-Length bodies stay Content-Length bodies, gzip ones packed."""
+    packed = gzip.compress(b"hello" * 100)
+    async with proxied(answering(OK)) as world:
+        client = await world.client()
+        await client.ask(
+            b"POST / HTTP/1.1", b"Content-Encoding: gzip", b"content-length: %d" % len(packed), body=packed
+        )
+        await client.ask(b"POST / HTTP/1.1", b"Content-Length: 0")
+        await client.ask(b"POST / HTTP/1.1")
+        with_body, empty, without = world.origin.requests
+        assert (with_body.body, with_body.all(b"Content-Length")) == (packed, [b"%d" % len(packed)])
+        assert with_body.all(b"Transfer-Encoding") == []
+        assert empty.all(b"Content-Length") == [b"0"]
+        assert without.all(b"Content-Length") == without.all(b"Transfer-Encoding") == []
+
+
+async def test_a_chunked_body_arrives_chunked() -> None:
+    """A body without a known length is framed in chunks on both sides."""
+    async with proxied(answering(OK)) as world:
+        await world.ask(
+            b"PUT / HTTP/1.1", b"Transfer-Encoding: chunked", body=chunked(b"ab", b"c" * 70_000, b"d")
+        )
+        [request] = world.origin.requests
+        assert request.body == b"ab" + b"c" * 70_000 + b"d"
+        assert request.all(b"Transfer-Encoding") == [b"chunked"]
+        assert request.all(b"Content-Length") == []
+
+
+# --- answers ------------------------------------------------------------------------------
+
+
+async def test_the_answer_comes_back_byte_by_byte() -> None:
+    """Reason, header order, case, duplicates and bytes are the API's; no Date, Server or type is added."""
+    packed = gzip.compress(b"hello" * 100)
+    raw = b"HTTP/1.1 299 Sch\xc3\xb6n \xff\r\nx-A: 1\r\nX-a: \xe4\r\nContent-Encoding: gzip\r\nX-A: 1\r\n"
+    raw += b"content-LENGTH: %d\r\n\r\n%s" % (len(packed), packed)
+    async with proxied(answering(raw)) as world:
+        client = await world.client()
+        await client.send(client.compose(b"GET / HTTP/1.1"))
+        assert await client.reader.readexactly(len(raw)) == raw
+
+
+@pytest.mark.parametrize(
+    "status", ["400 Bad Request", "401 No", "403 Forbidden", "404 Not Found", "429 Slow", "503 Ill"]
+)
+async def test_the_apis_own_refusals_pass_unchanged(status: str) -> None:
+    """An answer of the API is never replaced, so `Proxy-Status` marks only what is ours."""
+    raw = reply(status, b"{}", b"Retry-After: 7", b"WWW-Authenticate: Bearer error=x")
+    async with proxied(answering(raw), retry=False) as world:
+        client = await world.client()
+        await client.send(client.compose(b"GET / HTTP/1.1"))
+        assert await client.reader.readexactly(len(raw)) == raw
+
+
+async def test_hop_by_hop_headers_of_an_answer_stay_here() -> None:
+    """The API's connection headers, and what it lists there, are not the client's business."""
+    raw = reply(
+        "200 OK", b"ok", b"Connection: keep-alive, X-Mine", b"Keep-Alive: timeout=5", b"X-Mine: 1",
+        b"Proxy-Authenticate: Basic", b"Upgrade: h2c", b"X-Kept: 1",
+    )  # fmt: skip
+    async with proxied(answering(raw)) as world:
+        answer = await world.ask(b"GET / HTTP/1.1")
+        assert answer.headers == [(b"X-Kept", b"1"), (b"Content-Length", b"2")]
+
+
+async def test_answers_without_a_body_have_none() -> None:
+    """HEAD, 204 and 304 pass with their headers and no body, and the connection lives on."""
+    async with proxied(
+        answering(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"HTTP/1.1 204 No Content\r\nX: 1\r\n\r\n",
+            b"HTTP/1.1 304 Not Modified\r\nETag: x\r\nContent-Length: 1000\r\n\r\n",
+            OK,
+        )
+    ) as world:
+        client = await world.client()
+        assert (await client.ask(b"HEAD / HTTP/1.1")).headers == [(b"Content-Length", b"1000")]
+        assert (await client.ask(b"HEAD / HTTP/1.1")).headers == []
+        assert (await client.ask(b"GET / HTTP/1.1")).headers == [(b"X", b"1")]
+        assert (await client.ask(b"GET / HTTP/1.1")).headers == [
+            (b"ETag", b"x"),
+            (b"Content-Length", b"1000"),
+        ]
+        assert (await client.ask(b"GET / HTTP/1.1")).body == b"ok"
+        assert world.origin.connections == 1
+
+
+async def test_answers_without_a_length_are_chunked_for_the_client() -> None:
+    """Chunked and close-delimited answers reach an HTTP/1.1 client in chunks: their end is certain."""
+
+    async def script(peer: Peer) -> None:
+        request = await peer.take()
+        if request.target == b"/chunked":
+            await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", chunked(b"ab", b"cd"))
+        else:
+            await peer.send(b"HTTP/1.0 200 OK\r\n\r\nabcd")
+
+    async with proxied(script) as world:
+        client = await world.client()
+        for target in (b"/chunked", b"/closing"):
+            answer = await client.ask(b"GET %s HTTP/1.1" % target)
+            assert (answer.complete, answer.body) == (True, b"abcd")
+            assert answer.headers == [(b"Transfer-Encoding", b"chunked")]
+
+
+async def test_an_http_1_0_client_gets_no_chunks() -> None:
+    """For HTTP/1.0 the end of the connection is the end of a body of unknown length."""
+    answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"ab", b"cd")
+    async with proxied(answering(answer)) as world:
+        client = await world.client()
+        await client.send(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        got = await client.read_answer()
+        assert (got.body, got.headers) == (b"abcd", [(b"Connection", b"close")])
+        assert await client.ended()
+        assert world.origin.requests[0].start == b"GET / HTTP/1.1"
+
+
+async def test_an_http_1_0_client_keeps_its_connection_when_it_asks_to() -> None:
+    """With `Connection: keep-alive` and a known length the connection lives on, and the answer says so."""
+    async with proxied(answering(OK)) as world:
+        client = await world.client()
+        for _ in range(2):
+            await client.send(b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+            answer = await client.read_answer()
+            assert (answer.body, answer.all(b"Connection")) == (b"ok", [b"keep-alive"])
+        await client.send(b"GET / HTTP/1.0\r\n\r\n")
+        assert (await client.read_answer()).all(b"Connection") == [b"close"]
+        assert await client.ended()
+
+
+async def test_methods_that_nobody_knows_pass() -> None:
+    """Every method belongs to the API, also one that was invented yesterday."""
+    async with proxied(answering(OK)) as world:
+        for method in (b"FOO", b"PROPFIND", b"M-SEARCH", b"X!Y"):
+            assert (await world.ask(method + b" / HTTP/1.1")).status == 200
+        assert [request.method for request in world.origin.requests] == [
+            b"FOO",
+            b"PROPFIND",
+            b"M-SEARCH",
+            b"X!Y",
+        ]
+
+
+async def test_redirects_are_not_followed_but_lead_back_to_the_proxy() -> None:
+    """The client decides about redirects; one within the API's origin names the proxy, others stay."""
+
+    async def script(peer: Peer) -> None:
+        while True:
+            request = await peer.take()
+            here = b"http://%s/v2" % request.all(b"Host")[0]
+            await peer.send(
+                reply("307 T", b"", b"Location: " + (here if request.target == b"/in" else b"https://e/"))
+            )
+
+    async with proxied(script) as world:
+        client = await world.client()
+        inside = await client.ask(b"GET /in HTTP/1.1")
+        assert (inside.status, inside.all(b"Location")) == (307, [b"http://%s/v2" % client.host])
+        assert (await client.ask(b"GET /out HTTP/1.1")).all(b"Location") == [b"https://e/"]
+        old = await world.client()
+        await old.send(b"GET /in HTTP/1.0\r\n\r\n")
+        assert (await old.read_answer()).all(b"Location") == [b"/v2"]
+        assert len(world.origin.requests) == 3
+
+
+async def test_cookies_are_kept_by_the_client_alone() -> None:
+    """A cookie loses the API's domain on its way down, and nobody gets another caller's cookie."""
+    set_cookie = reply("200 OK", b"", b"Set-Cookie: a=1; Domain=gateway.example; Path=/", b"Set-Cookie: b=2")
+    async with proxied(answering(set_cookie)) as world:
+        first = await world.ask(b"GET / HTTP/1.1")
+        assert first.all(b"Set-Cookie") == [b"a=1; Path=/", b"b=2"]
+        await world.ask(b"GET / HTTP/1.1")
+        assert world.origin.requests[1].all(b"Cookie") == []
+
+
+# --- connections --------------------------------------------------------------------------
+
+
+async def test_a_connection_serves_request_after_request() -> None:
+    """Keep-alive works on both sides of the proxy, and `Connection: close` ends the client's side only."""
+    async with proxied(answering(OK)) as world:
+        client = await world.client()
+        for _ in range(3):
+            assert (await client.ask(b"GET / HTTP/1.1")).headers == [(b"Content-Length", b"2")]
+        last = await client.ask(b"GET / HTTP/1.1", b"Connection: close")
+        assert last.all(b"Connection") == [b"close"]
+        assert await client.ended()
+        assert world.origin.connections == 1
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    """Requests sent at once on one connection get their answers in the order of asking, bodies told apart."""
+
+    async def script(peer: Peer) -> None:
+        while True:
+            request = await peer.take()
+            await peer.send(reply("200 OK", request.target + request.body))
+
+    async with proxied(script) as world:
+        client = await world.client()
+        await client.send(
+            *[
+                client.compose(b"POST /%d HTTP/1.1" % n, b"Content-Length: 2", body=b"%02d" % n)
+                for n in range(30)
+            ]
+        )
+        assert [(await client.read_answer()).body for _ in range(30)] == [
+            b"/%d%02d" % (n, n) for n in range(30)
+        ]
+
+
+# --- refusals -----------------------------------------------------------------------------
+
+
+async def raw_problem(world: Proxied, request: bytes) -> tuple[int, str]:
+    client = await world.client()
+    await client.send(request.replace(b"HOST", client.host))
+    answer = problem(await client.read_answer())
+    assert world.origin.requests == []
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "expected"),
+    [
+        (b"GET http://HOST/v1 HTTP/1.1\r\nHost: HOST\r\n\r\n", (400, "bad-target")),
+        (b"GET http://evil.example/ HTTP/1.1\r\nHost: HOST\r\n\r\n", (400, "bad-target")),
+        (b"GET evil.example:443 HTTP/1.1\r\nHost: HOST\r\n\r\n", (400, "bad-target")),
+        (b"CONNECT evil.example:443 HTTP/1.1\r\nHost: HOST\r\n\r\n", (400, "bad-target")),
+        (b"CONNECT evil.example:443 HTTP/1.1\r\nHost: evil.example:443\r\n\r\n", (421, "host-not-allowed")),
+        (b"OPTIONS * HTTP/1.1\r\nHost: HOST\r\n\r\n", (400, "bad-target")),
+        (b"GET /a#b HTTP/1.1\r\nHost: HOST\r\n\r\n", (400, "bad-target")),
+        (b"GET / HTTP/1.1\r\n\r\n", (400, "bad-target")),
+        (b"GET / HTTP/1.1\r\nHost: HOST\r\nHost: HOST\r\n\r\n", (400, "bad-target")),
+        (b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n", (421, "host-not-allowed")),
+        (b"GET / HTTP/1.1\r\nHost: localhost:1\r\n\r\n", (421, "host-not-allowed")),
+        (b"GET / HTTP/1.1\r\nHost: HOST\r\nX: a\x00b\r\n\r\n", (400, "bad-target")),
+        (b"GET / HTTP/1.1\r\nHost: HOST\r\nX: a\x01b\r\n\r\n", (400, "bad-target")),
+        (b"GET / HTTP/1.1\r\nHost: HOST\r\nX: a\rb: c\r\n\r\n", (400, "bad-target")),
+        (b"GET / HTTP/1.1\r\nHost: HOST\r\nX : y\r\n\r\n", (400, "bad-target")),
+        (b"GET / HTTP/1.1\r\nHost: HOST\r\n folded: y\r\n\r\n", (400, "bad-target")),
+        (b"GET / HTTP/1.1\r\nHost: HOST\r\nX: " + b"y" * 40_000 + b"\r\n\r\n", (400, "bad-target")),
+        (b"GET / HTTP/3.7\r\nHost: HOST\r\n\r\n", (400, "bad-target")),
+        (b"F(O / HTTP/1.1\r\nHost: HOST\r\n\r\n", (400, "bad-target")),
+        (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", (400, "bad-target")),
+        (
+            b"POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+            (400, "bad-target"),
+        ),
+        (b"POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: +1\r\n\r\na", (400, "bad-target")),
+        (
+            b"POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+            (400, "bad-target"),
+        ),
+        (
+            b"POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 5\r\nTransfer-Encoding:\r\n\r\n12345",
+            (400, "bad-target"),
+        ),
+        (
+            b"POST / HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            (400, "bad-target"),
+        ),
+        (b"POST / HTTP/1.1\r\nHost: HOST\r\nContent_Length: 5\r\n\r\n", (400, "bad-target")),
+        (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", (400, "bad-target")),
+        (
+            b"GET / HTTP/1.1\r\nHost: HOST\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+            (501, "upgrade-not-supported"),
+        ),
+        (b"GET / HTTP/1.1\r\nHost: HOST\r\nVia: 1.1 cfproxy-test\r\n\r\n", (508, "loop")),
+        (b"TRACE / HTTP/1.1\r\nHost: HOST\r\n\r\n", (403, "not-allowed")),
+        (b"GET / HTTP/1.1\r\nHost: HOST\r\nOrigin: https://evil.example\r\n\r\n", (403, "cross-site")),
+        (b"GET / HTTP/1.1\r\nHost: HOST\r\nSec-Fetch-Site: cross-site\r\n\r\n", (403, "cross-site")),
+    ],
+    ids=range(32),
+)
+async def test_what_is_not_forwarded_is_answered_with_its_problem(
+    request_bytes: bytes, expected: tuple[int, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each refusal has its own status and slug, reaches neither token nor API, and logs no traceback."""
+    async with proxied(answering(OK)) as world:
+        assert await raw_problem(world, request_bytes) == expected
+        assert world.source.journal == world.pacer.journal == []
+    assert caplog.records == []
+
+
+async def test_a_request_after_a_refusal_is_served_where_that_is_safe() -> None:
+    """A refused method leaves the connection usable; a request that could be read in two ways ends it."""
+    async with proxied(answering(OK)) as world:
+        client = await world.client()
+        assert problem(await client.ask(b"TRACE / HTTP/1.1")) == (403, "not-allowed")
+        assert (await client.ask(b"GET / HTTP/1.1")).body == b"ok"
+        bad = await client.ask(b"GET http://x/ HTTP/1.1")
+        assert (problem(bad), bad.all(b"Connection")) == ((400, "bad-target"), [b"close"])
+        assert await client.ended()
+        other = await world.client()
+        upgrade = await other.ask(b"GET / HTTP/1.1", b"Connection: upgrade", b"Upgrade: h2c")
+        assert problem(upgrade) == (501, "upgrade-not-supported")
+        assert await other.ended()
+
+
+async def test_access_rules_are_asked_on_the_way() -> None:
+    """Key, method and path rules each refuse with their slug, and the key itself never goes up."""
+    rules = AccessRules(keys=(Secret("k"),), methods=("GET",), paths=("/v1/**",))
+    async with proxied(answering(OK), rules=rules) as world:
+        no_key = await world.ask(b"GET /v1/x HTTP/1.1")
+        assert problem(no_key) == (401, "key-required")
+        assert no_key.all(b"WWW-Authenticate")
+        key = b"X-Cfproxy-Key: k"
+        assert problem(await world.ask(b"POST /v1/x HTTP/1.1", key)) == (403, "not-allowed")
+        assert problem(await world.ask(b"GET /v2/x HTTP/1.1", key)) == (403, "not-allowed")
+        assert problem(await world.ask(b"GET /v1/../x HTTP/1.1", key)) == (400, "bad-target")
+        for given_key in (key, b"Authorization: Bearer k", b"Authorization: Basic eDpr"):
+            assert (await world.ask(b"GET /v1/x HTTP/1.1", given_key)).body == b"ok"
+        for request in world.origin.requests:
+            assert request.names == [b"Host", b"Via", b"Authorization"]
+            assert request.all(b"Authorization") == [b"Bearer token-1"]
+
+
+async def test_a_base_path_stands_before_every_target_and_is_not_left() -> None:
+    """An upstream with a path gets every target below it."""
+    async with proxied(answering(OK), base_path=b"/base") as world:
+        assert (await world.ask(b"GET /v1?x HTTP/1.1")).body == b"ok"
+        assert problem(await world.ask(b"GET /%2e%2e/x HTTP/1.1")) == (400, "bad-target")
+        assert [request.target for request in world.origin.requests] == [b"/base/v1?x"]
+
+
+# --- any request --------------------------------------------------------------------------
+
+_NAME = st.sampled_from(
+    [
+        b"X-A",
+        b"x_b",
+        b"Connection",
+        b"authorization",
+        b"AUTHORIZATION",
+        b"Author_ization",
+        b"Via",
+        b"X_Forwarded_For",
+        b"Keep-Alive",
+        b"proxy_authorization",
+        b"X-Cfproxy-Key",
+        b"Te",
+        b"Forwarded",
+        b"Cookie",
+    ]
+)
+_VALUE = st.text("aX-_, ;\xe9", max_size=10).map(lambda text: text.encode("latin-1").strip())
+_ANY_HEADERS = st.lists(st.tuples(_NAME, _VALUE), max_size=8)
+_TARGET = st.text("a/.%2e?&=:@[]|~;,", max_size=20).map(lambda text: b"/" + text.encode())
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(_TARGET, _ANY_HEADERS), min_size=1, max_size=10))
+def test_whatever_comes_goes_to_our_origin_with_one_token(
+    requests: list[tuple[bytes, list[tuple[bytes, bytes]]]],
+) -> None:
+    """For any targets and headers the API sees its host, the client's target and one Authorization."""
+
+    async def run() -> None:
+        async with proxied(answering(OK)) as world:
+            for target, headers in requests:
+                lines = [name + b": " + value for name, value in headers]
+                answer = await world.ask(b"GET %s HTTP/1.1" % target, *lines)
+                assert answer.status == 200
+                request = world.origin.requests[-1]
+                assert request.start == b"GET %s HTTP/1.1" % target
+                assert request.all(b"Host") == [world.origin.host.encode()]
+                names = [normalise(name) for name in request.names]
+                assert names.count(b"authorization") == names.count(b"host") == names.count(b"via") == 1
+                assert request.headers[-1] == (b"Authorization", b"Bearer token-1")
+                allowed = {b"x-a", b"x-b", b"author-ization", b"cookie", b"authorization", b"host", b"via"}
+                assert allowed.issuperset(names)
+
+    asyncio.run(run())
+
+
+async def test_server_timing_tells_where_the_time_went() -> None:
+    """Behind an option, since it is a header that the API did not send."""
+    async with proxied(answering(reply("200 OK", b"{}")), server_timing=True) as world:
+        answer = await world.ask(b"GET / HTTP/1.1")
+        (value,) = answer.all(b"Server-Timing")
+        told = dict(part.split(";dur=") for part in value.decode().split(", "))
+        assert list(told) == ["queue", "token", "upstream"]
+        assert float(told["queue"]) == 250.0  # what the fake pacer says
+        assert all(float(milliseconds) >= 0 for milliseconds in told.values())
+
+
+async def test_no_caller_can_invent_more_flows_than_there_are_places_in_a_queue() -> None:
+    """A program that changes its name with every request can't be everybody in the queue."""
+    async with proxied(answering(OK)) as world:
+        client = await world.client()
+        world.pacer.at_once = False
+        for number in range(3 * PROGRAMS_MAX):
+            await client.ask(b"GET / HTTP/1.1", b"User-Agent: %d" % number)
+        assert PROGRAMS_MAX / 2 < len(set(world.pacer.flows)) <= PROGRAMS_MAX
+
+
+@pytest.mark.parametrize("warm", [False, True])
+async def test_a_request_leaves_nothing_for_the_garbage_collector(warm: bool) -> None:
+    """A cycle a request would have the collector walk through everything again and again."""
+    async with proxied(answering(OK), warm=warm) as world:
+        client = await world.client()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                await client.ask(b"GET / HTTP/1.1")
+            await until(lambda: not world.listener.in_flight)
+            assert sum(isinstance(one, Exchange) for one in gc.get_objects()) <= 1  # the latest, at most
+        finally:
+            gc.enable()
+
+
+async def test_who_shares_a_turn_is_a_program_of_a_caller_whatever_its_connections() -> None:
+    """Account, key or address, and program make a flow; connections, targets and forwarded names do not."""
+    rules = AccessRules(keys=(Secret("a"), Secret("b")))
+
+    async def flow_of(world: Proxied, *headers: bytes, target: bytes = b"/") -> Any:
+        await world.ask(b"GET %s HTTP/1.1" % target, *headers)
+        return world.pacer.flows[-1]
+
+    async with proxied(answering(OK), rules=rules) as world:
+        world.pacer.at_once = False
+        mine = await flow_of(world, b"X-Cfproxy-Key: a", b"User-Agent: x")
+        assert mine == await flow_of(world, b"X-Cfproxy-Key: a", b"User-Agent: x", target=b"/v1")
+        assert mine == await flow_of(
+            world, b"Authorization: Bearer a", b"User-Agent: x", b"X-Forwarded-For: 1"
+        )
+        assert mine != await flow_of(world, b"X-Cfproxy-Key: b", b"User-Agent: x")
+        assert mine[0] == "default"  # the account, as the listener's own settings say
+    async with proxied(answering(OK)) as world:
+        world.pacer.at_once = False
+        flows = {await flow_of(world, b"User-Agent: %d" % number) for number in range(10)}
+        assert len(flows) > 1
+        assert {flow[1] for flow in flows} == {"127.0.0.1"}

@@ -1,0 +1,384 @@
+"""Reloading: what changes while the proxy serves, what can't, and that a mistake changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import structlog
+
+from cfproxy.config import Settings, load_settings
+from cfproxy.errors import BadTarget, ConfigError, ListenError, ShuttingDown
+from cfproxy.observability.logs import LogOutput
+from cfproxy.runtime.changes import check_live, list_changes
+from cfproxy.runtime.service import Service
+from cfproxy.sandbox import Behaviour, Fault, Sandbox
+from tests.support.redis_server import free_port
+
+ACTION = {"X-Cfproxy-Admin": "1"}
+
+
+@dataclass
+class World:
+    """A proxy in this process in front of a sandbox, and the variables that configure it."""
+
+    sandbox: Sandbox
+    environ: dict[str, str]
+    entries: list[Any] = field(default_factory=list)
+    service: Service | None = None
+    client: aiohttp.ClientSession | None = None
+
+    def load(self) -> Settings:
+        return load_settings(None, self.environ)
+
+    def events(self, name: str) -> list[Any]:
+        return [entry for entry in self.entries if entry["event"] == name]
+
+    async def reload(self, **changes: str | None) -> list[str]:
+        assert self.service is not None
+        for key, value in changes.items():
+            if value is None:
+                self.environ.pop(f"CFPROXY_{key}", None)
+            else:
+                self.environ[f"CFPROXY_{key}"] = value
+        return await self.service.control.reload()
+
+    def url(self, account: str = "default") -> str:
+        assert self.service is not None
+        return next(each.url for each in self.service.accounts if each.app.account == account)
+
+    async def call(self, account: str = "default", url: str | None = None, **headers: str) -> int:
+        assert self.client is not None
+        target = f"{url or self.url(account)}/v1/jobs?pageSize=1"
+        async with self.client.get(target, headers=headers) as answer:
+            await answer.read()
+            return answer.status
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    tmp_path: Path, given: list[tuple[str, socket.socket]] | None = None, **changes: str
+) -> AsyncIterator[World]:
+    async with Sandbox(Behaviour(limiter="off")) as sandbox:
+        environ = {
+            "CFPROXY_CLIENT_ID": sandbox.behaviour.client_id,
+            "CFPROXY_CLIENT_SECRET": sandbox.behaviour.client_secret,
+            "CFPROXY_GRANT": "client_credentials",
+            "CFPROXY_UPSTREAM": sandbox.url,
+            "CFPROXY_TOKEN_URL": f"{sandbox.url}/connect/token",
+            "CFPROXY_STORE": f"file:{tmp_path / 'store'}",
+            "CFPROXY_LISTEN": "127.0.0.1:0",
+            "CFPROXY_ADMIN": "127.0.0.1:0",
+            "CFPROXY_PACING__RATE": "off",
+        } | {f"CFPROXY_{key}": value for key, value in changes.items()}
+        world = World(sandbox, environ)
+        capture = structlog.testing.LogCapture()
+        world.entries = capture.entries
+        log = structlog.wrap_logger(None, processors=[capture])
+        service = Service(world.load(), (), log, load=world.load, given=given)
+        async with service, aiohttp.ClientSession() as client:
+            world.service, world.client = service, client
+            yield world
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with opened(tmp_path) as opened_world:
+        yield opened_world
+
+
+async def test_a_reload_changes_what_the_next_request_meets_on_the_same_connection(world: World) -> None:
+    """A new access key is asked for at once, and nobody's connection was closed for that."""
+    assert world.service is not None
+    assert world.client is not None
+    assert await world.call() == 200
+    connections = list(world.service.accounts[0].listener.connections)
+    assert await world.reload(ACCESS__KEYS="sesame") == ["access.keys"]
+    assert await world.call() == 401
+    assert await world.call(**{"X-Cfproxy-Key": "sesame"}) == 200
+    assert list(world.service.accounts[0].listener.connections) == connections
+    assert world.events("config.reloaded")[-1]["changed"] == ["access.keys"]
+
+
+async def test_a_wrong_configuration_changes_nothing_and_all_its_problems_are_told(world: World) -> None:
+    """Whoever asked gets every problem, the log has them too, and the old configuration serves on."""
+    with pytest.raises(ConfigError) as caught:
+        await world.reload(TIMEOUTS__IDLE="soon", ACCESS__KEYS="sesame", LISTEN="nowhere")
+    assert len(caught.value.problems) == 2
+    assert [event["reason"] for event in world.events("config.refused")] == [
+        str(problem) for problem in caught.value.problems
+    ]
+    assert await world.call() == 200
+    assert not world.events("config.reloaded")
+
+
+async def test_the_post_answers_with_the_problems_and_no_secret(world: World) -> None:
+    """`POST /reload` is guarded like the shutdown; what is wrong comes as a problem document."""
+    assert world.service is not None
+    assert world.client is not None
+    url = f"{world.service.admin_url}/reload"
+    async with world.client.post(url) as answer:
+        assert answer.status == 403
+    world.environ |= {"CFPROXY_TIMEOUTS__IDLE": "soon", "CFPROXY_CLIENT_SECRET": "marker\nsecret"}
+    async with world.client.post(url, headers=ACTION) as answer:
+        text = await answer.text()
+        document = await answer.json(content_type=None)
+    assert (answer.status, document["type"]) == (500, "urn:cfproxy:problem:misconfigured")
+    assert len(document["problems"]) == 2
+    assert "marker" not in text
+    world.environ |= {"CFPROXY_TIMEOUTS__IDLE": "20s", "CFPROXY_CLIENT_SECRET": "sandbox-secret"}
+    async with world.client.post(url, headers=ACTION) as answer:
+        assert await answer.json() == {"status": "reloaded", "changed": ["timeouts.idle"]}
+
+
+async def test_the_store_of_an_account_that_is_served_can_not_change(world: World, tmp_path: Path) -> None:
+    """Its newest token may be in the old one only; the answer says that a restart does it."""
+    with pytest.raises(ConfigError, match=r"store: can't change .* restart cfproxy"):
+        await world.reload(STORE=f"file:{tmp_path / 'elsewhere'}", ACCESS__KEYS="sesame")
+    assert await world.call() == 200
+
+
+async def test_a_pace_can_not_become_shared_while_it_is_kept(tmp_path: Path) -> None:
+    """What left in the last second is counted here or there; the answer says that a restart does it."""
+    async with opened(tmp_path, STORE=f"redis://127.0.0.1:{free_port()}/0", PACING__RATE="20") as world:
+        with pytest.raises(ConfigError, match=r"pacing.shared: can't change .* restart cfproxy"):
+            await world.reload(PACING__SHARED="true", ACCESS__KEYS="sesame")
+
+
+def test_whether_replicas_share_a_rate_can_not_change() -> None:
+    """Who waits in one kind of queue can't be moved to the other; off is off either way."""
+    base = {"CFPROXY_CLIENT_ID": "app", "CFPROXY_REDIRECT_URI": "https://example.com/cb"}
+    redis = base | {"CFPROXY_STORE": "redis://127.0.0.1:1/0"}
+    alone, shared = (
+        load_settings(None, redis),
+        load_settings(None, redis | {"CFPROXY_PACING__SHARED": "true"}),
+    )
+    with pytest.raises(ConfigError, match=r"pacing.shared: can't change"):
+        check_live(alone, shared, (), set())
+    off = {"CFPROXY_PACING__RATE": "off"}
+    check_live(load_settings(None, redis | off), load_settings(None, redis | off), (), set())
+
+
+async def test_accounts_come_and_go(world: World) -> None:
+    """A new account gets its listener; one that is gone loses it, and the others don't notice."""
+    assert world.service is not None
+    assert world.service.admin_url is not None
+    await world.reload(ACCOUNTS__ACME__LISTEN="127.0.0.1:0", ACCOUNTS__BETA__LISTEN="127.0.0.1:0")
+    assert [await world.call(name) for name in ("default", "acme", "beta")] == [200, 200, 200]
+    gone = world.url("acme")
+    before = world.url("beta")
+    await world.reload(ACCOUNTS__ACME__LISTEN=None)
+    assert world.url("beta") == before
+    assert await world.call("beta") == 200
+    with pytest.raises(aiohttp.ClientError):
+        async with aiohttp.ClientSession() as other, other.get(gone):
+            pass
+    async with world.client.get(f"{world.service.admin_url}/status.json") as answer:  # type: ignore[union-attr]
+        assert [each["account"] for each in (await answer.json())["accounts"]] == ["default", "beta"]
+
+
+async def test_a_listener_moves_and_its_open_connections_are_served_to_their_end(world: World) -> None:
+    """The new address is there before the old one is gone; a kept connection's next request is answered."""
+    old = world.url()
+    assert await world.call() == 200
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert await world.reload(LISTEN=f"127.0.0.1:{port}") == ["listen"]
+    assert world.url() == f"http://127.0.0.1:{port}"
+    assert await world.call(url=old) == 200  # on the connection that is open
+    assert await world.call() == 200
+    with pytest.raises(aiohttp.ClientError):
+        await world.call(url=old)
+
+
+async def test_a_port_that_is_taken_changes_nothing(world: World) -> None:
+    """Neither the account with the taken port nor any other one is touched."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(ListenError, match=f"cannot listen on {taken}"):
+            await world.reload(ACCOUNTS__ACME__LISTEN="127.0.0.1:0", ACCOUNTS__BETA__LISTEN=taken)
+    assert [await world.call()] == [200]
+    assert world.service is not None
+    assert [each.app.account for each in world.service.accounts] == ["default"]
+
+
+async def test_a_request_is_answered_by_the_upstream_that_it_began_with(world: World) -> None:
+    """A reload in the middle of a request does not send it elsewhere, and does not cut it."""
+    world.sandbox.inject("api", Fault("slow", delay_s=0.3))
+    async with Sandbox(Behaviour(limiter="off")) as other:
+        slow = asyncio.create_task(world.call())
+        while not world.sandbox.api_requests:
+            await asyncio.sleep(0)
+        await world.reload(UPSTREAM=other.url, TOKEN_URL=f"{other.url}/connect/token")
+        assert await world.call() == 200
+        assert (other.api_requests, await slow, other.api_requests) == (1, 200, 1)
+
+
+async def test_a_new_secret_heals_an_app_that_was_refused(tmp_path: Path) -> None:
+    """The next request tries the new secret, without waiting for the back-off of the old one."""
+    async with opened(tmp_path, CLIENT_SECRET="old-secret") as world:
+        assert await world.call() == 500
+        assert await world.reload(CLIENT_SECRET="sandbox-secret") == ["client_secret"]
+        assert await world.call() == 200
+
+
+async def test_a_token_in_memory_outlives_reloads(tmp_path: Path) -> None:
+    """With `store: memory` a reload would otherwise be a logout."""
+    async with opened(tmp_path, STORE="memory") as world:
+        assert await world.call() == 200
+        await world.reload(RETRY__UNAUTHORIZED="off", TIMEOUTS__TOKEN="7s", SCOPE="cfgateway extra")
+        assert await world.call() == 200
+        assert len(world.sandbox.token_requests) == 1
+
+
+async def test_an_unsaved_token_keeps_its_account(world: World, tmp_path: Path) -> None:
+    """An account whose newest token is in memory only can neither go nor become another app's."""
+    assert world.service is not None
+    await world.call()
+    ledger = world.service.accounts[0].token_source._cached
+    ledger.unsaved = True
+    try:
+        with pytest.raises(ConfigError, match="not saved yet"):
+            await world.reload(CLIENT_ID="another")
+    finally:
+        ledger.unsaved = False
+
+
+async def test_the_admin_listener_moves_and_can_be_switched_off(world: World) -> None:
+    """It is a listener like the others."""
+    assert world.service is not None
+    old = world.service.admin_url
+    await world.reload(ADMIN="off")
+    assert world.service.admin_url is None
+    with pytest.raises(aiohttp.ClientError):
+        async with aiohttp.ClientSession() as other, other.get(f"{old}/livez"):
+            pass
+    await world.reload(ADMIN="127.0.0.1:0")
+    async with aiohttp.ClientSession() as other, other.get(f"{world.service.admin_url}/readyz") as answer:
+        assert answer.status == 200
+
+
+async def test_nothing_is_reloaded_after_the_end_was_asked_for(world: World) -> None:
+    """A reload must not bring anything up that the end would miss."""
+    assert world.service is not None
+    world.service.control.stop()
+    with pytest.raises(ShuttingDown):
+        await world.reload(ACCOUNTS__ACME__LISTEN="127.0.0.1:0")
+
+
+async def test_reloads_under_load_cost_no_request(world: World) -> None:
+    """Listeners, keys, pacing and upstream parts are exchanged while callers go on: none fails."""
+    statuses: list[int] = []
+    done = asyncio.Event()
+
+    async def caller() -> None:
+        async with aiohttp.ClientSession() as client:
+            while not done.is_set():
+                async with client.get(f"{url}/v1/jobs?pageSize=1") as answer:
+                    await answer.read()
+                    statuses.append(answer.status)
+
+    url = world.url()
+    callers = [asyncio.create_task(caller()) for _ in range(8)]
+    for turn in range(60):
+        await world.reload(
+            TIMEOUTS__CONNECT=f"{5 + turn % 3}s",
+            PACING__RATE="off" if turn % 2 else "100000",
+            ACCOUNTS__ACME__LISTEN="127.0.0.1:0" if turn % 4 == 0 else None,
+        )
+    done.set()
+    await asyncio.gather(*callers)
+    assert set(statuses) == {200}
+    assert len(world.events("config.reloaded")) == 60
+
+
+def test_changes_are_named_as_the_file_has_them_and_without_values() -> None:
+    """Also secrets, whose written form is always the same."""
+    base = {"CFPROXY_CLIENT_ID": "app", "CFPROXY_REDIRECT_URI": "https://example.com/cb"}
+    old = load_settings(None, base | {"CFPROXY_CLIENT_SECRET": "one"})
+    new = load_settings(
+        None,
+        base
+        | {
+            "CFPROXY_CLIENT_SECRET": "two",
+            "CFPROXY_TIMEOUTS__IDLE": "1s",
+            "CFPROXY_LOG__LEVEL": "debug",
+            "CFPROXY_ACCOUNTS__ACME__LISTEN": "127.0.0.1:0",
+        },
+    )
+    assert list_changes(old, old) == []
+    assert list_changes(old, new) == ["accounts.acme", "client_secret", "log.level", "timeouts.idle"]
+
+
+@pytest.mark.usefixtures("_own_logging")
+async def test_the_log_level_changes_at_run_time(tmp_path: Path) -> None:
+    """By a POST until the next reload, by a reload for good; loggers that were bound before follow."""
+    path = tmp_path / "log"
+    environ = {
+        "CFPROXY_CLIENT_ID": "app",
+        "CFPROXY_REDIRECT_URI": "https://example.com/cb",
+        "CFPROXY_STORE": "memory",
+        "CFPROXY_LISTEN": "127.0.0.1:0",
+        "CFPROXY_ADMIN": "127.0.0.1:0",
+    }
+
+    def load() -> Settings:
+        return load_settings(None, environ)
+
+    with path.open("w", encoding="utf-8") as stream:
+        logs = LogOutput("info", "json", stream=stream)
+        async with (
+            Service(load(), (), logs.log, load=load, logs=logs) as service,
+            aiohttp.ClientSession() as client,
+        ):
+            url = f"{service.admin_url}/log-level"
+            async with client.post(f"{url}?level=error", headers=ACTION) as answer:
+                assert (answer.status, await answer.json()) == (200, {"status": "changed", "level": "error"})
+            assert logs.level == "error"
+            async with client.post(f"{url}?level=loud", headers=ACTION) as answer:
+                assert answer.status == 400
+            async with client.post(url, headers=ACTION) as answer:
+                assert answer.status == 400
+            with pytest.raises(BadTarget):
+                service.control.set_log_level("silent")
+            environ["CFPROXY_LOG__LEVEL"] = "debug"
+            await service.control.reload()
+            assert logs.level == "debug"
+    assert "proxy.started" in path.read_text(encoding="utf-8")
+    assert os.environ.get("CFPROXY_LOG__LEVEL") is None
+
+
+def listening(host: str) -> socket.socket:
+    sock = socket.socket()
+    sock.bind((host, 0))
+    sock.listen()
+    return sock
+
+
+@pytest.mark.parametrize("name", ["default", "admin"])
+async def test_a_socket_that_was_handed_over_opens_no_door_to_other_machines(
+    name: str, tmp_path: Path
+) -> None:
+    """The configuration says loopback; what the service manager hands over may say otherwise."""
+    with listening("0.0.0.0") as sock, pytest.raises(ListenError, match="can be reached from other machines"):
+        async with opened(tmp_path, given=[(name, sock)]):
+            pass
+
+
+async def test_a_socket_that_nobody_asked_for_is_told(tmp_path: Path) -> None:
+    """Most likely its name is misspelt; connections to it would wait for ever."""
+    with listening("127.0.0.1") as sock:
+        async with opened(tmp_path, given=[("defualt", sock)]) as world:
+            (event,) = world.events("socket.not_used")
+            assert event["listen"] == f"127.0.0.1:{sock.getsockname()[1]}"

@@ -1,0 +1,327 @@
+"""What every token store promises, run against each of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cfproxy.auth.interfaces import ATTEMPT_LIFETIME_S, Attempt, AttemptGone, TokenStore
+from cfproxy.auth.models import Token
+from cfproxy.config import RedisAddress
+from cfproxy.config.redis_url import parse_redis_url
+from cfproxy.errors import ConfigError, StoreUnavailable
+from cfproxy.secret import Secret
+from cfproxy.stores import open_store
+from cfproxy.stores.file import FileStore
+from tests.support.redis_server import PATIENCE_S, RedisServer, running_server
+from tests.support.store_examples import NOW, build_attempt, build_login
+
+Opener = Callable[[], TokenStore]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with running_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "file", "encrypted file", "redis", "encrypted redis"])
+async def reopen(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Opener]:
+    """Give the store as another process would see it, where there can be another process."""
+    monkeypatch.setattr("cfproxy.stores.encryption.SCRYPT_N", 2)
+    key = Secret("a key") if "encrypted" in request.param else None
+    url: str | RedisAddress = request.param.split()[-1]
+    if url == "redis":
+        server: RedisServer = request.getfixturevalue("server")
+        await server.ready()
+        await server.empty()
+        url = parse_redis_url(server.url)
+    memory = open_store("memory", None)
+    opened: list[TokenStore] = []
+
+    def reopen() -> TokenStore:
+        opened.append(memory if url == "memory" else open_store(url, tmp_path / "store", key))
+        return opened[-1]
+
+    yield reopen
+    for store in opened:
+        await store.aclose()
+
+
+@pytest.fixture
+def store(reopen: Opener) -> TokenStore:
+    return reopen()
+
+
+async def new_stamp(store: TokenStore, *old: Hashable) -> Hashable:
+    """Return the stamp once it is none of `old`: news may take a moment."""
+    async with asyncio.timeout(PATIENCE_S):
+        while (stamp := store.stamp("default")) in old:
+            await asyncio.sleep(0.001)
+    return stamp
+
+
+async def gone(store: TokenStore, state: str | None, now: float = NOW, account: str = "default") -> str:
+    with pytest.raises(AttemptGone) as caught:
+        await store.take_attempt(account, state, now)
+    return caught.value.reason
+
+
+async def test_a_saved_login_is_loaded_as_it_was(reopen: Opener) -> None:
+    """Every field of a login survives the store, also for whoever opens it next."""
+    login = build_login(login_expires_at=NOW + 9, presented_at=NOW + 1, refused_at=NOW + 2, answer_lost=True)
+    await reopen().save(login)
+    assert await reopen().load("default") == login
+
+
+async def test_what_was_never_saved_is_none(store: TokenStore) -> None:
+    """An account without a record is None, not an error."""
+    assert await store.load("default") is None
+    assert store.stamp("default") is None
+
+
+async def test_a_save_replaces_the_whole_record(reopen: Opener) -> None:
+    """The newest save is the one that counts, and nothing of an older one shines through."""
+    first = build_login(presented_at=NOW)
+    second = first.next(token=Token(Secret("access-2"), NOW, 60.0), refresh_token=None, presented_at=None)
+    store = reopen()
+    await store.save(first)
+    await store.save(second)
+    assert await reopen().load("default") == second
+
+
+async def test_delete_forgets_the_record_and_the_attempts(store: TokenStore) -> None:
+    """After a logout there is no token and no login under way; a second one finds nothing."""
+    await store.save(build_login())
+    await store.put_attempt(build_attempt())
+    assert await store.delete("default") is True
+    assert await store.load("default") is None
+    assert await gone(store, "state-1") == "unknown"
+    assert await store.delete("default") is False
+
+
+async def test_attempts_alone_are_no_record(store: TokenStore) -> None:
+    """Deleting an account that only began to log in says that there was no record, and ends the attempt."""
+    await store.put_attempt(build_attempt())
+    assert await store.delete("default") is False
+    assert await gone(store, None) == "unknown"
+
+
+async def test_the_stamp_tells_every_change(reopen: Opener) -> None:
+    """A stamp stays while nothing changes, and differs after each save and after a delete."""
+    store, watcher = reopen(), reopen()
+    stamps = [watcher.stamp("default")]
+    for serial in range(1, 6):
+        await store.save(build_login(serial=serial))
+        stamps.append(await new_stamp(watcher, *stamps))
+        assert watcher.stamp("default") == stamps[-1]
+    await store.delete("default")
+    gone = await new_stamp(watcher, stamps[-1])
+    await store.save(build_login(serial=1))
+    await new_stamp(watcher, gone, *stamps[1:])
+
+
+async def test_a_probe_leaves_no_record(store: TokenStore) -> None:
+    """Trying the store changes nothing that it holds."""
+    await store.probe("default")
+    assert await store.load("default") is None
+    await store.save(build_login())
+    stamp = await new_stamp(store, None)
+    await store.probe("default")
+    assert store.stamp("default") == stamp
+
+
+async def test_the_lock_excludes_everybody_else(reopen: Opener) -> None:
+    """One holder at a time, whichever way the others opened the store; reading goes on meanwhile."""
+    store, other = reopen(), reopen()
+    await store.save(build_login())
+    async with store.lock("default", 5):
+        with pytest.raises(StoreUnavailable, match="is refreshing account 'default'"):
+            async with other.lock("default", 0.02):
+                pytest.fail("two holders")
+        assert await other.load("default") is not None
+    async with other.lock("default", 0):
+        pass
+
+
+async def test_the_lock_goes_to_who_waits(reopen: Opener) -> None:
+    """Whoever waits for the lock gets it when it is free, one after the other."""
+    inside: list[int] = []
+    crowd: list[int] = []
+
+    async def refresh(number: int) -> None:
+        async with reopen().lock("default", 60):
+            inside.append(number)
+            await asyncio.to_thread(lambda: None)
+            crowd.append(len(inside))
+            inside.remove(number)
+
+    await asyncio.gather(*(refresh(number) for number in range(8)))
+    assert crowd == [1] * 8
+
+
+async def test_an_error_inside_frees_the_lock(store: TokenStore) -> None:
+    """A refresh that fails does not keep the next one out."""
+    with pytest.raises(ZeroDivisionError):
+        async with store.lock("default", 5):
+            raise ZeroDivisionError
+    async with store.lock("default", 0):
+        pass
+
+
+async def test_a_cancelled_waiter_leaves_no_lock_behind(reopen: Opener) -> None:
+    """Giving up while waiting for the lock does not take it."""
+
+    async def wait() -> None:
+        async with reopen().lock("default", 60):
+            pytest.fail("entered")
+
+    store = reopen()
+    async with store.lock("default", 5):
+        waiter = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        waiter.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiter
+    async with store.lock("default", 5):
+        pass
+
+
+async def test_accounts_do_not_wait_for_each_other(store: TokenStore) -> None:
+    """Each account has its own lock."""
+    async with store.lock("a", 5), store.lock("b", 0):
+        pass
+
+
+async def test_an_attempt_is_taken_once(reopen: Opener) -> None:
+    """A redirect finishes one login; its replay is recognised, by whichever process it meets."""
+    attempt = build_attempt()
+    await reopen().put_attempt(attempt)
+    assert await reopen().take_attempt("default", "state-1", NOW + 1) == attempt
+    assert await gone(reopen(), "state-1", NOW + 2) == "used"
+    assert await gone(reopen(), None, NOW + 2) == "used"
+
+
+async def test_an_attempt_that_was_put_back_is_taken_again(store: TokenStore) -> None:
+    """A login that failed before its code was spent can be finished once more with the same address."""
+    attempt = build_attempt()
+    await store.put_attempt(attempt)
+    for state in ("state-1", None):
+        assert await store.take_attempt("default", state, NOW) == attempt
+        await store.put_attempt(attempt)
+    assert await store.take_attempt("default", "state-1", NOW) == attempt
+    assert await gone(store, "state-1") == "used"
+
+
+async def test_an_attempt_without_a_verifier_is_kept_as_well(store: TokenStore) -> None:
+    """`pkce: false` logins have attempts too."""
+    attempt = build_attempt(verifier=None)
+    await store.put_attempt(attempt)
+    assert await store.take_attempt("default", "state-1", NOW) == attempt
+
+
+async def test_a_foreign_state_is_unknown(store: TokenStore) -> None:
+    """A state that nobody here sent out takes nothing."""
+    attempt = build_attempt()
+    await store.put_attempt(attempt)
+    assert await gone(store, "state-2") == "unknown"
+    assert await gone(store, "") == "unknown"
+    assert await store.take_attempt("default", "state-1", NOW) == attempt
+
+
+async def test_no_state_takes_the_newest_attempt(store: TokenStore) -> None:
+    """A pasted code without a state belongs to the login that was begun last and is still open."""
+    for state, age_s in [("old", 30.0), ("newest", 10.0), ("middle", 20.0)]:
+        await store.put_attempt(build_attempt(state=state, created_at=NOW - age_s))
+    taken = [(await store.take_attempt("default", None, NOW)).state.reveal() for _ in range(3)]
+    assert taken == ["newest", "middle", "old"]
+    assert await gone(store, None) == "used"
+
+
+@pytest.mark.parametrize("state", ["state-1", None])
+async def test_an_attempt_expires(store: TokenStore, state: str | None) -> None:
+    """After half an hour an attempt is told as expired once, and then forgotten."""
+    await store.put_attempt(build_attempt())
+    assert await gone(store, state, NOW + ATTEMPT_LIFETIME_S) == "expired"
+    assert await gone(store, state, NOW + ATTEMPT_LIFETIME_S) == "unknown"
+
+
+async def test_an_attempt_lasts_until_its_time_is_over(store: TokenStore) -> None:
+    """A slow person still gets in within half an hour."""
+    attempt = build_attempt()
+    await store.put_attempt(attempt)
+    assert await store.take_attempt("default", "state-1", NOW + ATTEMPT_LIFETIME_S - 1) == attempt
+
+
+async def test_a_new_attempt_clears_expired_ones_away(store: TokenStore) -> None:
+    """Attempts that nobody finished do not pile up."""
+    await store.put_attempt(build_attempt(state="old"))
+    await store.put_attempt(build_attempt(state="new", created_at=NOW + ATTEMPT_LIFETIME_S))
+    assert await gone(store, "old", NOW + 1) == "unknown"
+    assert (await store.take_attempt("default", "new", NOW + ATTEMPT_LIFETIME_S)).state == Secret("new")
+
+
+@pytest.mark.parametrize("state", ["state-1", None])
+async def test_of_fifty_takers_one_gets_the_attempt(reopen: Opener, state: str | None) -> None:
+    """Single use holds when everybody comes at once."""
+    await reopen().put_attempt(build_attempt())
+    results = await asyncio.gather(
+        *(reopen().take_attempt("default", state, NOW) for _ in range(50)), return_exceptions=True
+    )
+    taken = [result for result in results if isinstance(result, Attempt)]
+    refused = [result for result in results if isinstance(result, AttemptGone)]
+    assert (len(taken), len(refused)) == (1, 49)
+    if state is not None:
+        assert {refusal.reason for refusal in refused} == {"used"}
+
+
+async def test_accounts_are_kept_apart(store: TokenStore) -> None:
+    """No account's name reaches another one's record or attempts, however it is spelt."""
+    attempt = build_attempt("a")
+    look_alikes = [
+        "a.login-x",
+        f"a.login-{attempt.state.fingerprint()}",
+        "a_b",
+        "a-b",
+        "a.lock",
+        "../a",
+        "ä",
+        "a/b",
+    ]
+    names = ["a", *look_alikes]
+    await store.put_attempt(attempt)
+    for name in names:
+        await store.save(build_login(name, client_id=f"app of {name}"))
+    for name in look_alikes:
+        assert await gone(store, "state-1", account=name) == "unknown"
+        assert await gone(store, None, account=name) == "unknown"
+    for name in names:
+        assert await store.load(name) == build_login(name, client_id=f"app of {name}")
+    assert await store.take_attempt("a", None, NOW) == attempt
+    assert await store.delete("a") is True
+    assert [name for name in names if await store.load(name) is None] == ["a"]
+
+
+async def test_the_setting_picks_the_store(tmp_path: Path) -> None:
+    """`memory` is new each time, `file` and `file:DIR` keep to the folder; the rest is refused unseen."""
+    await open_store("memory", None).save(build_login())
+    assert await open_store("memory", None).load("default") is None
+    for setting in ("file", f"file:{tmp_path}"):
+        store = open_store(setting, tmp_path)
+        assert isinstance(store, FileStore)
+        assert store.location == str(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        open_store("postgres://user:marker@host", None)
+    assert "marker" not in str(caught.value)
+    store = open_store(parse_redis_url("redis://user:marker@host"), None)
+    assert store.location == "redis://user@host:6379/0"
+
+
+async def test_a_store_says_where_it_is(store: TokenStore) -> None:
+    """People are told a place."""
+    assert store.location

@@ -1,0 +1,145 @@
+"""The file store: what it believes, what it refuses, and what it never overwrites."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from cfproxy.auth.interfaces import AttemptGone
+from cfproxy.auth.models import DOCUMENT_VERSION, Login, Token
+from cfproxy.errors import StoreUnavailable, StoreUnusable
+from cfproxy.secret import Secret
+from cfproxy.stores.attempts import Entry, to_document
+from cfproxy.stores.file import FileStore
+from tests.support.store_examples import NOW, build_attempt, build_login, put, refusal
+
+DOCUMENT = build_login().to_document()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "cfproxy"
+
+
+@pytest.fixture
+def store(folder: Path) -> FileStore:
+    return FileStore(folder)
+
+
+async def test_reading_creates_nothing(folder: Path, store: FileStore) -> None:
+    """Asking a store that does not exist leaves the disk as it was."""
+    assert await store.load("default") is None
+    assert store.stamp("default") is None
+    assert await store.delete("default") is False
+    with pytest.raises(AttemptGone):
+        await store.take_attempt("default", None, NOW)
+    assert not folder.parent.exists()
+
+
+async def test_a_used_attempt_leaves_no_verifier_on_disk(folder: Path, store: FileStore) -> None:
+    """Once a login came back, what could finish it again is gone from the disk."""
+    await store.put_attempt(build_attempt(verifier="marker"))
+    await store.take_attempt("default", "state-1", NOW)
+    contents = [path.read_text() for path in folder.iterdir()]
+    assert len(contents) == 1
+    assert "marker" not in contents[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is not JSON"),
+        (json.dumps(DOCUMENT).encode()[:-9], "cut short"),
+        (b"\xff\xfe", "is not JSON"),
+        (b"[" * 60_000, "is not JSON"),
+        (b"[]", "is not a token document"),
+        (b"x" * (64 * 1024 + 1), "too large"),
+        (json.dumps(DOCUMENT | {"serial": "1"}).encode(), "damaged at 'serial'"),
+        (json.dumps(DOCUMENT | {"version": DOCUMENT_VERSION + 1}).encode(), "newer cfproxy"),
+        (json.dumps(DOCUMENT | {"account": "other"}).encode(), "not the login of account 'default'"),
+    ],
+)
+async def test_what_we_cannot_read_as_ours_is_refused_and_kept(
+    folder: Path, store: FileStore, content: bytes, words: str
+) -> None:
+    """A damaged, foreign or newer document is named, and no save ever replaces it."""
+    path = folder / "default.json"
+    put(path, content)
+    told = await refusal(store)
+    assert str(path) in told
+    assert words in told
+    assert path.read_bytes() == content
+    assert [found.name for found in folder.iterdir()] == ["default.json"]
+
+
+async def test_a_login_that_could_not_be_read_back_is_not_saved(store: FileStore) -> None:
+    """A good record is never replaced by one that the next load would refuse."""
+    await store.save(build_login())
+    for bad in (
+        build_login(token=Token(Secret("a"), NOW, float("inf"))),
+        build_login(token=Token(Secret("a" * 70_000), NOW, 60.0)),
+    ):
+        with pytest.raises(StoreUnusable):
+            await store.save(bad)
+    assert await store.load("default") == build_login()
+
+
+async def test_the_stamp_never_raises(tmp_path: Path) -> None:
+    """A store that cannot be looked at has a stamp that is not the one of 'no record'."""
+    (tmp_path / "file").write_bytes(b"")
+    assert FileStore(tmp_path / "file" / "below").stamp("default") is not None
+
+
+async def test_a_damaged_attempt_stops_no_other_login(folder: Path, store: FileStore) -> None:
+    """An attempt file that cannot be read is named when it is needed, kept, and in nobody's way."""
+    damaged = folder / f"default.login-{Secret('damaged').fingerprint()}.json"
+    put(damaged, b"{")
+    attempt = build_attempt()
+    await store.put_attempt(attempt)
+    assert await store.take_attempt("default", "state-1", NOW) == attempt
+    for state in ("damaged", None):
+        with pytest.raises(StoreUnusable, match=damaged.name):
+            await store.take_attempt("default", state, NOW)
+    assert damaged.read_bytes() == b"{"
+
+
+def changed(document: dict[str, Any]) -> st.SearchStrategy[bytes]:
+    values = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())
+    changes = st.dictionaries(st.sampled_from(sorted(document)), values, max_size=3)
+    return changes.map(lambda change: json.dumps(document | change).encode())
+
+
+@pytest.fixture(scope="module")
+def one_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("any") / "store"
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+@given(content=st.binary() | changed(DOCUMENT))
+@example(content=b'{"version": 1e999}')
+@example(content=b"1" * 5000)
+@example(content=json.dumps(DOCUMENT | {"account": "\ud800"}).encode())
+@settings(deadline=None)
+def test_no_bytes_break_the_store(one_folder: Path, content: bytes) -> None:
+    """Whatever a record's file holds, the answer is a login or one of our two errors."""
+    put(one_folder / "default.json", content)
+    with suppress(StoreUnusable, StoreUnavailable):
+        assert isinstance(FileStore(one_folder)._load("default"), Login)
+
+
+@given(content=st.binary() | changed(to_document(Entry(build_attempt()))))
+@settings(deadline=None)
+def test_no_bytes_break_an_attempt(one_folder: Path, content: bytes) -> None:
+    """Whatever an attempt's file holds, it is taken, gone or one of our two errors."""
+    name = f"default.login-{build_attempt().state.fingerprint()}"
+    put(one_folder / f"{name}.json", content)
+    (one_folder / f"{name}.used.json").unlink(missing_ok=True)
+    with suppress(StoreUnusable, StoreUnavailable, AttemptGone):
+        assert FileStore(one_folder)._take("default", "state-1", NOW).account == "default"

@@ -1,0 +1,194 @@
+"""Connections to the API: how many there are, who gets which, and how long one is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from cfproxy.errors import UpstreamTimeout, UpstreamUnreachable
+from cfproxy.upstream.connection import UpstreamConnection
+from cfproxy.upstream.pool import OPENING_MAX, Pool
+from tests.support.origin import until_still
+from tests.support.proxied import LIMIT_S
+
+
+class Server:
+    """Accepts connections and counts them."""
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.open = 0
+        self.port = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        self.open += 1
+        await reader.read()
+        self.open -= 1
+        writer.close()
+
+
+@asynccontextmanager
+async def pool_of(limit: int = 10, connect_s: float = 10.0) -> AsyncIterator[tuple[Pool, Server]]:
+    """Give a pool and its server; when it is closed no connection is left."""
+    server = Server()
+    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+    server.port = listening.sockets[0].getsockname()[1]
+    pool = Pool(f"http://127.0.0.1:{server.port}", tls=None, connect_s=connect_s, idle_s=10.0, limit=limit)
+    async with asyncio.timeout(LIMIT_S):
+        yield pool, server
+        await pool.aclose()
+        await until(lambda: server.open == 0)
+    listening.close()
+    await listening.wait_closed()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def keep(pool: Pool, connection: UpstreamConnection) -> None:
+    """Give a connection back that can serve another exchange."""
+    pool._keep(connection)
+
+
+async def test_there_are_never_more_than_the_limit() -> None:
+    """Twenty requests at once through two places: two connections, each used in turn."""
+    async with pool_of(limit=2) as (pool, server):
+        most = 0
+
+        async def use() -> None:
+            nonlocal most
+            connection = await pool.take()
+            most = max(most, pool.connections)
+            await asyncio.sleep(0)
+            keep(pool, connection)
+
+        await asyncio.gather(*(use() for _ in range(20)))
+        assert (most, server.accepted) == (2, 2)
+
+
+async def test_who_waits_is_served_in_the_order_of_asking() -> None:
+    """Nobody who asked later gets a free connection first."""
+    async with pool_of(limit=1) as (pool, _):
+        served: list[int] = []
+
+        async def use(number: int) -> None:
+            connection = await pool.take()
+            served.append(number)
+            keep(pool, connection)
+
+        first = await pool.take()
+        waiting = [asyncio.create_task(use(number)) for number in range(5)]
+        await asyncio.sleep(0)
+        keep(pool, first)
+        await asyncio.gather(*waiting)
+        assert served == [0, 1, 2, 3, 4]
+
+
+async def test_waiting_for_a_connection_has_a_limit() -> None:
+    """It says what to change; nothing was sent, so nothing happened twice."""
+    async with pool_of(limit=1, connect_s=0.05) as (pool, _):
+        held = await pool.take()
+        with pytest.raises(UpstreamTimeout, match=r"limits\.upstream") as caught:
+            await pool.take()
+        assert caught.value.unsent
+        keep(pool, held)
+        assert await pool.take() is held
+
+
+async def test_who_leaves_while_waiting_takes_nothing_along() -> None:
+    """A request that is cancelled just as its turn came hands the connection on."""
+    async with pool_of(limit=1) as (pool, server):
+        held = await pool.take()
+        leaver, stayer = asyncio.create_task(pool.take()), asyncio.create_task(pool.take())
+        await asyncio.sleep(0)
+        keep(pool, held)
+        leaver.cancel()
+        assert await stayer is held
+        assert leaver.cancelled()
+        assert server.accepted == 1
+
+
+async def test_an_ended_connection_makes_room() -> None:
+    """Whoever waits gets a new one in the place of one that ended."""
+    async with pool_of(limit=1) as (pool, server):
+        held = await pool.take()
+        waiting = asyncio.create_task(pool.take())
+        await asyncio.sleep(0)
+        held.abort()
+        assert (await waiting) is not held
+        assert server.accepted == 2
+
+
+async def test_the_latest_used_is_used_first() -> None:
+    """So the others grow old, and there are as many as are needed."""
+    async with pool_of() as (pool, _):
+        first, second = await pool.take(), await pool.take()
+        keep(pool, first)
+        keep(pool, second)
+        assert await pool.take() is second
+        assert await pool.take() is first
+
+
+async def test_an_idle_connection_is_closed_before_the_api_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without being used it does not outlive its time, and nobody gets it afterwards."""
+    monkeypatch.setattr("cfproxy.upstream.pool.KEEPALIVE_S", 0.02)
+    async with pool_of() as (pool, server):
+        old = await pool.take()
+        keep(pool, old)
+        await until(lambda: server.open == 0)
+        assert await pool.take() is not old
+
+
+async def test_connections_are_opened_ahead_of_the_first_requests() -> None:
+    """As many as asked for, once; the first request finds one."""
+    async with pool_of() as (pool, server):
+        pool.warm(2)
+        pool.warm(2)
+        await until(lambda: server.open == 2)
+        await asyncio.sleep(0)
+        await pool.take()
+        assert server.accepted == 2
+
+
+async def test_warming_in_vain_is_silent_and_costs_no_place() -> None:
+    """An API that is away is told of when a request needs it, not before."""
+    pool = Pool("http://127.0.0.1:1", tls=None, connect_s=1.0, idle_s=1.0, limit=1)
+    pool.warm(2)
+    await until(lambda: pool._warming is None)
+    for _ in range(2):
+        with pytest.raises(UpstreamUnreachable):
+            await pool.take()
+    await pool.aclose()
+
+
+async def test_only_so_many_are_opened_at_once() -> None:
+    """The others wait; one that is through, in vain here, lets the next begin."""
+    accepted: list[asyncio.StreamWriter] = []
+
+    async def never_shake_hands(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        accepted.append(writer)
+
+    async with (
+        asyncio.timeout(LIMIT_S),
+        await asyncio.start_server(never_shake_hands, "127.0.0.1", 0, backlog=1000) as server,
+    ):
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        pool = Pool(url, tls=None, connect_s=60.0, idle_s=10.0, limit=2 * OPENING_MAX)
+        asking = [asyncio.create_task(pool.take()) for _ in range(OPENING_MAX + 3)]
+        assert await until_still(lambda: len(accepted)) == OPENING_MAX
+        accepted[0].close()
+        await until(lambda: len(accepted) == OPENING_MAX + 1)
+        for task in asking:
+            task.cancel()
+        outcomes = await asyncio.gather(*asking, return_exceptions=True)
+        assert [type(each) for each in outcomes].count(UpstreamUnreachable) == 1
+        await pool.aclose()
+        for writer in accepted:
+            writer.close()

@@ -1,0 +1,271 @@
+"""What the Redis store does when servers forget, step back or take over, and what it needs to be allowed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import redis.asyncio
+
+from cfproxy.auth.models import Token
+from cfproxy.config.redis_url import parse_redis_url
+from cfproxy.errors import StoreUnavailable, StoreUnusable
+from cfproxy.pacing.redis import RedisRate, _Offset
+from cfproxy.secret import Secret
+from tests.support.paths import ROOT
+from tests.support.redis_fixtures import Stores
+from tests.support.redis_server import PATIENCE_S, RedisServer, free_port, running_server
+from tests.support.store_examples import NOW, build_attempt, build_login
+
+KEY = "cfproxy:{default}:login"
+
+
+# --- servers that forget -----------------------------------------------------------------
+
+
+async def test_a_server_that_was_emptied_gets_the_login_back(server: RedisServer, open_redis: Stores) -> None:
+    """Only a logout forgets: what was flushed or evicted comes back from a replica's memory, told once."""
+    one, other = open_redis(server.url), open_redis(server.url)
+    await one.save(build_login())
+    assert await other.load("default") == build_login()
+    await server.empty()
+    assert await open_redis(server.url).load("default") is None
+    with pytest.raises(StoreUnavailable, match="it was put back"):
+        await one.load("default")
+    for store in (one, other, open_redis(server.url)):
+        assert await store.load("default") == build_login()
+
+
+async def test_what_was_put_back_does_not_look_like_the_old_record(
+    server: RedisServer, open_redis: Stores
+) -> None:
+    """Who read before the server forgot must not write over what came after."""
+    stopped, other = open_redis(server.url), open_redis(server.url)
+    await stopped.save(build_login())
+    async with stopped.lock("default", 1):
+        await stopped.load("default")
+        await other.load("default")
+        await server.empty()
+        with pytest.raises(StoreUnavailable, match="it was put back"):
+            await other.load("default")
+        with pytest.raises(StoreUnavailable, match="another process changed the login"):
+            await stopped.save(build_login(serial=7))
+
+
+async def test_a_login_that_was_forgotten_is_not_put_back(server: RedisServer, open_redis: Stores) -> None:
+    """After a logout nobody brings the record back, whatever happens to the server."""
+    one, other = open_redis(server.url), open_redis(server.url)
+    await one.save(build_login())
+    await one.delete("default")
+    assert await other.load("default") is None
+    await server.empty()
+    assert await one.load("default") is None
+    assert await other.load("default") is None
+
+
+async def test_a_server_that_lost_a_fence_gives_none_twice(server: RedisServer, open_redis: Stores) -> None:
+    """One that took over without the last taking of the lock still numbers above the last writer."""
+    store = open_redis(server.url)
+    raw = redis.asyncio.Redis(port=server.port)
+    async with store.lock("default", 1) as lease:
+        await store.save(build_login())
+        assert await raw.hget(KEY, "by") == str(lease.fence).encode()  # type: ignore[attr-defined]
+    await raw.hset(KEY, "fence", 0)
+    async with store.lock("default", 1) as later:
+        assert later.fence > lease.fence  # type: ignore[attr-defined]
+        await store.save(build_login(serial=2))
+    await raw.aclose()
+
+
+async def test_another_record_of_the_same_version_is_news(server: RedisServer, open_redis: Stores) -> None:
+    """Two histories that count alike, as after a failover, are still told apart."""
+    watcher, writer = open_redis(server.url), open_redis(server.url)
+    await writer.save(build_login())
+    async with asyncio.timeout(PATIENCE_S):
+        while (before := watcher.stamp("default")) is None:
+            await asyncio.sleep(0.005)
+        raw = redis.asyncio.Redis(port=server.port)
+        await raw.hset(KEY, "write", "another")
+        await raw.publish("cfproxy:{default}:news", "1 another")
+        while watcher.stamp("default") == before:
+            await asyncio.sleep(0.005)
+    await raw.aclose()
+
+
+async def test_scripts_are_sent_again_where_the_server_does_not_know_them(
+    server: RedisServer, open_redis: Stores
+) -> None:
+    """A server that was started anew, or took over, has no scripts: nothing fails for that."""
+    store = open_redis(server.url)
+    raw = redis.asyncio.Redis(port=server.port)
+    for serial in (1, 2):
+        await raw.script_flush()
+        async with store.lock("default", 1):
+            await raw.script_flush()
+            await store.save(build_login(serial=serial))
+    await raw.aclose()
+
+
+@pytest.mark.parametrize("asked", ["", "?replicas=1"])
+async def test_a_primary_that_was_set_back_is_left(tmp_path: Path, open_redis: Stores, asked: str) -> None:
+    """READONLY ends the connection: where a name leads to the primary, the next one finds it."""
+
+    async def save(serial: int) -> None:
+        # There is no replica: then it is saved all the same, and told.
+        thin = pytest.raises(StoreUnavailable, match="only 0 of 1 replicas") if asked else nullcontext()
+        with thin:
+            await store.save(build_login(serial=serial))
+
+    with running_server(tmp_path) as old:
+        await old.ready()
+        raw = redis.asyncio.Redis(port=old.port)
+        store = open_redis(old.url + asked)
+        await save(1)
+
+        async def ours() -> set[str]:
+            return {each["id"] for each in await raw.client_list() if each["name"] == "cfproxy"}
+
+        before = await ours()
+        await raw.replicaof("127.0.0.1", 1)
+        with pytest.raises(StoreUnavailable, match="READONLY"):
+            await store.save(build_login(serial=2))
+        async with asyncio.timeout(PATIENCE_S):
+            while before & await ours():
+                await asyncio.sleep(0.005)
+        await raw.replicaof("NO", "ONE")
+        await save(3)
+        await raw.aclose()
+
+
+async def test_a_primary_that_is_set_back_while_it_waits_for_replicas_is_no_mistake_of_the_settings(
+    tmp_path: Path, open_redis: Stores
+) -> None:
+    """It breaks the wait off: the login may be lost with it, and another primary may be there soon."""
+    with running_server(tmp_path) as server:
+        await server.ready()
+        raw = redis.asyncio.Redis(port=server.port)
+        store = open_redis(f"{server.url}?replicas=1")
+        saving = asyncio.create_task(store.save(build_login()))
+        while not saving.done() and not any("b" in each["flags"] for each in await raw.client_list()):
+            await asyncio.sleep(0.005)
+        await raw.replicaof("127.0.0.1", 1)
+        with pytest.raises(StoreUnavailable, match="only 0 of 1 replicas do"):
+            await saving
+        await raw.aclose()
+
+
+async def test_a_primary_without_enough_replicas_can_only_not_save_now(
+    tmp_path: Path, open_redis: Stores
+) -> None:
+    """`min-replicas-to-write` refuses until the replicas are back, with `?replicas=` as without."""
+    with running_server(tmp_path, "--min-replicas-to-write", "1") as server:
+        await server.ready()
+        for asked in ("", "?replicas=1"):
+            with pytest.raises(StoreUnavailable, match="NOREPLICAS"):
+                await open_redis(server.url + asked).save(build_login())
+
+
+# --- what it may do ----------------------------------------------------------------------
+
+
+async def test_the_documented_rights_are_enough(tmp_path: Path, open_redis: Stores) -> None:
+    """The ACL line of the docs allows all that is asked, pacing included, and no other key."""
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    found = re.search(r"^ACL SETUSER cfproxy (.*)$", page, re.MULTILINE)
+    assert found is not None
+    with running_server(tmp_path) as server:
+        await server.ready()
+        raw = redis.asyncio.Redis(port=server.port)
+        rights = found[1].replace("PASSWORD", "pw").split()
+        await raw.execute_command("ACL", "SETUSER", "cfproxy", *rights)  # type: ignore[no-untyped-call]
+        url = server.url.replace("//", "//cfproxy:pw@")
+        store, watcher = open_redis(f"{url}?replicas=0"), open_redis(url)
+        async with store.lock("default", 1):
+            await store.save(build_login())
+            await store.load("default")
+        async with asyncio.timeout(PATIENCE_S):
+            while watcher.stamp("default") is None:
+                await asyncio.sleep(0.005)
+        await store.probe("default")
+        await store.put_attempt(build_attempt())
+        await store.take_attempt("default", None, NOW)
+        with pytest.raises(StoreUnavailable, match="only 0 of 1 replicas"):
+            await open_redis(f"{url}?replicas=1").save(build_login(serial=2))
+        await store.delete("default")
+        backend = RedisRate(parse_redis_url(url), "https://api.example:443")
+        assert len((await backend.lend(20, 1.0, 2)).instants) == 2
+        await backend.back_off(20, 1.0, 1.0, slower=True)
+        await backend.aclose()
+        denied = [entry["object"] for entry in await raw.acl_log()]
+        assert denied == []
+        mine = redis.asyncio.Redis(port=server.port, username="cfproxy", password="pw")
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            await mine.get("somebody-else")
+        await mine.aclose()
+        await raw.aclose()
+
+
+async def test_a_node_of_a_cluster_is_told_apart(tmp_path: Path, open_redis: Stores) -> None:
+    """Where the keys lie on another node the message says what to name instead."""
+    # The port of its own that nodes talk at is 10,000 higher otherwise, which may not exist.
+    bus = ("--cluster-port", str(free_port()))
+    with running_server(tmp_path, "--cluster-enabled", "yes", *bus) as server:
+        await server.ready()
+        raw = redis.asyncio.Redis(port=server.port)
+        await raw.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 1)  # type: ignore[no-untyped-call]
+        with pytest.raises((StoreUnusable, StoreUnavailable), match=r"Redis Cluster|CLUSTERDOWN"):
+            await open_redis(server.url).load("default")
+        await raw.aclose()
+
+
+# --- pacing ------------------------------------------------------------------------------
+
+
+async def test_a_pace_that_was_lost_is_not_begun_anew_at_once(server: RedisServer) -> None:
+    """Who has borrowed before waits for a window when the server knows nothing any more."""
+    backend = RedisRate(parse_redis_url(server.url), "https://api.example:443")
+    await backend.lend(20, 1.0, 20)
+    await server.empty()
+    now = time.monotonic()
+    assert (await backend.lend(20, 1.0, 1)).instants[0] - now >= 1.0
+    await backend.aclose()
+
+
+async def test_a_server_clock_that_goes_back_stops_nobody(server: RedisServer) -> None:
+    """What was lent keeps its distance from now: neither an hour's pause nor a burst."""
+    backend = RedisRate(parse_redis_url(server.url), "https://api.example:443")
+    at_us = 1_700_000_000_000_000
+    common: list[str | int] = ["20.0", 1_000_000, "me", 90_000_000]
+    _, _, _, *first = await backend._lend(backend._keys, [*common, at_us, 20, 0])
+    hour_us = 3_600_000_000
+    _, _, _, *later = await backend._lend(backend._keys, [*common, at_us - hour_us, 20, 2])
+    together = sorted([at - at_us for at in first] + [at - at_us + hour_us for at in later])
+    assert together[-1] < 3_000_000
+    assert all(together[i + 20] - together[i] > 1_000_000 for i in range(20))
+    await backend.aclose()
+
+
+def test_the_clock_of_another_server_is_learned_at_once() -> None:
+    """An offset that would place the answer before the question is given up, not waited out."""
+    offset = _Offset()
+    assert offset.note(100.0, asked_at=10.0, now=10.002) == pytest.approx(-89.998)
+    assert offset.note(101.0, asked_at=11.0, now=11.2) == pytest.approx(-89.997, abs=0.001)
+    assert offset.note(97.0, asked_at=12.0, now=12.004) == pytest.approx(-84.996)
+    assert offset.note(198.0, asked_at=13.0, now=13.004) == pytest.approx(-184.996)
+
+
+async def test_one_writer_at_a_time_even_where_each_command_arrives_twice(
+    server: RedisServer, open_redis: Stores
+) -> None:
+    """A write that is repeated, its answer lost, counts once."""
+    store = open_redis(server.url)
+    async with store.lock("default", 1):
+        await store.save(build_login())
+        arguments = ["w", 1, "", "cfproxy:{default}:news", b"{}"]
+        assert [await store._send(KEY, arguments) for _ in range(2)] == [(1, 2, 1, 0)] * 2
+    with pytest.raises(StoreUnusable):
+        await store.save(build_login(token=Token(Secret("x"), NOW, 60.0)))

@@ -1,0 +1,330 @@
+"""What the Redis store promises beyond the contract: holders that stood still, servers that went away."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import redis.asyncio
+import trustme
+
+from cfproxy.auth.models import Token
+from cfproxy.errors import StoreUnavailable, StoreUnusable
+from cfproxy.secret import Secret
+from tests.support.redis_fixtures import Stores
+from tests.support.redis_server import PATIENCE_S, RedisServer, free_port, running_server
+from tests.support.store_examples import NOW, build_attempt, build_login
+
+KEY = "cfproxy:{default}:login"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+# --- holders that stood still ------------------------------------------------------------
+
+
+async def test_who_lost_its_lock_cannot_overwrite_what_came_after(
+    server: RedisServer, open_redis: Stores
+) -> None:
+    """A replica that was stopped in the middle of a refresh finds a newer login, and leaves it alone."""
+    stopped, other = open_redis(server.url), open_redis(server.url)
+    await other.save(build_login())
+    raw = redis.asyncio.Redis(port=server.port)
+    async with stopped.lock("default", 1):
+        mine = await stopped.load("default")
+        assert mine is not None
+        await raw.delete("cfproxy:{default}:lock")  # as if its time was over
+        async with other.lock("default", 1):
+            theirs = await other.load("default")
+            assert theirs is not None
+            newer = theirs.next(token=Token(Secret("newer"), NOW, 60.0))
+            await other.save(newer)
+        with pytest.raises(StoreUnavailable, match="another process changed the login"):
+            await stopped.save(mine.next(token=Token(Secret("stale"), NOW, 60.0)))
+        with pytest.raises(StoreUnavailable, match="another process changed the login"):
+            await stopped.delete("default")
+    assert await other.load("default") == newer
+    await raw.aclose()
+
+
+async def test_who_lost_its_lock_cannot_overwrite_even_what_it_never_read(
+    server: RedisServer, open_redis: Stores
+) -> None:
+    """The fence alone keeps an older holder out."""
+    stopped, other = open_redis(server.url), open_redis(server.url)
+    raw = redis.asyncio.Redis(port=server.port)
+    async with stopped.lock("default", 1):
+        await raw.delete("cfproxy:{default}:lock")
+        async with other.lock("default", 1):
+            await other.save(build_login())
+        with pytest.raises(StoreUnavailable, match="another process changed the login"):
+            await stopped.save(build_login(serial=7))
+    await raw.aclose()
+
+
+async def test_a_lost_lock_is_not_taken_for_a_later_one_of_the_same_process(
+    server: RedisServer, open_redis: Stores
+) -> None:
+    """A refresh that lost its lock while somebody logged in here writes over nothing either."""
+    store = open_redis(server.url)
+    raw = redis.asyncio.Redis(port=server.port)
+    await store.save(build_login())
+    refreshing, logged_in = asyncio.Event(), asyncio.Event()
+
+    async def refresh() -> None:
+        async with store.lock("default", 1):
+            mine = await store.load("default")
+            assert mine is not None
+            await raw.delete("cfproxy:{default}:lock")
+            refreshing.set()
+            await logged_in.wait()
+            # As `login` does: in a task of its own, which is not cancelled.
+            await asyncio.create_task(store.save(mine.next(token=Token(Secret("stale"), NOW, 60.0))))
+
+    stale = asyncio.create_task(refresh())
+    await refreshing.wait()
+    async with store.lock("default", 1):
+        await store.load("default")
+        await store.save(build_login(serial=9))
+        logged_in.set()
+        with pytest.raises(StoreUnavailable, match="another process changed the login"):
+            await stale
+        await store.save(build_login(serial=10))
+    assert await store.load("default") == build_login(serial=10)
+    await raw.aclose()
+
+
+async def test_a_forgotten_login_stays_forgotten(server: RedisServer, open_redis: Stores) -> None:
+    """Who stood still during a logout does not bring the login back."""
+    stopped, other = open_redis(server.url), open_redis(server.url)
+    await other.save(build_login())
+    raw = redis.asyncio.Redis(port=server.port)
+    async with stopped.lock("default", 1):
+        mine = await stopped.load("default")
+        assert mine is not None
+        await raw.delete("cfproxy:{default}:lock")
+        async with other.lock("default", 1):
+            assert await other.delete("default")
+        with pytest.raises(StoreUnavailable):
+            await stopped.save(mine.next())
+    assert await other.load("default") is None
+    await raw.aclose()
+
+
+async def test_a_lock_lasts_as_long_as_its_holder_works(server: RedisServer, open_redis: Stores) -> None:
+    """It is prolonged while the work goes on, so that it may be short."""
+    store, other = open_redis(server.url, life_s=0.2), open_redis(server.url, life_s=0.2)
+    async with store.lock("default", 1) as lease:
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable):
+                async with other.lock("default", 0.15):
+                    pytest.fail("two holders")
+            assert lease.held()
+
+
+async def test_a_lock_ends_soon_after_its_holder_stood_still(server: RedisServer, open_redis: Stores) -> None:
+    """The holder knows first, the next one gets it after that, and its successor keeps it."""
+    store, other = open_redis(server.url, life_s=0.3), open_redis(server.url, life_s=5)
+    async with store.lock("default", 1) as lease:
+        assert lease.held()
+        time.sleep(0.35)  # this process stands still
+        assert not lease.held()
+        async with other.lock("default", 1) as next_lease:
+            await asyncio.sleep(0.2)  # time for the first one to try and prolong it
+            assert not lease.held()
+            assert next_lease.held()
+    async with store.lock("default", 0) as lease:
+        assert lease.held()
+
+
+async def test_a_lock_whose_server_went_away_is_not_believed_in(tmp_path: Path, open_redis: Stores) -> None:
+    """What can't be prolonged ends by the holder's own clock."""
+    with running_server(tmp_path) as server:
+        await server.ready()
+        store = open_redis(server.url, life_s=0.5)
+        async with store.lock("default", 1) as lease:
+            assert lease.held()
+            server.kill()
+            await until(lambda: not lease.held())
+
+
+# --- news --------------------------------------------------------------------------------
+
+
+async def test_a_warm_store_asks_nothing(server: RedisServer, open_redis: Stores) -> None:
+    """Looking for changes costs no command on the server, however often it is done."""
+    store = open_redis(server.url)
+    await store.save(build_login())
+    await store.load("default")
+    raw = redis.asyncio.Redis(port=server.port)
+    await until(lambda: store.stamp("default") is not None)
+
+    async def settled() -> int:
+        while True:
+            before = (await raw.info("stats"))["total_commands_processed"]
+            await asyncio.sleep(0.05)
+            after = (await raw.info("stats"))["total_commands_processed"]
+            if after == before + 1:
+                return int(after)
+
+    before = await settled()
+    for _ in range(1000):
+        store.stamp("default")
+    await asyncio.sleep(0.05)
+    assert (await raw.info("stats"))["total_commands_processed"] == before + 1
+    await raw.aclose()
+
+
+async def test_what_is_no_news_ends_nobodys_listening(server: RedisServer, open_redis: Stores) -> None:
+    """Whatever somebody publishes there, the next change is heard at once."""
+    watcher, writer = open_redis(server.url), open_redis(server.url)
+    await writer.save(build_login())
+    await until(lambda: watcher.stamp("default") is not None)
+    raw = redis.asyncio.Redis(port=server.port)
+    assert await raw.publish("cfproxy:{default}:news", b"\xff\x00") == 1
+    await raw.aclose()
+    await until(lambda: "\x00" in str(watcher.stamp("default")))
+    before = watcher.stamp("default")
+    await writer.save(build_login(serial=2))
+    await until(lambda: watcher.stamp("default") != before)
+
+
+async def test_news_come_after_the_server_was_away(tmp_path: Path, open_redis: Stores) -> None:
+    """A change that was made while nobody could listen is noticed when the server is back."""
+    options = ("--appendonly", "yes", "--appendfsync", "always")
+    with running_server(tmp_path, *options) as server:
+        await server.ready()
+        watcher, writer = open_redis(server.url), open_redis(server.url)
+        await writer.save(build_login())
+        await until(lambda: watcher.stamp("default") is not None)
+        first = watcher.stamp("default")
+        server.kill()
+        server.start()
+        await server.ready()
+        await writer.save(build_login(serial=2))
+        await until(lambda: watcher.stamp("default") != first)
+        assert await watcher.load("default") == build_login(serial=2)
+
+
+# --- the server --------------------------------------------------------------------------
+
+
+async def test_a_server_that_is_away_is_unavailable(open_redis: Stores) -> None:
+    """Every call says so in the same words, with the server's name."""
+    port = free_port()
+    store = open_redis(f"redis://user:marker-password@127.0.0.1:{port}/0")
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: store.load("default"),
+        lambda: store.save(build_login()),
+        lambda: store.delete("default"),
+        lambda: store.probe("default"),
+        lambda: store.put_attempt(build_attempt()),
+        lambda: store.take_attempt("default", None, NOW),
+    ]
+    for call in calls:
+        with pytest.raises(StoreUnavailable) as caught:
+            await call()
+        assert f"redis://user@127.0.0.1:{port}/0 cannot be reached" in str(caught.value)
+        assert "marker" not in str(caught.value)
+    with pytest.raises(StoreUnavailable):
+        async with store.lock("default", 0):
+            pytest.fail("entered")
+
+
+async def test_a_wrong_password_is_told_apart(tmp_path: Path, open_redis: Stores) -> None:
+    """Nothing gets better by waiting: the configuration or the ACL has to change."""
+    with running_server(tmp_path, "--requirepass", "right-marker") as server:
+        await server.ready()
+        for credentials in ("", ":wrong-marker@"):
+            store = open_redis(server.url.replace("//", f"//{credentials}"))
+            with pytest.raises(StoreUnusable, match="refuses this user or password") as caught:
+                await store.load("default")
+            assert "marker" not in str(caught.value)
+        store = open_redis(server.url.replace("//", "//:right-marker@"))
+        await store.save(build_login())
+        assert await store.load("default") == build_login()
+
+
+async def test_a_full_server_is_unavailable(tmp_path: Path, open_redis: Stores) -> None:
+    """With noeviction a full server refuses: the record stands, and the code word is told."""
+    with running_server(tmp_path, "--maxmemory-policy", "noeviction") as server:
+        await server.ready()
+        store = open_redis(server.url)
+        await store.save(build_login())
+        raw = redis.asyncio.Redis(port=server.port)
+        await raw.config_set("maxmemory", "1")
+        with pytest.raises(StoreUnavailable, match="OOM"):
+            await store.probe("default")
+        with pytest.raises(StoreUnavailable, match="OOM"):
+            await store.save(build_login(serial=2))
+        assert await store.load("default") == build_login()
+        await raw.config_set("maxmemory", "0")
+        await store.save(build_login(serial=2))
+        await raw.aclose()
+
+
+async def test_foreign_contents_are_left_alone(server: RedisServer, open_redis: Stores) -> None:
+    """What cfproxy cannot read as its own is refused and stays as it is."""
+    raw = redis.asyncio.Redis(port=server.port)
+    store = open_redis(server.url)
+    for content, words in (
+        (b"not json", "is not JSON"),
+        (b'{"version": 99}', "newer cfproxy"),
+        (b'{"version": 1}', "damaged at 'account'"),
+    ):
+        await raw.hset(KEY, "document", content)
+        with pytest.raises(StoreUnusable, match=words):
+            await store.load("default")
+        with pytest.raises(StoreUnusable, match=words):
+            await store.save(build_login())
+        assert await raw.hget(KEY, "document") == content
+    await raw.delete(KEY)
+    await raw.set(KEY, b"a string")
+    with pytest.raises(StoreUnusable, match="something else under cfproxy's keys"):
+        await store.load("default")
+    await raw.aclose()
+
+
+async def test_a_save_waits_for_replicas_where_it_is_asked_to(tmp_path: Path, open_redis: Stores) -> None:
+    """With `?replicas=1` a login counts as saved once a replica has it; without one it is an error."""
+    with running_server(tmp_path / "primary", "--repl-diskless-sync-delay", "0") as primary:
+        await primary.ready()
+        store = open_redis(f"{primary.url}?replicas=1")
+        with pytest.raises(StoreUnavailable, match="only 0 of 1 replicas do"):
+            await store.save(build_login())
+        replica_of = ("--replicaof", f"127.0.0.1 {primary.port}")
+        with running_server(tmp_path / "replica", *replica_of) as replica:
+            await replica.ready()
+            raw = redis.asyncio.Redis(port=replica.port)
+            async with asyncio.timeout(PATIENCE_S):
+                while (await raw.info("replication"))["master_link_status"] != "up":
+                    await asyncio.sleep(0.02)
+            await store.save(build_login(serial=2))
+            assert b'"serial": 2' in (await raw.hget(KEY, "document") or b"")
+            await raw.aclose()
+
+
+async def test_tls_verifies_the_server(tmp_path: Path, open_redis: Stores) -> None:
+    """`rediss://` trusts the authorities of `tls.ca_file`, and nobody without."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    port = free_port()
+    options = ["--tls-port", str(port), "--tls-cert-file", str(tmp_path / "cert.pem")]
+    options += ["--tls-key-file", str(tmp_path / "key.pem"), "--tls-auth-clients", "no"]
+    options += ["--tls-ca-cert-file", str(tmp_path / "ca.pem")]
+    with running_server(tmp_path / "server", *options) as server:
+        await server.ready()
+        url = f"rediss://127.0.0.1:{port}/0"
+        await open_redis(url, ca_file=tmp_path / "ca.pem").save(build_login())
+        with pytest.raises(StoreUnavailable, match=r"a certificate that is not trusted; .* tls\.ca_file"):
+            await open_redis(url).load("default")

@@ -1,0 +1,221 @@
+"""Where a case is played: a listener, and behind it an origin that records every byte.
+
+Owns: the recording origin, the client that sends pieces as they are given, and what both saw.
+Must not know: the table, or what ought to come of it.
+Invariant: the origin answers whole requests only, and only ones that its strict parser reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from cfproxy.proxy.access import AccessRules
+from tests.security.oracle import check_downstream, check_upstream
+from tests.security.strict import Heard, Violation, read_requests
+from tests.support.origin import Peer, until_still
+from tests.support.proxied import Proxied, proxied
+
+# A request needs about twenty turns of the event loop from one side of the proxy to the other. While one is
+# under way it may also wait for something that takes time; longer than this it waits for the client.
+TURNS = 60
+WAITING_S = 0.03
+
+
+@dataclass
+class Stream:
+    """One connection as the origin sees it."""
+
+    data: bytearray = field(default_factory=bytearray)
+    answered_bytes: int = 0
+    went_on: bool = False  # whether 100 Continue was said to the present request
+    open: bool = True
+
+
+class Recorder:
+    """The origin's script: record, and answer whole requests."""
+
+    def __init__(self) -> None:
+        self.streams: list[Stream] = []
+
+    @property
+    def seen_bytes(self) -> int:
+        return sum(len(stream.data) for stream in self.streams)
+
+    async def __call__(self, peer: Peer) -> None:
+        stream = Stream()
+        self.streams.append(stream)
+        try:
+            while piece := await peer.reader.read(1 << 16):
+                stream.data += piece
+                with contextlib.suppress(Violation):  # the oracle will find it again
+                    await self._answer(peer, stream)
+        finally:
+            stream.open = False
+
+    @staticmethod
+    async def _answer(peer: Peer, stream: Stream) -> None:
+        requests, rest = read_requests(bytes(stream.data[stream.answered_bytes :]))
+        for one in requests:
+            body = b"" if one.method == b"HEAD" else b"ok"
+            await peer.send(
+                b"HTTP/1.1 200 OK\r\nX-Origin: %s\r\nContent-Length: 2\r\n\r\n%s" % (one.method, body)
+            )
+        stream.answered_bytes = len(stream.data) - len(rest)
+        if b"\r\n\r\n" in rest and b"\r\nexpect: 100-continue\r\n" in rest.lower() and not stream.went_on:
+            await peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        stream.went_on = b"\r\n\r\n" in rest
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one connection.
+
+    Args:
+        answers: what the client got, as `oracle.check_downstream` names them.
+        requests: what the origin got whole, in order of connections.
+        closing: whether the last answer says that the connection ends.
+        ended: whether it has.
+    """
+
+    answers: tuple[str, ...]
+    requests: tuple[Heard, ...]
+    closing: bool
+    ended: bool
+
+    @property
+    def comparable(self) -> tuple[object, ...]:
+        return self.answers, tuple((r.start, r.headers, r.body) for r in self.requests), self.closing
+
+
+class Caller:
+    """One connection of a client."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.data = bytearray()
+        self.ended = False
+        self._writer = writer
+        self._reading = asyncio.create_task(self._read(reader))
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ConnectionError):
+            while piece := await reader.read(1 << 16):
+                self.data += piece
+        self.ended = True
+
+    def send(self, piece: bytes) -> None:
+        if not self.ended:
+            self._writer.write(piece)
+
+    def finish(self) -> None:
+        """Send no more, as far as the other side can tell."""
+        with contextlib.suppress(OSError):
+            self._writer.write_eof()
+
+    async def aclose(self) -> None:
+        self._writer.transport.abort()
+        await self._reading
+
+
+class Arena:
+    """A listener under attack."""
+
+    def __init__(self, world: Proxied, recorder: Recorder, base_path: bytes) -> None:
+        self._world = world
+        self._recorder = recorder
+        self._base_path = base_path
+
+    @property
+    def port(self) -> int:
+        return self._world.port
+
+    @property
+    def seen_bytes(self) -> int:
+        return self._recorder.seen_bytes
+
+    async def play(self, pieces: Sequence[bytes], *, then: bytes = b"") -> Outcome:
+        """Send the pieces, each in a turn of the event loop of its own, and return what came of it.
+
+        Args:
+            pieces: what is sent.
+            then: sent when nothing moves any more; what comes of it is in the outcome.
+        """
+        before = len(self._recorder.streams), [len(stream.data) for stream in self._recorder.streams]
+        caller = await self._open()
+        try:
+            for piece in pieces:
+                caller.send(piece)
+                await asyncio.sleep(0)
+            await self._until_still([caller])
+            if then:
+                caller.send(then)
+                await self._until_still([caller])
+            answers, kinds = check_downstream(bytes(caller.data), heads=b"HEAD" in b"".join(pieces))
+            requests = self._requests_since(*before)
+            closing = bool(answers) and answers[-1].all(b"connection") == [b"close"]
+            return Outcome(tuple(kinds), tuple(requests), closing, caller.ended)
+        finally:
+            await caller.aclose()
+            await self._until_still([])
+
+    async def play_at_once(self, sendings: Iterable[bytes], *, finish: bool) -> list[Heard]:
+        """Send each on a connection of its own and return what the origin got whole.
+
+        Args:
+            sendings: what is sent.
+            finish: whether the clients end their side then.
+        """
+        before = len(self._recorder.streams), [len(stream.data) for stream in self._recorder.streams]
+        callers = []
+        try:
+            for sent in sendings:
+                callers.append(await self._open())
+                callers[-1].send(sent)
+                if finish:
+                    callers[-1].finish()
+            await self._until_still(callers)
+        finally:
+            for caller in callers:
+                await caller.aclose()
+        await self._until_still([])
+        return self._requests_since(*before)
+
+    async def _open(self) -> Caller:
+        return Caller(*await asyncio.open_connection("127.0.0.1", self._world.port))
+
+    async def _until_still(self, callers: Sequence[Caller]) -> None:
+        def seen() -> int:
+            return self._recorder.seen_bytes + sum(len(caller.data) + caller.ended for caller in callers)
+
+        began_at = time.perf_counter()
+        count = await until_still(seen, TURNS)
+        while self._world.listener.in_flight and time.perf_counter() - began_at < WAITING_S:
+            await asyncio.sleep(0.001)
+            if count != seen():
+                began_at = time.perf_counter()
+                count = await until_still(seen, TURNS)
+        await until_still(seen, TURNS)
+
+    def _requests_since(self, streams: int, lengths: list[int]) -> list[Heard]:
+        """Check every stream from its beginning; return what is new."""
+        host = self._world.origin.host.encode()
+        found = []
+        for number, stream in enumerate(self._recorder.streams):
+            old = lengths[number] if number < streams else 0
+            at = 0
+            for one in check_upstream(bytes(stream.data), host=host, base_path=self._base_path):
+                at += len(one.raw)
+                if at > old:
+                    found.append(one)
+        return found
+
+
+@contextlib.asynccontextmanager
+async def arena(rules: AccessRules | None = None, base_path: bytes = b"") -> AsyncIterator[Arena]:
+    """Run a recording origin and a listener in front of it."""
+    recorder = Recorder()
+    async with proxied(recorder, rules=rules, base_path=base_path) as world:
+        yield Arena(world, recorder, base_path)

@@ -1,0 +1,173 @@
+"""Clients that send as little as possible, many at once, and the others meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from cfproxy.server.connection_limits import ConnectionLimits
+from cfproxy.server.request import Limits
+from tests.support.origin import OK, Peer, answering, until
+from tests.support.proxied import Client, Proxied, proxied
+
+SLOW = 300
+BEGINNINGS = {
+    "nothing": b"",
+    "half a request line": b"GET /a",
+    "half a head": b"GET /a HTTP/1.1\r\nHost: localhost\r\nX-A: " + b"a" * 2048,
+    "half a body": b"POST /a HTTP/1.1\r\nHost: localhost:%d\r\nContent-Length: 99999\r\n\r\n" + b"a" * 2048,
+}
+
+
+@pytest.mark.parametrize("beginning", BEGINNINGS.values(), ids=BEGINNINGS)
+async def test_slow_clients_keep_nobody_out(beginning: bytes) -> None:
+    """Each goes on by a byte between two requests of others, who are all served."""
+    async with proxied(answering(OK)) as world:
+        slow = [await world.client() for _ in range(SLOW)]
+        for client in slow:
+            await client.send(beginning.replace(b"%d", b"%d" % world.port))
+        for _ in range(5):
+            for client in slow:
+                await client.send(b"a" if beginning else b"\r\n")
+            answer = await world.ask(b"GET /b HTTP/1.1")
+            assert (answer.status, answer.body) == (200, b"ok")
+        assert [event["path"] for event in world.events] == ["/b"] * 5
+
+
+async def test_large_heads_that_do_not_end_hold_no_more_than_they_may() -> None:
+    """The oldest are forgotten, young or not: whatever else comes of them is not read."""
+    async with proxied(answering(OK), room=ConnectionLimits(unfinished_bytes=20_000)) as world:
+        slow = [await world.client() for _ in range(20)]
+        for client in slow:
+            await client.send(BEGINNINGS["half a head"])
+        await until(lambda: world.listener._room.counts()["stuck"] == 11)
+        await slow[0].send(b"\r\n\r\n")
+        assert (await world.ask(b"GET /b HTTP/1.1", b"X-A: " + b"a" * 2048)).status == 200
+        await slow[-1].send(b"\r\n\r\n")
+        assert (await slow[-1].read_answer()).status == 421  # Host names somebody else: but it was read
+        assert len(world.origin.requests) == 1
+        assert world.listener._room.counts()["stuck"] == 11
+
+
+async def test_a_head_that_is_stuck_ends_when_its_time_is_over() -> None:
+    """Its client waited in vain, but not for ever."""
+    room = ConnectionLimits(unfinished_bytes=20_000)
+    async with proxied(answering(OK), limits=Limits(head_s=SHORT_S, keep_alive_s=LONG_S), room=room) as world:
+        slow = [await world.client() for _ in range(20)]
+        for client in slow:
+            await client.send(BEGINNINGS["half a head"])
+        for client in slow:
+            assert await client.ended()
+        assert world.listener._room.counts()["stuck"] == 0
+
+
+# The one limit that a test is about; the other one would come too late for it.
+SHORT_S, LONG_S = 0.05, 600.0
+
+
+async def drip(client: Client) -> None:
+    """Go on with a head, byte by byte, until the connection ends."""
+    with contextlib.suppress(ConnectionError):
+        while True:
+            await client.send(b"a")
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["first", "later"])
+async def test_a_head_has_its_time_however_it_comes(earlier: bool) -> None:
+    """From its first byte on: a byte now and then wins nothing, for a first request or a later one."""
+    limits = Limits(head_s=SHORT_S, keep_alive_s=LONG_S)
+    async with proxied(answering(OK), limits=limits) as world:
+        client = await world.client()
+        if earlier:
+            assert (await client.ask(b"GET /a HTTP/1.1")).status == 200
+        await client.send(b"GET /b HTTP/1.1\r\nX-A: ")
+        dripping = asyncio.create_task(drip(client))
+        assert await client.ended()
+        await dripping
+        assert len(world.origin.requests) == earlier
+
+
+@pytest.mark.parametrize("said", [b"", b"\r\n"], ids=["nothing", "an empty line"])
+@pytest.mark.parametrize("earlier", [False, True], ids=["first", "later"])
+async def test_silence_has_its_time(earlier: bool, said: bytes) -> None:
+    """A connection without a request ends by itself, whether it had one before or not."""
+    limits = Limits(head_s=LONG_S, keep_alive_s=SHORT_S)
+    async with proxied(answering(OK), limits=limits) as world:
+        client = await world.client()
+        if earlier:
+            await client.send(client.compose(b"GET /a HTTP/1.1") + said)
+            assert (await client.read_answer()).status == 200
+        else:
+            await client.send(said)
+        assert await client.ended()
+
+
+CONNECTIONS = 4
+
+
+async def begin_upload(world: Proxied) -> Client:
+    client = await world.client()
+    await client.send(client.compose(b"POST /slow HTTP/1.1", b"Content-Length: 2", body=b"a"))
+    return client
+
+
+async def test_bodies_that_do_not_come_leave_connections_to_the_api_for_others() -> None:
+    """However many there are, they hold half of them; what is whole, or soon will be, passes them by."""
+    async with proxied(answering(OK), connections=CONNECTIONS) as world:
+        slow = [await begin_upload(world) for _ in range(3 * CONNECTIONS)]
+        await until(lambda: world.listener.in_flight == len(slow))
+        await until(lambda: world.origin.connections == CONNECTIONS // 2)
+        assert (await world.ask(b"GET /b HTTP/1.1")).status == 200
+        assert (await world.ask(b"POST /b HTTP/1.1", b"Content-Length: 2", body=b"ab")).status == 200
+        client = await world.client()
+        await client.send(client.compose(b"POST /b HTTP/1.1", b"Content-Length: 2"))
+        await until(lambda: world.listener.in_flight == len(slow) + 1)
+        await client.send(b"ab")
+        assert (await client.read_answer()).status == 200
+
+
+async def test_bodies_that_come_at_last_are_all_sent() -> None:
+    """Who waited for a place gets it when one is over, or when its body is whole."""
+    async with proxied(answering(OK), connections=CONNECTIONS) as world:
+        slow = [await begin_upload(world) for _ in range(2 * CONNECTIONS)]
+        await until(lambda: world.listener.in_flight == len(slow))
+        for client in reversed(slow):
+            await client.send(b"b")
+        assert [(await client.read_answer()).status for client in slow] == [200] * len(slow)
+        for _ in range(2):
+            upload = await begin_upload(world)
+            await upload.send(b"b")
+            assert (await upload.read_answer()).status == 200
+
+
+async def test_bodies_that_are_given_up_give_their_places_back() -> None:
+    """A client that leaves in the middle costs nobody anything afterwards."""
+    async with proxied(answering(OK), connections=2) as world:
+        for _ in range(5):
+            client = await begin_upload(world)
+            await until(lambda: world.listener.in_flight == 1)
+            await until(lambda: world.origin.requests or world.origin.connections)
+            client.abort()
+            await until(lambda: world.listener.in_flight == 0)
+        upload = await begin_upload(world)
+        await upload.send(b"b")
+        assert (await upload.read_answer()).status == 200
+
+
+async def test_a_body_that_was_sent_waits_for_its_answer_without_a_place() -> None:
+    """A slow API is no slow client."""
+
+    async def script(peer: Peer) -> None:
+        await peer.take()
+        await peer.ended()
+
+    async with proxied(script, connections=2) as world:
+        first = await begin_upload(world)
+        await until(lambda: world.origin.connections == 1)
+        await first.send(b"b")
+        await until(lambda: world.origin.requests)
+        await begin_upload(world)
+        await until(lambda: world.origin.connections == 2)

@@ -1,0 +1,115 @@
+"""Whatever the upstream says, the client gets a whole answer, one of ours, or one that visibly breaks off."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.security.garbage import BROKEN_BODIES, GOOD, NO_ANSWERS, SPICES, head
+from tests.security.strict import Heard, read_answers
+from tests.support.origin import Peer, Script
+from tests.support.proxied import Proxied, proxied
+
+SLUG = b'"urn:cfproxy:problem:'
+
+
+def saying(answer: bytes) -> Script:
+    async def script(peer: Peer) -> None:
+        await peer.take()
+        await peer.send(answer)
+
+    return script
+
+
+async def ask(world: Proxied) -> tuple[list[Heard], bytes]:
+    """Return the final answers that came, and what is there of one that broke off."""
+    client = await world.client()
+    await client.send(client.compose(b"GET /a HTTP/1.1", b"Connection: close"))
+    data = bytearray()
+    try:
+        while piece := await client.reader.read(1 << 16):
+            data += piece
+    except ConnectionError:
+        pass  # a cut
+    answers, rest = read_answers(bytes(data), heads=False)
+    return [answer for answer in answers if answer.status >= 200], rest
+
+
+def slug(answer: Heard) -> str:
+    """Return the slug of an answer of ours, "" for the upstream's."""
+    return answer.body.partition(SLUG)[2].partition(b'"')[0].decode()
+
+
+@pytest.mark.parametrize("garbage", NO_ANSWERS.values(), ids=NO_ANSWERS)
+async def test_what_is_no_answer_is_a_502(garbage: bytes) -> None:
+    """It is said to be the upstream's fault, and nothing of it is passed on."""
+    async with proxied(saying(garbage)) as world:
+        [answer], rest = await ask(world)
+        assert (answer.status, slug(answer), rest) == (502, "upstream-protocol", b"")
+        assert not [event for event in world.events if event["event"] == "request.crashed"]
+
+
+@pytest.mark.parametrize(
+    "lines", [b"HTTP/1.1 200 OK\nX: a\n\n", b"HTTP/1.1 200 OK\r\nX: a\n\nok", b"HTTP/1.1 200\r\n\n"]
+)
+async def test_a_head_that_will_never_end_is_not_waited_for(lines: bytes) -> None:
+    """Its empty line is there, for a lenient reader, and the upstream says no more."""
+
+    async def script(peer: Peer) -> None:
+        await peer.take()
+        await peer.send(lines)
+        await peer.ended()
+
+    async with proxied(script, idle_s=0.5) as world:
+        [answer], _ = await ask(world)
+        assert (answer.status, slug(answer)) == (502, "upstream-protocol")
+
+
+@pytest.mark.parametrize("body", BROKEN_BODIES.values(), ids=BROKEN_BODIES)
+async def test_a_broken_body_is_never_taken_for_a_whole_one(body: bytes) -> None:
+    """Whether it is found before or after the head went out, the client sees it."""
+    garbage = body if body.startswith(b"HTTP/") else head(b"Transfer-Encoding: chunked") + body
+    async with proxied(saying(garbage)) as world:
+        answers, rest = await ask(world)
+        assert rest or [slug(answer) for answer in answers] == ["upstream-protocol"]
+
+
+@pytest.mark.parametrize("extra", [b"x", b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", b"\x00" * 9])
+async def test_what_follows_an_answer_is_nobodys(extra: bytes) -> None:
+    """An answer that was not asked for is not given to whoever asks next."""
+
+    async def script(peer: Peer) -> None:
+        await peer.take()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok" + extra)
+        await peer.ended()
+
+    async with proxied(script) as world:
+        for _ in range(3):
+            [answer], rest = await ask(world)
+            assert (answer.body, rest) == (b"ok", b"") or slug(answer) == "upstream-protocol"
+        assert world.origin.connections == 3
+
+
+@st.composite
+def mutants(draw: st.DrawFn) -> bytes:
+    """Return an answer with some changes."""
+    said = draw(st.sampled_from(GOOD) | st.sampled_from(sorted(NO_ANSWERS.values())))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, min(len(said), 300)))
+        skip = draw(st.sampled_from((0, 0, 0, 1, 2, 20)))
+        said = said[:at] + draw(st.sampled_from(SPICES)) + said[at + skip :]
+    return said
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(said=mutants() | st.binary(max_size=200))
+async def test_nothing_that_an_upstream_says_is_too_much(said: bytes) -> None:
+    """One answer or a visible end, well-formed as far as it goes; no crash of ours."""
+    async with proxied(saying(said)) as world:
+        answers, rest = await ask(world)
+        assert len(answers) == 1 or rest
+        assert not answers or not rest
+        for answer in answers:
+            assert not slug(answer) or slug(answer) in {"upstream-protocol", "upstream-unreachable"}
+        assert not [event for event in world.events if event["event"] == "request.crashed"]

@@ -1,0 +1,6 @@
+"""Where the checkout and its fixtures lie."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FIXTURES = ROOT / "tests" / "fixtures"

@@ -1,0 +1,241 @@
+"""What the pages say of an account, of the pace and of a request."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cfproxy.admin.plots import view_pacing
+from cfproxy.admin.view import view_account, view_request, view_summary
+from cfproxy.auth.expiry import DAY_S
+from cfproxy.auth.models import Token
+from cfproxy.auth.token_source import TokenStatus
+from cfproxy.errors import (
+    CfproxyError,
+    LoginRequired,
+    Misconfigured,
+    StoreUnavailable,
+    StoreUnusable,
+    TokenEndpointUnavailable,
+    UpstreamUnreachable,
+)
+from cfproxy.observability.request_stats import Finished
+from cfproxy.observability.status import report_checks, report_pacing, report_running
+from cfproxy.pacing.queue import QueueState
+from cfproxy.secret import Secret
+from tests.unit.auth.test_expiry import APP, LOGIN_AT, a_login
+
+NOW = LOGIN_AT + 600.0
+GOOD = TokenStatus(a_login(), 3000.0, None, 0.0, None, False, 1)
+QUIET = QueueState(0, 0, 0, 20.0, None, 0.0, 1000, 1.0)
+
+PLACES = {"listen": "127.0.0.1:1", "url": "http://127.0.0.1:1", "upstream": "https://api"}
+
+
+def a_report(state: TokenStatus = GOOD, now: float = NOW, account: str = "default") -> dict[str, Any]:
+    report = report_running(replace(APP, account=account), state, now, "file:/state")
+    return report | PLACES
+
+
+def test_an_account_that_works_says_so_in_one_word() -> None:
+    """No detail, no command: there is nothing to do."""
+    view = view_account(a_report())
+    assert (view["tone"], view["headline"], view["detail"], view["command"]) == ("good", "Works", "", "")
+    assert view["token_text"] == "good for 50 min of 1 h"
+    assert view["login_text"] == "ends in 29 d 23 h"
+    assert (view["token_left"], view["token_life"]) == (3000, 3600)
+
+
+@pytest.mark.parametrize(
+    ("error", "check", "command"),
+    [
+        (LoginRequired("marker; run: cfproxy login"), "login", "cfproxy login"),
+        (Misconfigured("marker"), "token", "cfproxy doctor"),
+        (TokenEndpointUnavailable("marker"), "token", "cfproxy doctor"),
+        (StoreUnavailable("marker"), "store", "cfproxy doctor"),
+        (StoreUnusable("marker"), "store", "cfproxy doctor"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, CfproxyError) else "",
+)
+def test_what_is_broken_is_named_with_its_cause_and_the_next_step(
+    error: CfproxyError, check: str, command: str
+) -> None:
+    """Page and readiness name the same cause; while the token lasts, things work and the page warns."""
+    broken = a_report(replace(GOOD, usable_s=0.0, error=error))
+    view = view_account(broken)
+    assert (view["tone"], view["command"]) == ("bad", command)
+    assert "marker" in str(view["detail"])
+    (failed,) = (each for each in report_checks(broken) if each["state"] != "ok")
+    assert (failed["check"], failed["detail"]) == (check, error.message)
+    still = view_account(a_report(replace(GOOD, error=error)))
+    assert still["tone"] == "warn"
+    assert str(still["headline"]).startswith("Works")
+
+
+def test_an_api_that_failed_the_last_request_is_told() -> None:
+    """In the words that the caller got; readiness tells it, too."""
+    report = report_running(APP, GOOD, NOW, "file:/state", UpstreamUnreachable("no route; mend it"))
+    view = view_account(report | PLACES)
+    assert (view["tone"], view["detail"], view["command"]) == ("bad", "no route; mend it", "cfproxy doctor")
+    assert view["headline"] == "The API is out of reach"
+    check = report_checks(report)[-1]
+    assert (check["check"], check["state"], check["ok"]) == ("api", "upstream-unreachable", False)
+
+
+def test_the_next_step_reads_the_same_file_for_the_same_account() -> None:
+    """A doctor without them would look at another configuration."""
+    app = replace(APP, account="acme", config_file="a b.yaml")
+    told = {"login": LoginRequired("no login"), "doctor": TokenEndpointUnavailable("down")}
+    for verb, error in told.items():
+        report = report_running(app, replace(GOOD, usable_s=0.0, error=error), NOW, "file:/state")
+        assert report["command"] == f"cfproxy {verb} -c 'a b.yaml' --account acme"
+    failed = report_running(app, GOOD, NOW, "file:/state", UpstreamUnreachable("no route to it"))
+    assert failed["command"] == "cfproxy doctor -c 'a b.yaml' --account acme"
+
+
+def test_a_queue_that_refuses_is_told_for_a_minute() -> None:
+    """Everything else works, so it is a warning."""
+    view = view_account(a_report() | {"refused": 3})
+    assert (view["tone"], view["headline"]) == ("warn", "Works; the queue is full and refuses requests")
+    assert str(view["detail"]).startswith("3 requests refused in the last minute; ")
+
+
+def test_a_dying_login_is_told_before_it_dies() -> None:
+    """The page has the sentence that log and status have."""
+    report = a_report(now=LOGIN_AT + 25 * DAY_S)
+    view = view_account(report)
+    assert (view["tone"], view["command"]) == ("warn", "cfproxy login")
+    assert view["detail"] == report["warning"]
+    assert "ends in 5 d" in str(view["detail"])
+    assert report_checks(report)[0]["detail"] == report["warning"]
+
+
+def test_a_token_that_could_not_be_saved_is_told() -> None:
+    """It works, and a restart now would cost the login."""
+    view = view_account(a_report(replace(GOOD, store_error=StoreUnavailable("disk full"), unsaved=True)))
+    assert (view["tone"], view["detail"], view["store_tone"]) == ("warn", "disk full", "warn")
+    assert view["headline"] == "Works; the newest token is not saved yet"
+    assert "in memory only" in str(view["store"])
+    unread = view_account(a_report(replace(GOOD, store_error=StoreUnavailable("no route"))))
+    assert (unread["tone"], unread["headline"]) == ("warn", "Works; the token store is out of reach")
+
+
+def test_a_login_in_memory_is_not_sent_to_the_command_line() -> None:
+    """Another process could not put it there; the page's own button can."""
+    report = a_report(replace(GOOD, login=None, usable_s=0.0, error=LoginRequired("none")))
+    report["store"]["location"] = "memory"
+    view = view_account(report)
+    assert (view["command"], view["login_helps"]) == ("", "yes")
+
+
+def test_an_account_that_never_had_a_token_is_told_as_such() -> None:
+    """Nothing in the view is made up for it."""
+    view = view_account(a_report(replace(GOOD, login=None, usable_s=0.0)))
+    assert (view["token_text"], view["login_text"], view["token_at"]) == ("none yet", "none", "")
+    app = report_running(
+        replace(APP, grant="client_credentials"), replace(GOOD, login=a_login(None)), NOW, "memory"
+    )
+    own = view_account(app | PLACES)
+    assert own["login_text"] == "the app logs in by itself; nothing dies"
+
+
+def test_the_first_line_names_who_needs_help() -> None:
+    """One account: its own headline; several: how many and which."""
+    good, bad = a_report(), a_report(replace(GOOD, usable_s=0.0, error=Misconfigured("x")), account="acme")
+    old = a_report(now=LOGIN_AT + 29 * DAY_S, account="old")
+    assert view_summary([good], draining=False)["text"] == "Works"
+    assert view_summary([good, old], draining=False)["text"] == "All 2 accounts work; look at old"
+    assert view_summary([good, good | {"account": "two"}], draining=False)["tone"] == "good"
+    assert view_summary([good, old, bad], draining=False)["text"] == "1 of 3 accounts can't work: acme"
+    assert view_summary([good], draining=True)["text"] == "Shutting down"
+
+
+def test_the_plot_spans_its_width_and_stays_inside() -> None:
+    """The limit is a line below the top; a rate above it still fits."""
+    view = view_pacing(report_pacing(QUIET), [0.0, 10.0, 30.0], [0, 0, 3])
+    assert str(view["rate_line"]).startswith("M0 100.0L300 ")
+    heights = [float(point.split()[1]) for point in str(view["rate_line"])[1:].split("L")]
+    assert 0 < min(heights) < max(heights) == 100
+    assert view["rate_text"] == "20 of 20 per second"
+    assert view["queue_text"] == "0 of 1\u202f000 waiting"
+    assert (view["tone"], view["note"]) == ("good", "")
+
+
+def test_a_full_queue_and_a_pause_are_told() -> None:
+    """Why requests are refused, or why nothing moves."""
+    full = report_pacing(replace(QUIET, waiting=1000, oldest_wait_s=2.0))
+    view = view_pacing(full, [], [])
+    assert (full["state"], view["tone"]) == ("queue-full", "bad")
+    assert "queue-full" in str(view["note"])
+    assert view["queue_text"] == "1\u202f000 of 1\u202f000 waiting, the first for 2.0 s"
+    paused = view_pacing(report_pacing(replace(QUIET, paused_until=5.0, rate=None)), [1.0], [0])
+    assert (paused["tone"], paused["limit_line"]) == ("warn", "")
+
+
+def test_a_pace_that_is_shared_tells_with_how_many() -> None:
+    """And when this replica is alone with its part, since the store is out of reach."""
+    shared = report_pacing(replace(QUIET, replicas=8))
+    assert (shared["shared"], shared["replicas"]) == ("on", 8)
+    assert view_pacing(shared, [], [])["note"] == "8 replicas keep the rate together"
+    alone = report_pacing(replace(QUIET, replicas=8, alone=True, rate=2.5))
+    assert alone["shared"] == "alone"
+    view = view_pacing(alone, [], [])
+    assert (view["tone"], view["note"]) == ("warn", "the store is out of reach: one of 8 parts of the rate")
+    assert report_pacing(QUIET)["shared"] == "off"
+
+
+def test_a_path_that_was_cut_says_so() -> None:
+    """What looks whole is whole."""
+    for length, shown in ((199, "p" * 199), (200, "p" * 199 + "…")):
+        cut = Finished(NOW, "default", "GET", "p" * length, 200, "", 0.1, None, None, None, 1)
+        assert view_request(cut)["path"] == shown
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "no refresh"), (1, "1 refresh"), (1234, "1\u202f234 refreshes")]
+)
+def test_the_number_beside_the_last_refresh_says_what_it_counts(count: int, text: str) -> None:
+    """A number alone beside a time of day says nothing."""
+    assert view_account(a_report(replace(GOOD, refreshes=count)))["refreshes"] == f"{text} since the start"
+
+
+def test_a_token_that_nobody_has_is_no_good_one_to_readiness() -> None:
+    """It is no fault of the token check's, but it says so."""
+    error = LoginRequired("none; run: cfproxy login")
+    checks = report_checks(a_report(replace(GOOD, login=None, usable_s=0.0, error=error)))
+    assert [(each["check"], each["ok"], each["detail"]) for each in checks][:2] == [
+        ("login", False, error.message),
+        ("token", True, "none is valid"),
+    ]
+    (fresh,) = report_checks(a_report(replace(GOOD, login=None, usable_s=0.0)))[1:2]
+    assert fresh["detail"] == "none yet; the next request fetches one"
+
+
+def test_a_request_is_told_in_a_row() -> None:
+    """Times in words, and a remark only where there is something to remark."""
+    plain = Finished(NOW, "default", "GET", "/v1/jobs", 200, "", 0.012, 0.0, 0.0004, 0.0115, 1)
+    view = view_request(plain)
+    assert [view[key] for key in ("status", "total", "queue", "note", "tone")] == [
+        "200",
+        "12 ms",
+        "0 ms",
+        "",
+        "good",
+    ]
+    slow = view_request(
+        plain._replace(status=503, problem="queue-full", total_s=61.2, queued_s=None, tries=2)
+    )
+    assert (slow["total"], slow["queue"], slow["tone"]) == ("61 s", "-", "bad")
+    assert slow["note"] == "sent twice, cfproxy: queue-full"
+    assert view_request(plain._replace(tries=3, total_s=1.26))["note"] == "sent 3 times"
+    assert view_request(plain._replace(tries=1, total_s=1.26))["total"] == "1.3 s"
+    assert view_request(plain._replace(status=499, problem="client-left"))["note"] == "the client left"
+
+
+def test_a_view_holds_no_secret() -> None:
+    """It is made from the report, which has none."""
+    token = Token(Secret("marker-access"), LOGIN_AT, 3600.0)
+    login = replace(a_login(), token=token, refresh_token=Secret("marker-refresh"))
+    assert "marker" not in repr(view_account(a_report(replace(GOOD, login=login))))

@@ -1,0 +1,448 @@
+"""Logging in and out: attempts, what is spent when, and what a person is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from cfproxy.auth import oauth2 as oauth
+from cfproxy.auth.interfaces import ATTEMPT_LIFETIME_S, Attempt, Lease, TokenReply
+from cfproxy.auth.login import LoggedOut, LoginPlan, begin, finish, login_app, logout
+from cfproxy.auth.models import UNKNOWN_LIFETIME_S, App, Login
+from cfproxy.errors import (
+    CfproxyError,
+    GrantRefused,
+    LoginFailed,
+    Misconfigured,
+    StoreUnavailable,
+    StoreUnusable,
+    TokenEndpointUnavailable,
+    without_traceback,
+)
+from cfproxy.secret import Secret
+from cfproxy.stores.memory import MemoryStore
+from tests.support.clock import FakeClock
+
+REDIRECT = "https://integration.example/cb"
+ACCOUNTS = "https://accounts.example"
+MONTH_S = 30 * 86400.0
+APP = App(
+    "default",
+    "app-1",
+    f"{ACCOUNTS}/connect/token",
+    "https://api.example:443",
+    "cfgateway offline_access",
+    "authorization_code",
+)
+REPLY = TokenReply(Secret("at-1"), 3600.0, Secret("rt-1"), None)
+UNSENT = TokenEndpointUnavailable("the token endpoint at accounts.example cannot be reached", sent=False)
+LOST = TokenEndpointUnavailable("the token endpoint at accounts.example gave no whole answer in time")
+BAD_APP = Misconfigured("the token endpoint at accounts.example refused the app (invalid_client)")
+
+
+class Store(MemoryStore):
+    """A store that lets others run before each operation, fails where told, and says what it did."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failing: dict[str, CfproxyError] = {}
+        self.done: list[str] = []
+
+    async def _step(self, name: str) -> None:
+        await asyncio.sleep(0)
+        if name in self.failing:
+            raise self.failing[name]
+        self.done.append(name)
+
+    @asynccontextmanager
+    async def lock(self, account: str, timeout_s: float) -> AsyncIterator[Lease]:
+        await self._step("lock")
+        async with super().lock(account, timeout_s) as lease:
+            yield lease
+        self.done.append("unlock")
+
+    async def load(self, account: str) -> Login | None:
+        await self._step("load")
+        return await super().load(account)
+
+    async def save(self, login: Login) -> None:
+        await self._step("save")
+        await super().save(login)
+
+    async def delete(self, account: str) -> bool:
+        await self._step("delete")
+        return await super().delete(account)
+
+    async def probe(self, account: str) -> None:
+        await self._step("probe")
+
+    async def put_attempt(self, attempt: Attempt) -> None:
+        await self._step("put")
+        await super().put_attempt(attempt)
+
+    async def take_attempt(self, account: str, state: str | None, now: float) -> Attempt:
+        await self._step("take")
+        return await super().take_attempt(account, state, now)
+
+
+class Endpoint:
+    """An endpoint that gives the next of its outcomes, and records what was presented."""
+
+    def __init__(self, store: Store, *outcomes: TokenReply | bool | CfproxyError) -> None:
+        self.store = store
+        self.outcomes = list(outcomes)
+        self.presented: list[tuple[Any, ...]] = []
+
+    async def _next(self, *presented: Any) -> Any:
+        self.presented.append(presented)
+        self.store.done.append("present")
+        await asyncio.sleep(0)
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, CfproxyError):
+            raise without_traceback(outcome)
+        return outcome
+
+    async def refresh(self, refresh_token: Secret, may_send: Callable[[], bool] | None = None) -> TokenReply:
+        raise AssertionError("a login refreshes nothing")
+
+    async def client_credentials(self) -> TokenReply:
+        reply: TokenReply = await self._next("app")
+        return reply
+
+    async def exchange(self, code: Secret, redirect_uri: str, verifier: Secret | None) -> TokenReply:
+        reply: TokenReply = await self._next(code.reveal(), redirect_uri, verifier and verifier.reveal())
+        return reply
+
+    async def revoke(self, token: Secret, kind: str) -> bool:
+        revoked: bool = await self._next(token.reveal(), kind)
+        return revoked
+
+
+class World:
+    """One account's plan and all that stands around it."""
+
+    def __init__(self, *outcomes: TokenReply | bool | CfproxyError, **changes: Any) -> None:
+        self.store = Store()
+        self.endpoint = Endpoint(self.store, *outcomes)
+        self.clock = FakeClock()
+        settings: dict[str, Any] = {
+            "app": APP,
+            "redirect_uri": REDIRECT,
+            "authorize_url": f"{ACCOUNTS}/connect/authorize",
+            "pkce": True,
+            "refresh_token_lifetime_s": MONTH_S,
+            "store": self.store,
+            "endpoint": self.endpoint,
+            "clock": self.clock,
+        }
+        self.plan = LoginPlan(**settings | changes)
+
+    async def begun(self) -> str:
+        """Begin, and return the address that the browser ends up on."""
+        _, attempt = await begin(self.plan)
+        self.store.done.clear()
+        return f"{REDIRECT}?code=the-code-1&scope=cfgateway&state={attempt.state.reveal()}"
+
+    async def failure(self, text: str) -> str:
+        """Return the one-line message with which finishing fails."""
+        with pytest.raises(LoginFailed) as caught:
+            await finish(self.plan, text)
+        message = str(caught.value)
+        assert "\n" not in message
+        assert "the-code" not in message
+        return message
+
+
+# --- the usual way -------------------------------------------------------------------------
+
+
+async def test_beginning_gives_an_address_and_remembers_the_attempt() -> None:
+    """The address asks for what is configured and is bound to the attempt by state and PKCE."""
+    world = World()
+    url, attempt = await begin(world.plan)
+    assert url.startswith(f"{ACCOUNTS}/connect/authorize?")
+    asked = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
+    assert attempt.verifier is not None
+    assert asked == {
+        "response_type": "code",
+        "client_id": "app-1",
+        "redirect_uri": REDIRECT,
+        "scope": "cfgateway offline_access",
+        "state": attempt.state.reveal(),
+        "code_challenge": oauth.challenge_s256(attempt.verifier),
+        "code_challenge_method": "S256",
+    }
+    assert await world.store.take_attempt("default", None, world.clock.time()) == attempt
+
+
+@pytest.mark.parametrize("pkce", [True, False])
+async def test_finishing_saves_the_login_under_the_lock(pkce: bool) -> None:
+    """The store is tried and locked before the code is spent, and the login is saved before the unlock."""
+    world = World(REPLY, pkce=pkce)
+    url, attempt = await begin(world.plan)
+    assert ("code_challenge" in url) is pkce
+    world.store.done.clear()
+    login = await finish(world.plan, f"{REDIRECT}?code=the-code-1&state={attempt.state.reveal()}")
+    verifier = attempt.verifier.reveal() if attempt.verifier else None
+    assert world.endpoint.presented == [("the-code-1", REDIRECT, verifier)]
+    assert world.store.done == ["take", "lock", "probe", "load", "present", "save", "unlock"]
+    now = world.clock.time()
+    assert login == await MemoryStore.load(world.store, "default")
+    assert (login.serial, login.login_at, login.login_expires_at) == (1, now, now + MONTH_S)
+    assert (login.token.obtained_at, login.token.lifetime_s) == (now, 3600.0)
+    assert (login.client_id, login.token_url) == ("app-1", f"{ACCOUNTS}/connect/token")
+    assert login.scope == "cfgateway offline_access"
+
+
+async def test_a_new_login_replaces_a_refused_one() -> None:
+    """The record's serial goes on counting, and nothing is left of what was wrong with the old login."""
+    world = World(REPLY)
+    address = await world.begun()
+    first = await login_app(replace(world.plan, endpoint=Endpoint(world.store, REPLY)))
+    await world.store.save(replace(first, serial=6, refused_at=1.0, presented_at=1.0, answer_lost=True))
+    login = await finish(world.plan, address)
+    assert login.serial == 7
+    assert (login.refused_at, login.presented_at, login.answer_lost) == (None, None, False)
+
+
+async def test_a_login_lasts_as_long_as_what_was_granted() -> None:
+    """Without refresh token it ends with the access token; an unknown lifetime counts as five minutes."""
+    world = World(TokenReply(Secret("at"), None, None, "cfgateway"))
+    login = await finish(world.plan, await world.begun())
+    assert login.token.lifetime_s == UNKNOWN_LIFETIME_S
+    assert login.login_expires_at == world.clock.time() + UNKNOWN_LIFETIME_S
+    assert login.scope == "cfgateway"
+
+
+async def test_a_bare_code_finishes_the_newest_attempt() -> None:
+    """Who pastes the code alone means the login begun last."""
+    world = World(REPLY)
+    await world.begun()
+    await world.clock.advance(60)
+    _, newest = await begin(world.plan)
+    await finish(world.plan, "the-code-1")
+    assert newest.verifier is not None
+    assert world.endpoint.presented[0][2] == newest.verifier.reveal()
+
+
+async def test_an_app_logs_in_again_and_again() -> None:
+    """With client credentials there is no refresh token, and no day on which the login ends."""
+    world = World(REPLY, REPLY, redirect_uri=None)
+    await login_app(world.plan)
+    login = await login_app(world.plan)
+    assert (login.serial, login.refresh_token, login.login_expires_at) == (2, None, None)
+    with pytest.raises(LoginFailed, match="redirect_uri"):
+        await begin(world.plan)
+
+
+# --- what is said when it fails --------------------------------------------------------------
+
+
+async def test_each_cause_of_failure_has_its_own_message() -> None:
+    """State, replay, age, denial, server trouble, refused code, wrong place: no two read alike."""
+    messages = []
+
+    world = World(GrantRefused("x"))
+    address = await world.begun()
+    state = address.split("state=")[1]
+    messages.append(await world.failure("another-code-1"))
+    messages.append(await world.failure(address))
+    messages.append(await world.failure(f"?code=the-code-1&state={state}x"))
+    messages.append(await world.failure("the-code-1"))
+
+    world = World()
+    address = await world.begun()
+    await world.clock.advance(ATTEMPT_LIFETIME_S + 1)
+    messages.append(await world.failure(address))
+    messages.append(await World().failure("the-code-1"))
+
+    for query in ("error=access_denied", "error=server_error", "error=invalid_scope", "error=marker"):
+        messages.append(await World().failure(f"{REDIRECT}?{query}"))
+    for kind in (oauth.REFUSED_REDIRECT_URI, oauth.REFUSED_VERIFIER):
+        world = World(GrantRefused("x", description=kind))
+        messages.append(await world.failure(await world.begun()))
+    for wrong in (
+        f"https://elsewhere.example/?code=the-code-1&state={state}",
+        f"{ACCOUNTS}/home/error?errorId=1",
+        f"{ACCOUNTS}/connect/authorize?client_id=app-1",
+        f"{REDIRECT}?code=the-code-1&state={state}&iss=https://evil.example",
+        REDIRECT,
+        f"{REDIRECT}?code=the-code-1",
+    ):
+        messages.append(await World().failure(wrong))
+
+    # The first bare code takes the attempt; the address and the second bare code then find it used.
+    assert messages[1] == messages[3]
+    del messages[3]
+    assert len(set(messages)) == len(messages)
+
+
+async def test_the_next_step_names_the_account() -> None:
+    """Who has more accounts than one is told which command to type."""
+    acme = World(app=replace(APP, account="acme"))
+    assert "with: cfproxy login --account acme" in await acme.failure("the-code-1")
+    assert "with: cfproxy login" in await World().failure("the-code-1")
+
+
+async def test_a_denial_ends_its_attempt() -> None:
+    """A redirect that says no counts only for a login begun here, and only once."""
+    world = World()
+    address = await world.begun()
+    denial = f"?error=access_denied&state={address.split('state=')[1]}"
+    assert "denied" in await world.failure(denial)
+    assert "finished already" in await world.failure(denial)
+    assert "unknown state" in await world.failure("?error=access_denied&state=forged")
+
+
+async def test_an_app_changed_meanwhile_gets_no_code() -> None:
+    """A code of one app is not shown to the endpoint in the name of another one."""
+    world = World(REPLY)
+    address = await world.begun()
+    world.plan = replace(world.plan, app=replace(APP, client_id="app-2"))
+    assert "client_id was changed" in await world.failure(address)
+    assert world.endpoint.presented == []
+
+
+# --- what is spent and what is not -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failure", [UNSENT, BAD_APP])
+async def test_what_left_the_code_unused_can_be_repeated(failure: CfproxyError) -> None:
+    """After an unreachable endpoint or a wrong secret the same address works once that is mended."""
+    world = World(failure, REPLY)
+    address = await world.begun()
+    with pytest.raises(type(failure)) as caught:
+        await finish(world.plan, address)
+    assert str(failure) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert (await finish(world.plan, address)).serial == 1
+
+
+@pytest.mark.parametrize("step", ["lock", "probe", "load"])
+@pytest.mark.parametrize("kind", [StoreUnavailable, StoreUnusable])
+async def test_a_store_in_trouble_costs_no_code(step: str, kind: type[CfproxyError]) -> None:
+    """Nothing is presented while the outcome could not be saved, and the address stays good."""
+    world = World(REPLY)
+    address = await world.begun()
+    world.store.failing[step] = kind("the store is in trouble")
+    with pytest.raises(kind):
+        await finish(world.plan, address)
+    assert world.endpoint.presented == []
+    world.store.failing.clear()
+    assert (await finish(world.plan, address)).serial == 1
+
+
+async def test_a_lost_answer_is_not_tried_again() -> None:
+    """When the code may have arrived, the person begins again, and is told so."""
+    world = World(LOST, REPLY)
+    address = await world.begun()
+    with pytest.raises(TokenEndpointUnavailable, match="begin again") as caught:
+        await finish(world.plan, address)
+    assert caught.value.sent
+    assert "finished already" in await world.failure(address)
+
+
+async def test_two_who_finish_the_same_attempt_spend_one_code() -> None:
+    """A browser that loads the callback twice spends one code, and one of them is told so."""
+    world = World(REPLY)
+    address = await world.begun()
+    results = await asyncio.gather(*[finish(world.plan, address) for _ in range(2)], return_exceptions=True)
+    assert sorted(type(result).__name__ for result in results) == ["Login", "LoginFailed"]
+    assert len(world.endpoint.presented) == 1
+
+
+@pytest.mark.parametrize("turns", range(16))
+async def test_cancelling_loses_no_login(turns: int) -> None:
+    """Wherever ^C strikes: what was presented ends up saved, what was not can be given again."""
+    world = World(REPLY, REPLY)
+    address = await world.begun()
+    task = asyncio.ensure_future(finish(world.plan, address))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    was_done = task.done()
+    task.cancel()
+    await asyncio.wait({task})
+    assert task.cancelled() is not was_done
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    saved = await world.store.load("default")
+    assert (saved is not None) is bool(world.endpoint.presented)
+    if saved is None:
+        assert (await finish(world.plan, address)).serial == 1
+
+
+async def test_cancelling_again_loses_no_login_either() -> None:
+    """An impatient second ^C does not interrupt the save."""
+    world = World(REPLY)
+    address = await world.begun()
+    task = asyncio.ensure_future(finish(world.plan, address))
+    while not world.endpoint.presented:
+        await asyncio.sleep(0)
+    for _ in range(2):
+        task.cancel()
+        await asyncio.sleep(0)
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert await MemoryStore.load(world.store, "default") is not None
+
+
+# --- logging out ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "revoked"),
+    [
+        ((True, True), True),
+        ((True, False), False),
+        ((False, False), False),
+        ((UNSENT,), None),
+        ((True, LOST), None),
+    ],
+)
+async def test_logging_out_forgets_whatever_the_server_says(
+    outcomes: tuple[bool | CfproxyError, ...], revoked: bool | None
+) -> None:
+    """Both tokens are revoked where the server can; the record and pending attempts go in any case."""
+    world = World(REPLY, *outcomes)
+    await finish(world.plan, await world.begun())
+    other = await world.begun()
+    assert await logout(world.plan) == LoggedOut(found=True, revoked=revoked)
+    assert await world.store.load("default") is None
+    assert (
+        world.endpoint.presented[1:][:2]
+        == [
+            ("at-1", "access_token"),
+            ("rt-1", "refresh_token"),
+        ][: len(outcomes)]
+    )
+    assert "unknown state" in await world.failure(other)
+
+
+async def test_an_apps_logout_revokes_its_one_token() -> None:
+    """With client credentials there is only an access token to revoke."""
+    world = World(REPLY, True)
+    await login_app(world.plan)
+    assert await logout(world.plan) == LoggedOut(found=True, revoked=True)
+    assert world.endpoint.presented[1:] == [("at-1", "access_token")]
+
+
+async def test_logging_out_without_a_login_asks_nobody() -> None:
+    """There is nothing to revoke, and that is no error."""
+    world = World()
+    assert await logout(world.plan) == LoggedOut(found=False, revoked=None)
+    assert world.endpoint.presented == []
+
+
+@pytest.mark.parametrize("changes", [{"client_id": "app-2"}, {"token_url": "https://other.example/token"}])
+async def test_a_token_is_not_shown_to_another_server(changes: dict[str, Any]) -> None:
+    """A record of another app or endpoint is forgotten without being presented anywhere."""
+    world = World(REPLY)
+    await finish(world.plan, await world.begun())
+    plan = replace(world.plan, app=replace(APP, **changes))
+    assert await logout(plan) == LoggedOut(found=True, revoked=None)
+    assert len(world.endpoint.presented) == 1

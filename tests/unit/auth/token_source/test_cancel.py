@@ -1,0 +1,144 @@
+"""Callers may leave at any instant, and the process may stop: no refresh is lost by it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from cfproxy.errors import CfproxyError, LoginRequired, StoreUnavailable
+from cfproxy.secret import Secret
+from tests.support.fakes import World, at_once, down
+
+# More turns of the event loop than any call takes from its beginning to its end.
+TURNS = 25
+
+
+async def test_callers_who_leave_do_not_end_the_refresh_that_they_share(world: World) -> None:
+    """Of a thousand callers 300 hang up half-way: there is one refresh, it is saved, the others get it."""
+    await world.put_expired()
+    token_source = await world.token_source()
+    world.endpoint.gate.clear()
+    callers = [asyncio.create_task(token_source.get()) for _ in range(1000)]
+    await world.clock.settle()
+    for caller in callers[:300]:
+        caller.cancel()
+    await world.clock.settle()
+    world.endpoint.gate.set()
+    results = await asyncio.gather(*callers, return_exceptions=True)
+    assert all(isinstance(result, asyncio.CancelledError) for result in results[:300])
+    assert {getattr(result, "value", None) for result in results[300:]} == {Secret("access-2")}
+    assert world.endpoint.calls == ["refresh-1"]
+    assert (await world.stored()).token.value == Secret("access-2")
+
+
+async def test_a_refresh_that_everybody_left_is_finished_and_saved(world: World) -> None:
+    """When the only caller hangs up, the rotated refresh token still reaches the store."""
+    await world.put_expired()
+    token_source = await world.token_source()
+    world.endpoint.gate.clear()
+    caller = asyncio.create_task(token_source.get())
+    await world.clock.settle()
+    caller.cancel()
+    await asyncio.wait({caller})
+    world.endpoint.gate.set()
+    await world.clock.settle()
+    assert (await world.stored()).refresh_token == Secret("refresh-2")
+
+
+@pytest.mark.parametrize("call", ["get", "replace"])
+@pytest.mark.parametrize("outcome", ["answers", "fails", "refuses"])
+@pytest.mark.parametrize("after_turns", range(TURNS))
+async def test_a_call_may_be_cancelled_at_every_await(
+    world: World, call: str, outcome: str, after_turns: int
+) -> None:
+    """Wherever a caller is cut off, the next call works, and no refresh token is presented twice."""
+    login = await (world.put_expired() if call == "get" else world.put())
+    world.endpoint.plan = [down(sent=False)] if outcome == "fails" else []
+    world.endpoint.live = None if outcome == "refuses" else "refresh-1"
+    token_source = await world.token_source()
+    caller = asyncio.create_task(token_source.get() if call == "get" else token_source.replace(login.token))
+    for _ in range(after_turns):
+        await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.wait({caller})
+    await world.clock.settle()
+
+    world.endpoint.plan = []
+    await world.clock.advance(2)
+    if outcome == "refuses":
+        with pytest.raises(LoginRequired):
+            await (token_source.get() if call == "get" else token_source.replace(login.token))
+    else:
+        token = await (token_source.get() if call == "get" else token_source.replace(login.token))
+        assert token.value == Secret("access-2")
+    assert len(world.endpoint.calls) <= (2 if outcome == "fails" else 1)
+    assert token_source.state().login == await world.stored()
+
+
+async def test_the_matrix_reaches_the_end_of_a_call(world: World) -> None:
+    """An undisturbed call is over within the turns of the matrix above."""
+    await world.put_expired()
+    caller = asyncio.create_task((await world.token_source()).get())
+    for _ in range(TURNS - 1):
+        await asyncio.sleep(0)
+    assert caller.done()
+    assert world.endpoint.calls == ["refresh-1"]
+
+
+# --- closing -----------------------------------------------------------------------------
+
+
+async def test_closing_waits_for_a_refresh_under_way_and_saves_it(world: World) -> None:
+    """A stop in the middle of a refresh does not lose the login."""
+    await world.put_expired()
+    token_source = await world.token_source()
+    world.endpoint.gate.clear()
+    await world.clock.settle()
+    closing = asyncio.create_task(token_source.aclose())
+    await world.clock.settle()
+    assert world.endpoint.in_flight == 1
+    assert not closing.done()
+    world.endpoint.gate.set()
+    await closing
+    assert (await world.stored()).refresh_token == Secret("refresh-2")
+    assert world.clock.sleeping == 0
+
+
+async def test_closing_saves_what_could_not_be_saved_before(world: World) -> None:
+    """A token that is only in memory gets one last chance."""
+    await world.put_expired()
+    world.store.save_fault, world.store.good_saves = StoreUnavailable("the disk is full"), 1
+    token_source = await world.token_source()
+    await token_source.get()
+    world.store.mend()
+    await token_source.aclose()
+    assert (await world.stored()).refresh_token == Secret("refresh-2")
+
+
+async def test_closing_ends_even_if_the_store_is_gone(world: World) -> None:
+    """A store out of reach does not keep the process from stopping."""
+    await world.put_expired()
+    world.store.save_fault = StoreUnavailable("the disk is full")
+    token_source = await world.token_source()
+    await token_source.get()
+    world.store.break_down()
+    await token_source.aclose()
+    assert token_source.state().unsaved
+
+
+async def test_after_closing_nothing_is_begun(world: World) -> None:
+    """Late requests are served from memory or refused; they start no refresh and no read."""
+    login = await world.put()
+    token_source = await world.token_source()
+    await token_source.aclose()
+    await world.put(serial=2)
+    await world.clock.advance(3400)
+    loads = world.store.loads
+    assert at_once(token_source.get()).value == Secret("access-1")
+    with pytest.raises(CfproxyError, match="shutting down"):
+        await token_source.replace(login.token)
+    await world.clock.advance(300)
+    with pytest.raises(CfproxyError, match="shutting down"):
+        await token_source.get()
+    assert (world.endpoint.calls, world.store.loads) == ([], loads)

@@ -1,0 +1,231 @@
+"""A login ends only when it has ended, and what was presented is known on disk."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from cfproxy.auth.models import Token
+from cfproxy.auth.token_source import TokenSource
+from cfproxy.errors import LoginRequired, Misconfigured, StoreUnavailable, TokenEndpointUnavailable
+from cfproxy.secret import Secret
+from tests.support.fakes import LOST, World, access, at_once, down
+
+
+async def refused_in_flight(world: World) -> tuple[TokenSource, asyncio.Task[Token]]:
+    """Return a broker, and a caller whose refresh the server will refuse as soon as the gate is open."""
+    await world.put_expired()
+    world.endpoint.live = None
+    token_source = await world.token_source()
+    world.endpoint.gate.clear()
+    waiting = asyncio.create_task(token_source.get())
+    await world.clock.settle()
+    return token_source, waiting
+
+
+# --- invalid_grant -----------------------------------------------------------------------
+
+
+async def test_a_refused_login_asks_for_a_person_and_no_network(world: World) -> None:
+    """After invalid_grant everybody is told to log in, without any further request, and the record stays."""
+    await world.put_expired()
+    world.endpoint.live = None
+    token_source = await world.token_source()
+    for _ in range(30):
+        with pytest.raises(LoginRequired, match="has ended"):
+            await token_source.get()
+        await world.clock.advance(60)
+    assert world.endpoint.calls == ["refresh-1"]
+    assert world.clock.sleeping == 0
+    stored = await world.stored()
+    assert stored.refresh_token == Secret("refresh-1")
+    assert stored.refused_at is not None
+    assert not stored.answer_lost
+    assert stored.presented_at is None
+
+
+async def test_a_refusal_is_remembered_by_the_next_process(world: World) -> None:
+    """A restart does not present a refused refresh token again."""
+    await world.put_expired()
+    world.endpoint.live = None
+    with pytest.raises(LoginRequired):
+        await (await world.token_source()).get()
+    with pytest.raises(LoginRequired):
+        await (await world.token_source()).get()
+    assert len(world.endpoint.calls) == 1
+
+
+async def test_a_refused_login_serves_its_last_token_to_the_end(world: World) -> None:
+    """When an early refresh is refused, the access token in hand is still sent until it expires."""
+    await world.put()
+    token_source = await world.token_source()
+    world.endpoint.live = None
+    await world.clock.advance(3590)
+    locks = world.store.locks
+    for _ in range(9):
+        assert access(at_once(token_source.get())) == "access-1"
+        await world.clock.advance(1)
+    assert world.store.locks == locks, "nothing is tried any more"
+    assert world.endpoint.calls == ["refresh-1"]
+    assert world.clock.sleeping == 0
+    await world.clock.advance(1)
+    with pytest.raises(LoginRequired):
+        await token_source.get()
+
+
+async def test_a_token_that_is_rejected_after_the_login_ended_is_not_sent_again(world: World) -> None:
+    """When the API rejects the last token of a login that has ended, a person must come at once."""
+    login = await world.put()
+    token_source = await world.token_source()
+    world.endpoint.live = None
+    with pytest.raises(LoginRequired):
+        await token_source.replace(login.token)
+    with pytest.raises(LoginRequired):
+        await token_source.get()
+    assert not token_source.state().ready
+
+
+async def test_invalid_grant_is_not_believed_when_another_process_won(world: World) -> None:
+    """A refresh token that another process spent meanwhile is no reason to log in: its successor is used."""
+    await world.put_expired()
+    token_source = await world.token_source()
+    world.endpoint.gate.clear()
+    waiting = asyncio.create_task(token_source.get())
+    await world.clock.settle()
+    answer = world.endpoint.issue("refresh-1")
+    await world.put(
+        token=Token(answer.access_token, world.clock.time(), 3600.0),
+        refresh_token=answer.refresh_token,
+        serial=9,
+    )
+    world.endpoint.gate.set()
+    assert access(await waiting) == "access-2"
+    assert token_source.state().error is None
+    assert (await world.stored()).refused_at is None
+
+
+async def test_the_winners_refresh_token_is_used_when_its_token_has_expired(world: World) -> None:
+    """If the other process' access token is too old, the next attempt goes with its refresh token."""
+    await world.put_expired()
+    token_source = await world.token_source()
+    world.endpoint.gate.clear()
+    waiting = asyncio.create_task(token_source.get())
+    await world.clock.settle()
+    await world.put_expired(refresh_token=world.endpoint.issue("refresh-1").refresh_token, serial=9)
+    world.endpoint.gate.set()
+    with pytest.raises(TokenEndpointUnavailable, match="another process"):
+        await waiting
+    await world.clock.advance(1)
+    assert access(await token_source.get()) == "access-3"
+
+
+async def test_invalid_grant_is_not_believed_unless_the_store_can_be_read(world: World) -> None:
+    """Nobody is told to log in as long as the store could hold a newer login."""
+    token_source, waiting = await refused_in_flight(world)
+    world.store.load_fault = StoreUnavailable("the store is out of reach")
+    world.endpoint.gate.set()
+    with pytest.raises(StoreUnavailable):
+        await waiting
+    assert (await world.stored()).refused_at is None
+    world.store.mend()
+    await world.clock.advance(1)
+    with pytest.raises(LoginRequired):
+        await token_source.get()
+
+
+async def test_a_refusal_does_not_bring_a_removed_login_back(world: World) -> None:
+    """A logout while a refresh is under way stays a logout."""
+    _, waiting = await refused_in_flight(world)
+    await world.store.delete("default")
+    world.endpoint.gate.set()
+    with pytest.raises(LoginRequired, match="not logged in"):
+        await waiting
+    assert await world.store.load("default") is None
+
+
+# --- the mark ----------------------------------------------------------------------------
+
+
+async def test_a_refresh_token_is_marked_on_disk_before_it_goes_out(world: World) -> None:
+    """Whoever finds the record after a crash sees that its refresh token was presented, and when."""
+    await world.put_expired()
+    token_source = await world.token_source()
+    world.endpoint.gate.clear()
+    waiting = asyncio.create_task(token_source.get())
+    await world.clock.settle()
+    assert world.endpoint.in_flight == 1
+    assert (await world.stored()).presented_at == world.clock.time()
+    world.endpoint.gate.set()
+    await waiting
+    assert (await world.stored()).presented_at is None
+
+
+@pytest.mark.parametrize(
+    ("failure", "open_after"),
+    [(down(), True), (down(sent=False), False), (Misconfigured("the app is refused"), False)],
+    ids=["maybe arrived", "not sent", "refused the app"],
+)
+async def test_a_mark_stays_only_while_the_outcome_is_unknown(
+    world: World, failure: Exception, open_after: bool
+) -> None:
+    """What certainly left the refresh token unspent closes the mark; what may have spent it does not."""
+    await world.put_expired()
+    world.endpoint.plan = [failure]
+    token_source = await world.token_source()
+    await asyncio.gather(token_source.get(), return_exceptions=True)
+    stored = await world.stored()
+    assert (stored.presented_at is not None) == open_after
+    assert token_source.state().login == stored
+
+
+async def test_a_later_failure_does_not_close_an_older_mark(world: World) -> None:
+    """An attempt that was not sent says nothing about the one before it; the mark keeps its time."""
+    await world.put_expired()
+    world.endpoint.plan = [down(), down(sent=False)]
+    await world.token_source()
+    await world.clock.settle()
+    first = (await world.stored()).presented_at
+    await world.clock.advance(1)
+    assert len(world.endpoint.calls) == 2
+    assert first is not None
+    assert (await world.stored()).presented_at == first
+
+
+async def test_a_lost_answer_is_told_as_such(world: World) -> None:
+    """If a one-time refresh token is refused after an answer was lost, the message says what happened."""
+    await world.put_expired()
+    world.endpoint.plan = [LOST]
+    token_source = await world.token_source()
+    with pytest.raises(TokenEndpointUnavailable):
+        await token_source.get()
+    await world.clock.advance(1)
+    with pytest.raises(LoginRequired, match="its answer never arrived"):
+        await token_source.get()
+    assert (await world.stored()).answer_lost
+
+
+async def test_an_error_that_was_answered_is_no_lost_answer(world: World) -> None:
+    """After a 503 the outcome is known: no mark stays, and a later refusal is a plain one."""
+    await world.put_expired()
+    world.endpoint.plan = [TokenEndpointUnavailable("the token endpoint answered 503", answered=True)]
+    token_source = await world.token_source()
+    with pytest.raises(TokenEndpointUnavailable):
+        await token_source.get()
+    assert (await world.stored()).presented_at is None
+    world.endpoint.live = None
+    await world.clock.advance(1)
+    with pytest.raises(LoginRequired, match="has ended") as caught:
+        await token_source.get()
+    assert "never arrived" not in str(caught.value)
+    assert not (await world.stored()).answer_lost
+
+
+async def test_an_open_mark_is_settled_while_the_token_still_serves(world: World) -> None:
+    """After a crash in the middle of a refresh the outcome is found out at once, not at expiry."""
+    await world.put(presented_at=world.clock.time() - 60)
+    token_source = await world.token_source()
+    assert access(at_once(token_source.get())) == "access-1"
+    await world.clock.settle()
+    assert access(at_once(token_source.get())) == "access-2"
+    assert (await world.stored()).presented_at is None

@@ -1,0 +1,294 @@
+"""The token endpoint fails: the old token serves to its end, attempts are few, recovery needs nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+
+import pytest
+
+from cfproxy.auth.models import Token
+from cfproxy.errors import (
+    CfproxyError,
+    LoginRequired,
+    Misconfigured,
+    StoreUnavailable,
+    TokenEndpointUnavailable,
+)
+from cfproxy.secret import Secret
+from tests.support.fakes import World, down, refused
+
+# Each way to fail, and what callers get once no valid token is left.
+FAILURES = [
+    pytest.param(down(), TokenEndpointUnavailable, id="no answer"),
+    pytest.param(down(sent=False), TokenEndpointUnavailable, id="not sent"),
+    pytest.param(
+        TokenEndpointUnavailable("the answer is no JSON object"), TokenEndpointUnavailable, id="malformed"
+    ),
+    pytest.param(Misconfigured("the app is refused"), Misconfigured, id="invalid_client"),
+    pytest.param(ValueError("a bug"), TokenEndpointUnavailable, id="a bug of ours"),
+]
+
+
+@pytest.mark.parametrize(("failure", "told"), FAILURES)
+async def test_the_old_token_serves_to_its_end_and_recovery_needs_no_restart(
+    any_world: World, failure: Exception, told: type[CfproxyError]
+) -> None:
+    """Whatever the token endpoint does, a valid token is served, an expired one never, and it heals."""
+    world = any_world
+    await world.put()
+    token_source = await world.token_source()
+    world.endpoint.always = failure
+    await world.clock.advance(3599)
+    assert (await token_source.get()).value == Secret("access-1")
+    assert world.endpoint.calls, "it was tried early"
+    await world.clock.advance(1)
+    with pytest.raises(told):
+        await token_source.get()
+    assert not token_source.state().ready
+    assert world.clock.sleeping == 1
+
+    world.endpoint.always = None
+    await world.clock.advance(36)
+    assert (await token_source.get()).value != Secret("access-1")
+    assert token_source.state().error is None
+    assert token_source.state().ready
+
+
+async def test_an_outage_costs_one_attempt_for_each_step_of_the_back_off(any_world: World) -> None:
+    """Attempts come after 1, 2, 4, … 30 s, however many requests ask meanwhile."""
+    world = any_world
+    await world.put_expired()
+    token_source = await world.token_source()
+    world.endpoint.always = down()
+    for _ in range(480):
+        for failed in await asyncio.gather(*(token_source.get() for _ in range(3)), return_exceptions=True):
+            assert isinstance(failed, TokenEndpointUnavailable)
+        await world.clock.advance(0.25)
+    asked = [at - world.endpoint.called_at[0] for at in world.endpoint.called_at]
+    assert asked == [0, 1, 3, 7, 15, 31, 61, 91]
+
+
+async def test_every_caller_learns_what_is_left_of_the_back_off(world: World) -> None:
+    """Retry-After is the time to the next attempt: for who saw it fail as for who came later."""
+    await world.put_expired()
+    world.endpoint.always = down()
+    token_source = await world.token_source()
+    for step_s in (1, 2, 4, 8, 16, 30):
+        world.endpoint.gate.clear()
+        await world.clock.settle()
+        witness = asyncio.create_task(token_source.get())
+        await world.clock.settle()
+        world.endpoint.gate.set()
+        with pytest.raises(TokenEndpointUnavailable) as seen:
+            await witness
+        await world.clock.advance(step_s / 4)
+        with pytest.raises(TokenEndpointUnavailable) as told:
+            await token_source.get()
+        assert seen.value.retry_after_s == pytest.approx(step_s)
+        assert told.value.retry_after_s == pytest.approx(step_s * 3 / 4)
+        await world.clock.advance(step_s * 3 / 4 - 0.01)
+        world.endpoint.gate.clear()
+        await world.clock.advance(0.01)
+
+
+async def test_retry_after_of_the_server_is_honoured(world: World) -> None:
+    """Nobody asks again before the token endpoint said that one may."""
+    await world.put_expired()
+    world.endpoint.plan = [down(retry_after_s=45.0)]
+    token_source = await world.token_source()
+    with pytest.raises(TokenEndpointUnavailable) as caught:
+        await token_source.get()
+    assert caught.value.retry_after_s == pytest.approx(45)
+    await world.clock.advance(44.5)
+    assert len(world.endpoint.calls) == 1
+    await world.clock.advance(1)
+    assert len(world.endpoint.calls) == 2
+    assert (await token_source.get()).value == Secret("access-2")
+
+
+async def test_a_success_makes_the_next_back_off_short_again(world: World) -> None:
+    """The back-off counts failures in a row."""
+    login = await world.put_expired()
+    world.endpoint.plan = [down(), down(), down()]
+    token_source = await world.token_source()
+    await world.clock.advance(8)
+    world.endpoint.plan = [down()]
+    with pytest.raises(TokenEndpointUnavailable) as caught:
+        await token_source.replace(await token_source.get())
+    assert caught.value.retry_after_s == pytest.approx(1)
+    assert login.serial < (await world.stored()).serial
+
+
+async def test_a_store_that_recovers_does_not_make_an_outage_look_young(world: World) -> None:
+    """When only the store is back, the next attempt is at once, and the pause after it as long as before."""
+    await world.put_expired()
+    world.endpoint.always = down()
+    token_source = await world.token_source()
+    await world.clock.advance(50)
+    world.store.load_fault = StoreUnavailable("out of reach")
+    await world.clock.advance(20)
+    world.store.mend()
+    asked = len(world.endpoint.calls)
+    with pytest.raises(TokenEndpointUnavailable) as caught:
+        await token_source.get()
+    assert len(world.endpoint.calls) == asked + 1
+    assert caught.value.retry_after_s == pytest.approx(30)
+
+
+async def test_a_store_that_was_away_for_long_is_used_again_soon(world: World) -> None:
+    """The store is asked often however long it was away: it is ours, and it costs nobody else anything."""
+    await world.put_expired()
+    token_source = await world.token_source()
+    world.store.lock_fault = StoreUnavailable("out of reach")
+    await world.clock.advance(95)
+    with pytest.raises(StoreUnavailable) as caught:
+        await token_source.get()
+    assert 0 < caught.value.retry_after_s <= 5
+    world.store.mend()
+    await world.clock.advance(5)
+    assert (await token_source.get()).value == Secret("access-2")
+
+
+async def test_a_token_that_has_expired_on_arrival_starts_no_loop(any_world: World) -> None:
+    """A token endpoint that is slower than its tokens live is asked at the pace of the back-off."""
+    world = any_world
+    await world.put_expired()
+    world.endpoint.lifetime_s = 5.0
+    world.endpoint.gate.clear()
+    token_source = await world.token_source()
+    waiting = asyncio.create_task(token_source.get())
+    await world.clock.advance(6)
+    world.endpoint.lifetime_s = 0.0
+    world.endpoint.gate.set()
+    with pytest.raises(TokenEndpointUnavailable, match="expired"):
+        await waiting
+    for _ in range(60):
+        with pytest.raises(TokenEndpointUnavailable):
+            await token_source.get()
+        await world.clock.advance(0.5)
+    assert len(world.endpoint.calls) == 5
+
+
+async def test_waiters_share_the_failure_but_not_the_exception(world: World) -> None:
+    """Each waiter gets an exception of its own, so that no traceback grows with the number of waiters."""
+    await world.put_expired()
+    world.endpoint.always = down()
+    token_source = await world.token_source()
+    failures = await asyncio.gather(*(token_source.get() for _ in range(200)), return_exceptions=True)
+    assert len({id(failure) for failure in failures}) == 200
+    depths = set()
+    for failure in failures:
+        assert isinstance(failure, TokenEndpointUnavailable)
+        depths.add(len(traceback.extract_tb(failure.__traceback__)))
+    assert max(depths) <= 5
+
+
+async def test_a_bug_in_a_refresh_is_logged_with_its_traceback(world: World) -> None:
+    """A fault of ours is reported as such, and refreshing goes on."""
+    await world.put_expired()
+    world.endpoint.plan = [ValueError("a bug")]
+    token_source = await world.token_source()
+    await world.clock.advance(2)
+    assert [event["exc_info"] for event in world.named("token.refresh_crashed")] == [True]
+    assert (await token_source.get()).value == Secret("access-2")
+
+
+# --- client credentials ------------------------------------------------------------------
+
+
+async def test_client_credentials_need_no_login(credentials_world: World) -> None:
+    """The first token is fetched at the start, without a login, and saved."""
+    world = credentials_world
+    token_source = await world.token_source()
+    await world.clock.settle()
+    assert world.endpoint.calls == [""]
+    assert (await token_source.get()).value == Secret("access-2")
+    stored = await world.stored()
+    assert (stored.serial, stored.refresh_token, stored.scope) == (1, None, "cfgateway")
+
+
+async def test_two_processes_share_the_token_of_client_credentials(credentials_world: World) -> None:
+    """A process that starts later takes the stored token."""
+    world = credentials_world
+    await (await world.token_source()).get()
+    assert (await (await world.token_source()).get()).value == Secret("access-2")
+    assert world.endpoint.calls == [""]
+
+
+async def test_client_credentials_replace_a_login_of_another_app(credentials_world: World) -> None:
+    """Another app's token is never used: an own one takes its place, in the store too."""
+    world = credentials_world
+    await world.put(client_id="another")
+    token_source = await world.token_source()
+    assert (await token_source.get()).value == Secret("access-2")
+    assert (await world.stored()).client_id == "app"
+
+
+async def test_client_credentials_after_a_logout_fetch_another_token(credentials_world: World) -> None:
+    """A record that was removed is made anew: there is no login to be lost."""
+    world = credentials_world
+    token_source = await world.token_source()
+    await token_source.get()
+    await world.store.delete("default")
+    await world.clock.advance(1)
+    await token_source.look()
+    await world.clock.settle()
+    assert (await token_source.get()).value == Secret("access-3")
+
+
+async def test_invalid_grant_for_client_credentials_is_a_matter_of_settings(credentials_world: World) -> None:
+    """Without a login there is nothing to log in again: the app's settings are wrong."""
+    world = credentials_world
+    world.endpoint.always = refused()
+    token_source = await world.token_source()
+    with pytest.raises(Misconfigured):
+        await token_source.get()
+    await world.clock.advance(30)
+    assert 2 <= len(world.endpoint.calls) <= 6
+
+
+async def test_a_token_in_the_apps_own_name_ends_an_old_refusal(credentials_world: World) -> None:
+    """Marks that an earlier login left in the record go when a token comes."""
+    world = credentials_world
+    at = world.clock.time()
+    await world.put_expired(refused_at=at, presented_at=at, answer_lost=True)
+    await (await world.token_source()).get()
+    stored = await world.stored()
+    assert (stored.refused_at, stored.presented_at, stored.answer_lost) == (None, None, False)
+
+
+async def test_a_store_that_comes_and_goes_does_not_shorten_the_back_off(credentials_world: World) -> None:
+    """Before the first token, too, the token endpoint is asked once per step, whatever the store does."""
+    world = credentials_world
+    world.endpoint.always = down(retry_after_s=200.0)
+    token_source = await world.token_source()
+    for second in range(60):
+        await asyncio.gather(token_source.get(), return_exceptions=True)
+        await world.put(client_id="another", serial=second)
+        world.store.load_fault = StoreUnavailable("out of reach") if second % 2 else None
+        await world.clock.advance(1)
+    assert len(world.endpoint.calls) == 1
+
+
+async def test_a_token_of_another_app_is_never_served(credentials_world: World) -> None:
+    """While the endpoint is down, another app's valid token is no way out."""
+    world = credentials_world
+    await world.put(client_id="another", token=Token(Secret("foreign"), world.clock.time(), 3600.0))
+    world.endpoint.always = down()
+    token_source = await world.token_source()
+    with pytest.raises(TokenEndpointUnavailable):
+        await token_source.get()
+
+
+async def test_a_logout_during_an_outage_is_told_as_such(world: World) -> None:
+    """Who is logged out is told to log in, not to wait for the token endpoint."""
+    await world.put_expired()
+    world.endpoint.always = down(retry_after_s=200.0)
+    token_source = await world.token_source()
+    with pytest.raises(TokenEndpointUnavailable):
+        await token_source.get()
+    await world.store.delete("default")
+    await world.clock.advance(1)
+    with pytest.raises(LoginRequired):
+        await token_source.get()

@@ -1,0 +1,365 @@
+"""The store fails: tokens serve from memory, nothing newer is overwritten, and nothing is lost."""
+
+from __future__ import annotations
+
+import pytest
+
+from cfproxy.auth.models import Token
+from cfproxy.auth.token_source import TokenSource
+from cfproxy.errors import CfproxyError, LoginRequired, StoreUnavailable, StoreUnusable
+from cfproxy.secret import Secret
+from tests.support.fakes import CREDENTIALS_APP, World, at_once, down, open_world, refused
+
+FULL = StoreUnavailable("the disk is full")
+
+
+async def with_unsaved(world: World) -> TokenSource:
+    """Return a broker that has refreshed, with the mark saved and the token not."""
+    await world.put_expired()
+    world.store.save_fault, world.store.good_saves = FULL, 1
+    token_source = await world.token_source()
+    assert (await token_source.get()).value == Secret("access-2")
+    assert token_source.state().unsaved
+    return token_source
+
+
+# --- saving fails ------------------------------------------------------------------------
+
+
+async def test_a_token_that_cannot_be_saved_serves_from_memory_and_is_saved_later(world: World) -> None:
+    """A full disk costs no request; the state is red until the token is on disk."""
+    token_source = await with_unsaved(world)
+    assert token_source.state().store_error is FULL
+    assert token_source.state().ready
+    await world.clock.advance(60)
+    assert len(world.named("store.failed")) == 1, "one trouble is one line"
+    assert world.endpoint.calls == ["refresh-1"]
+    world.store.mend()
+    await world.clock.advance(5)
+    assert not token_source.state().unsaved
+    assert token_source.state().store_error is None
+    stored = await world.stored()
+    assert (stored.token.value, stored.refresh_token) == (Secret("access-2"), Secret("refresh-2"))
+    assert world.named("store.recovered")
+
+
+async def test_an_unsaved_token_is_refreshed_from_memory(world: World) -> None:
+    """While the disk stays full, refreshing goes on with the refresh token that only memory has."""
+    token_source = await with_unsaved(world)
+    await world.clock.advance(3 * 3600)
+    assert (await token_source.get()).value != Secret("access-2")
+    assert world.endpoint.answered == ["refresh-1", "refresh-2", "refresh-3", "refresh-4"]
+    world.store.mend()
+    await world.clock.advance(5)
+    assert (await world.stored()).refresh_token == Secret(str(world.endpoint.live))
+
+
+async def test_an_unsaved_token_does_not_overwrite_a_newer_login(world: World) -> None:
+    """Somebody who logged in meanwhile is not thrown out again."""
+    token_source = await with_unsaved(world)
+    await world.put(token=Token(Secret("new"), world.clock.time(), 3600.0), login_at=world.clock.time() + 1)
+    world.store.mend()
+    await world.clock.advance(6)
+    assert (await world.stored()).token.value == Secret("new")
+    assert (await token_source.get()).value == Secret("new")
+    assert not token_source.state().unsaved
+
+
+async def test_an_unsaved_token_does_not_undo_a_logout(world: World) -> None:
+    """What was removed meanwhile is not written again."""
+    token_source = await with_unsaved(world)
+    await world.store.delete("default")
+    world.store.mend()
+    await world.clock.advance(6)
+    assert await world.store.load("default") is None
+    with pytest.raises(LoginRequired):
+        await token_source.get()
+
+
+async def test_a_save_that_took_effect_although_it_failed_loses_nothing(world: World) -> None:
+    """A store that writes and then reports a failure does not make its own mark look like a newer login."""
+    await world.put_expired()
+    world.store.save_fault, world.store.save_lands = FULL, True
+    token_source = await world.token_source()
+    await token_source.get()
+    world.store.mend()
+    await world.put_expired(presented_at=world.clock.time(), serial=2)
+    await world.clock.advance(6)
+    stored = await world.stored()
+    assert (stored.refresh_token, stored.presented_at) == (Secret("refresh-2"), None)
+    assert (await token_source.get()).value == Secret("access-2")
+    assert world.endpoint.calls == ["refresh-1"]
+
+
+async def test_a_token_that_reached_the_store_after_all_is_no_conflict(world: World) -> None:
+    """A save that failed and took effect is recognised as ours."""
+    await world.put_expired()
+    world.store.save_fault, world.store.save_lands, world.store.good_saves = FULL, True, 1
+    token_source = await world.token_source()
+    await token_source.get()
+    world.store.mend()
+    await world.clock.advance(6)
+    assert (await token_source.get()).value == Secret("access-2")
+    assert not token_source.state().unsaved
+    assert not world.named("token.unsaved_dropped")
+
+
+async def test_an_unsaved_token_outlives_another_process_being_refused(world: World) -> None:
+    """If another process presented the spent predecessor, the successor in memory saves the login."""
+    token_source = await with_unsaved(world)
+    await world.put_expired(serial=7, refused_at=world.clock.time(), answer_lost=True)
+    world.store.mend()
+    await world.clock.advance(6)
+    stored = await world.stored()
+    assert (stored.refresh_token, stored.refused_at, stored.answer_lost) == (Secret("refresh-2"), None, False)
+    assert stored.serial > 7
+    assert (await token_source.get()).value == Secret("access-2")
+
+
+async def test_a_refusal_that_cannot_be_saved_is_saved_later(world: World) -> None:
+    """The end of a login is remembered in memory, too, and written when the store is back."""
+    await world.put_expired()
+    world.store.save_fault, world.store.good_saves = FULL, 1
+    world.endpoint.live = None
+    token_source = await world.token_source()
+    with pytest.raises(LoginRequired):
+        await token_source.get()
+    world.store.mend()
+    await world.clock.advance(6)
+    assert (await world.stored()).refused_at is not None
+    assert world.clock.sleeping == 0
+
+
+async def test_a_late_save_does_not_shorten_the_back_off(world: World) -> None:
+    """While a token waits to be saved, the token endpoint is still asked only once per step."""
+    await with_unsaved(world)
+    world.endpoint.always = down()
+    await world.clock.advance(3600)
+    world.endpoint.called_at.clear()
+    await world.clock.advance(300)
+    assert 10 <= len(world.endpoint.called_at) <= 11
+
+
+async def test_a_store_that_is_gone_altogether_is_tried_every_five_seconds(world: World) -> None:
+    """With a token unsaved and the store out of reach, saving is tried at its own pace, not in a loop."""
+    token_source = await with_unsaved(world)
+    world.store.break_down()
+    locks = world.store.locks
+    for _ in range(60):
+        await world.clock.advance(1)
+    assert 11 <= world.store.locks - locks <= 13
+    assert at_once(token_source.get()).value == Secret("access-2")
+    world.store.mend()
+    await world.clock.advance(6)
+    assert not token_source.state().unsaved
+    assert world.endpoint.calls == ["refresh-1"]
+
+
+async def test_a_bug_in_saving_does_not_lose_the_new_token(world: World) -> None:
+    """Whatever saving raises, the token that the endpoint gave is kept and saved later."""
+    await world.put_expired()
+    world.store.save_fault, world.store.good_saves = ValueError("a bug"), 1
+    token_source = await world.token_source()
+    assert (await token_source.get()).value == Secret("access-2")
+    world.store.mend()
+    await world.clock.advance(6)
+    assert (await world.stored()).refresh_token == Secret("refresh-2")
+
+
+# --- the mark can't be saved -------------------------------------------------------------
+
+
+async def test_a_refresh_that_cannot_be_marked_waits_while_the_token_is_valid(world: World) -> None:
+    """What could not be marked could not be saved either: it is put off, but not past expiry."""
+    await world.put()
+    token_source = await world.token_source()
+    world.store.save_fault = FULL
+    await world.clock.advance(3599)
+    assert world.endpoint.calls == []
+    assert token_source.state().store_error is FULL
+    await world.clock.advance(2)
+    assert (await token_source.get()).value == Secret("access-2")
+    assert world.endpoint.calls == ["refresh-1"]
+
+
+async def test_a_rejected_token_is_replaced_even_if_that_cannot_be_marked(world: World) -> None:
+    """A token that the API rejects is as good as none: a full disk does not keep it in use."""
+    login = await world.put()
+    world.store.save_fault = FULL
+    token_source = await world.token_source()
+    assert (await token_source.replace(login.token)).value == Secret("access-2")
+    assert token_source.state().unsaved
+    assert world.named("token.refresh_unmarked")
+
+
+async def test_a_mark_that_could_not_be_saved_is_not_forgotten(world: World) -> None:
+    """An answer that is lost while the store is full is known as lost when the store is back."""
+    await world.put_expired()
+    world.store.save_fault = FULL
+    world.endpoint.plan = [down()]
+    world.endpoint.always = down(sent=False)
+    await world.token_source()
+    await world.clock.advance(6)
+    world.store.mend()
+    await world.clock.advance(6)
+    assert (await world.stored()).presented_at is not None
+
+
+# --- reading fails -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [StoreUnavailable("out of reach"), StoreUnusable("the record is damaged")])
+async def test_an_unreadable_store_lets_the_old_token_serve_to_its_end(
+    world: World, fault: CfproxyError
+) -> None:
+    """A store that cannot be read stops refreshing, not serving; it heals by itself."""
+    await world.put()
+    token_source = await world.token_source()
+    world.store.load_fault = fault
+    await world.clock.advance(3599)
+    assert at_once(token_source.get()).value == Secret("access-1")
+    assert token_source.state().store_error is fault
+    await world.clock.advance(1)
+    with pytest.raises(type(fault)):
+        await token_source.get()
+    assert world.endpoint.calls == []
+    world.store.mend()
+    await world.clock.advance(30)
+    assert (await token_source.get()).value == Secret("access-2")
+    assert token_source.state().store_error is None
+
+
+async def test_a_store_that_is_unreadable_at_the_start_is_no_logout(world: World) -> None:
+    """Nobody is told to log in because of a store that cannot be read."""
+    await world.put()
+    world.store.load_fault = StoreUnavailable("out of reach")
+    token_source = await world.token_source()
+    for _ in range(10):
+        with pytest.raises(StoreUnavailable) as caught:
+            await token_source.get()
+        assert caught.value.retry_after_s <= 1
+        await world.clock.advance(0.7)
+    world.store.mend()
+    await world.clock.advance(1)
+    assert (await token_source.get()).value == Secret("access-1")
+    assert token_source.state().error is None
+
+
+async def test_an_empty_store_that_comes_back_means_login_required(world: World) -> None:
+    """Once the store can be read and holds nothing, the answer is to log in."""
+    world.store.load_fault = StoreUnavailable("out of reach")
+    token_source = await world.token_source()
+    world.store.mend()
+    await world.clock.advance(1)
+    with pytest.raises(LoginRequired):
+        await token_source.get()
+    assert isinstance(token_source.state().error, LoginRequired)
+
+
+async def test_a_bug_in_reading_is_a_store_that_is_out_of_reach(world: World) -> None:
+    """Whatever reading raises, callers get an error that they know, and it heals."""
+    await world.put()
+    world.store.load_fault = ValueError("a bug")
+    token_source = await world.token_source()
+    with pytest.raises(StoreUnavailable, match="internal fault"):
+        await token_source.get()
+    assert world.named("store.read_crashed")
+    world.store.mend()
+    await world.clock.advance(1)
+    assert (await token_source.get()).value == Secret("access-1")
+
+
+async def test_without_the_lock_nothing_is_presented(world: World) -> None:
+    """A refresh token never goes out while another process may be presenting it."""
+    await world.put_expired()
+    world.store.lock_fault = StoreUnavailable("another process still refreshes")
+    token_source = await world.token_source()
+    with pytest.raises(StoreUnavailable):
+        await token_source.get()
+    assert world.endpoint.calls == []
+    world.store.mend()
+    await world.clock.advance(1)
+    assert (await token_source.get()).value == Secret("access-2")
+
+
+# --- client credentials ------------------------------------------------------------------
+
+
+async def test_client_credentials_serve_over_a_foreign_record_that_cannot_be_replaced() -> None:
+    """A token that cannot be saved over another app's record is kept all the same, and asked for once."""
+    async with open_world(CREDENTIALS_APP) as world:
+        await world.put(client_id="another")
+        world.store.save_fault = FULL
+        token_source = await world.token_source()
+        await token_source.get()
+        await world.clock.advance(60)
+        assert (await token_source.get()).value == Secret("access-2")
+        assert world.endpoint.calls == [""]
+        assert token_source.state().unsaved
+        world.endpoint.always = refused()
+        world.store.mend()
+        await world.clock.advance(6)
+        assert (await world.stored()).client_id == "app"
+
+
+async def test_client_credentials_are_served_without_the_store() -> None:
+    """They spend nothing, so a store that is out of reach, from the start even, costs no request."""
+    async with open_world(CREDENTIALS_APP) as world:
+        world.store.break_down()
+        token_source = await world.token_source()
+        token = await token_source.get()
+        assert (await token_source.replace(token)).value == Secret("access-3")
+        await world.clock.advance(60)
+        assert at_once(token_source.get()).value == Secret("access-3")
+        assert world.endpoint.calls == ["", ""]
+        state = token_source.state()
+        assert (state.unsaved, state.ready) == (True, True)
+        assert isinstance(state.store_error, StoreUnavailable)
+        assert len(world.named("store.failed")) == 1
+        world.store.mend()
+        await world.clock.advance(6)
+        assert (await world.stored()).token.value == Secret("access-3")
+        assert token_source.state().store_error is None
+        assert len(world.endpoint.calls) == 2
+
+
+async def test_a_token_got_without_the_lock_gives_way_to_what_the_store_has() -> None:
+    """Who could not lock does not know what others saved meanwhile, and writes over nothing of it."""
+    async with open_world(CREDENTIALS_APP) as world:
+        await world.put(refresh_token=None)
+        token_source = await world.token_source()
+        world.store.lock_fault = StoreUnavailable("another process still refreshes")
+        assert (await token_source.replace(await token_source.get())).value == Secret("access-2")
+        theirs = await world.put(
+            refresh_token=None, serial=9, token=Token(Secret("access-of-theirs"), world.clock.time(), 3600.0)
+        )
+        world.store.mend()
+        await world.clock.advance(6)
+        assert await world.stored() == theirs
+        assert at_once(token_source.get()).value == Secret("access-of-theirs")
+        assert token_source.state().store_error is None
+
+
+async def test_a_store_that_comes_back_with_an_older_token_takes_no_valid_one_away() -> None:
+    """What was in it before nobody could look is no news: the token in hand serves, and is saved."""
+    async with open_world(CREDENTIALS_APP) as world:
+        await world.put_expired(refresh_token=None, serial=7)
+        world.store.break_down()
+        token_source = await world.token_source()
+        token = await token_source.get()
+        world.endpoint.always = down()
+        world.store.mend()
+        await world.clock.advance(6)
+        assert at_once(token_source.get()) == token
+        stored = await world.stored()
+        assert (stored.token, stored.serial) == (token, 8)
+
+
+async def test_an_unsafe_store_is_refused_to_client_credentials_too() -> None:
+    """A store that will not get better by itself is a matter for whoever set it up."""
+    async with open_world(CREDENTIALS_APP) as world:
+        world.store.lock_fault = StoreUnusable("the folder is open to other users")
+        token_source = await world.token_source()
+        with pytest.raises(StoreUnusable):
+            await token_source.get()
+        assert world.endpoint.calls == []

@@ -1,0 +1,220 @@
+"""What a configuration gives, where its file is looked for, and how it is shown."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cfproxy.config import (
+    Account,
+    Pacing,
+    TcpAddress,
+    UnixAddress,
+    find_config,
+    load_settings,
+    render_settings,
+)
+from cfproxy.errors import ConfigError
+from cfproxy.secret import Secret
+from tests.support.config_loader import BASE, ENVIRON, MARKER, Loader
+
+
+@pytest.fixture(scope="session")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Loader:
+    """A folder of this file's own."""
+    return Loader(tmp_path_factory.mktemp("config"))
+
+
+def test_two_keys_make_a_working_configuration(load: Loader) -> None:
+    """A client_id and a redirect_uri are enough; all else has the documented defaults."""
+    got = load.settings(BASE)
+    account = got.accounts["default"]
+    assert list(got.accounts) == ["default"]
+    assert got.source == str(load.path)
+    assert (str(got.admin), got.log.level, got.log.format) == ("127.0.0.1:8081", "info", "auto")
+    assert (account.name, account.client_id, account.client_secret) == ("default", "app", None)
+    assert (account.grant, account.scope, account.pkce) == (
+        "authorization_code",
+        "cfgateway offline_access",
+        True,
+    )
+    assert account.upstream == "https://gateway.creativeforce.io"
+    assert account.token_url == "https://accounts.creativeforce.io/connect/token"
+    assert account.refresh_token_lifetime_s == 30 * 86_400
+    assert account.listen == TcpAddress("127.0.0.1", 8080)
+    assert account.pacing == Pacing(rate=20.0, per_s=1.0, queue=1000, max_wait_s=60.0)
+    assert (account.retry.body_memory_bytes, account.retry.body_max_bytes) == (256 * 1024, 64 * 1024**2)
+    assert (account.retry.unauthorized, account.retry.too_many_requests) == (True, True)
+    assert (account.timeouts.connect_s, account.timeouts.idle_s) == (10.0, 300.0)
+    assert (account.timeouts.token_s, account.timeouts.drain_s) == (30.0, 9.0)
+    assert (account.access.hosts, account.access.keys, account.access.allow_remote) == ((), (), False)
+    assert account.tls.ca_file is None
+
+
+def test_no_file_is_needed() -> None:
+    """The environment alone is a configuration."""
+    got = load_settings(None, ENVIRON)
+    assert got.source == "environment"
+    assert got.accounts["default"].redirect_uri == "https://example.com/cb"
+
+
+def test_the_environment_wins(load: Loader) -> None:
+    """A variable replaces the file's value for its key and leaves the key's neighbours alone."""
+    environ = {"CFPROXY_PACING__RATE": "5", "CFPROXY_CLIENT_ID": "other", "CFPROXY_LISTEN": ""}
+    account = load.account("pacing: {rate: 7, queue: 3}\nlisten: 9000", environ)
+    assert (account.pacing.rate, account.pacing.queue, account.client_id) == (5.0, 3, "other")
+    assert account.listen == TcpAddress("127.0.0.1", 9000)
+
+
+def test_the_sandbox_has_hosts_of_its_own(load: Loader) -> None:
+    """`environment: sandbox` picks all four URLs; one that is set wins, wherever it is set."""
+    account = load.account("environment: Sandbox\ntoken_url: http://localhost:1/t")
+    assert account.upstream == "https://sandbox-gateway.creativeforce.io"
+    assert account.authorize_url == "https://sandbox-accounts.creativeforce.io/connect/authorize"
+    assert account.revocation_url == "https://sandbox-accounts.creativeforce.io/connect/revocation"
+    assert account.token_url == "http://localhost:1/t"
+
+
+def test_client_credentials_need_a_secret_and_no_redirect_uri(load: Loader) -> None:
+    """The grant decides what is needed and what is asked for."""
+    got = load.settings("client_id: a\nclient_secret: s\ngrant: client_credentials")
+    assert got.accounts["default"].scope == "cfgateway"
+    assert load.problems("client_id: a\ngrant: client_credentials") == [
+        "config.yaml: client_secret: needed with grant: client_credentials"
+    ]
+    (problem,) = load.problems("client_id: a")
+    assert problem.startswith("config.yaml: redirect_uri: needed for login: the redirect URI as registered")
+
+
+def test_null_is_the_default(load: Loader) -> None:
+    """A key without a value is as if it were not there, and un-inherits in an account."""
+    got = load.settings(BASE + "client_secret: s\npacing:\ntls: {ca_file: null}\nlog: ~\naccess: {hosts: }\n"
+                        "accounts: {a: {client_secret: null, listen: 8090}}")  # fmt: skip
+    assert got.accounts["default"].pacing == Pacing()
+    assert got.accounts["a"].client_secret is None
+
+
+def test_settings_can_be_made_by_hand() -> None:
+    """A program gives values of the settings' own types, by the attributes' names."""
+    listen = UnixAddress("/run/cf.sock")
+    account = Account(
+        name="a", client_id="x", client_secret=Secret("s"), listen=listen, pacing=Pacing(rate=None, per_s=2.0)
+    )
+    assert (account.listen, account.client_secret) == (listen, Secret("s"))
+    assert (account.pacing.rate, account.pacing.per_s) == (None, 2.0)
+
+
+def test_addresses_are_values() -> None:
+    """They can be compared and varied, and know whether others can reach them."""
+    address = TcpAddress("::1", 8080)
+    assert str(replace(address, port=1)) == "[::1]:1"
+    assert address.is_loopback
+    assert not TcpAddress("0.0.0.0", 80).is_loopback
+
+
+# --- what is shown of it ----------------------------------------------------------------------
+
+
+def test_the_effective_configuration_reads_back(load: Loader) -> None:
+    """What `config show` prints is a configuration with the same effect, secrets apart."""
+    text = (
+        BASE + "client_secret: s\naccess: {keys: [k1, k2], paths: ['!/x/**']}\nstore: file:/var/lib/cf\n"
+        "pacing: {rate: 2.5, per: 90s, max_wait: 1500ms}\nadmin: off\n"
+        "accounts: {a: {client_id: b, client_secret: null, listen: 'unix:/s', retry: {body_memory: 1000}}}"
+    )
+    before = load.settings(text)
+    shown = render_settings(before)
+    after = load.settings(shown.replace("[redacted]", "s").replace("- s\n  - s", "- k1\n  - k2"))
+    assert after.admin is None
+    assert shown.count("[redacted]") == 5
+    for name, account in before.accounts.items():
+        redone = after.accounts[name]
+        assert redone.model_copy(update={"access": account.access}) == account
+
+
+def test_render_shows_no_password_in_an_url(load: Loader) -> None:
+    """Even settings that were made by hand are shown without passwords."""
+    got = load.settings(BASE)
+    account = got.accounts["default"].model_copy(update={"upstream": f"https://user:{MARKER}@host/x"})
+    shown = render_settings(got.model_copy(update={"accounts": {"default": account}}))
+    assert MARKER not in shown
+    assert "upstream: https://[redacted]@host/x\n" in shown
+
+
+# --- where the file is ----------------------------------------------------------------------
+
+
+def test_the_file_is_looked_for_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """-c, then CFPROXY_CONFIG, then ./config.yaml, then the user's folder, then none."""
+    user_folder = tmp_path / "user"
+    monkeypatch.setattr("platformdirs.user_config_path", lambda _: user_folder)
+    assert find_config(None, {"CFPROXY_CONFIG": ""}, tmp_path) is None
+    user_folder.mkdir()
+    for path in (
+        user_folder / "config.yaml",
+        tmp_path / "config.yaml",
+        tmp_path / "e.yaml",
+        tmp_path / "c.yaml",
+    ):
+        path.write_text("")
+    assert find_config("c.yaml", {"CFPROXY_CONFIG": "e.yaml"}, tmp_path) == tmp_path / "c.yaml"
+    assert find_config(None, {"CFPROXY_CONFIG": "e.yaml"}, tmp_path) == tmp_path / "e.yaml"
+    assert find_config(None, {}, tmp_path) == tmp_path / "config.yaml"
+    (tmp_path / "config.yaml").unlink()
+    assert find_config(None, {}, tmp_path) == user_folder / "config.yaml"
+
+
+@pytest.mark.parametrize(
+    ("explicit", "environ"), [("nope.yaml", {}), (None, {"CFPROXY_CONFIG": "nope.yaml"})]
+)
+def test_a_file_that_was_asked_for_must_exist(
+    tmp_path: Path, explicit: str | None, environ: dict[str, str]
+) -> None:
+    """No other file is read in its place."""
+    (tmp_path / "config.yaml").write_text(BASE)
+    with pytest.raises(ConfigError, match=r"nope\.yaml: does not exist \(named by (-c|CFPROXY_CONFIG)\)"):
+        find_config(explicit, environ, tmp_path)
+
+
+def test_a_path_that_cannot_be_looked_up_is_told_when_it_is_read(tmp_path: Path) -> None:
+    """It is neither skipped nor a traceback."""
+    path = find_config("x" * 5_000, {}, tmp_path)
+    assert path is not None
+    with pytest.raises(ConfigError, match="can't be read"):
+        load_settings(path, {})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX has owners and modes")
+def test_a_file_of_somebody_else_is_used_only_when_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """./config.yaml decides where tokens go: in a folder that others write to it may be a trap."""
+    place = tmp_path / "config.yaml"
+    place.write_text("")
+    assert find_config(None, {}, tmp_path) == place
+    place.chmod(0o666)
+    with pytest.raises(ConfigError, match="others may write it"):
+        find_config(None, {}, tmp_path)
+    assert find_config("config.yaml", {}, tmp_path) == place
+    place.chmod(0o664)
+    owner = place.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    if owner != 0:  # what root put there is as good as one's own
+        with pytest.raises(ConfigError, match="belongs to another user"):
+            find_config(None, {}, tmp_path)
+    else:
+        os.chown(place, 12345, -1)
+        with pytest.raises(ConfigError, match="belongs to another user"):
+            find_config(None, {}, tmp_path)
+
+
+def test_a_link_to_nowhere_is_called_that(tmp_path: Path) -> None:
+    """`config init` would not write through it, so it is not what is advised."""
+    link = tmp_path / "config.yaml"
+    link.symlink_to("nowhere.yaml")
+    with pytest.raises(ConfigError, match=r"is a link to something that does not exist") as caught:
+        find_config(str(link), {}, tmp_path)
+    assert "config init" not in str(caught.value)

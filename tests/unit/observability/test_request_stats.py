@@ -1,0 +1,138 @@
+"""What finished requests leave behind: counts, the latest ones, a trend."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfproxy.observability.request_stats import BUCKETS_S, LATEST_MAX, Activity, Durations, Latest, Trend
+from cfproxy.pacing.queue import FairQueue
+from cfproxy.pacing.rate import RateLimit
+from tests.support.clock import FakeClock
+
+
+def an_activity() -> Activity:
+    return Activity({"https://api:443": FairQueue(RateLimit(None, 1.0), FakeClock(), 10, 60.0).state})
+
+
+def test_the_latest_requests_are_kept_and_no_more() -> None:
+    """A page that opens sees the last 200; a page that is open sees what came since."""
+    activity = an_activity()
+    traffic = activity.traffic("default", "https://api:443")
+    for number in range(LATEST_MAX + 50):
+        traffic.record("GET", f"/v1/{number}", 200, "", total_s=0.1)
+    latest = activity.latest
+    assert len(latest.after(0)) == LATEST_MAX
+    assert [finished.path for finished in latest.after(latest.serial - 2)] == ["/v1/248", "/v1/249"]
+    assert latest.after(latest.serial) == latest.after(latest.serial + 5) == Latest().after(0) == []
+
+
+def test_what_a_caller_invents_takes_no_room() -> None:
+    """A method makes no new series, and a path of any length a row of a bounded one."""
+    activity = an_activity()
+    traffic = activity.traffic("default", "https://api:443")
+    for number in range(100):
+        traffic.record(f"BREW{number}", "/" * 10_000, 200, "", total_s=0.1)
+    assert traffic.requests == {("other", 2, ""): 100}
+    assert {len(finished.path) for finished in activity.latest.after(0)} == {200}
+
+
+def test_a_request_that_was_sent_again_shows_how_often() -> None:
+    """Retries are counted by their cause, and each request tells its number of tries."""
+    activity = an_activity()
+    traffic = activity.traffic("default", "https://api:443")
+    traffic.record("GET", "/", 200, "", total_s=3.0, queued_s=1.0, retried=True, postponed=2)
+    assert traffic.retries == {"unauthorized": 1, "too_many_requests": 2}
+    assert activity.latest.after(0)[0].tries == 4
+    assert traffic.queued.sum_s == 1.0
+    assert traffic.upstream.cumulative()[-1] == ("+Inf", 0.0)
+
+
+def test_what_the_queue_refused_of_late_is_known() -> None:
+    """By account, and only what came since a given instant."""
+    activity = an_activity()
+    traffic = activity.traffic("default", "https://api:443")
+    traffic.record("GET", "/", 503, "queue-full", total_s=0.1)
+    traffic.record("GET", "/", 504, "upstream-timeout", total_s=0.1)
+    assert activity.latest.refused("default", 0.0) == 1
+    assert activity.latest.refused("another", 0.0) == activity.latest.refused("default", 1e12) == 0
+
+
+def test_counts_outlive_a_reload() -> None:
+    """An account whose upstream was changed goes on counting, towards another trend."""
+    activity = an_activity()
+    before = activity.traffic("default", "https://api:443")
+    assert activity.traffic("default", "https://other:443") is before
+    assert before.trend is activity.trends["https://other:443"]
+    before.record("GET", "/", 200, "", total_s=0.1)  # towards an upstream that nobody paces
+    assert sum(before.trend.series()[0]) == 0
+
+
+@given(st.lists(st.floats(min_value=0.0, max_value=1000.0)))
+def test_a_histogram_loses_nothing(durations: list[float]) -> None:
+    """Buckets are cumulative, the last one holds all, and the sum is the sum."""
+    histogram = Durations()
+    for seconds in durations:
+        histogram.observe(seconds)
+    buckets = histogram.cumulative()
+    for bound, count in zip(BUCKETS_S, buckets, strict=False):
+        assert count == (str(bound), sum(seconds <= bound for seconds in durations))
+    assert buckets[-1] == ("+Inf", len(durations))
+    assert math.isclose(histogram.sum_s, sum(durations), abs_tol=1e-9)
+
+
+async def test_a_trend_shows_rate_and_queue_of_ten_minutes() -> None:
+    """Steps of 5 s; where nobody took a sample nothing happened; what is older falls out."""
+    clock = FakeClock(monotonic_at=1000.0)
+    fair_queue = FairQueue(RateLimit(None, 1.0), clock, 10, 60.0)
+    trend = Trend(fair_queue.state, clock.monotonic)
+    for _ in range(10):
+        await fair_queue.slot("a")
+    trend.sample()
+    await clock.advance(100.0)
+    for _ in range(20):
+        await fair_queue.slot("a")
+    trend.sample()
+    trend.sample()  # too early for another one, and nothing is counted twice
+    rates, waiting = trend.series()
+    assert len(rates) == len(waiting) == 120
+    assert rates[-21] == 2.0
+    assert rates[-1] == 20.0  # the step is a second old at most, so that counts as one
+    assert sum(rates) == 22.0
+    await clock.advance(2.5)
+    assert trend.series()[0][-1] == 8.0
+    await clock.advance(700.0)
+    assert sum(trend.series()[0]) == 0.0
+
+
+async def test_a_steady_flow_shows_as_what_it_is() -> None:
+    """Samples and steps don't fall together; what left in a step is not counted to the next one."""
+    clock = FakeClock(monotonic_at=1000.0)
+    fair_queue = FairQueue(RateLimit(None, 1.0), clock, 10, 60.0)
+    trend = Trend(fair_queue.state, clock.monotonic)
+    for _ in range(400):
+        await fair_queue.slot("a")
+        await clock.advance(0.05)
+        trend.sample()
+    rates = trend.series()[0]
+    assert sum(rates) * 5 >= 380
+    assert all(19.6 <= rate <= 20.4 for rate in rates[-4:-1])
+
+
+async def test_a_trend_remembers_the_longest_queue_of_a_step() -> None:
+    """A queue that came and went between two looks was there."""
+    clock, waiting = FakeClock(), [3, 7, 0]
+
+    class State:
+        departures = 0
+
+        @property
+        def waiting(self) -> int:
+            return waiting.pop(0)
+
+    trend = Trend(lambda: State(), clock.monotonic)  # type: ignore[arg-type, return-value]  # noqa: PLW0108
+    trend.sample()
+    trend.sample(at_once=True)
+    assert trend.series()[1][-1] == 7

@@ -1,0 +1,164 @@
+"""What is kept on disk with a key: nobody reads it without, and no key ever costs a login."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfproxy.errors import StoreUnusable
+from cfproxy.secret import Secret
+from cfproxy.stores import encryption as codec_module
+from cfproxy.stores.encryption import DocumentCodec
+from cfproxy.stores.file import FileStore
+from tests.support.store_examples import NOW, build_attempt, build_login
+
+KEY = Secret("correct horse battery staple")
+SEALED = '{"version": 2, "cipher": "scrypt-aes256gcm", "salt": "%s", "nonce": "%s", "data": "%s"}'
+B64 = "AAAAAAAAAAAAAAAA"  # 12 bytes
+REAL_N = codec_module.SCRYPT_N
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick() -> Any:
+    """The derivation is slow on purpose."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec_module, "SCRYPT_N", 2)
+        yield
+
+
+def a_store(folder: Path, key: Secret | None = KEY) -> FileStore:
+    return FileStore(folder, DocumentCodec(key))
+
+
+def document_of(folder: Path) -> str:
+    return (folder / "default.json").read_text()
+
+
+@given(st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text()))
+def test_any_document_comes_back(document: dict[str, Any]) -> None:
+    """With a key and without, for whoever opens it next."""
+    for key in (KEY, None):
+        content = DocumentCodec(key).encode(document, "login of a")
+        assert DocumentCodec(key).decode(content, "login of a", "there") == document
+
+
+def test_the_derivation_is_as_slow_as_it_shall_be() -> None:
+    """OWASP's least for scrypt with 32 MiB: N = 2^15, r = 8, p = 3."""
+    assert (REAL_N, codec_module.SCRYPT_R, codec_module.SCRYPT_P) == (2**15, 8, 3)
+
+
+async def test_no_secret_is_on_disk_in_clear(tmp_path: Path) -> None:
+    """Neither tokens nor what a login attempt holds can be read without the key."""
+    store = a_store(tmp_path / "store")
+    await store.save(build_login())
+    await store.put_attempt(build_attempt())
+    names = sorted(path.name for path in (tmp_path / "store").iterdir())
+    assert len(names) == 2
+    for name in names:
+        text = (tmp_path / "store" / name).read_text()
+        assert json.loads(text)["cipher"] == "scrypt-aes256gcm"
+        for secret in ("access-1", "refresh-1", "verifier-1", "state-1", "client"):
+            assert secret not in text
+
+
+async def test_two_saves_share_no_nonce(tmp_path: Path) -> None:
+    """AES-GCM loses everything when a nonce comes twice under one key."""
+    store = a_store(tmp_path / "store")
+    seen = set()
+    for serial in range(1, 5):
+        await store.save(build_login(serial=serial))
+        kept = json.loads(document_of(tmp_path / "store"))
+        seen.add((kept["salt"], kept["nonce"]))
+    assert len(seen) == 4
+    assert len({salt for salt, _ in seen}) == 1, "one derivation is enough"
+
+
+async def test_a_key_that_is_added_later_encrypts_at_the_next_save(tmp_path: Path) -> None:
+    """A login in clear is read with a key; from the next refresh on it is encrypted."""
+    await a_store(tmp_path / "store", None).save(build_login())
+    store = a_store(tmp_path / "store")
+    assert await store.load("default") == build_login()
+    assert "access-1" in document_of(tmp_path / "store")
+    await store.save(build_login(serial=2))
+    assert "access-1" not in document_of(tmp_path / "store")
+    assert await a_store(tmp_path / "store").load("default") == build_login(serial=2)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [(None, "is encrypted; set `store.key`"), (Secret("wrong"), "was encrypted with another `store.key`")],
+)
+async def test_without_the_right_key_nothing_is_read_and_nothing_overwritten(
+    tmp_path: Path, key: Secret | None, text: str
+) -> None:
+    """A wrong or missing key is told as such, and the login is still there when the right one is set."""
+    await a_store(tmp_path / "store").save(build_login())
+    before = document_of(tmp_path / "store")
+    store = a_store(tmp_path / "store", key)
+    for attempt in (store.load("default"), store.save(build_login(serial=2)), store.probe("default")):
+        with pytest.raises(StoreUnusable, match=text) as caught:
+            await attempt
+        assert "wrong" not in str(caught.value)
+        assert caught.value.__cause__ is None
+    assert document_of(tmp_path / "store") == before
+    assert await a_store(tmp_path / "store").load("default") == build_login()
+
+
+async def test_a_document_is_no_other_account_s(tmp_path: Path) -> None:
+    """Who can swap files, but has no key, can't give one account the login of another."""
+    store = a_store(tmp_path / "store")
+    await store.save(build_login(account="acme"))
+    (tmp_path / "store" / "acme.json").rename(tmp_path / "store" / "default.json")
+    with pytest.raises(StoreUnusable, match=r"another `store\.key`, or is damaged"):
+        await store.load("default")
+
+
+async def test_an_attempt_is_taken_by_another_process_with_the_key(tmp_path: Path) -> None:
+    """A login begun by one process is finished by the next one, and nobody else's key will do."""
+    await a_store(tmp_path / "store").put_attempt(build_attempt())
+    with pytest.raises(StoreUnusable):
+        await a_store(tmp_path / "store", None).take_attempt("default", "state-1", NOW)
+    taken = await a_store(tmp_path / "store").take_attempt("default", "state-1", NOW)
+    assert taken == build_attempt()
+
+
+@given(st.integers(0, 10_000), st.integers(1, 255))
+def test_a_changed_byte_is_found(place: int, change: int) -> None:
+    """No damage to an encrypted document gives another document."""
+    document = {"access_token": "a", "n": 1}
+    content = bytearray(DocumentCodec(KEY).encode(document, "p"))
+    content[place % len(content)] ^= change
+    try:
+        got = DocumentCodec(KEY).decode(bytes(content), "p", "there")
+    except StoreUnusable:
+        return
+    # White space between the fields may change, and a cipher that is no longer named is a plain document.
+    assert got == document or (isinstance(got, dict) and "access_token" not in got)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"cipher": "rot13"}',
+        b'{"cipher": 1}',
+        (SEALED % (B64, B64, B64)).encode(),
+        (SEALED % ("!", B64, B64)).encode(),
+        (SEALED % (B64 + "AAAAAA==", "AAAA", B64)).encode(),
+        (SEALED % (B64 + "AAAAAA==", B64, "")).encode(),
+        SEALED.replace('"data": "%s"', '"data": 1').replace("%s", B64).encode(),
+        SEALED.replace("2", "3", 1).replace("%s", B64).encode(),
+    ],
+)
+def test_what_is_not_ours_is_refused(content: bytes) -> None:
+    """Damaged and foreign documents are one named error, which says what to do."""
+    with pytest.raises(StoreUnusable, match=r"there .*log in again"):
+        DocumentCodec(KEY).decode(content, "p", "there")
