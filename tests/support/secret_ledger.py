@@ -1,6 +1,6 @@
 """Which secrets there are, what was said, and whether one is in the other.
 
-Owns: `CachedLogin`, and `LEDGER`, the one of this process.
+Owns: `SecretLedger`, and `LEDGER`, the one of this process.
 Must not know: where secrets and texts come from (`leaks.py`, `e2e/kit.py`).
 Invariants: no finding shows a whole secret; a search is linear in the texts, however many secrets
 there are; what was found is never forgotten before it is told.
@@ -40,7 +40,7 @@ def forms_of(value: str) -> set[str]:
     return forms
 
 
-class CachedLogin:
+class SecretLedger:
     """The secrets and the texts of one test."""
 
     def __init__(self) -> None:
@@ -117,4 +117,4 @@ def _common(begins: Iterable[str], pieces: set[str]) -> list[str]:
     return sorted(begin for begin in begins if begin in pieces)
 
 
-LEDGER = CachedLogin()
+LEDGER = SecretLedger()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.paths import ROOT
-from tests.support.secret_ledger import SECRETS_MAX, CachedLogin, is_marker
+from tests.support.secret_ledger import SECRETS_MAX, SecretLedger, is_marker
 
 # What runs under the watch: a run of pytest of its own, since its tests have to fail.
 SUITE = '''
@@ -251,7 +251,7 @@ def test_a_secret_is_found_between_anything(inner: str, before: str, after: str)
         base64.b64encode(text).decode(),
         base64.urlsafe_b64encode(text).decode(),
     ):
-        ledger = CachedLogin()
+        ledger = SecretLedger()
         ledger.note(secret, "a marker")
         ledger.hear("here", shown)
         assert len(ledger.findings()) == 1
@@ -260,7 +260,7 @@ def test_a_secret_is_found_between_anything(inner: str, before: str, after: str)
 
 def test_more_secrets_than_are_kept_lose_no_finding() -> None:
     """A ledger that is full searches before it forgets."""
-    ledger = CachedLogin()
+    ledger = SecretLedger()
     ledger.note("the-first-of-many-secrets", "a marker")
     ledger.hear("here", "x the-first-of-many-secrets x")
     for number in range(SECRETS_MAX):
