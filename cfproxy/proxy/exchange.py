@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from http import HTTPStatus
 from typing import Any
@@ -39,8 +40,7 @@ from cfproxy.proxy.admission import (
     verdict_on,
 )
 from cfproxy.proxy.cors import is_preflight, listed_origin, render_preflight, with_cors
-from cfproxy.proxy.incoming_body import IncomingBody
-from cfproxy.proxy.request_body import KeptBody
+from cfproxy.proxy.request_body import ReplayableBody
 from cfproxy.proxy.request_headers import (
     build_request_head,
     build_request_target,
@@ -93,7 +93,7 @@ class Exchange:
         marks = verdict_on(request.fields).marks
         self._ids = RequestIds(server.make_id(), True, marks.trace_id) if marks.made else marks
         self._admission: Admission | None = None
-        self._body: KeptBody | None = None
+        self._body: ReplayableBody | None = None
         self._call: Call | None = None
         self._begun: Begun | None = None
         self._outcome: Outcome | None = None
@@ -151,7 +151,7 @@ class Exchange:
                 outcome = await forwarder.forward(call, admission.flow, self._times, begun=begun)
                 self._outcome = outcome
                 if self._body is not None:
-                    self._body.stop_keeping()
+                    self._body.stop_copying()
                 by.failure = None
                 await self._relay(outcome, admission)
         except CfproxyError as caught:
@@ -252,14 +252,12 @@ class Exchange:
             head += b"%b: %b\r\n" % (REQUEST_ID, self._ids.request_id.encode("ascii"))
         if request.body is not None:
             self._response.client_waits = admission.expects
-            incoming = IncomingBody(request.body, self._response, fields.raw)
-            self._body = KeptBody(
-                incoming.read,
+            self._body = ReplayableBody(
+                request.body,
                 memory_bytes=settings.body_memory_bytes,
                 max_bytes=_worth_keeping(settings, fields.framing.length),
-                whole=incoming.whole,
-                trailers=incoming.trailers,
-                arrived=incoming.arrived,
+                before_read=self._response.go_on,
+                filter_trailers=functools.partial(forwardable_trailers, headers=fields.raw),
             )
         call = Call(
             method,

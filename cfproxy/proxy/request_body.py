@@ -1,133 +1,140 @@
-"""A request body that can be sent once more.
+"""A client's request body that can be sent a second time.
 
-Owns: the kept copy, in memory and beyond that in a temporary file.
-Must not know: sockets, when a request goes again (`forward.py`).
-Invariant: keeping delays nothing, since the body streams meanwhile; a full disk costs the second try only.
+What was read is copied to memory and, beyond a limit, to a temporary file. Copying never delays the upload:
+if it fails, for example because the disk is full, the body can't be replayed, but the request goes on.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import IO
 
-PIECE_BYTES = 64 * 1024
+from cfproxy.http1.stream import BodyStream
+
+REPLAY_READ_BYTES = 64 * 1024
+
+Trailers = list[tuple[bytes, bytes]]
 
 
-class KeptBody:
-    """A request body that is kept, up to a bound, while it streams.
+class ReplayableBody:
+    """A request body that is copied, up to a limit, while it streams.
 
     Args:
-        read: gives the next piece from the client, b"" at the end.
-        memory_bytes: up to here it is kept in memory, beyond in a temporary file.
-        max_bytes: beyond this nothing is kept and there is no second try; 0 keeps nothing at all.
-        whole: gives all of it if it is there already and nothing was read, None otherwise.
-        trailers: gives what followed it, once it was read to its end.
-        arrived: whether the client has sent all of it.
+        stream: the body as the client sends it.
+        memory_bytes: size up to which the copy stays in memory; beyond, it moves to a temporary file.
+        max_bytes: size beyond which the copy is dropped and the body can't be replayed; 0 copies nothing.
+        before_read: called before each read from the client, to send `100 Continue`.
+        filter_trailers: returns those of the client's trailers that may be forwarded.
     """
 
     def __init__(
         self,
-        read: Callable[[], Awaitable[bytes]],
+        stream: BodyStream,
         *,
         memory_bytes: int,
         max_bytes: int,
-        whole: Callable[[], bytes | None] = lambda: None,
-        trailers: Callable[[], list[tuple[bytes, bytes]]] = list,
-        arrived: Callable[[], bool] = lambda: False,
+        before_read: Callable[[], None] = lambda: None,
+        filter_trailers: Callable[[Trailers], Trailers] = lambda trailers: trailers,
     ) -> None:
-        self._read = read
-        self._arrived = arrived
-        self._whole = whole
-        self._trailers = trailers
-        self._max_bytes = max_bytes
-        self._kept: IO[bytes] | None = None
+        self._stream = stream
+        self._before_read = before_read
+        self._filter_trailers = filter_trailers
         self._memory_bytes = memory_bytes
-        self._kept_bytes = 0
+        self._max_bytes = max_bytes
+        self._copy: IO[bytes] | None = None
+        self._copied_bytes = 0
         self._replayed_bytes = 0
-        self._begun = False
+        self._started = False
         self._at_end = False
         self._dropped = max_bytes <= 0
-        self.received_bytes = 0  # from the client, whatever was sent again
+        self.received_bytes = 0  # from the client; replays don't count
 
     @property
     def replayable(self) -> bool:
-        """Whether everything that was read so far is still at hand."""
-        return not self._dropped or not self._begun
-
-    def restart(self) -> None:
-        """Begin again with the first byte."""
-        if not self.replayable:
-            raise ValueError("the body is not at hand any more")
-        self._replayed_bytes = 0
-
-    @property
-    def trailers(self) -> list[tuple[bytes, bytes]]:
-        """What goes behind a chunked body; known once the body was read to its end."""
-        return self._trailers()
+        """Whether everything read so far can be read again."""
+        return not self._dropped or not self._started
 
     @property
     def arrived(self) -> bool:
-        """Whether all of it is here, so that nobody waits for the client to send it."""
-        return self._at_end or self._arrived()
+        """Whether the client has sent the whole body."""
+        return self._stream.complete
+
+    @property
+    def trailers(self) -> Trailers:
+        """The trailers to forward behind a chunked body; known once the body was read to its end."""
+        return self._filter_trailers(self._stream.trailers)
+
+    def restart(self) -> None:
+        """Read from the first byte again.
+
+        Raises:
+            ValueError: the body is not `replayable`.
+        """
+        if not self.replayable:
+            raise ValueError("the body can't be replayed: its copy was dropped")
+        self._replayed_bytes = 0
 
     def whole(self) -> bytes | None:
-        """Return all of it if it is there already and nothing of it was read; None otherwise."""
-        if self._begun:
+        """Return the whole body if it has arrived and nothing of it was read yet; None otherwise."""
+        if self._started or not self._stream.complete:
             return None
-        piece = self._whole()
-        if piece is not None:
-            self._begun = self._at_end = True
-            self.received_bytes += len(piece)
-            if piece and not self._dropped:
-                self._keep(piece)
-        return piece
+        self._started = self._at_end = True
+        data = self._stream.take()
+        self._note_received(data)
+        return data
 
     async def read(self) -> bytes:
-        """Return the next piece: first what is kept, then what still comes from the client."""
-        if self._kept is not None and self._replayed_bytes < self._kept_bytes:
-            self._kept.seek(self._replayed_bytes)
-            piece = self._kept.read(PIECE_BYTES)
-            self._replayed_bytes += len(piece)
+        """Return the next piece, b"" at the end: first from the copy, then from the client.
+
+        Raises:
+            BadTarget: the body is malformed, or the client sent nothing for too long.
+            ConnectionError: the client left.
+        """
+        if self._copy is not None and self._replayed_bytes < self._copied_bytes:
+            self._copy.seek(self._replayed_bytes)
+            data = self._copy.read(REPLAY_READ_BYTES)
+            self._replayed_bytes += len(data)
             if self._dropped:
-                self.stop_keeping()
-            return piece
+                self.stop_copying()
+            return data
         if self._at_end:
             return b""
-        piece = await self._read()
-        self._begun = True
-        self.received_bytes += len(piece)
-        if not piece:
-            self._at_end = True
-        elif not self._dropped:
-            self._keep(piece)
-        return piece
+        self._before_read()
+        data = await self._stream.read()
+        self._started = True
+        self._at_end = not data
+        self._note_received(data)
+        return data
 
-    def stop_keeping(self) -> None:
-        """Keep no more, and forget what is kept as soon as it has been sent: there will be no further try."""
+    def stop_copying(self) -> None:
+        """Copy no more, since there will be no retry; drop the copy once a replay has read all of it."""
         self._dropped = True
-        if self._replayed_bytes >= self._kept_bytes:
+        if self._replayed_bytes >= self._copied_bytes:
             self.close()
 
     def close(self) -> None:
-        """Forget what is kept."""
+        """Drop the copy."""
         self._dropped = True
-        if self._kept is not None:
-            self._kept.close()
-            self._kept = None
+        if self._copy is not None:
+            self._copy.close()
+            self._copy = None
 
-    def _keep(self, piece: bytes) -> None:
-        if self._kept_bytes + len(piece) > self._max_bytes:
+    def _note_received(self, data: bytes) -> None:
+        self.received_bytes += len(data)
+        if not data or self._dropped:
+            return
+        if self._copied_bytes + len(data) > self._max_bytes:
             self.close()
             return
         try:
-            if self._kept is None:
-                in_memory = max(1, self._memory_bytes)  # 0 would mean without a bound
-                self._kept = tempfile.SpooledTemporaryFile(in_memory)  # noqa: SIM115 - closed by close()
-            self._kept.seek(self._kept_bytes)
-            self._kept.write(piece)
+            if self._copy is None:
+                in_memory = max(1, self._memory_bytes)  # 0 would mean unlimited
+                self._copy = tempfile.SpooledTemporaryFile(in_memory)  # noqa: SIM115 - closed by close()
+            self._copy.seek(self._copied_bytes)
+            self._copy.write(data)
         except OSError:
-            self.close()  # a full disk costs the second try, not the request
+            self.close()  # a full disk costs the retry, not the request
             return
-        self._kept_bytes += len(piece)
-        self._replayed_bytes = self._kept_bytes
+        self._copied_bytes += len(data)
+        self._replayed_bytes = self._copied_bytes

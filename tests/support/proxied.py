@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -20,9 +20,11 @@ from structlog.testing import LogCapture
 
 from cfproxy.auth.models import Token
 from cfproxy.auth.token_source import TokenSource
+from cfproxy.http1.stream import BodyStream
 from cfproxy.proxy.access import AccessRules
 from cfproxy.proxy.account_server import AccountServer
 from cfproxy.proxy.admission import ProxySettings
+from cfproxy.proxy.request_body import ReplayableBody
 from cfproxy.proxy.request_headers import Origin as UpstreamOrigin
 from cfproxy.proxy.retry import Forwarder
 from cfproxy.secret import Secret
@@ -116,6 +118,42 @@ class FakePacer:
 
     def back_off(self, pause_s: float, *, slower: bool) -> None:
         self.journal.append(f"back off {pause_s:g}{' slower' if slower else ''}")
+
+
+class FakeBodyStream:
+    """A client's body that arrives in these pieces; each has to be waited for.
+
+    Args:
+        pieces: what `read` returns, in order.
+        then: called instead of reporting the end.
+    """
+
+    complete = False
+
+    def __init__(self, *pieces: bytes, then: Callable[[], Awaitable[bytes]] | None = None) -> None:
+        self.trailers: list[tuple[bytes, bytes]] = []
+        self._pieces = [*pieces]
+        self._then = then
+        self._ended = False
+
+    async def read(self) -> bytes:
+        assert not self._ended, "read past the end"
+        if self._pieces:
+            return self._pieces.pop(0)
+        piece = b"" if self._then is None else await self._then()
+        self._ended = not piece
+        return piece
+
+
+def a_body(
+    *pieces: bytes,
+    then: Callable[[], Awaitable[bytes]] | None = None,
+    memory_bytes: int = 1 << 20,
+    max_bytes: int = 1 << 20,
+) -> ReplayableBody:
+    """Return a request body that arrives in these pieces (see `FakeBodyStream`)."""
+    stream = cast("BodyStream", FakeBodyStream(*pieces, then=then))
+    return ReplayableBody(stream, memory_bytes=memory_bytes, max_bytes=max_bytes)
 
 
 class Client(Wire):

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
 
 from cfproxy.errors import BadTarget, UpstreamError, UpstreamProtocol, UpstreamTimeout, UpstreamUnreachable
-from cfproxy.proxy.request_body import KeptBody
+from cfproxy.proxy.request_body import ReplayableBody
 from cfproxy.upstream.client import HttpAnswer, HttpUpstream
 from cfproxy.upstream.interfaces import Call
 from tests.support.origin import OK, Origin, Peer, Script, answering, chunked, reply, serving, until
-from tests.support.proxied import LIMIT_S, a_token
+from tests.support.proxied import LIMIT_S, a_body, a_token
 
 TOKEN = a_token(1)
 
@@ -44,22 +44,11 @@ async def upstream_of(script: Script, *, idle_s: float = 10.0) -> AsyncIterator[
         yield origin, upstream
 
 
-def call(method: str = "GET", body: KeptBody | None = None) -> Call:
+def call(method: str = "GET", body: ReplayableBody | None = None) -> Call:
     framing = b"Transfer-Encoding: chunked\r\n" if body is not None else b""
     return Call(
         method, f"{method} /x HTTP/1.1\r\nHost: h\r\n".encode() + framing, body, chunked=body is not None
     )
-
-
-def body_of(*pieces: bytes, then: Callable[[], Awaitable[bytes]] | None = None) -> KeptBody:
-    left = [*pieces]
-
-    async def read() -> bytes:
-        if left:
-            return left.pop(0)
-        return b"" if then is None else await then()
-
-    return KeptBody(read, memory_bytes=1 << 20, max_bytes=1 << 20)
 
 
 async def whole(answer: HttpAnswer) -> bytes:
@@ -114,7 +103,7 @@ async def test_a_connection_serves_many_requests() -> None:
     async with upstream_of(answering(OK, reply("200 OK", b"x" * 200_000), OK)) as (origin, upstream):
         for _ in range(3):
             await fetch(upstream)
-        with closing(body_of(b"a", b"b")) as body:
+        with closing(a_body(b"a", b"b")) as body:
             await fetch(upstream, call("POST", body))
         await fetch(upstream)
     assert origin.connections == 1
@@ -203,7 +192,7 @@ def closing_after(count: int, last: bytes = b"", answer: bytes = OK) -> Script:
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"])
 async def test_an_idempotent_request_goes_again_when_the_kept_connection_was_dead(method: str) -> None:
     """A reused connection that closes without an answer costs the client nothing, body included."""
-    body = body_of(b"ab", b"cd") if method == "PUT" else None
+    body = a_body(b"ab", b"cd") if method == "PUT" else None
     async with upstream_of(closing_after(1, answer=reply("204 No Content"))) as (origin, upstream):
         await fetch(upstream)
         await fetch(upstream, call(method, body))
@@ -219,7 +208,7 @@ async def test_other_requests_never_go_twice(method: str) -> None:
     """What may have been done already is not done again: the client decides."""
     async with upstream_of(closing_after(1)) as (origin, upstream):
         await fetch(upstream)
-        with closing(body_of(b"ab")) as body, pytest.raises(UpstreamUnreachable):
+        with closing(a_body(b"ab")) as body, pytest.raises(UpstreamUnreachable):
             await fetch(upstream, call(method, body))
     assert len(origin.requests) == 2
 
@@ -235,7 +224,7 @@ async def test_a_close_that_was_seen_costs_nobody_anything() -> None:
         await fetch(upstream)
         [idle] = upstream.pool._idle
         await until(lambda: idle.lost)
-        with closing(body_of(b"ab")) as body:
+        with closing(a_body(b"ab")) as body:
             assert await fetch(upstream, call("POST", body)) == b"ok"
     assert origin.connections == 2
 
@@ -280,7 +269,7 @@ async def test_a_refusal_in_the_middle_of_an_upload_stops_it() -> None:
             await peer.send(OK)
 
     async with upstream_of(script) as (origin, upstream):
-        with closing(body_of(b"first", then=more)) as body:
+        with closing(a_body(b"first", then=more)) as body:
             answer = await upstream.send(call("POST", body), TOKEN)
             assert (answer.status, await whole(answer)) == (413, b"no")
             assert body.replayable
@@ -303,7 +292,7 @@ async def test_a_malformed_body_fails_the_request_wherever_the_answer_is() -> No
         await peer.ended()
 
     async with upstream_of(early) as (_, upstream):
-        with closing(body_of(b"x", then=broken)) as body:
+        with closing(a_body(b"x", then=broken)) as body:
             answer = await upstream.send(call("POST", body), TOKEN)
             assert await answer.read() == b"half"
             begun.set()
@@ -311,14 +300,14 @@ async def test_a_malformed_body_fails_the_request_wherever_the_answer_is() -> No
                 await answer.read()
             await answer.aclose()
     async with upstream_of(never) as (_, upstream):
-        with closing(body_of(b"x", then=broken)) as body, pytest.raises(BadTarget):
+        with closing(a_body(b"x", then=broken)) as body, pytest.raises(BadTarget):
             await fetch(upstream, call("POST", body))
 
 
 async def test_chunks_go_up_as_they_come() -> None:
     """Each piece of a chunked upload is a chunk of its own, sent when it is there."""
     async with upstream_of(answering(OK)) as (origin, upstream):
-        with closing(body_of(b"one", b"two" * 10_000, b"3")) as body:
+        with closing(a_body(b"one", b"two" * 10_000, b"3")) as body:
             await fetch(upstream, call("POST", body))
     assert origin.requests[0].chunks == [b"one", b"two" * 10_000, b"3"]
 
@@ -389,7 +378,7 @@ async def test_letting_go_ends_the_connection_even_when_it_is_interrupted() -> N
         gone.set()
 
     async with upstream_of(script) as (_, upstream):
-        with closing(body_of(b"x", then=more)) as body:
+        with closing(a_body(b"x", then=more)) as body:
             answer = await upstream.send(call("POST", body), TOKEN)
             letting_go = asyncio.create_task(answer.aclose())
             await asyncio.sleep(0)

@@ -12,10 +12,9 @@ import pytest
 import trustme
 
 from cfproxy.errors import UpstreamProtocol, UpstreamTimeout, UpstreamTls, UpstreamUnreachable
-from cfproxy.proxy.request_body import KeptBody
+from cfproxy.proxy.request_body import ReplayableBody
 from tests.integration.upstream.test_client import (
     TOKEN,
-    body_of,
     call,
     closing_after,
     dialling,
@@ -23,6 +22,7 @@ from tests.integration.upstream.test_client import (
     upstream_of,
 )
 from tests.support.origin import OK, Peer, answering, serving, until, until_still
+from tests.support.proxied import a_body
 
 # --- failures, each by its name -----------------------------------------------------------
 
@@ -144,17 +144,17 @@ async def test_an_api_that_says_nothing_is_a_timeout(interim: bytes) -> None:
     async with upstream_of(script, idle_s=0.05) as (_, upstream):
         with pytest.raises(UpstreamTimeout):
             await fetch(upstream)
-        with closing(body_of(b"x")) as body, pytest.raises(UpstreamTimeout):
+        with closing(a_body(b"x")) as body, pytest.raises(UpstreamTimeout):
             await fetch(upstream, call("POST", body))
 
 
-def endless() -> KeptBody:
-    """A body that never ends, and is not kept."""
+def endless() -> ReplayableBody:
+    """A body that never ends and can't be replayed."""
 
     async def read() -> bytes:
         return b"x" * 65536
 
-    return KeptBody(read, memory_bytes=0, max_bytes=0)
+    return a_body(then=read, memory_bytes=0, max_bytes=0)
 
 
 async def deaf(peer: Peer) -> None:
@@ -234,7 +234,7 @@ async def test_after_a_refusal_no_more_of_the_body_is_read() -> None:
             pass
 
     async with upstream_of(script) as (_, upstream):
-        with closing(body_of(then=more)) as body:
+        with closing(a_body(then=more)) as body:
             answer = await upstream.send(call("POST", body), TOKEN)
             seen = pieces
             assert await answer.read() == b"half"

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
-from typing import IO, Any, cast
+from typing import cast
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cfproxy.auth.models import Token
 from cfproxy.auth.token_source import TokenSource
@@ -23,10 +19,10 @@ from cfproxy.errors import (
     TokenEndpointUnavailable,
     UpstreamUnreachable,
 )
-from cfproxy.proxy.request_body import PIECE_BYTES, KeptBody
+from cfproxy.proxy.request_body import ReplayableBody
 from cfproxy.proxy.retry import Forwarder, Times
 from cfproxy.upstream.interfaces import BegunAnswer, Call
-from tests.support.proxied import FakePacer, FakeSource
+from tests.support.proxied import FakePacer, FakeSource, a_body
 
 GET = Call("GET", b"", None, chunked=False)
 
@@ -92,16 +88,7 @@ class Scene:
         return FakeAnswer(status, self.journal)
 
 
-def kept(pieces: list[bytes], *, memory_bytes: int = 1 << 20, max_bytes: int = 1 << 20) -> KeptBody:
-    left: Iterator[bytes] = iter([*pieces, b""])
-
-    async def read() -> bytes:
-        return next(left)
-
-    return KeptBody(read, memory_bytes=memory_bytes, max_bytes=max_bytes)
-
-
-def posting(body: KeptBody) -> Call:
+def posting(body: ReplayableBody) -> Call:
     return Call("POST", b"", body, chunked=True)
 
 
@@ -277,7 +264,7 @@ async def test_an_upstream_failure_is_not_retried_here() -> None:
 async def test_the_second_try_sends_the_whole_body_again() -> None:
     """What the first try consumed is sent again from its first byte."""
     scene = Scene(401, 200)
-    with closing(kept([b"ab", b"cd"])) as body:
+    with closing(a_body(b"ab", b"cd")) as body:
         await scene.forwarder.forward(posting(body), "me")
     assert scene.bodies == [b"abcd", b"abcd"]
 
@@ -286,7 +273,7 @@ async def test_an_early_401_reads_the_rest_of_the_body_for_the_second_try_only()
     """An API that refuses before the body is through gets it whole, once, on the second try."""
     scene = Scene(401, 200)
     scene.take_bytes = 2
-    with closing(kept([b"ab", b"cd", b"ef"])) as body:
+    with closing(a_body(b"ab", b"cd", b"ef")) as body:
         await scene.forwarder.forward(posting(body), "me")
     assert scene.bodies == [b"ab", b"abcdef"]
 
@@ -294,129 +281,7 @@ async def test_an_early_401_reads_the_rest_of_the_body_for_the_second_try_only()
 async def test_a_401_after_a_body_too_large_to_keep_passes_and_says_so() -> None:
     """Without the whole body there is no second try, and no refresh for nothing."""
     scene = Scene(401)
-    with closing(kept([b"abcd"], max_bytes=3)) as body:
+    with closing(a_body(b"abcd", max_bytes=3)) as body:
         outcome = await scene.forwarder.forward(posting(body), "me")
     assert (outcome.answer.status, outcome.too_large, outcome.retried) == (401, True, False)
     assert scene.journal[-1] == "send token-1"
-
-
-# --- the kept body ------------------------------------------------------------------------
-
-
-async def drained(body: KeptBody, at_most: int | None = None) -> bytes:
-    out = b""
-    while at_most is None or len(out) < at_most:
-        piece = await body.read()
-        if not piece:
-            break
-        out += piece
-    return out
-
-
-@given(
-    st.lists(st.binary(min_size=1, max_size=20), max_size=8),
-    st.integers(0, 60),
-    st.integers(0, 60),
-    st.lists(st.integers(0, 60), max_size=3),
-)
-def test_every_replay_gives_the_same_bytes(
-    pieces: list[bytes], memory_bytes: int, max_bytes: int, stops: list[int]
-) -> None:
-    """However a body comes and wherever a try breaks off, the next sees it whole or is not begun."""
-    whole = b"".join(pieces)
-
-    async def replay() -> None:
-        with closing(kept(pieces, memory_bytes=memory_bytes, max_bytes=max_bytes)) as body:
-            assert body.replayable
-            for stop in stops:
-                assert whole.startswith(await drained(body, stop))
-                if not body.replayable:
-                    with pytest.raises(ValueError, match="not at hand"):
-                        body.restart()
-                    return
-                body.restart()
-            assert await drained(body) == whole
-            assert body.received_bytes == len(whole)
-            assert body.replayable == (0 < max_bytes >= len(whole))
-
-    asyncio.run(replay())
-
-
-async def test_a_kept_body_is_replayed_in_pieces_of_bounded_size() -> None:
-    """A replay does not load a spooled body at once."""
-    with closing(kept([b"x" * (3 * PIECE_BYTES)], memory_bytes=1)) as body:
-        await body.read()
-        body.restart()
-        assert [len(await body.read()) for _ in range(4)] == [PIECE_BYTES] * 3 + [0]
-
-
-async def test_keeping_delays_nothing() -> None:
-    """Each piece is passed on when it comes, not when the body is whole."""
-    with closing(kept([b"a", b"b"])) as body:
-        assert [await body.read() for _ in range(4)] == [b"a", b"b", b"", b""]
-
-
-async def test_what_is_not_begun_can_always_begin_again() -> None:
-    """Nothing was read yet, so nothing is missing, even where nothing is kept."""
-    body = kept([b"a"], max_bytes=0)
-    assert body.replayable
-    body.restart()
-    assert await body.read() == b"a"
-    assert not body.replayable
-
-
-async def test_a_full_disk_costs_the_second_try_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When keeping fails the body streams on; it just can't be sent twice."""
-
-    def full(*_: Any) -> IO[bytes]:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", full)
-    body = kept([b"a", b"b"])
-    assert await drained(body) == b"ab"
-    assert not body.replayable
-
-
-async def test_without_a_temporary_folder_there_is_no_second_try(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """As on a read-only root: a body that memory doesn't hold still goes up whole, once."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
-    body = kept([b"ab", b"cd", b"ef"], memory_bytes=3)
-    assert await drained(body) == b"abcdef"
-    assert not body.replayable
-
-
-async def test_closing_forgets_what_was_kept() -> None:
-    """After the request nothing of its body is left, in memory or on disk."""
-    body = kept([b"a"], memory_bytes=0)
-    await body.read()
-    body.close()
-    assert not body.replayable
-    body.close()
-
-
-async def test_a_body_is_not_kept_longer_than_a_try_may_follow() -> None:
-    """Once the answer is final the copy goes, but not before all of it that is being resent was read."""
-    body = kept([b"ab", b"cd", b"ef"])
-    assert [await body.read(), await body.read()] == [b"ab", b"cd"]
-    body.restart()
-    body.stop_keeping()
-    assert not body.replayable
-    assert [await body.read(), await body.read(), await body.read()] == [b"abcd", b"ef", b""]
-    assert body._kept is None
-
-
-async def test_a_body_that_may_take_no_memory_is_kept_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`retry.body_memory: 0` means none, not any amount."""
-    bounds: list[int] = []
-    open_file = tempfile.SpooledTemporaryFile
-
-    def noting(max_size: int) -> IO[bytes]:
-        bounds.append(max_size)
-        return open_file(max_size)
-
-    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", noting)
-    with closing(kept([b"shoe"], memory_bytes=0)) as body:
-        assert await body.read() == b"shoe"
-        assert 0 < bounds[0] < 4

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from cfproxy.auth.models import Token
 from cfproxy.auth.token_source import TokenSource
 from cfproxy.errors import QueueTimeout, TokenEndpointUnavailable
-from cfproxy.proxy.request_body import KeptBody
+from cfproxy.proxy.request_body import ReplayableBody
 from cfproxy.proxy.response_headers import retry_after_s
 from cfproxy.proxy.retry import POSTPONED_MAX, RETRY_AFTER_MAX_S, Forwarder, Outcome
 from cfproxy.upstream.interfaces import BegunAnswer, Call
-from tests.support.proxied import FakePacer, FakeSource
+from tests.support.proxied import FakePacer, FakeSource, a_body
 
 NOW = 1_800_000_000.0
 
@@ -72,7 +72,7 @@ class Scene:
             self.sent.append(await call.body.read())
         return self.answers.pop(0)
 
-    async def ask(self, method: str = "GET", body: KeptBody | None = None) -> Outcome:
+    async def ask(self, method: str = "GET", body: ReplayableBody | None = None) -> Outcome:
         return await self.forwarder.forward(Call(method, b"", body, chunked=False), "flow")
 
     def source_fails_after_a_429(self) -> None:
@@ -84,15 +84,6 @@ class Scene:
     @property
     def pauses(self) -> list[str]:
         return [entry.removeprefix("back off ") for entry in self.journal if entry.startswith("back off")]
-
-
-def kept(text: bytes, max_bytes: int = 100) -> KeptBody:
-    pieces = [text]
-
-    async def read() -> bytes:
-        return pieces.pop() if pieces else b""
-
-    return KeptBody(read, memory_bytes=100, max_bytes=max_bytes)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -170,7 +161,7 @@ async def test_a_429_passes_where_the_setting_says_so() -> None:
 async def test_a_body_that_is_at_hand_is_sent_again() -> None:
     """The second try carries the same bytes."""
     scene = Scene(Refusal(429), Refusal(201))
-    with closing(kept(b"shoe")) as body:
+    with closing(a_body(b"shoe")) as body:
         assert (await scene.ask("POST", body)).answer.status == 201
     assert scene.sent == [b"shoe", b"shoe"]
 
@@ -178,7 +169,7 @@ async def test_a_body_that_is_at_hand_is_sent_again() -> None:
 async def test_a_429_passes_when_the_body_is_not_at_hand() -> None:
     """Half a body is never sent."""
     scene = Scene(Refusal(429))
-    assert (await scene.ask("POST", kept(b"shoe", max_bytes=2))).answer.status == 429
+    assert (await scene.ask("POST", a_body(b"shoe", max_bytes=2))).answer.status == 429
 
 
 @pytest.mark.parametrize(("method", "status"), [("GET", 200), ("PUT", 200), ("POST", 503), ("PATCH", 503)])

@@ -1,0 +1,135 @@
+"""Request bodies that can be sent a second time."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfproxy.proxy.request_body import REPLAY_READ_BYTES, ReplayableBody
+from tests.support.proxied import a_body
+
+
+async def drained(body: ReplayableBody, at_most: int | None = None) -> bytes:
+    out = b""
+    while at_most is None or len(out) < at_most:
+        piece = await body.read()
+        if not piece:
+            break
+        out += piece
+    return out
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=20), max_size=8),
+    st.integers(0, 60),
+    st.integers(0, 60),
+    st.lists(st.integers(0, 60), max_size=3),
+)
+def test_every_replay_gives_the_same_bytes(
+    pieces: list[bytes], memory_bytes: int, max_bytes: int, stops: list[int]
+) -> None:
+    """However a body comes and wherever a try breaks off, the next sees it whole or is not begun."""
+    whole = b"".join(pieces)
+
+    async def replay() -> None:
+        with closing(a_body(*pieces, memory_bytes=memory_bytes, max_bytes=max_bytes)) as body:
+            assert body.replayable
+            for stop in stops:
+                assert whole.startswith(await drained(body, stop))
+                if not body.replayable:
+                    with pytest.raises(ValueError, match="can't be replayed"):
+                        body.restart()
+                    return
+                body.restart()
+            assert await drained(body) == whole
+            assert body.received_bytes == len(whole)
+            assert body.replayable == (0 < max_bytes >= len(whole))
+
+    asyncio.run(replay())
+
+
+async def test_a_kept_body_is_replayed_in_pieces_of_bounded_size() -> None:
+    """A replay does not load a spooled body at once."""
+    with closing(a_body(b"x" * (3 * REPLAY_READ_BYTES), memory_bytes=1)) as body:
+        await body.read()
+        body.restart()
+        assert [len(await body.read()) for _ in range(4)] == [REPLAY_READ_BYTES] * 3 + [0]
+
+
+async def test_keeping_delays_nothing() -> None:
+    """Each piece is passed on when it comes, not when the body is whole."""
+    with closing(a_body(b"a", b"b")) as body:
+        assert [await body.read() for _ in range(4)] == [b"a", b"b", b"", b""]
+
+
+async def test_what_is_not_begun_can_always_begin_again() -> None:
+    """Nothing was read yet, so nothing is missing, even where nothing is kept."""
+    body = a_body(b"a", max_bytes=0)
+    assert body.replayable
+    body.restart()
+    assert await body.read() == b"a"
+    assert not body.replayable
+
+
+async def test_a_full_disk_costs_the_second_try_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When keeping fails the body streams on; it just can't be sent twice."""
+
+    def full(*_: Any) -> IO[bytes]:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", full)
+    body = a_body(b"a", b"b")
+    assert await drained(body) == b"ab"
+    assert not body.replayable
+
+
+async def test_without_a_temporary_folder_there_is_no_second_try(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As on a read-only root: a body that memory doesn't hold still goes up whole, once."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    body = a_body(b"ab", b"cd", b"ef", memory_bytes=3)
+    assert await drained(body) == b"abcdef"
+    assert not body.replayable
+
+
+async def test_closing_drops_the_copy() -> None:
+    """After the request nothing of its body is left, in memory or on disk."""
+    body = a_body(b"a", memory_bytes=0)
+    await body.read()
+    body.close()
+    assert not body.replayable
+    body.close()
+
+
+async def test_a_body_is_not_kept_longer_than_a_try_may_follow() -> None:
+    """Once the answer is final the copy goes, but not before all of it that is being resent was read."""
+    body = a_body(b"ab", b"cd", b"ef")
+    assert [await body.read(), await body.read()] == [b"ab", b"cd"]
+    body.restart()
+    body.stop_copying()
+    assert not body.replayable
+    assert [await body.read(), await body.read(), await body.read()] == [b"abcd", b"ef", b""]
+    assert body._copy is None
+
+
+async def test_a_body_that_may_take_no_memory_is_kept_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`retry.body_memory: 0` means none, not any amount."""
+    bounds: list[int] = []
+    open_file = tempfile.SpooledTemporaryFile
+
+    def noting(max_size: int) -> IO[bytes]:
+        bounds.append(max_size)
+        return open_file(max_size)
+
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", noting)
+    with closing(a_body(b"shoe", memory_bytes=0)) as body:
+        assert await body.read() == b"shoe"
+        assert 0 < bounds[0] < 4
