@@ -1,8 +1,9 @@
 """Every error that cfproxy raises on purpose, as one tree.
 
-Owns: whose doing a failure is, and the facts that an answer or a message needs.
-Must not know: HTTP statuses (`web/problems.py`) and exit codes (`cli.py`): each has one table.
-Invariant: no text here holds a secret; whoever raises passes fixed words, names and numbers.
+A class says everything that is fixed for its kind: how it is answered, which exit code a command gets, and
+which state the status report shows. A new kind of error therefore costs one class here.
+
+Invariant: no message holds a secret. Whoever raises an error passes fixed words, names and numbers.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ _E = TypeVar("_E", bound=BaseException)
 
 
 def without_traceback(error: _E) -> _E:
-    """Return a copy without traceback or cause, to be kept, or raised from what is kept.
+    """Return a copy without traceback, cause and context, for an error that is stored or raised again.
 
-    An exception that is raised remembers all frames on its way, and they what they knew: kept, it would keep
-    a whole request, and raised in many tasks all of them.
+    A traceback keeps every frame that the error passed through alive, and with them whole requests.
     """
     twin = copy.copy(error)
     twin.__traceback__ = twin.__cause__ = twin.__context__ = None
@@ -30,21 +30,49 @@ class CfproxyError(Exception):
     """Base of the tree.
 
     Args:
-        message: what happened and what to do next, in one line, without any secret.
+        message: what happened and what to do next, in one line.
+
+    Class attributes:
+        slug: last part of the `type` of a problem document (RFC 9457).
+        status: HTTP status of that document.
+        title: its title, the same for every occurrence.
+        proxy_error: error type of the `Proxy-Status` header (RFC 9209 §2.3).
+        exit_code: exit code of a command that ends with this error.
+        state: state of an account in `/readyz`, `/status.json` and the metrics.
     """
 
     message: str
+
+    slug: ClassVar[str] = "misconfigured"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Misconfigured"
+    proxy_error: ClassVar[str] = "proxy_internal_error"
+    exit_code: ClassVar[int] = 1
+    state: ClassVar[str] = "misconfigured"
 
     def __str__(self) -> str:
         return self.message
 
 
-# --- whoever set us up -------------------------------------------------------------------
+def state_of(error: CfproxyError | None) -> str:
+    """Return the state that an error puts an account into; `ok` for None."""
+    return "ok" if error is None else error.state
+
+
+def error_kinds() -> list[type[CfproxyError]]:
+    """Return every class of the tree, the root first."""
+    kinds: list[type[CfproxyError]] = [CfproxyError]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return kinds
+
+
+# --- configuration and start -------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong in the configuration: `source: path: text`."""
+    """One problem of the configuration, written as `source: path: text`."""
 
     source: str
     path: str
@@ -56,9 +84,12 @@ class Problem:
 
 @dataclass(eq=False)
 class ConfigError(CfproxyError):
-    """The configuration cannot be used; all its problems at once."""
+    """The configuration can't be used; holds all its problems at once."""
 
     problems: tuple[Problem, ...] = ()
+
+    proxy_error = "proxy_configuration_error"
+    exit_code = 2
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.problems)) or self.message
@@ -67,64 +98,96 @@ class ConfigError(CfproxyError):
 class UsageError(CfproxyError):
     """The command line asks for something that does not exist."""
 
+    proxy_error = "proxy_configuration_error"
+    exit_code = 2
+
 
 class ListenError(CfproxyError):
-    """A listener's address can't be had, or its files can't be read."""
+    """A listener can't open its address, or can't read a file that it needs."""
 
 
 class Misconfigured(CfproxyError):
-    """The token endpoint refuses this app's settings (`invalid_client` and the like)."""
+    """The token endpoint rejects the app's settings (`invalid_client` and the like)."""
+
+    proxy_error = "proxy_configuration_error"
+    exit_code = 5
 
 
-# --- the login ---------------------------------------------------------------------------
+# --- login -------------------------------------------------------------------------------
 
 
 class LoginRequired(CfproxyError):
-    """There is no usable login; only a person can make one."""
+    """There is no usable login; only a person can log in again."""
+
+    slug = state = "login-required"
+    status = 503
+    title = "Login required"
+    proxy_error = "proxy_configuration_error"
+    exit_code = 3
 
 
 @dataclass(eq=False)
 class LoginFailed(CfproxyError):
-    """A login attempt did not work out: the redirect, the state or the code is at fault.
+    """A login attempt failed because of its redirect, its state or its code.
 
     Args:
-        curable: nothing was spent, and another paste may be the right one.
+        curable: nothing was used up, so that pasting another address may still succeed.
     """
 
     curable: bool = False
 
+    slug = "login-required"
+    status = 503
+    title = "Login required"
+    proxy_error = "proxy_configuration_error"
 
-# --- the store ---------------------------------------------------------------------------
+
+# --- store -------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
 class StoreUnavailable(CfproxyError):
-    """The store cannot be used for now: disk full, read-only, locked, out of reach."""
+    """The store can't be used for now: disk full, read-only, locked or unreachable."""
 
     retry_after_s: float = 5.0
 
+    slug = state = "store-unavailable"
+    status = 503
+    title = "Token store unavailable"
+    exit_code = 4
+
 
 class StoreUnusable(CfproxyError):
-    """The store is there and will not get better by itself: corrupt, unsafe mode, newer version."""
+    """The store needs repair: corrupt, unsafe file mode, or written by a newer version."""
+
+    proxy_error = "proxy_configuration_error"
+    exit_code = 4
+    state = "store-unusable"
 
 
-# --- the token endpoint ------------------------------------------------------------------
+# --- token endpoint ----------------------------------------------------------------------
 
 
 @dataclass(eq=False)
 class TokenEndpointUnavailable(CfproxyError):
-    """No usable answer from the token endpoint; worth another try later.
+    """The token endpoint gave no usable answer; trying again later may help.
 
     Args:
-        sent: whether the request may have reached the server. While it is false, what was
-            presented is certainly still unused.
-        answered: whether an answer came, though none with a token in it: nothing was lost on the way.
-        retry_after_s: seconds until the next attempt, once the broker has set it.
+        sent: whether the request may have reached the server. If not, the code or refresh token that it
+            carries is certainly unused.
+        retry_after_s: seconds until the next attempt, once the back-off has set it.
+        answered: whether the server answered at all, though without a token.
     """
 
     sent: bool = True
     retry_after_s: float = 1.0
     answered: bool = False
+
+    slug = state = "token-endpoint-unavailable"
+    status = 503
+    title = "Token endpoint unavailable"
+    proxy_error = "destination_unavailable"
+    exit_code = 5
 
 
 @dataclass(eq=False)
@@ -133,26 +196,37 @@ class GrantRefused(CfproxyError):
 
     description: str = ""
 
+    proxy_error = "proxy_configuration_error"
+    exit_code = 5
 
-# --- the pacing queue --------------------------------------------------------------------
+
+# --- pacing queue ------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
 class QueueRefusal(CfproxyError):
-    """The request cannot wait for its turn."""
+    """The request can't wait for a slot."""
 
     retry_after_s: float = 1.0
 
+    slug = "queue-full"
+    status = 503
+    title = "Queue full"
+    proxy_error = "connection_limit_reached"
+
 
 class QueueFull(QueueRefusal):
-    """As many requests wait as may."""
+    """`pacing.queue` requests are waiting already."""
 
 
 class QueueTimeout(QueueRefusal):
-    """The turn would come, or came, later than `pacing.max_wait`."""
+    """The request has waited, or would have to wait, longer than `pacing.max_wait`."""
+
+    slug = "queue-timeout"
+    title = "Queue timeout"
 
 
-# --- the upstream ------------------------------------------------------------------------
+# --- upstream ----------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -160,12 +234,19 @@ class UpstreamError(CfproxyError):
     """The upstream gave no answer that can be passed on.
 
     Args:
-        unsent: nothing of the request can have reached the upstream, so it may go again.
+        unsent: nothing of the request can have reached the upstream, so it may be sent again.
 
-    A message without a next step of its own (after a semicolon) gets that of its kind.
+    Class attributes:
+        step: what to do next; added to a message that has no next step (after a semicolon) of its own.
     """
 
     unsent: bool = False
+
+    slug = state = "upstream-unreachable"
+    status = 502
+    title = "API unreachable"
+    proxy_error = "destination_unavailable"
+    exit_code = 5
     step: ClassVar[str] = "try again later"
 
     def __post_init__(self) -> None:
@@ -174,59 +255,110 @@ class UpstreamError(CfproxyError):
 
 
 class UpstreamUnreachable(UpstreamError):
-    """No connection: DNS, refused, reset before an answer."""
+    """No connection: DNS failure, refused, or reset before an answer."""
 
 
 class UpstreamTls(UpstreamError):
     """The TLS handshake failed; verification can't be switched off."""
 
+    slug = state = "upstream-tls"
+    title = "API's TLS not trusted"
+    proxy_error = "tls_certificate_error"
+
 
 class UpstreamProtocol(UpstreamError):
-    """What came back is not HTTP/1.1, or it stopped in the middle."""
+    """The answer is not valid HTTP/1.1, or ends too early."""
 
-    step = "try again, and if it stays see what stands between this machine and the API"
+    slug = state = "upstream-protocol"
+    title = "API's answer not usable"
+    proxy_error = "http_protocol_error"
+    step = "try again; if it persists, check for a proxy or firewall between this machine and the API"
 
 
 class UpstreamTimeout(UpstreamError):
     """Connecting or waiting took longer than `timeouts` allows."""
 
-    step = "try again later, or give it more time"
+    slug = state = "upstream-timeout"
+    status = 504
+    title = "API timed out"
+    proxy_error = "http_response_timeout"
+    step = "try again later, or raise timeouts"
 
 
-# --- the caller --------------------------------------------------------------------------
+# --- client ------------------------------------------------------------------------------
 
 
 class Refusal(CfproxyError):
-    """The request is not one that we forward."""
+    """The request is not forwarded."""
+
+    slug = "bad-target"
+    status = 400
+    title = "Request not forwardable"
+    proxy_error = "http_request_error"
 
 
 class HostNotAllowed(Refusal):
     """`Host` names neither this listener nor one of `access.hosts`."""
 
+    slug = "host-not-allowed"
+    status = 421
+    title = "Host not allowed"
+    proxy_error = "http_request_denied"
+
 
 class BadTarget(Refusal):
-    """The request cannot be forwarded unambiguously."""
+    """The request can't be forwarded unambiguously."""
 
 
 class CrossSite(Refusal):
-    """A web page of another site sent it."""
+    """A web page of another site sent the request."""
+
+    slug = "cross-site"
+    status = 403
+    title = "Cross-site request"
+    proxy_error = "http_request_denied"
 
 
 class KeyRequired(Refusal):
-    """No valid access key came with it."""
+    """The request has no valid access key."""
+
+    slug = "key-required"
+    status = 401
+    title = "Access key required"
+    proxy_error = "http_request_denied"
 
 
 class NotAllowed(Refusal):
-    """`access.methods` or `access.paths` forbid it."""
+    """`access.methods` or `access.paths` forbid the request."""
+
+    slug = "not-allowed"
+    status = 403
+    title = "Not allowed"
+    proxy_error = "http_request_denied"
 
 
 class UpgradeNotSupported(Refusal):
-    """It asks for another protocol on this connection."""
+    """The request asks for another protocol on its connection."""
+
+    slug = "upgrade-not-supported"
+    status = 501
+    title = "Upgrade not supported"
+    proxy_error = "http_upgrade_failed"
 
 
 class LoopDetected(Refusal):
-    """It has been through this proxy before."""
+    """The request has passed through this proxy before."""
+
+    slug = "loop"
+    status = 508
+    title = "Loop detected"
+    proxy_error = "proxy_loop_detected"
 
 
 class ShuttingDown(Refusal):
     """The proxy is draining."""
+
+    slug = "shutting-down"
+    status = 503
+    title = "Shutting down"
+    proxy_error = "destination_unavailable"

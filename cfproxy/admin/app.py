@@ -220,13 +220,13 @@ class Admin:
 
 
 def _refuse(request: web.Request, error: CfproxyError) -> web.Response:
-    row, raw_headers, document = render_problem(error, "admin")
+    raw_headers, document = render_problem(error, "admin")
     headers = {n.decode(): v.decode() for n, v in raw_headers if n.decode() not in SECURITY_HEADERS}
     if wants_html(request) and request.path in PAGES:
-        response = render_note(row.title, error.message, tone="bad", status=row.status)
+        response = render_note(error.title, error.message, tone="bad", status=error.status)
         response.headers.update({name: value for name, value in headers.items() if name != "Content-Type"})
         return response
-    return web.Response(status=row.status, body=document, headers=headers)
+    return web.Response(status=error.status, body=document, headers=headers)
 
 
 def _turn_away(request: web.Request, error: web.HTTPException) -> web.Response:

@@ -124,9 +124,9 @@ class _Connection(RequestHandler):
         error: CfproxyError = BadTarget("the request is not well-formed HTTP/1.1, or its header is too long")
         if status != 400:
             error = CfproxyError("an internal fault; the log has it under request.crashed")
-        row, headers, document = render_problem(error, "unparsed")
+        headers, document = render_problem(error, "unparsed")
         reply = web.Response(
-            status=row.status,
+            status=error.status,
             body=document,
             headers={name.decode(): value.decode() for name, value in headers} | {"Server": "cfproxy"},
         )

@@ -32,7 +32,6 @@ from cfproxy.auth.redirect import parse_redirect
 from cfproxy.auth.token_source import TokenStatus
 from cfproxy.errors import CfproxyError, LoginFailed
 from cfproxy.secret import Secret
-from cfproxy.server.problem_details import row_of
 
 _ELSEWHERE = (
     "This login was not begun in this browser, or not under this name, so it is not finished by itself. If "
@@ -217,7 +216,7 @@ class LoginPages:
 
 def _status_of(error: CfproxyError) -> int:
     # What was pasted or received is at fault, and not this server.
-    return 400 if isinstance(error, LoginFailed) else row_of(error).status
+    return 400 if isinstance(error, LoginFailed) else error.status
 
 
 def _cookie_of(account: LoginAccount) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from cfproxy.cli import exit_codes as exits
 from cfproxy.cli.doctor.examination import examine, refuse
 from cfproxy.cli.doctor.findings import Finding, render_findings
 from cfproxy.cli.options import account_option, choose, common, config_path, locate
@@ -32,7 +31,7 @@ def doctor_command(account: str | None, as_json: bool) -> int:
     else:
         show(render_findings(findings), _COLORS)
     first = next((each for each in findings if each.level == "fail"), None)
-    return exits.DONE if first is None else first.code
+    return 0 if first is None else first.code
 
 
 def _examine(account: str | None) -> list[Finding]:

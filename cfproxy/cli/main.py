@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ from importlib import import_module
 import click
 
 from cfproxy import __version__, errors
-from cfproxy.cli import exit_codes as exits
 from cfproxy.cli.options import common
 
 
@@ -35,32 +35,32 @@ def run(args: list[str]) -> int:
         code = cli.main(args=args, prog_name="cfproxy", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
         _tell("interrupted")
-        return exits.INTERRUPTED
+        return 128 + signal.SIGINT
     except click.ClickException as error:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "cfproxy"
         _tell(f"{error.format_message().rstrip('.')}; see: {command} --help")
-        return exits.USAGE
+        return errors.UsageError.exit_code
     except errors.CfproxyError as error:
         if debug:
             traceback.print_exception(error)
         for line in str(error).splitlines():
             _tell(line)
-        return exits.code_of(error)
+        return error.exit_code
     except BrokenPipeError:
         # Whoever read our output has gone, and that is nobody's fault.
         _leave_output()
-        return exits.FAILURE
+        return errors.CfproxyError.exit_code
     except Exception as error:
         # What fails while a file is opened has its name: without one it was a stream of ours.
         if isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename is None:
             _leave_output()
             _tell(f"the output can't be written: {error.strerror}; make room, or write it elsewhere")
-            return exits.FAILURE
+            return errors.CfproxyError.exit_code
         if debug:
             raise
         _tell(f"internal fault ({type(error).__name__}); run it again with --debug")
-        return exits.FAILURE
-    return code if isinstance(code, int) else exits.DONE
+        return errors.CfproxyError.exit_code
+    return code if isinstance(code, int) else 0
 
 
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}

@@ -15,7 +15,6 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from cfproxy.cli import exit_codes as exits
 from cfproxy.config import Settings
 from cfproxy.errors import CfproxyError
 from cfproxy.observability.logs import LogOutput
@@ -50,7 +49,7 @@ async def wait_for_signal(stopped: asyncio.Event) -> int:
 
 def watch_signals(stopped: asyncio.Event) -> Callable[[], int]:
     """Set `stopped` on SIGTERM and SIGINT; return what tells the exit code that goes with it."""
-    code, seen = exits.DONE, False
+    code, seen = 0, False
 
     def on_signal(number: int) -> None:
         nonlocal code, seen
@@ -60,7 +59,7 @@ def watch_signals(stopped: asyncio.Event) -> Callable[[], int]:
             asyncio.get_running_loop().call_soon(os._exit, 128 + number)
         seen = True
         if not stopped.is_set():
-            code = exits.INTERRUPTED if number == signal.SIGINT else exits.DONE
+            code = 128 + number if number == signal.SIGINT else 0
         stopped.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -11,7 +11,6 @@ import click
 from cfproxy.auth.interfaces import TokenStore
 from cfproxy.auth.models import Login, Token
 from cfproxy.auth.token_source import TokenSource
-from cfproxy.cli import exit_codes as exits
 from cfproxy.cli.admin_client import AdminClient, find_admin
 from cfproxy.cli.options import account_option, choose, closing, common, is_debug, load, load_account
 from cfproxy.cli.run import run_loop
@@ -19,7 +18,7 @@ from cfproxy.cli.status_text import render_text
 from cfproxy.cli.terminal import show
 from cfproxy.clock import SystemClock
 from cfproxy.config import Account, Settings
-from cfproxy.errors import CfproxyError, StoreUnavailable, StoreUnusable, UsageError
+from cfproxy.errors import CfproxyError, LoginRequired, StoreUnavailable, StoreUnusable, UsageError
 from cfproxy.observability.logs import build_logger
 from cfproxy.observability.status import report_beside, report_stored
 from cfproxy.runtime.factory import build_app, build_store, build_token_source
@@ -59,8 +58,8 @@ def status_command(account: str | None, as_json: bool) -> int:
         show(render_text(reports), _COLORS)
     states = {report["state"] for report in reports} | {report["store"]["state"] for report in reports}
     if states & {"store-unusable", "store-unavailable"}:
-        return exits.STORE
-    return exits.LOGIN_REQUIRED if "login-required" in states else exits.DONE
+        return StoreUnavailable.exit_code
+    return LoginRequired.exit_code if "login-required" in states else 0
 
 
 def _ask_running(settings: Settings) -> dict[tuple[str, str, str], dict[str, Any]]:

@@ -23,7 +23,6 @@ from pydantic import ValidationError
 
 from cfproxy.auth.interfaces import TokenStore
 from cfproxy.auth.models import Login
-from cfproxy.cli import exit_codes as exits
 from cfproxy.cli.options import account_option, choose, common, load
 from cfproxy.cli.run import run_loop
 from cfproxy.config import Account, RedisAddress, Store
@@ -76,7 +75,7 @@ def store_copy(account: str | None, from_: str, to: str, *, keep: bool, force: b
         click.echo(missing.message)
     if keep:
         click.echo(f"cfproxy: {_BOTH}", err=True)
-    return exits.DONE
+    return 0
 
 
 async def _copy(account: Account, source: TokenStore, target: TokenStore, *, keep: bool, force: bool) -> str:

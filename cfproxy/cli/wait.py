@@ -15,7 +15,6 @@ import time
 
 import click
 
-from cfproxy.cli import exit_codes as exits
 from cfproxy.cli.admin_client import ANSWER_S, AdminClient, find_admin
 from cfproxy.cli.options import common, load
 from cfproxy.errors import CfproxyError, UsageError
@@ -54,7 +53,7 @@ def wait_command(state: str, timeout_s: float, url: str | None, command: tuple[s
     admin = AdminClient(url, key)
     _wait(admin, state, timeout_s)
     if not command:
-        return exits.DONE
+        return 0
     code = _run(command)
     _shut_down(admin)
     return code

@@ -17,8 +17,9 @@ from prometheus_client.registry import Collector
 
 from cfproxy import __version__
 from cfproxy.auth.token_source import TokenStatus
+from cfproxy.errors import state_of
 from cfproxy.observability.request_stats import Activity, Durations, RequestStats
-from cfproxy.observability.status import ACCOUNT_STATES, state_of, word_of
+from cfproxy.observability.status import ACCOUNT_STATES
 from cfproxy.pacing.queue import QueueState
 
 _DURATIONS: tuple[tuple[str, str, Callable[[RequestStats], Durations]], ...] = (
@@ -148,7 +149,7 @@ class Exposition:
             state = read()
             failures = Counter({"ok": state.refreshes})
             for kind, count in state.failures.items():
-                failures[word_of(kind)] += count
+                failures[kind.state] += count
             for result in ACCOUNT_STATES:
                 refreshes.add_metric([name, result], failures[result])
             store_errors.add_metric([name], state.store_failures)

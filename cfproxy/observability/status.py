@@ -11,43 +11,11 @@ from typing import Any
 from cfproxy.auth.expiry import expiry_warning
 from cfproxy.auth.models import App, Login, instant, login_problem
 from cfproxy.auth.token_source import TokenStatus
-from cfproxy.errors import (
-    CfproxyError,
-    LoginRequired,
-    Misconfigured,
-    StoreUnavailable,
-    StoreUnusable,
-    TokenEndpointUnavailable,
-    UpstreamError,
-    UpstreamProtocol,
-    UpstreamTimeout,
-    UpstreamTls,
-)
+from cfproxy.errors import CfproxyError, LoginRequired, error_kinds, state_of
 from cfproxy.pacing.queue import FULL, QueueState
 
-_STATES: dict[type[CfproxyError], str] = {
-    LoginRequired: "login-required",
-    Misconfigured: "misconfigured",
-    StoreUnusable: "store-unusable",
-    StoreUnavailable: "store-unavailable",
-    TokenEndpointUnavailable: "token-endpoint-unavailable",
-    UpstreamTls: "upstream-tls",
-    UpstreamProtocol: "upstream-protocol",
-    UpstreamTimeout: "upstream-timeout",
-    UpstreamError: "upstream-unreachable",
-}
-STATES = ("ok", *_STATES.values())
-ACCOUNT_STATES = tuple(word for word in STATES if not word.startswith("upstream-"))
-
-
-def state_of(error: CfproxyError | None) -> str:
-    """Return the one word for what an error means to an account; `ok` for none."""
-    return "ok" if error is None else word_of(type(error))
-
-
-def word_of(kind: type[CfproxyError]) -> str:
-    """Return the same for a kind of error."""
-    return next((word for known, word in _STATES.items() if issubclass(kind, known)), "misconfigured")
+STATES = ("ok", *dict.fromkeys(kind.state for kind in error_kinds()))
+ACCOUNT_STATES = tuple(state for state in STATES if not state.startswith("upstream-"))
 
 
 def report_stored(

@@ -51,7 +51,7 @@ from cfproxy.proxy.request_headers import (
 from cfproxy.proxy.request_id import RequestIds
 from cfproxy.proxy.response_headers import build_response_headers
 from cfproxy.proxy.retry import Begun, Outcome, Times
-from cfproxy.server.problem_details import render_problem, row_of
+from cfproxy.server.problem_details import render_problem
 from cfproxy.server.request import Caller, Request
 from cfproxy.server.response import Response
 from cfproxy.upstream.client import HttpAnswer
@@ -335,7 +335,7 @@ class Exchange:
         if reply.begun:
             reply.cut()
             return
-        row, headers, document = render_problem(error, self._ids.request_id)
+        headers, document = render_problem(error, self._ids.request_id)
         headers.append((REQUEST_ID, self._ids.request_id.encode("ascii")))
         headers.append((b"Content-Length", b"%d" % len(document)))
         if origins := self._judged_by.rules.origins:
@@ -347,7 +347,7 @@ class Exchange:
         ):
             reply.close_after()  # what follows on this connection may be part of the attack, or of a tunnel
         with contextlib.suppress(ConnectionError):
-            reply.begin(row.status, HTTPStatus(row.status).phrase.encode(), headers, document, sized=True)
+            reply.begin(error.status, HTTPStatus(error.status).phrase.encode(), headers, document, sized=True)
             reply.end([])
 
     # --- what is taken down ---------------------------------------------------------------
@@ -356,7 +356,7 @@ class Exchange:
         request, reply, outcome = self._request, self._response, self._outcome
         method = request.method.decode("ascii", "backslashreplace")
         path = _shown(request.target)
-        problem = row_of(error).slug if error is not None else "" if reply.complete else "client-left"
+        problem = error.slug if error is not None else "" if reply.complete else "client-left"
         waits: tuple[float | None, ...] = (None, None, None)
         if outcome is not None:
             waits = (outcome.times.queued_s, outcome.times.token_s, outcome.times.upstream_s)

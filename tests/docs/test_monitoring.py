@@ -16,11 +16,11 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from cfproxy.auth.token_source import TokenStatus
+from cfproxy.errors import error_kinds
 from cfproxy.observability.metrics import Metrics
 from cfproxy.observability.status import STATES
 from cfproxy.pacing.queue import FairQueue
 from cfproxy.pacing.rate import RateLimit
-from cfproxy.server.problem_details import slugs
 from tests.support.clock import FakeClock
 from tests.support.paths import ROOT
 from tests.unit.auth.test_expiry import a_login
@@ -84,7 +84,7 @@ def test_states_and_problems_in_the_rules_are_real_ones() -> None:
     """A rule for a state that was renamed would never fire."""
     for rule in alert_rules():
         for label, pattern in re.findall(r'\b(state|problem)=~?"([^"]*)"', rule["expr"]):
-            values = STATES if label == "state" else slugs()
+            values = STATES if label == "state" else {kind.slug for kind in error_kinds()}
             for alternative in pattern.split("|"):
                 assert any(re.fullmatch(alternative, value) for value in values), rule["alert"]
 

@@ -10,7 +10,6 @@ import shlex
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
-from cfproxy.cli import exit_codes as exits
 from cfproxy.cli.doctor.accounts import check_account, servers_of
 from cfproxy.cli.doctor.findings import Finding, from_error
 from cfproxy.cli.doctor.machine import check_configuration, check_environment, check_port, check_secrets
@@ -70,5 +69,5 @@ def refuse(error: ConfigError, named: str | None) -> list[Finding]:
     for told in [str(problem) for problem in error.problems] or [error.message]:
         text, _, step = told.partition("; run: ")  # some problems have a cure of their own
         step = step or f"correct it, then: {check}"
-        found.append(Finding("configuration", "fail", text, step, code=exits.code_of(error)))
+        found.append(Finding("configuration", "fail", text, step, code=error.exit_code))
     return found

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cfproxy.cli import exit_codes as exits
 from cfproxy.errors import CfproxyError
 
 _CHECK_WIDTH = 14
@@ -36,7 +35,7 @@ class Finding:
     text: str
     next: str = ""
     account: str | None = None
-    code: int = exits.FAILURE
+    code: int = CfproxyError.exit_code
 
     def to_document(self) -> dict[str, Any]:
         """Return it for machines."""
@@ -55,7 +54,7 @@ def from_error(check: str, error: CfproxyError, account: str | None = None) -> F
     text, found, step = error.message.rpartition(separator)
     if not found:
         text, step = error.message, ""
-    return Finding(check, "fail", text, step.removeprefix("run: "), account, exits.code_of(error))
+    return Finding(check, "fail", text, step.removeprefix("run: "), account, error.exit_code)
 
 
 def render_findings(findings: Iterable[Finding]) -> str:

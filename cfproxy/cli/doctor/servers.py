@@ -20,8 +20,8 @@ from typing import Any
 from yarl import URL
 
 from cfproxy.auth.models import instant
-from cfproxy.cli import exit_codes as exits
 from cfproxy.cli.doctor.findings import Finding
+from cfproxy.errors import UpstreamError
 from cfproxy.hosts import render_authority
 
 EXPIRY_WARN_S = 14 * 86_400
@@ -78,7 +78,7 @@ async def check_server(server: Server, wall_clock: Callable[[], float] = time.ti
 
 
 def _failed(check: str, text: str, step: str) -> Finding:
-    return Finding(check, "fail", text, step, code=exits.ENDPOINT)
+    return Finding(check, "fail", text, step, code=UpstreamError.exit_code)
 
 
 async def check_dns(server: Server) -> Finding:

@@ -11,8 +11,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from cfproxy.cli import exit_codes as exits
 from cfproxy.config import load_settings
+from cfproxy.errors import UsageError
 from tests.docs.deploy.files import DEPLOY, load_with, parse_command, read_text, words_of
 
 needs_systemd = pytest.mark.skipif(
@@ -89,7 +89,7 @@ def test_cfproxy_takes_the_service(tmp_path: Path) -> None:
     assert account.client_secret is not None
     assert account.client_secret.reveal() == "the-secret"
     assert account.store.url == f"file:{tmp_path / options['StateDirectory'] / 'logins'}"
-    assert int(options["RestartPreventExitStatus"]) == exits.USAGE
+    assert int(options["RestartPreventExitStatus"]) == UsageError.exit_code
     assert int(options["TimeoutStopSec"]) > account.timeouts.drain_s + account.timeouts.token_s
 
 
