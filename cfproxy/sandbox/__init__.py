@@ -1,13 +1,14 @@
-"""A local stand-in for Creative Force's two servers: a demo, a place to develop, and a test double.
+"""A local stand-in for Creative Force's two servers, for the demo, for development and for tests.
 
-Owns: the names that others use.
-Must not know: the rest of cfproxy, whose real client it is there to meet.
+`Sandbox` runs the accounts server, the API, the object store and the control plane on one port.
+`Behaviour` holds its settings (`parse_setting` reads one from text), `Fault` describes one misbehaviour,
+`TokenRequest` one call of the token endpoint, and `approve` presses the buttons of the login page.
+The sandbox uses nothing of the proxy except its errors, so that both sides of a test stay independent.
 """
 
 from cfproxy.sandbox.app import Sandbox
-from cfproxy.sandbox.behaviour import Behaviour, InvalidSettings, Setting, describe_settings, parse_setting
+from cfproxy.sandbox.behaviour import Behaviour, Fault, InvalidSettings, parse_setting
 from cfproxy.sandbox.browser import approve
-from cfproxy.sandbox.faults import Fault
 from cfproxy.sandbox.journal import TokenRequest
 
 __all__ = [
@@ -15,9 +16,7 @@ __all__ = [
     "Fault",
     "InvalidSettings",
     "Sandbox",
-    "Setting",
     "TokenRequest",
     "approve",
-    "describe_settings",
     "parse_setting",
 ]

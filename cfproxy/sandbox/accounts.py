@@ -17,7 +17,7 @@ from aiohttp import web
 
 from cfproxy.sandbox import pages
 from cfproxy.sandbox.behaviour import Behaviour
-from cfproxy.sandbox.faults import inflict, take
+from cfproxy.sandbox.faults import answer_with, next_fault
 from cfproxy.sandbox.grants import Grants
 from cfproxy.sandbox.journal import Journal, TokenRequest
 from cfproxy.sandbox.rules import SCOPES, Refused, parse_scope
@@ -115,10 +115,10 @@ class Accounts:
 
     async def _token(self, request: web.Request) -> web.StreamResponse:
         at = self.clock()
-        fault = take(self.behaviour.token_faults)
-        if fault is not None and not fault.processes:
+        fault = next_fault(self.behaviour.token_faults)
+        if fault is not None and not fault.is_processed:
             self._note("", f"fault:{fault.kind}", "", at)
-        return await inflict(fault, request, lambda: self._issue(request, at))
+        return await answer_with(fault, request, lambda: self._issue(request, at))
 
     async def _issue(self, request: web.Request, at: float) -> web.Response:
         form: dict[str, str] = {}

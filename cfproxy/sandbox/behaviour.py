@@ -1,108 +1,131 @@
-"""How the sandbox plays its two servers.
+"""The sandbox's settings and faults: defaults, valid values, descriptions and the text form.
 
-Owns: every setting with its default, its valid values and its description, and the text and JSON
-forms of settings.
-Must not know: what any setting does.
-Invariant: no `Behaviour` holds an invalid value, and a setting that does not exist can't be set.
+No `Behaviour` or `Fault` holds an invalid value, at construction or after an assignment.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Literal, get_args
 
-from cfproxy.sandbox.faults import Fault, Faults
-from cfproxy.sandbox.kinds import Choice, Flag, Kind, Seconds, Text, Texts, Whole
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
-T = TypeVar("T")
+FaultKind = Literal["status", "stall", "reset", "lost", "html", "garbage", "slow"]
+FAULT_KINDS: tuple[str, ...] = get_args(FaultKind)
+
+_Flag = Annotated[bool, Field(strict=True)]
+_Text = Annotated[str, Field(strict=True, min_length=1)]
+_Word = Annotated[str, Field(strict=True, pattern=r"^\S+$")]
+_Count = Annotated[int, Field(strict=True, ge=1, le=2**53)]
+_Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+_HeaderName = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9-]+$")]
+_HeaderValue = Annotated[str, Field(strict=True, pattern=r"^\P{C}*$")]
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_UNKNOWN = {
+    "extra_forbidden": "there is no such setting",
+    "unexpected_keyword_argument": "a fault has no such field",
+}
 
 
-def _setting(default: T, kind: Kind, text: str) -> T:
-    return field(default=default, metadata={"kind": kind, "text": text})
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Fault:
+    """One fault, for the next `times` requests.
 
-
-@dataclass
-class Behaviour:
-    """The sandbox's settings, all of which may change while it runs.
-
-    The text beside each setting is its documentation: docs/sandbox.md and the command line show it.
-    Durations are seconds; setting anything invalid raises ValueError, anything unknown AttributeError.
+    Args:
+        kind: `status` answers with `status`, `headers` and `body`; `stall` never answers; `reset`
+            cuts the connection before anything is done; `lost` carries out the request and cuts the
+            connection instead of answering; `html` answers a page with 200; `garbage` answers
+            `size_bytes` of bytes that are not JSON with 200, as JSON; `slow` carries out the request
+            at once and answers `delay_s` later.
+        status: an HTTP status, 200 to 599.
+        body: the text of a `status` answer.
+        headers: headers of a `status` answer; the content type defaults to `text/plain`.
+        size_bytes: the size of a `garbage` answer.
+        delay_s: seconds by which a `slow` answer is delayed.
+        times: how many requests it affects.
     """
 
-    client_id: str = _setting("sandbox-client", Text(), "the app's client id")
-    client_secret: str = _setting(
-        "sandbox-secret", Text(), "the app's client secret; made up, and shown by the control plane"
-    )
-    app_name: str = _setting("Demo Integration", Text(), "the app's name on the consent page")
-    grants: tuple[str, ...] = _setting(
-        ("authorization_code", "client_credentials"),
-        Texts(("authorization_code", "client_credentials")),
-        "the grants that the app is registered for: either or both of these; "
-        "another one gets `unauthorized_client`",
-    )
-    redirect_uris: tuple[str, ...] = _setting(
-        ("https://integration.example/callback",),
-        Texts(),
-        "the app's redirect URIs, compared exactly; the sandbox's own `/paste` is always one more",
-    )
-    iss_in_redirect: bool = _setting(True, Flag(), "whether the redirect carries `iss` (RFC 9207)")
-    require_pkce: bool = _setting(False, Flag(), "whether a login without PKCE is refused")
-    code_lifetime_s: float = _setting(1800.0, Seconds(), "seconds that an authorization code lives")
-    access_lifetime_s: float = _setting(3600.0, Seconds(), "seconds that an access token lives")
-    refresh_lifetime_s: float = _setting(2592000.0, Seconds(), "seconds that a refresh token lives")
-    refresh_expiry: Literal["absolute", "sliding"] = _setting(
-        "absolute",
-        Choice(("absolute", "sliding")),
-        "`absolute`: counted from the login; `sliding`: counted anew with every refresh",
-    )
-    rotation: bool = _setting(True, Flag(), "whether a refresh token is good for one use only")
-    reuse_detection: Literal["none", "revoke"] = _setting(
-        "none",
-        Choice(("none", "revoke")),
-        "`revoke`: replaying a used refresh token revokes every refresh token of that login; "
-        "`none`: it is refused, and that is all",
-    )
-    refresh_token_in_reply: bool = _setting(
-        True, Flag(), "whether a refresh without rotation repeats the refresh token in its answer"
-    )
-    token_format: Literal["opaque", "jwt"] = _setting(
-        "opaque", Choice(("opaque", "jwt")), "what access tokens look like: `opaque` or `jwt`"
-    )
-    limiter: Literal["fixed", "sliding", "off"] = _setting(
-        "fixed",
-        Choice(("fixed", "sliding", "off")),
-        "`fixed`: windows that begin with their first call; `sliding`: the time before each call; "
-        "`off`: no limit",
-    )
-    limit_rate: int = _setting(20, Whole(1), "API calls that one IP address may make in `limit_per_s`")
-    limit_per_s: float = _setting(1.0, Seconds(above_zero=True), "seconds that `limit_rate` is counted over")
-    blocked_calls_count: bool = _setting(
-        True, Flag(), "`sliding` only: whether a call that got 429 counts against the limit as well"
-    )
-    retry_after: bool = _setting(True, Flag(), "whether a 429 carries `Retry-After`, in whole seconds")
-    www_authenticate: bool = _setting(True, Flag(), "whether a 401 carries `WWW-Authenticate`")
-    token_faults: list[Fault] = field(
-        default_factory=list,
-        metadata={"kind": Faults(), "text": "faults for the next calls of the token endpoint"},
-    )
-    api_faults: list[Fault] = field(
-        default_factory=list, metadata={"kind": Faults(), "text": "faults for the next calls of the API"}
-    )
+    kind: FaultKind
+    status: Annotated[int, Field(strict=True, ge=200, le=599)] = 500
+    body: Annotated[str, Field(strict=True)] = ""
+    headers: dict[_HeaderName, _HeaderValue] = Field(default_factory=dict)
+    size_bytes: Annotated[int, Field(strict=True, ge=0, le=2**53)] = 65536
+    delay_s: _Seconds = 1.0
+    times: _Count = 1
 
-    def __setattr__(self, name: str, value: object) -> None:
-        kind = _kinds().get(name)
-        if kind is None:
-            raise AttributeError(f"the sandbox has no setting '{name}'")
-        try:
-            checked = kind.check(value)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-        object.__setattr__(self, name, checked)
+    @property
+    def is_processed(self) -> bool:
+        """Whether the request is still carried out."""
+        return self.kind in ("lost", "slow")
 
-    def to_document(self) -> dict[str, Any]:
-        """Return all settings in JSON types."""
-        return asdict(self)
+
+class Behaviour(BaseModel):
+    """The sandbox's settings, all of which may change while it runs.
+
+    The description of each setting is also its documentation in docs/sandbox.md. Durations are seconds.
+    An unknown setting or an invalid value raises ValueError.
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, use_attribute_docstrings=True)
+
+    client_id: _Text = "sandbox-client"
+    """the app's client id"""
+    client_secret: _Text = "sandbox-secret"  # noqa: S105 - made up
+    """the app's client secret; made up, and shown by the control plane"""
+    app_name: _Text = "Demo Integration"
+    """the app's name on the consent page"""
+    grants: tuple[Literal["authorization_code", "client_credentials"], ...] = (
+        "authorization_code",
+        "client_credentials",
+    )
+    """the grants that the app is registered for: either or both of these; any other gets
+    `unauthorized_client`"""
+    redirect_uris: tuple[_Word, ...] = ("https://integration.example/callback",)
+    """the app's redirect URIs, compared exactly; the sandbox's own `/paste` is always registered"""
+    iss_in_redirect: _Flag = True
+    """whether the redirect carries `iss` (RFC 9207)"""
+    require_pkce: _Flag = False
+    """whether a login without PKCE is refused"""
+    code_lifetime_s: _Seconds = 1800.0
+    """lifetime of an authorization code, in seconds"""
+    access_lifetime_s: _Seconds = 3600.0
+    """lifetime of an access token, in seconds"""
+    refresh_lifetime_s: _Seconds = 2592000.0
+    """lifetime of a refresh token, in seconds"""
+    refresh_expiry: Literal["absolute", "sliding"] = "absolute"
+    """`absolute`: counted from the login; `sliding`: counted anew from every refresh"""
+    rotation: _Flag = True
+    """whether a refresh token can be used only once"""
+    reuse_detection: Literal["none", "revoke"] = "none"
+    """`revoke`: replaying a used refresh token revokes every refresh token of that login; `none`: the
+    replay is refused, with no further effect"""
+    refresh_token_in_reply: _Flag = True
+    """whether a refresh without rotation repeats the refresh token in its answer"""
+    token_format: Literal["opaque", "jwt"] = "opaque"  # noqa: S105 - a format
+    """the format of access tokens: `opaque` or `jwt`"""
+    limiter: Literal["fixed", "sliding", "off"] = "fixed"
+    """`fixed`: windows that start with their first call; `sliding`: the time before each call; `off`: no
+    limit"""
+    limit_rate: _Count = 20
+    """API calls that one IP address may make in `limit_per_s`"""
+    limit_per_s: Annotated[_Seconds, Field(gt=0)] = 1.0
+    """the period for `limit_rate`, in seconds"""
+    blocked_calls_count: _Flag = True
+    """`sliding` only: whether a call that got 429 also counts against the limit"""
+    retry_after: _Flag = True
+    """whether a 429 carries `Retry-After`, in whole seconds"""
+    www_authenticate: _Flag = True
+    """whether a 401 carries `WWW-Authenticate`"""
+    token_faults: list[Fault] = Field(default_factory=list)
+    """faults for the next calls of the token endpoint"""
+    api_faults: list[Fault] = Field(default_factory=list)
+    """faults for the next calls of the API"""
 
     def update(self, changes: Mapping[str, object]) -> None:
         """Set several settings, all or none.
@@ -110,61 +133,71 @@ class Behaviour:
         Raises:
             InvalidSettings: with every problem.
         """
-        problems: list[str] = []
-        for name, value in changes.items():
-            kind = _kinds().get(name)
-            if kind is None:
-                problems.append(f"{name}: there is no such setting")
-                continue
-            try:
-                kind.check(value)
-            except ValueError as error:
-                problems.append(f"{name}: {error}")
-        if problems:
-            raise InvalidSettings(problems)
-        for name, value in changes.items():
-            setattr(self, name, value)
+        checked = _validate(changes)
+        for name in changes:
+            setattr(self, name, getattr(checked, name))
 
 
 class InvalidSettings(ValueError):
-    """Some settings are unknown or invalid; `problems` lists all of them."""
+    """Some settings or fields of a fault are unknown or invalid; `problems` lists all of them."""
 
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("; ".join(problems))
-        self.problems = problems
-
-
-class Setting(NamedTuple):
-    """One setting as people see it."""
-
-    name: str
-    default: str
-    text: str
-
-
-def describe_settings() -> tuple[Setting, ...]:
-    """Return every setting in order, its default as `parse_setting` reads it."""
-    described = []
-    for each in fields(Behaviour):
-        default = each.default if each.default is not MISSING else []
-        described.append(Setting(each.name, each.metadata["kind"].render(default), each.metadata["text"]))
-    return tuple(described)
+    def __init__(self, error: ValidationError) -> None:
+        self.problems = []
+        for each in error.errors(include_url=False):
+            text = _UNKNOWN.get(each["type"], each["msg"].replace("Input should", "must"))
+            self.problems.append(f"{'.'.join(map(str, each['loc']))}: {text}")
+        super().__init__("; ".join(self.problems))
 
 
 def parse_setting(name: str, text: str) -> object:
-    """Return the value that `text` means for the setting `name`.
+    """Return the value of the setting `name` that `text` stands for.
+
+    Durations may have a unit (`30s`, `5m`, `1h`, `30d`), lists are separated by spaces and faults are JSON.
 
     Raises:
-        ValueError: unknown name (the text lists the known ones), or not a value of that setting.
+        ValueError: `name` is unknown (the message lists the known ones), or `text` is not a valid value.
     """
-    kinds = _kinds()
-    if name not in kinds:
-        raise ValueError(f"there is no setting '{name}'; there are {', '.join(kinds)}")
+    known = Behaviour.model_fields
+    if name not in known:
+        raise ValueError(f"there is no setting '{name}'; there are {', '.join(known)}")
+    value: object = text
+    match known[name].get_default(call_default_factory=True):
+        case bool():
+            value = _FLAGS.get(text.lower(), text)
+        case int() if re.fullmatch(r"[0-9]{1,17}", text):
+            value = int(text)
+        case float():
+            value = _parse_duration(name, text)
+        case tuple():
+            value = text.split()
+        case list():
+            try:
+                value = json.loads(text)
+            except ValueError:
+                raise ValueError(
+                    f'{name}: expected JSON such as [{{"kind": "status", "status": 500}}]'
+                ) from None
+    return getattr(_validate({name: value}), name)
+
+
+def parse_fault(document: Mapping[str, object]) -> Fault:
+    """Return a fault from its JSON form; raise InvalidSettings if it is not valid."""
     try:
-        return kinds[name].parse(text)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        return Fault(**document)  # type: ignore[arg-type]  # pydantic checks the fields
+    except ValidationError as error:
+        raise InvalidSettings(error) from None
 
 
-def _kinds() -> dict[str, Kind]:
-    return {each.name: each.metadata["kind"] for each in fields(Behaviour)}
+def _parse_duration(name: str, text: str) -> float:
+    try:
+        match = _DURATION.fullmatch(text)
+        return float(match[1]) * _UNIT_S[match[2]] if match else float(text)
+    except ValueError:
+        raise ValueError(f"{name}: expected a duration such as 3600, 90s, 30m, 1h or 30d") from None
+
+
+def _validate(settings: Mapping[str, object]) -> Behaviour:
+    try:
+        return Behaviour.model_validate(dict(settings))
+    except ValidationError as error:
+        raise InvalidSettings(error) from None

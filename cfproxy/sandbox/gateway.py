@@ -17,7 +17,7 @@ from aiohttp import web
 
 from cfproxy.sandbox.api import Route
 from cfproxy.sandbox.behaviour import Behaviour
-from cfproxy.sandbox.faults import inflict, take
+from cfproxy.sandbox.faults import answer_with, next_fault
 from cfproxy.sandbox.grants import Grants
 from cfproxy.sandbox.journal import Journal
 from cfproxy.sandbox.limiter import Limiter
@@ -45,8 +45,8 @@ class Gateway:
         """Answer one API call."""
         at = self.clock()
         self.journal.note_arrival(at)
-        fault = take(self.behaviour.api_faults)
-        response = await inflict(fault, request, lambda: self._answer(request, at))
+        fault = next_fault(self.behaviour.api_faults)
+        response = await answer_with(fault, request, lambda: self._answer(request, at))
         self.journal.api_statuses[response.status] += 1
         return response
 
