@@ -10,12 +10,16 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 	--no-strip-extras \
 	--custom-compile-command 'make lock'
 
+# Tests that share a server stay in one worker (tests/conftest.py); `make test ARGS=-n0` runs them one by one.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types rings scan audit bench speed fidelity dist release-test lock clean docs dotnet schemas
+.PHONY: help demo test quick check lint types rings scan audit bench speed fidelity dist release-test lock clean docs dotnet schemas
 
 help:
 	@echo 'make demo    sandbox, login and proxy in one command; prints a curl to try'
-	@echo 'make test    the whole test suite'
+	@echo 'make test    the whole test suite, in parallel (a few minutes)'
+	@echo 'make quick   the tests for every change: without the slow ones, Redis, processes and browsers (under a minute)'
 	@echo 'make check   lint, types and the rule that a module imports lower rings only'
 	@echo 'make scan    static checks for security mistakes (ruff S, bandit); works offline once installed'
 	@echo 'make audit   known holes of the dependencies (pip-audit); asks the network, fails without it'
@@ -32,7 +36,10 @@ demo: .venv/run.stamp
 	@$(BIN)/cfproxy demo || test $$? = 130  # Ctrl-C is how it ends
 
 test: .venv/test.stamp
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+quick: .venv/test.stamp
+	$(PYTEST) -m 'not slow and not redis and not e2e and not browser' --hypothesis-profile quick $(ARGS)
 
 check: lint types rings
 

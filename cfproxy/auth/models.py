@@ -114,7 +114,7 @@ class Login:
             "access_token": self.token.value.reveal(),
             "obtained_at": self.token.obtained_at,
             "lifetime_s": self.token.lifetime_s,
-            "refresh_token": self.refresh_token.reveal() if self.refresh_token else None,
+            "refresh_token": None if self.refresh_token is None else self.refresh_token.reveal(),
             "presented_at": self.presented_at,
             "refused_at": self.refused_at,
             "answer_lost": self.answer_lost,

@@ -175,7 +175,9 @@ class End(asyncio.Protocol):
         if not self._transport.is_closing():  # over TLS nothing is known of a closed socket
             sock = self._transport.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)
-        self._transport.abort()
+        # asyncio's TLS transport lets go of its protocol when it is closed a second time (3.11).
+        with contextlib.suppress(AttributeError):
+            self._transport.abort()
 
     async def until(self, condition: Callable[[], object], what: str) -> None:
         """Wait until `condition` holds.

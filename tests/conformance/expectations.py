@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tests.conformance.ends import Framing, Message, NotKept, split_line
 
-RequestFields = list[tuple[bytes, bytes]]
+Fields = list[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,21 +106,21 @@ class Got:
             _compare("trailers", _folded(_fields(self.trailers)), _folded(message.trailers))
 
 
-def _fields(lines: Sequence[bytes]) -> RequestFields:
+def _fields(lines: Sequence[bytes]) -> Fields:
     return [split_line(line) for line in lines]
 
 
-def _folded(fields: RequestFields) -> RequestFields:
+def _folded(fields: Fields) -> Fields:
     return [(name.lower(), value) for name, value in fields]
 
 
-def _named_in(expected: RequestFields, fields: RequestFields) -> RequestFields:
+def _named_in(expected: Fields, fields: Fields) -> Fields:
     """Return those fields whose name is among the expected ones."""
     names = {name.lower() for name, _ in expected}
     return [field for field in fields if field[0].lower() in names]
 
 
-def _by_name(fields: RequestFields) -> dict[bytes, list[bytes]]:
+def _by_name(fields: Fields) -> dict[bytes, list[bytes]]:
     values: dict[bytes, list[bytes]] = {}
     for name, value in fields:
         values.setdefault(name.lower(), []).append(value)

@@ -15,6 +15,7 @@ from cfproxy.config.redis_url import parse_redis_url
 from cfproxy.errors import StoreUnavailable
 from cfproxy.pacing.rate import SHARED_GUARD, RateLimit
 from cfproxy.pacing.redis import RedisRate
+from tests.support.examples import examples
 from tests.support.redis_server import RedisServer, free_port, running_server
 from tests.unit.pacing.test_rate import most_in_window
 
@@ -76,7 +77,7 @@ async def lent_by_redis(backend: RedisRate, rate: float, plan: list[Step]) -> li
     return instants
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(40))
 @given(rate=st.sampled_from([0.5, 1.0, 2.5, 20.0, 50.0]), plan=steps)
 async def test_what_is_lent_is_what_one_process_would_allow(
     server: RedisServer, backend: RedisRate, rate: float, plan: list[Step]

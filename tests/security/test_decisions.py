@@ -25,6 +25,7 @@ from tests.security.case import request
 from tests.security.corpus import CORPUS
 from tests.security.oracle import check_upstream
 from tests.security.strict import Heard
+from tests.support.examples import examples
 
 Header = tuple[bytes, bytes]
 
@@ -121,7 +122,7 @@ def sent_for(method: str, target: bytes, fields: list[Header], base_path: bytes)
     return one
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(
     method=st.sampled_from(("GET", "POST", "HEAD", "DELETE", "TRACE", "CONNECT")),
     target=PATHS | TARGETS,
@@ -186,7 +187,7 @@ def readings(path: bytes) -> Iterator[bytes]:
         left += found
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(target=PATHS, base_path=st.sampled_from((b"", b"/base")))
 @example(target=b"/v1/x", base_path=b"")
 def test_path_rules_agree_with_what_is_sent(target: bytes, base_path: bytes) -> None:

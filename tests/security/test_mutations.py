@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tests.security.arena import arena
 from tests.security.case import HOST, Case
 from tests.security.corpus import CORPUS
+from tests.support.examples import examples
 
 SEEDS = tuple(case for case in CORPUS if len(case.sent) < 1_000)
 # Seeds that are forwarded: a change of one that is refused is refused as a rule, too.
@@ -64,8 +65,7 @@ def mutants(draw: st.DrawFn) -> Case:
 
 
 @settings(
-    max_examples=400,
-    deadline=None,
+    max_examples=examples(400),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(case=mutants(), cut=st.integers(0, 400))

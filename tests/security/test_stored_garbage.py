@@ -19,6 +19,7 @@ from cfproxy.errors import CfproxyError, StoreUnusable
 from cfproxy.secret import Secret
 from cfproxy.stores.encryption import DocumentCodec
 from cfproxy.stores.file import FileStore
+from tests.support.examples import examples
 from tests.support.store_examples import NOW, build_attempt, build_login, put
 
 APP = App(
@@ -82,7 +83,7 @@ def files(draw: st.DrawFn) -> bytes:
     return content
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(300), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=files() | st.binary(max_size=100) | st.sampled_from((b"[" * 100_000, b'{"a":' * 50_000)))
 async def test_whatever_the_file_holds_is_a_login_or_one_of_our_errors(
     tmp_path: Path, content: bytes
@@ -106,7 +107,7 @@ async def test_whatever_the_file_holds_is_a_login_or_one_of_our_errors(
             repr(login)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(80), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 async def test_whatever_an_attempts_file_holds_is_an_attempt_or_one_of_our_errors(
     tmp_path: Path, data: st.DataObject
@@ -128,7 +129,7 @@ async def test_whatever_an_attempts_file_holds_is_an_attempt_or_one_of_our_error
         left.unlink()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=files(), as_json=st.booleans())
 def test_status_tells_of_whatever_the_file_holds(tmp_path: Path, content: bytes, as_json: bool) -> None:
     """The command that people run first when something is wrong does not fall over it."""

@@ -14,6 +14,7 @@ from cfproxy.errors import CfproxyError, GrantRefused, Misconfigured, TokenEndpo
 from cfproxy.secret import Secret
 from tests.integration.auth.test_token_endpoint import MARKER, answer, assert_silent, endpoint_at, listening
 from tests.security.garbage import NO_ANSWERS, SPICES
+from tests.support.examples import examples
 
 GOOD = {
     "access_token": f"{MARKER}1",
@@ -72,7 +73,7 @@ async def test_what_is_no_answer_is_a_passing_trouble(garbage: bytes) -> None:
     assert isinstance(await outcome(garbage), TokenEndpointUnavailable)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(250), suppress_health_check=[HealthCheck.too_slow])
 @given(said=changed() | documents() | st.binary(max_size=200))
 async def test_nothing_that_a_token_endpoint_says_is_too_much(said: bytes) -> None:
     """A usable token, or an error of ours that is told in one line without a word of the answer."""

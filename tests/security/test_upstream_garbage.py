@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tests.security.garbage import BROKEN_BODIES, GOOD, NO_ANSWERS, SPICES, head
 from tests.security.strict import Heard, read_answers
+from tests.support.examples import examples
 from tests.support.origin import Peer, Script
 from tests.support.proxied import Proxied, proxied
 
@@ -102,7 +103,7 @@ def mutants(draw: st.DrawFn) -> bytes:
     return said
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(250), suppress_health_check=[HealthCheck.too_slow])
 @given(said=mutants() | st.binary(max_size=200))
 async def test_nothing_that_an_upstream_says_is_too_much(said: bytes) -> None:
     """One answer or a visible end, well-formed as far as it goes; no crash of ours."""

@@ -38,10 +38,10 @@ def _unit(name: str) -> dict[str, list[tuple[str, str]]]:
 @needs_systemd
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     """`systemd-analyze verify` finds nothing once the program is where the unit says."""
-    for name in ("cfproxy.runtime.service", "cfproxy.socket"):
+    for name in ("cfproxy.service", "cfproxy.socket"):
         text = read_text(name).replace("/opt/cfproxy/bin/cfproxy", shutil.which("true") or "")
         (tmp_path / name).write_text(text)
-    units = [str(tmp_path / name) for name in ("cfproxy.runtime.service", "cfproxy.socket")]
+    units = [str(tmp_path / name) for name in ("cfproxy.service", "cfproxy.socket")]
     ran = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, check=False
     )
@@ -61,7 +61,7 @@ def test_the_service_is_locked_down() -> None:
             "security",
             "--offline=yes",
             "--threshold=20",
-            str(DEPLOY / "cfproxy.runtime.service"),
+            str(DEPLOY / "cfproxy.service"),
         ],
         capture_output=True,
         text=True,
@@ -70,12 +70,12 @@ def test_the_service_is_locked_down() -> None:
     if "unrecognized option" in ran.stderr:
         pytest.skip("this systemd-analyze judges loaded units only")
     assert ran.returncode == 0, ran.stdout[-200:]  # tenths
-    assert f"Overall exposure level for cfproxy.runtime.service: {said[1]}" in ran.stdout
+    assert f"Overall exposure level for cfproxy.service: {said[1]}" in ran.stdout
 
 
 def test_cfproxy_takes_the_service(tmp_path: Path) -> None:
     """The command line, and the variables with what systemd puts in place of its specifiers."""
-    service = _unit("cfproxy.runtime.service")["Service"]
+    service = _unit("cfproxy.service")["Service"]
     options = dict(service)
     command, _, config = parse_command(words_of(options["ExecStart"]))
     assert (command, config) == ("serve", "/etc/cfproxy/config.yaml")

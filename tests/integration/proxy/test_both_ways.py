@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfproxy.upstream.client import HttpUpstream
+from tests.support.examples import examples
 from tests.support.origin import Peer, until, until_still
 from tests.support.proxied import Client, Proxied, proxied
 
@@ -161,7 +162,7 @@ def _act(wire: Client | Peer, left: bytearray, what: int | str) -> None:
         del left[:what]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(_plans)
 def test_both_ways_look_the_same(plan: Plan) -> None:
     """The client gets the same, the API is asked the same, and the log and the numbers say the same."""

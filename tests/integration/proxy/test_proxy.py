@@ -17,6 +17,7 @@ from cfproxy.proxy.access import AccessRules
 from cfproxy.proxy.admission import PROGRAMS_MAX
 from cfproxy.proxy.exchange import Exchange
 from cfproxy.secret import Secret
+from tests.support.examples import examples
 from tests.support.origin import OK, Message, Peer, answering, chunked, reply, until
 from tests.support.proxied import Proxied, proxied
 
@@ -455,7 +456,7 @@ _ANY_HEADERS = st.lists(st.tuples(_NAME, _VALUE), max_size=8)
 _TARGET = st.text("a/.%2e?&=:@[]|~;,", max_size=20).map(lambda text: b"/" + text.encode())
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(_TARGET, _ANY_HEADERS), min_size=1, max_size=10))
 def test_whatever_comes_goes_to_our_origin_with_one_token(
     requests: list[tuple[bytes, list[tuple[bytes, bytes]]]],

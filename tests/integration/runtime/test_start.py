@@ -47,7 +47,7 @@ for context in (connector._SSL_CONTEXT_VERIFIED, connector._SSL_CONTEXT_UNVERIFI
 # What has been imported when the listeners are open and the start is over.
 STARTED = """
 import asyncio, sys
-from cfproxy.cli import serving
+from cfproxy.cli import serve
 from cfproxy.config import load_settings
 from cfproxy.observability.logs import build_logger
 from cfproxy.runtime.service import Service

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cfproxy.auth.interfaces import AttemptGone
@@ -126,7 +126,6 @@ def one_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @example(content=b'{"version": 1e999}')
 @example(content=b"1" * 5000)
 @example(content=json.dumps(DOCUMENT | {"account": "\ud800"}).encode())
-@settings(deadline=None)
 def test_no_bytes_break_the_store(one_folder: Path, content: bytes) -> None:
     """Whatever a record's file holds, the answer is a login or one of our two errors."""
     put(one_folder / "default.json", content)
@@ -135,7 +134,6 @@ def test_no_bytes_break_the_store(one_folder: Path, content: bytes) -> None:
 
 
 @given(content=st.binary() | changed(to_document(Entry(build_attempt()))))
-@settings(deadline=None)
 def test_no_bytes_break_an_attempt(one_folder: Path, content: bytes) -> None:
     """Whatever an attempt's file holds, it is taken, gone or one of our two errors."""
     name = f"default.login-{build_attempt().state.fingerprint()}"

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from cfproxy.config import Access, Settings, render_settings
 from cfproxy.secret import Secret
 from tests.support.config_loader import BASE, MARKER, Loader, outcome
+from tests.support.examples import examples
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +115,7 @@ def _texts_with_a_secret(draw: st.DrawFn, marker: str) -> str:
     return "\n".join(around)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400))
 @given(st.data(), st.sampled_from(MARKERS))
 def test_no_secret_ever_shows(load: Loader, data: st.DataObject, marker: str) -> None:
     """Whatever is wrong near a secret, its value is in no message, repr, traceback or rendering."""

@@ -14,6 +14,7 @@ from cfproxy.config import AccessKey, TcpAddress, load_settings, render_settings
 from cfproxy.errors import ConfigError
 from cfproxy.secret import Secret
 from tests.support.config_loader import BASE, ENVIRON, Loader, outcome
+from tests.support.examples import examples
 
 
 @pytest.fixture(scope="session")
@@ -246,7 +247,7 @@ _fragments = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(st.one_of(st.text(), st.lists(_fragments, max_size=25).map("".join), st.binary()))
 def test_any_content_gives_settings_or_a_config_error(load: Loader, content: str | bytes) -> None:
     """No file, however strange, ends in a traceback, and each problem is one printable line."""
@@ -258,7 +259,7 @@ def test_any_content_gives_settings_or_a_config_error(load: Loader, content: str
         assert got.accounts
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(
     st.sampled_from(
         ["CLIENT_ID", "PACING", "PACING__RATE", "ACCESS__KEYS", "LISTEN", "ACCOUNTS__A", "UPSTREAM"]

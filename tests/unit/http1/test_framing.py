@@ -25,6 +25,7 @@ from cfproxy.http1.framing import (
     render_chunk,
     render_last_chunk,
 )
+from tests.support.examples import examples
 
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -283,7 +284,7 @@ def read_by_h11(stream: bytes) -> tuple[bytes, bool, bytes]:
             return body, isinstance(event, h11.EndOfMessage), connection.trailing_data[0]
 
 
-@settings(max_examples=1000)
+@settings(max_examples=examples(1000))
 @given(stream=streams | mutated())
 def test_what_we_take_for_a_body_aiohttp_takes_for_the_same(
     loop: asyncio.AbstractEventLoop, stream: bytes
@@ -304,7 +305,7 @@ def test_what_we_take_for_a_body_aiohttp_takes_for_the_same(
     assert read_by_aiohttp(loop, message[:-1]) == (body, False)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=examples(1000))
 @given(streams | mutated())
 def test_what_we_take_for_a_body_h11_takes_for_the_same(stream: bytes) -> None:
     """Same body, same end."""

@@ -17,6 +17,7 @@ from cfproxy.errors import QueueFull, QueueRefusal, QueueTimeout
 from cfproxy.pacing.queue import FairQueue, _Line
 from cfproxy.pacing.rate import RateLimit
 from tests.support.clock import FakeClock
+from tests.support.examples import examples
 from tests.unit.pacing.test_rate import most_in_window
 
 
@@ -118,7 +119,7 @@ async def play(scene: Scene, move: str, what: Any) -> None:
     await scene.clock.settle()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     rate=st.sampled_from([1.0, 2.5, 5.0, 20.0]),
     queue=st.integers(0, 30),

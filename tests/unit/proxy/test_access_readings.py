@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cfproxy.errors import BadTarget, NotAllowed
 from cfproxy.proxy.access import AccessRules
 from cfproxy.proxy.request_headers import build_request_target
+from tests.support.examples import examples
 
 DENIED = AccessRules(paths=("!/v1/secret", "!/v1/secret/**"))
 ALLOWED = AccessRules(paths=("/v1/jobs", "/v1/jobs/**"))
@@ -84,7 +85,7 @@ _PIECE = st.sampled_from(_SEGMENTS + _TRICKS + _MORE)
 _TARGET = st.lists(_PIECE, max_size=8).map(lambda parts: ("/v1/" + "".join(parts)).encode())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(_TARGET)
 @example(b"/v1/jobs/..;/secret")
 @example(b"/v1/jobs%2f..%2fsecret")
@@ -101,7 +102,7 @@ def test_no_server_reads_a_denied_path_out_of_one_that_passed(target: bytes) -> 
             assert not path.startswith("/v1/secret/"), path
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(_TARGET)
 @example(b"/v1/jobs/../secret")
 def test_no_server_reads_another_path_out_of_one_that_is_allowed(target: bytes) -> None:

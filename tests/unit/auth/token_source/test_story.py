@@ -15,6 +15,7 @@ from cfproxy.auth.models import Token, login_problem
 from cfproxy.auth.token_source import TokenSource
 from cfproxy.errors import CfproxyError, Misconfigured, StoreUnavailable, StoreUnusable
 from cfproxy.secret import Secret
+from tests.support.examples import examples
 from tests.support.fakes import LOST, World, down
 
 WHO = st.integers(0, 1)
@@ -244,4 +245,4 @@ class Story(RuleBasedStateMachine):
 
 
 TestStory = Story.TestCase
-TestStory.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestStory.settings = settings(max_examples=examples(80), stateful_step_count=40)
