@@ -1,20 +1,16 @@
-"""Who may call, and what for.
+"""The `access` settings: which hosts, web origins, keys, users, methods and paths a listener accepts.
 
-Owns: the checks of the `access` settings and of web pages on other sites.
-Must not know: sockets, tokens, the upstream.
-Invariant: decides on the request's own bytes and on nothing that a client says of itself or of others
-(forwarding headers are not read).
+The checks look at the bytes of the request and at the connection. They never trust forwarding headers.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -25,12 +21,12 @@ from cfproxy.proxy.request_headers import has_dot_segment
 from cfproxy.secret import Secret
 
 METHOD_OVERRIDES = frozenset({b"x-http-method-override", b"x-method-override", b"x-http-method"})
-# What servers are known to read in more than one way: an encoded slash or backslash, path parameters,
-# a second layer of encoding, control characters, a lone %.
-_TWO_READINGS = re.compile(
+# Servers are known to disagree about these: an encoded slash or backslash, path parameters, double
+# encoding, control characters, a lone %.
+_AMBIGUOUS_PATH = re.compile(
     rb"%(?:2f|5c|3b|[01][0-9a-f]|7f|25[0-9a-f]{2}|(?![0-9a-f]{2}))|\\|//|;", re.IGNORECASE
 )
-# Only IPv6 has brackets, and one dot at most ends a name. Other digits than ASCII's are none.
+# Only IPv6 addresses have brackets, a name ends with one dot at most, and only ASCII digits make a port.
 _HOST = re.compile(
     r"(?:\[([0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)\]|([^:\[\]\s/@]*[^:\[\]\s/@.])\.?)(?::([0-9]{1,5}))?"
 )
@@ -39,18 +35,18 @@ _PEPPER = secrets.token_bytes(32)
 
 @dataclass(frozen=True)
 class AccessRules:
-    """What one listener lets through.
+    """The access rules of one listener.
 
     Args:
-        hosts: further values of `Host`, with or without port.
+        hosts: further accepted values of `Host`, with or without a port.
         origins: web origins (`scheme://host[:port]`) whose pages may call.
-        keys: any one of them opens; none at all means that no key is asked for.
-        bound: those of them that lead to another account than the listener's, and its name.
-        uids: users who may call a Unix socket; empty: whoever can open it.
+        keys: access keys, any of which is accepted; without keys none is required.
+        bound: the keys that select another account than the listener's, with that account's name.
+        uids: users who may call through a Unix socket; empty for everyone who can open it.
         methods: allowed methods; empty for all.
-        paths: patterns of whole decoded paths, `*` within a segment, `**` across; a leading `!` denies,
-            in upper and lower case and with or without a final slash, since an API may not care.
-            Without an allowing pattern everything that is not denied is allowed.
+        paths: patterns of whole decoded paths: `*` matches within a segment, `**` across segments. A leading
+            `!` denies, in any letter case and with or without a final slash, since APIs may ignore both.
+            Without an allowing pattern, every path that is not denied is allowed.
     """
 
     hosts: tuple[str, ...] = ()
@@ -60,22 +56,22 @@ class AccessRules:
     uids: frozenset[int] = frozenset()
     methods: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
+    key_digests: tuple[bytes, ...] = field(init=False, repr=False)  # of `keys`, for `carries_key`
     _allow: tuple[re.Pattern[str], ...] = field(init=False, repr=False)
     _deny: tuple[re.Pattern[str], ...] = field(init=False, repr=False)
-    _digests: tuple[bytes, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        allow = tuple(_compiled(p) for p in self.paths if not p.startswith("!"))
-        deny = tuple(_compiled(p[1:], denies=True) for p in self.paths if p.startswith("!"))
+        allow = tuple(_compile(p) for p in self.paths if not p.startswith("!"))
+        deny = tuple(_compile(p[1:], denies=True) for p in self.paths if p.startswith("!"))
         object.__setattr__(self, "_allow", allow)
         object.__setattr__(self, "_deny", deny)
-        object.__setattr__(self, "_digests", tuple(map(_digest, self.keys)))
+        object.__setattr__(self, "key_digests", tuple(map(_digest, self.keys)))
 
     def check_user(self, uid: int | None) -> None:
-        """Refuse users whom the settings don't list.
+        """Refuse users that `uids` does not list.
 
         Args:
-            uid: who opened the connection, as the kernel says; None where it does not say.
+            uid: the user who opened the connection, from the kernel; None if unknown.
 
         Raises:
             NotAllowed
@@ -84,16 +80,16 @@ class AccessRules:
             raise NotAllowed("access.users does not list the user who runs the calling program")
 
     def check_host(self, host: str | None, port: int | None, local_address: str | None) -> None:
-        """Refuse a `Host` that does not name this listener: DNS rebinding ends here.
+        """Refuse a `Host` that does not name this listener, which defeats DNS rebinding.
 
         Args:
-            host: the header's value; None when there was none (HTTP/1.0), which no browser sends.
-            port: the listener's port; None for a Unix socket, which no web page reaches.
-            local_address: the IP address that the connection came in at.
+            host: the header's value; None if absent (HTTP/1.0), which no browser sends.
+            port: the listener's port; None for a Unix socket, which no web page can reach.
+            local_address: the local IP address of the connection.
 
         Raises:
             HostNotAllowed
-            BadTarget: it is there, and empty (RFC 9112 §3.2).
+            BadTarget: the header is present but empty (RFC 9112 §3.2).
         """
         if port is None or host is None:
             return
@@ -116,8 +112,8 @@ class AccessRules:
         """Refuse web pages of other sites (`Origin`, and Fetch Metadata's `Sec-Fetch-Site`).
 
         Args:
-            headers: the request's.
-            own: `scheme://authority` as the client named us.
+            headers: of the request.
+            own: this listener's `scheme://authority`, as the client addressed it.
 
         Raises:
             CrossSite
@@ -134,53 +130,53 @@ class AccessRules:
                     raise CrossSite("a web page of another site sent this; add its origin to access.origins")
 
     def check_key(self, headers: RawHeaders) -> Secret | None:
-        """Return the access key that came along, None where no key is asked for.
+        """Return the request's access key; None if no key is required.
 
-        Accepted as `X-Cfproxy-Key`, as the password of Basic, or as a Bearer token, so that the
-        "API token" field of a legacy tool will do.
+        A key is accepted as `X-Cfproxy-Key`, as the password of Basic, or as a Bearer token, so that a
+        tool's "API token" field will do.
 
         Raises:
-            KeyRequired: none, a wrong one, or two different ones.
+            KeyRequired: no key, a wrong one, or two different ones.
         """
         if not self.keys:
             return None
         found: set[Secret] = set()
         for candidate in _keys_in(headers):
             digest = _digest(candidate)
-            # All of them, and digests of one length: time tells neither which one it was nor how long it is.
-            matches = [hmac.compare_digest(digest, known) for known in self._digests]
+            # Compare all keys, by digests of equal length: timing reveals neither the key nor its length.
+            matches = [hmac.compare_digest(digest, known) for known in self.key_digests]
             found.update(key for key, same in zip(self.keys, matches, strict=True) if same)
         if not found:
             raise KeyRequired(
-                "an access key is needed: send it as X-Cfproxy-Key, Basic password or Bearer token"
+                "an access key is required: send it as X-Cfproxy-Key, Basic password or Bearer token"
             )
         if len(found) > 1:
-            raise KeyRequired("two different access keys came along; send one")
+            raise KeyRequired("the request carries two different access keys; send one")
         return found.pop()
 
     def check_target(self, method: str, target: bytes, headers: RawHeaders = ()) -> None:
-        """Refuse methods and paths that the rules don't allow, judging the bytes that will be sent.
+        """Refuse methods and paths that the rules don't allow.
 
         Args:
             method: as it will be sent.
-            target: likewise.
-            headers: likewise; some servers take the method from one of them.
+            target: as it will be sent.
+            headers: of the request; some servers let one of them override the method.
 
         Raises:
-            NotAllowed: the rules say no.
-            BadTarget: the path could be read in two ways, and there are rules to get round.
+            NotAllowed
+            BadTarget: there are path rules, and servers could read the path in two ways.
         """
         if self.methods and method not in self.methods:
             raise NotAllowed("access.methods does not allow this method")
         if self.methods and any(normalise(name) in METHOD_OVERRIDES for name, _ in headers):
-            raise NotAllowed("while access.methods has rules, no header may name another method")
+            raise NotAllowed("while access.methods has rules, no header may override the method")
         if not self.paths:
             return
         path = target.partition(b"?")[0]
-        if has_dot_segment(path) or _TWO_READINGS.search(path):
+        if has_dot_segment(path) or _AMBIGUOUS_PATH.search(path):
             raise BadTarget(
                 "while access.paths has rules, a path must have no dot segment, '//', ';', %2F, "
-                "control character, second encoding or lone %"
+                "control character, double encoding or lone %"
             )
         try:
             text = unquote_to_bytes(path).decode("utf-8")
@@ -201,6 +197,22 @@ def split_host(host: str) -> tuple[str, int | None]:
     return name, int(match[3]) if match[3] else None
 
 
+def carries_key(value: bytes, digests: Collection[bytes]) -> bool:
+    """Return whether a header's value is an access key, alone or behind a scheme word (`Bearer KEY`).
+
+    Args:
+        value: of any header.
+        digests: of the keys (see `AccessRules.key_digests`).
+    """
+    if not digests:
+        return False
+    candidates = [value, *value.split(None, 1)[1:]]
+    # Digests are keyed with a random pepper, so that a lookup's timing reveals nothing about the keys.
+    return any(_digest(_text(one)) in digests for one in candidates) or (
+        (password := _basic_password(value)) is not None and _digest(password) in digests
+    )
+
+
 def _digest(key: Secret) -> bytes:
     value = key.reveal().encode("utf-8", "surrogatepass")
     return hashlib.blake2b(value, key=_PEPPER, digest_size=32).digest()
@@ -210,23 +222,35 @@ def _keys_in(headers: RawHeaders) -> Iterable[Secret]:
     for name, value in headers:
         low = name.lower()
         if low == b"x-cfproxy-key":
-            yield Secret(value.decode("utf-8", "surrogateescape").strip())
+            yield _text(value)
         elif low == b"authorization":
-            scheme, _, rest = value.decode("utf-8", "surrogateescape").strip().partition(" ")
-            if scheme.lower() == "bearer":
-                yield Secret(rest.strip())
-            elif scheme.lower() == "basic":
-                try:
-                    pair = base64.b64decode(rest.strip(), validate=True).decode("utf-8")
-                except (binascii.Error, ValueError):
-                    continue
-                yield Secret(pair.partition(":")[2])
+            scheme, _, rest = value.strip().partition(b" ")
+            if scheme.lower() == b"bearer":
+                yield _text(rest)
+            elif (password := _basic_password(value)) is not None:
+                yield password
 
 
-def _compiled(pattern: str, *, denies: bool = False) -> re.Pattern[str]:
+def _text(value: bytes) -> Secret:
+    return Secret(value.decode("utf-8", "surrogateescape").strip())
+
+
+def _basic_password(value: bytes) -> Secret | None:
+    """Return the password of Basic credentials (RFC 7617); None for any other value."""
+    scheme, _, rest = value.strip().partition(b" ")
+    if scheme.lower() != b"basic":
+        return None
+    try:
+        pair = base64.b64decode(rest.strip(), validate=True).decode("utf-8")
+    except ValueError:
+        return None
+    return Secret(pair.partition(":")[2])
+
+
+def _compile(pattern: str, *, denies: bool = False) -> re.Pattern[str]:
     parts = re.split(r"(\*\*|\*)", pattern)
-    kinds = {"**": ".*", "*": "[^/]*"}
-    text = "".join(kinds.get(part) or re.escape(unquote(part)) for part in parts)
+    wildcards = {"**": ".*", "*": "[^/]*"}
+    text = "".join(wildcards.get(part) or re.escape(unquote(part)) for part in parts)
     if denies:
         return re.compile(text + "/?", re.DOTALL | re.IGNORECASE)
     return re.compile(text, re.DOTALL)

@@ -143,6 +143,11 @@ class AccountServer:
             raise NotAllowed("the account that this access key leads to is not served here")
         return self._others[account]
 
+    def key_digests(self) -> frozenset[bytes]:
+        """Return the digests of all accounts' access keys."""
+        servers = (self, *self._others.values())
+        return frozenset(digest for server in servers for digest in server.settings.rules.key_digests)
+
     def begun(self, exchange: Exchanging) -> None:
         """Take note of a request that is worked at."""
         self._exchanges.add(exchange)

@@ -8,6 +8,7 @@ is good on that connection, and only with the settings that it was judged by.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,7 +18,7 @@ from structlog.typing import FilteringBoundLogger
 from cfproxy.errors import UpstreamError
 from cfproxy.http1.headers import IDEMPOTENCY_KEYS, RawHeaders, normalise
 from cfproxy.http1.parser import RequestFields
-from cfproxy.proxy.access import AccessRules
+from cfproxy.proxy.access import AccessRules, carries_key
 from cfproxy.proxy.cors import listed_origin
 from cfproxy.proxy.request_headers import Origin, build_request_headers, check_fields, waits_to_go_on
 from cfproxy.proxy.request_id import HEADER, RequestIds, read_request_ids
@@ -82,6 +83,9 @@ class Server(Protocol):
             NotAllowed: nobody here.
         """
 
+    def key_digests(self) -> frozenset[bytes]:
+        """Return the digests of all accounts' access keys."""
+
     def begun(self, exchange: Exchanging) -> None:
         """Take note of a request that is worked at."""
 
@@ -111,6 +115,7 @@ class Admission:
         caller: `scheme://authority` under which the client knows us; empty when it named none.
         expects: whether the client waits for 100 Continue.
         idempotency_key: whether it brought one.
+        carries_key: whether a header's value is an access key, which is never forwarded.
     """
 
     judged_by: ProxySettings
@@ -122,6 +127,7 @@ class Admission:
     caller: bytes
     expects: bool
     idempotency_key: bool
+    carries_key: Callable[[bytes], bool] = field(repr=False)
 
 
 @dataclass(slots=True)
@@ -170,6 +176,7 @@ def admit(server: Server, fields: RequestFields, marks: RequestIds, connection: 
     check_fields(fields.version, headers, settings.origin.via)
     if marks.made and settings.sends_id:  # what came instead, if anything, is no id
         headers = tuple(each for each in headers if normalise(each[0]) != FOLDED_REQUEST_ID)
+    is_access_key = functools.partial(carries_key, digests=server.key_digests())
     expects = fields.framing.has_body and waits_to_go_on(fields.version, headers)
     # Who shares one turn in the queue: a program of a caller, not one of its many connections. The
     # program's name is the caller's invention, so that there must be a bound to how many it can be.
@@ -180,12 +187,18 @@ def admit(server: Server, fields: RequestFields, marks: RequestIds, connection: 
         settings,
         listed_origin(headers, rules.origins) if rules.origins else None,
         lines=build_request_headers(
-            headers, settings.origin, fields.framing, version=fields.version, expects=expects
+            headers,
+            settings.origin,
+            fields.framing,
+            version=fields.version,
+            expects=expects,
+            carries_key=is_access_key,
         ),
         flow=(settings.account, key or connection.remote_address, program),
         caller=f"http://{host}".encode("utf-8", "surrogateescape") if host else b"",
         expects=expects,
         idempotency_key=not IDEMPOTENCY_KEYS.isdisjoint(named),
+        carries_key=is_access_key,
     )
 
 

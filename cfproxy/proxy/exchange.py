@@ -257,7 +257,9 @@ class Exchange:
                 memory_bytes=settings.body_memory_bytes,
                 max_bytes=_worth_keeping(settings, fields.framing.length),
                 before_read=self._response.go_on,
-                filter_trailers=functools.partial(forwardable_trailers, headers=fields.raw),
+                filter_trailers=functools.partial(
+                    forwardable_trailers, headers=fields.raw, carries_key=admission.carries_key
+                ),
             )
         call = Call(
             method,

@@ -12,6 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cfproxy.errors import BadTarget, LoopDetected, NotAllowed, UpgradeNotSupported
@@ -132,6 +133,10 @@ def has_dot_segment(target: bytes) -> bool:
     return _DOT_SEGMENT.search(target.partition(b"?")[0]) is not None
 
 
+def _no_key(_value: bytes) -> bool:
+    return False
+
+
 def build_request_headers(
     headers: RawHeaders,
     origin: Origin,
@@ -139,19 +144,20 @@ def build_request_headers(
     *,
     version: tuple[int, int] = (1, 1),
     expects: bool = False,
+    carries_key: Callable[[bytes], bool] = _no_key,
 ) -> bytes:
-    """Return the header lines of a request head, but for `Authorization` and the empty line.
+    """Return the header lines of a forwarded request, except `Authorization` and the final empty line.
 
-    `TE` is one connection's (RFC 9110 §10.1.4): a client's ends here, and we send none of our own, since no
-    server waits for it to send trailers. `Trailer` is not (§6.6.2): it goes with the trailers that it
-    announces, in a chunked body, and is dropped elsewhere.
+    `TE` is hop-by-hop (RFC 9110 §10.1.4): the client's is dropped and none is added, since servers send
+    trailers without it. `Trailer` is end-to-end (§6.6.2): it is forwarded with a chunked body.
 
     Args:
-        headers: the client's, raw, in order.
-        origin: where it goes.
-        framing: from `read_framing`.
+        headers: of the client, raw, in order.
+        origin: the upstream.
+        framing: of the client's body.
         version: of HTTP, as the client speaks it.
-        expects: whether the client waits for 100 Continue; then the upstream decides.
+        expects: whether the client waits for 100 Continue, which is then up to the upstream.
+        carries_key: whether a header's value is an access key; such a header is dropped, whatever its name.
     """
     drop = _NOT_SENT_UP
     listed = listed_in_connection(headers)
@@ -164,6 +170,8 @@ def build_request_headers(
         if low == b"content-length":
             if framing.length is not None:
                 lines.append(b"%b: %d\r\n" % (name, framing.length))
+        elif carries_key(value):
+            continue
         elif low in drop or low.startswith(OWNED_PREFIX):
             if low == b"via":
                 vias.append(value)
@@ -206,13 +214,16 @@ def is_own_cookie(pair: bytes) -> bool:
 
 
 def forwardable_trailers(
-    trailers: list[tuple[bytes, bytes]], headers: RawHeaders
+    trailers: list[tuple[bytes, bytes]],
+    headers: RawHeaders,
+    carries_key: Callable[[bytes], bool] = _no_key,
 ) -> list[tuple[bytes, bytes]]:
-    """Return the trailers that go on: none that frames, routes or authorizes (RFC 9110 §6.5.1).
+    """Return the trailers to forward: none that frames, routes or authorizes (RFC 9110 §6.5.1).
 
     Args:
-        trailers: as they came.
+        trailers: as received.
         headers: of the same message; its `Connection` names trailers, too (§7.6.1).
+        carries_key: see `build_request_headers`.
     """
     if not trailers:
         return trailers
@@ -220,5 +231,7 @@ def forwardable_trailers(
     return [
         (name, value)
         for name, value in trailers
-        if (low := normalise(name)) not in drop and not low.startswith(OWNED_PREFIX)
+        if (low := normalise(name)) not in drop
+        and not low.startswith(OWNED_PREFIX)
+        and not carries_key(value)
     ]

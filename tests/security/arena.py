@@ -123,10 +123,11 @@ class Caller:
 class Arena:
     """A listener under attack."""
 
-    def __init__(self, world: Proxied, recorder: Recorder, base_path: bytes) -> None:
+    def __init__(self, world: Proxied, recorder: Recorder, base_path: bytes, *, key_in_content: bool) -> None:
         self._world = world
         self._recorder = recorder
         self._base_path = base_path
+        self._key_in_content = key_in_content
 
     @property
     def port(self) -> int:
@@ -206,7 +207,12 @@ class Arena:
         for number, stream in enumerate(self._recorder.streams):
             old = lengths[number] if number < streams else 0
             at = 0
-            for one in check_upstream(bytes(stream.data), host=host, base_path=self._base_path):
+            for one in check_upstream(
+                bytes(stream.data),
+                host=host,
+                base_path=self._base_path,
+                key_in_content=self._key_in_content,
+            ):
                 at += len(one.raw)
                 if at > old:
                     found.append(one)
@@ -214,8 +220,10 @@ class Arena:
 
 
 @contextlib.asynccontextmanager
-async def arena(rules: AccessRules | None = None, base_path: bytes = b"") -> AsyncIterator[Arena]:
-    """Run a recording origin and a listener in front of it."""
+async def arena(
+    rules: AccessRules | None = None, base_path: bytes = b"", *, key_in_content: bool = False
+) -> AsyncIterator[Arena]:
+    """Run a recording origin and a listener in front of it (`key_in_content`: see `check_upstream`)."""
     recorder = Recorder()
     async with proxied(recorder, rules=rules, base_path=base_path) as world:
-        yield Arena(world, recorder, base_path)
+        yield Arena(world, recorder, base_path, key_in_content=key_in_content)

@@ -6,6 +6,7 @@ Must not know: which request it was.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 
@@ -33,8 +34,17 @@ FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 ONCE = (b"host", b"authorization", b"via")
 
 
-def check_upstream(data: bytes, *, host: bytes, base_path: bytes = b"") -> list[Heard]:
-    """Return the whole requests on one of the origin's connections, each of which is beyond doubt.
+def check_upstream(
+    data: bytes, *, host: bytes, base_path: bytes = b"", key_in_content: bool = False
+) -> list[Heard]:
+    """Return the complete requests on one of the origin's connections, each of which is unambiguous.
+
+    Args:
+        data: everything received on the connection.
+        host: the expected `Host`.
+        base_path: the expected prefix of every target.
+        key_in_content: whether the client may have put the access key into a target, a body or the middle of
+            a header value, which are forwarded as they are. No header or trailer value may be the key.
 
     Raises:
         Violation
@@ -49,7 +59,7 @@ def check_upstream(data: bytes, *, host: bytes, base_path: bytes = b"") -> list[
         )
         [alone], _ = read_requests(bare)
         _check_request(alone, host, base_path, chunked=b"\r\ntransfer-encoding:" in head.lower())
-    if KEY in data:
+    if KEY in data and not key_in_content:
         raise Violation("an access key went up")
     if _h11_reads(b"".join(_plain(r.start) + r.raw[len(r.start) :] for r in requests)) != [
         (r.method, _plain(r.target), r.headers, r.body) for r in requests
@@ -78,6 +88,9 @@ def _check_request(one: Heard, host: bytes, base_path: bytes, *, chunked: bool) 
     for name, _ in one.trailers:
         if name in {*ONCE, *FRAMING, b"expect"}:
             raise Violation(f"trailer {name!r}")
+    for name, value in (*one.headers, *one.trailers):
+        if _is_key(value):
+            raise Violation(f"the access key went up in {name!r}")
     names += [name for name, _ in one.trailers]
     for name in names:
         normalise = name.replace(b"_", b"-")
@@ -87,6 +100,19 @@ def _check_request(one: Heard, host: bytes, base_path: bytes, *, chunked: bool) 
             raise Violation(f"header {name!r}")
         if normalise != name and normalise in {*ONCE, *FRAMING}:
             raise Violation(f"twin {name!r}")
+
+
+def _is_key(value: bytes) -> bool:
+    """Return whether a value is the access key, alone or as credentials of any scheme."""
+    scheme, *credentials = value.split(None, 1) or [b""]
+    if KEY in (value, *credentials):
+        return True
+    if scheme.lower() != b"basic" or not credentials:
+        return False
+    try:
+        return base64.b64decode(credentials[0]).partition(b":")[2] == KEY
+    except ValueError:
+        return False
 
 
 def _plain(text: bytes) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 
 from tests.security.case import KEY
@@ -16,6 +18,18 @@ GOOD = (
 CHUNKED = GOOD.replace(b"Content-Length: 3", b"Transfer-Encoding: chunked").replace(
     b"\r\n\r\nabc", b"\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
 )
+
+
+@pytest.mark.parametrize(
+    "value", [KEY, b"bearer " + KEY, b"Token\t" + KEY, b"Basic " + base64.b64encode(b"a:" + KEY)]
+)
+def test_no_header_may_be_the_key_even_where_content_may_hold_it(value: bytes) -> None:
+    """The weaker check for mutated requests still finds every form in which a header carries the key."""
+    with_key = GOOD.replace(b"abc", KEY).replace(b"Length: 3", b"Length: %d" % len(KEY))
+    check_upstream(with_key, host=HOST, base_path=b"/base", key_in_content=True)
+    data = GOOD.replace(b"Via", b"X-A: " + value + b"\r\nVia", 1)
+    with pytest.raises(Violation, match="access key"):
+        check_upstream(data, host=HOST, base_path=b"/base", key_in_content=True)
 
 
 def test_what_is_beyond_doubt_passes() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import dataclasses
 import gc
 import gzip
 import json
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from cfproxy.http1.headers import normalise
 from cfproxy.proxy.access import AccessRules
+from cfproxy.proxy.account_server import AccountServer
 from cfproxy.proxy.admission import PROGRAMS_MAX
 from cfproxy.proxy.exchange import Exchange
 from cfproxy.secret import Secret
@@ -421,6 +424,36 @@ async def test_access_rules_are_asked_on_the_way() -> None:
         for request in world.origin.requests:
             assert request.names == [b"Host", b"Via", b"Authorization"]
             assert request.all(b"Authorization") == [b"Bearer token-1"]
+
+
+async def test_an_access_key_is_never_forwarded_whatever_its_header_is_called() -> None:
+    """A misspelt name must not hand the key to the API, be it alone or behind a scheme word."""
+    key, other = b"a-key-of-this-listener", b"a-key-of-another-account"
+    rules = AccessRules(keys=(Secret(key.decode()),))
+    async with proxied(answering(OK), rules=rules) as world:
+        settings = dataclasses.replace(
+            world.listener.settings, rules=AccessRules(keys=(Secret(other.decode()),))
+        )
+        world.listener._others = {
+            "other": AccountServer(settings, world.listener.forwarder, world.listener.log)
+        }
+        answer = await world.ask(
+            b"GET /a HTTP/1.1",
+            b"X-Cfproxy-Key: " + key,
+            b"uthorization: bearer " + key,
+            b"X-Api-Key: " + key,
+            b"X_Auth: Token\t" + key,
+            b"X-Basic: BASIC " + base64.b64encode(b"anyone:" + key),
+            b"Via: " + key,
+            b"Cookie: " + key,
+            b"X-Other: Bearer " + other,
+            b"X-Longer: " + key + b"s",
+            b"X-No-Base64: Basic ###",
+        )
+        assert answer.status == 200
+        [request] = world.origin.requests
+        assert request.names == [b"Host", b"X-Longer", b"X-No-Base64", b"Via", b"Authorization"]
+        assert request.all(b"Via") == [b"1.1 cfproxy-test"]
 
 
 async def test_a_base_path_stands_before_every_target_and_is_not_left() -> None:

@@ -210,6 +210,32 @@ CASES: tuple[Case, ...] = (
         b"GET /a HTTP/1.1\r\n\r\n",
         rules=KEYED,
     ),
+    *(
+        passes(
+            f"key: {name}, beside a right one",
+            request(b"GET /a HTTP/1.1", UNKEYED, b"X-Cfproxy-Key: " + KEY, line),
+            b"GET /a HTTP/1.1\r\n\r\n",
+            rules=KEYED,
+        )
+        for name, line in {
+            "under a misspelt name": b"uthorization: bearer " + KEY,
+            "under another name": b"X-Api-Key: " + KEY,
+            "behind another scheme": b"X-Auth: Token \t" + KEY,
+            "as a whole cookie": b"Cookie: " + KEY,
+        }.items()
+    ),
+    passes(
+        "key: in a trailer",
+        request(
+            b"POST /a HTTP/1.1",
+            UNKEYED,
+            b"X-Cfproxy-Key: " + KEY,
+            b"Transfer-Encoding: chunked",
+            body=b"3\r\nabc\r\n0\r\nX-Key: bearer " + KEY + b"\r\nX-T: 1\r\n\r\n",
+        ),
+        b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nabcx-t: 1\r\n",
+        rules=KEYED,
+    ),
     passes(
         "key: in front of a body, and behind it",
         request(

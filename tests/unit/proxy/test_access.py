@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cfproxy.errors import BadTarget, CrossSite, HostNotAllowed, KeyRequired, NotAllowed
 from cfproxy.hosts import is_loopback
-from cfproxy.proxy.access import AccessRules, split_host
+from cfproxy.proxy.access import AccessRules, carries_key, split_host
 from cfproxy.secret import Secret
 
 OWN = "http://localhost:8080"
@@ -229,6 +229,33 @@ def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> 
     rules = AccessRules(keys=(Secret("a"), Secret("b" * 99)))
     rules.check_key([(b"X-Cfproxy-Key", b"a"), (b"Authorization", b"Bearer zzz")])
     assert seen == [(32, 32)] * 4
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        KEY.reveal().encode(),
+        b" " + KEY.reveal().encode() + b"\t",
+        b"Bearer " + KEY.reveal().encode(),
+        b"token\t  " + KEY.reveal().encode(),
+        b"ApiKey " + KEY.reveal().encode(),
+        basic(f"anyone:{KEY.reveal()}"),
+    ],
+)
+def test_a_header_value_that_is_an_access_key_is_recognised(value: bytes) -> None:
+    """Alone, behind any scheme word, and as the password of Basic credentials."""
+    digests = frozenset(AccessRules(keys=(Secret("other"), KEY)).key_digests)
+    assert carries_key(value, digests)
+    assert not carries_key(value, frozenset())
+
+
+@given(st.binary(max_size=40))
+@example(KEY.reveal().encode() + b"x")
+@example(b"Bearer Bearer " + KEY.reveal().encode())
+@example(b"Basic /w==")
+def test_no_other_value_is_taken_for_an_access_key(value: bytes) -> None:
+    """Ordinary headers pass, whatever bytes they hold."""
+    assert not carries_key(value, frozenset(AccessRules(keys=(KEY,)).key_digests))
 
 
 # --- users --------------------------------------------------------------------------------
