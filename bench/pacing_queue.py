@@ -176,6 +176,6 @@ async def measure_line(waiting: int, flows: int) -> LineCost:
 
 
 async def _join(fair_queue: FairQueue, numbers: range, flows: int) -> list[asyncio.Task[float]]:
-    callers = [asyncio.create_task(fair_queue.slot(number % flows)) for number in numbers]
+    callers = [asyncio.create_task(fair_queue.acquire(number % flows)) for number in numbers]
     await asyncio.sleep(0)
     return callers

@@ -146,18 +146,18 @@ class MemoryLender:
         self._pace = RateLimit(20, 1.0, SHARED_GUARD)
         self.trips = self.lent = 0
 
-    async def lend(self, rate: float, per_s: float, count: int, *, fresh: bool = False) -> Slots:
+    async def reserve(self, rate: float, per_s: float, count: int, *, rejoining: bool = False) -> Slots:
         self.trips += count > 0
         await self._clock.sleep(STORE_S)
         instants = []
         for _ in range(count):
             at = max(self._clock.monotonic(), self._pace.ready_at)
-            self._pace.take(at)
+            self._pace.try_acquire(at)
             instants.append(at)
         self.lent += count
         return Slots(instants, self._count, 1.0)
 
-    async def back_off(self, rate: float, per_s: float, pause_s: float, *, slower: bool) -> None:
+    async def throttle(self, rate: float, per_s: float, pause_s: float, *, step_down: bool) -> None:
         pass
 
     async def aclose(self) -> None:
@@ -172,20 +172,20 @@ async def paces(count: int, seconds: float = 60.0) -> dict[str, object]:
     shapers = []
     for pace in paces:
         shapers.append(FairQueue(pace, clock, 10_000, 100_000.0))
-        pace.on_change = shapers[-1].wake
-        pace._replicas = count + 1
+        pace._on_change = shapers[-1]._reschedule
+        pace.replicas = count + 1
     left: list[float] = []
     waited: list[float] = []
 
     async def work(fair_queue: FairQueue) -> None:
         while True:
-            await fair_queue.slot("job")
+            await fair_queue.acquire("job")
             left.append(clock.monotonic())
 
     async def lone() -> None:
         while True:
             await clock.sleep(7)
-            waited.append(await shapers[-1].slot("lone"))
+            waited.append(await shapers[-1].acquire("lone"))
             left.append(clock.monotonic())
 
     tasks = [asyncio.create_task(work(fair_queue)) for fair_queue in shapers[:-1] for _ in range(6)]

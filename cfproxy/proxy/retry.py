@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from cfproxy.auth.models import Token
 from cfproxy.auth.token_source import TokenSource
 from cfproxy.errors import QueueRefusal
-from cfproxy.pacing.queue import Pacer
+from cfproxy.pacing.queue import FairQueue
 from cfproxy.proxy.response_headers import retry_after_s
 from cfproxy.upstream.interfaces import Answer, BegunAnswer, Call, Upstream
 
@@ -87,7 +87,7 @@ class Forwarder:
 
     Args:
         source: gives tokens.
-        pacer: gives slots.
+        fair_queue: grants slots.
         upstream: sends.
         retry_unauthorized: whether a 401 is answered by a refresh and a second try.
         retry_too_many: whether a request that met the upstream's limit (429, or 503 with Retry-After)
@@ -98,7 +98,7 @@ class Forwarder:
     def __init__(
         self,
         source: TokenSource,
-        pacer: Pacer,
+        fair_queue: FairQueue,
         upstream: Upstream,
         *,
         retry_unauthorized: bool,
@@ -106,7 +106,7 @@ class Forwarder:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._source = source
-        self._pacer = pacer
+        self._fair_queue = fair_queue
         self._upstream = upstream
         self._retry_unauthorized = retry_unauthorized
         self._retry_too_many = retry_too_many
@@ -125,7 +125,7 @@ class Forwarder:
         token = self._source.current() if call.body is None else None
         if token is None:
             return None
-        answer = self._upstream.begin(call, token, self._pacer.take, on_arrival)
+        answer = self._upstream.begin(call, token, self._fair_queue.try_acquire, on_arrival)
         return None if answer is None else Begun(token, answer, time.perf_counter(), self)
 
     @staticmethod
@@ -148,7 +148,7 @@ class Forwarder:
             begun: the first try, where `begin` has sent it.
 
         Raises:
-            whatever `TokenSource.get`, `Pacer.slot` and `Upstream.send` raise
+            whatever `TokenSource.get`, `FairQueue.acquire` and `Upstream.send` raise
         """
         times, began_at = Times() if times is None else times, time.perf_counter()
         try:
@@ -212,7 +212,7 @@ class Forwarder:
         if status == 503 and asked_s is None:
             return None  # out of order, not out of patience
         pause_s = RETRY_AFTER_DEFAULT_S if asked_s is None else min(asked_s, RETRY_AFTER_MAX_S)
-        self._pacer.back_off(pause_s, slower=status == 429)
+        self._fair_queue.throttle(pause_s, step_down=status == 429)
         # A 429 was not processed; whether a 503 was, nobody knows (RFC 9110 §9.2.2, RFC 6585 §4).
         harmless = status == 429 or call.idempotent
         at_hand = call.body is None or call.body.replayable
@@ -241,7 +241,7 @@ class Forwarder:
         token = await self._get(times)
         while True:
             waited_s = max(times.queued_s, MOMENT_S) if returns else 0.0
-            queued_s = await self._pacer.slot(flow, waited_s)
+            queued_s = await self._fair_queue.acquire(flow, waited_s)
             if not queued_s:
                 return token  # at this same instant
             times.queued_s += queued_s

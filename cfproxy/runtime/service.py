@@ -212,7 +212,9 @@ class Service:
             self._metrics.accounts[parts.settings.name] = parts.token_source.state
             if door is not None:
                 door.admit(parts.listener_settings.rules.uids)
-            self._metrics.pacing[parts.settings.upstream_origin] = self._queues.retune(parts.settings).state
+            self._metrics.pacing[parts.settings.upstream_origin] = self._queues.reconfigure(
+                parts.settings
+            ).state
             if account is not None:
                 self._end(account.switch(parts))
             if account is None or account.door is not door:

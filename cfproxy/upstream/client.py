@@ -71,13 +71,13 @@ class HttpUpstream:
         await self.pool.aclose()
 
     def begin(
-        self, call: Call, token: Token, take: Callable[[], bool], on_arrival: Callable[[], None]
+        self, call: Call, token: Token, acquire_slot: Callable[[], bool], on_arrival: Callable[[], None]
     ) -> HttpAnswer | None:
         """Send a request without a body, if a connection is at hand (see `ports.Upstream.begin`)."""
         if not self.pool.ready:
             return None
         head = _whole_head(call, token)  # where that can't be built, nothing is taken for it
-        if not take():
+        if not acquire_slot():
             return None
         connection = self.pool.take_ready()
         answer = HttpAnswer(connection, self.pool, self._idle_s)

@@ -109,14 +109,14 @@ class Upstream(Protocol):
     """The API."""
 
     def begin(
-        self, call: Call, token: Token, take: Callable[[], bool], on_arrival: Callable[[], None]
+        self, call: Call, token: Token, acquire_slot: Callable[[], bool], on_arrival: Callable[[], None]
     ) -> BegunAnswer | None:
         """Send a request without a body, if that can be done without waiting.
 
         Args:
             call: what to send.
             token: see `send`.
-            take: asked last; nothing is sent when it says no.
+            acquire_slot: called last; nothing is sent if it returns False.
             on_arrival: called once the answer's head is there, or will not come.
 
         Returns:

@@ -14,7 +14,7 @@ import redis.asyncio
 from cfproxy.auth.models import Token
 from cfproxy.config.redis_url import parse_redis_url
 from cfproxy.errors import StoreUnavailable, StoreUnusable
-from cfproxy.pacing.redis import RedisRate, _Offset
+from cfproxy.pacing.redis import RedisRate, _ClockOffset
 from cfproxy.secret import Secret
 from tests.support.paths import ROOT
 from tests.support.redis_fixtures import Stores
@@ -197,8 +197,8 @@ async def test_the_documented_rights_are_enough(tmp_path: Path, open_redis: Stor
             await open_redis(f"{url}?replicas=1").save(build_login(serial=2))
         await store.delete("default")
         backend = RedisRate(parse_redis_url(url), "https://api.example:443")
-        assert len((await backend.lend(20, 1.0, 2)).instants) == 2
-        await backend.back_off(20, 1.0, 1.0, slower=True)
+        assert len((await backend.reserve(20, 1.0, 2)).instants) == 2
+        await backend.throttle(20, 1.0, 1.0, step_down=True)
         await backend.aclose()
         denied = [entry["object"] for entry in await raw.acl_log()]
         assert denied == []
@@ -228,10 +228,10 @@ async def test_a_node_of_a_cluster_is_told_apart(tmp_path: Path, open_redis: Sto
 async def test_a_pace_that_was_lost_is_not_begun_anew_at_once(server: RedisServer) -> None:
     """Who has borrowed before waits for a window when the server knows nothing any more."""
     backend = RedisRate(parse_redis_url(server.url), "https://api.example:443")
-    await backend.lend(20, 1.0, 20)
+    await backend.reserve(20, 1.0, 20)
     await server.empty()
     now = time.monotonic()
-    assert (await backend.lend(20, 1.0, 1)).instants[0] - now >= 1.0
+    assert (await backend.reserve(20, 1.0, 1)).instants[0] - now >= 1.0
     await backend.aclose()
 
 
@@ -240,9 +240,9 @@ async def test_a_server_clock_that_goes_back_stops_nobody(server: RedisServer) -
     backend = RedisRate(parse_redis_url(server.url), "https://api.example:443")
     at_us = 1_700_000_000_000_000
     common: list[str | int] = ["20.0", 1_000_000, "me", 90_000_000]
-    _, _, _, *first = await backend._lend(backend._keys, [*common, at_us, 20, 0])
+    _, _, _, *first = await backend._reserve(backend._keys, [*common, at_us, 20, 0])
     hour_us = 3_600_000_000
-    _, _, _, *later = await backend._lend(backend._keys, [*common, at_us - hour_us, 20, 2])
+    _, _, _, *later = await backend._reserve(backend._keys, [*common, at_us - hour_us, 20, 2])
     together = sorted([at - at_us for at in first] + [at - at_us + hour_us for at in later])
     assert together[-1] < 3_000_000
     assert all(together[i + 20] - together[i] > 1_000_000 for i in range(20))
@@ -251,11 +251,11 @@ async def test_a_server_clock_that_goes_back_stops_nobody(server: RedisServer) -
 
 def test_the_clock_of_another_server_is_learned_at_once() -> None:
     """An offset that would place the answer before the question is given up, not waited out."""
-    offset = _Offset()
-    assert offset.note(100.0, asked_at=10.0, now=10.002) == pytest.approx(-89.998)
-    assert offset.note(101.0, asked_at=11.0, now=11.2) == pytest.approx(-89.997, abs=0.001)
-    assert offset.note(97.0, asked_at=12.0, now=12.004) == pytest.approx(-84.996)
-    assert offset.note(198.0, asked_at=13.0, now=13.004) == pytest.approx(-184.996)
+    offset = _ClockOffset()
+    assert offset.update(100.0, asked_at=10.0, now=10.002) == pytest.approx(-89.998)
+    assert offset.update(101.0, asked_at=11.0, now=11.2) == pytest.approx(-89.997, abs=0.001)
+    assert offset.update(97.0, asked_at=12.0, now=12.004) == pytest.approx(-84.996)
+    assert offset.update(198.0, asked_at=13.0, now=13.004) == pytest.approx(-184.996)
 
 
 async def test_one_writer_at_a_time_even_where_each_command_arrives_twice(

@@ -51,11 +51,11 @@ def lent_alone(rate: float, plan: list[Step]) -> list[float]:
         if what == "lend":
             for _ in range(3):
                 at = max(now, pace.ready_at)
-                assert pace.take(at)
+                assert pace.try_acquire(at)
                 instants.append(at)
             now = instants[-1]  # `RateLimit` knows no future
         elif what == "slower":
-            pace.slow_down(now)
+            pace.step_down(now)
             pace.pause(now + 0.2, now)
         else:
             pace.pause(now + 0.7, now)
@@ -68,12 +68,12 @@ async def lent_by_redis(backend: RedisRate, rate: float, plan: list[Step]) -> li
         now_us += wait_ms * 1000
         common: list[str | int] = [repr(rate), 1_000_000, "me", 90_000_000, now_us]
         if what == "lend":
-            _, _, _, *lent = await backend._lend(backend._keys, [*common, 3, 0])
+            _, _, _, *lent = await backend._reserve(backend._keys, [*common, 3, 0])
             instants += [(at - START_US) / 1e6 for at in lent]
             now_us = lent[-1]
         else:
             slower = what == "slower"
-            await backend._back_off(backend._keys, [*common, 200_000 if slower else 700_000, int(slower)])
+            await backend._throttle(backend._keys, [*common, 200_000 if slower else 700_000, int(slower)])
     return instants
 
 
@@ -92,7 +92,7 @@ async def test_what_is_lent_is_what_one_process_would_allow(
 async def test_a_limiter_sees_no_more_than_the_rate_from_replicas_that_are_late(backend: RedisRate) -> None:
     """Each departure up to 36 ms late, as processes are on a busy machine: no second sees a 21st arrival."""
     chance = random.Random(1)
-    loans = [await backend.lend(20, 1.0, 5) for _ in range(200)]
+    loans = [await backend.reserve(20, 1.0, 5) for _ in range(200)]
     instants = [instant for loan in loans for instant in loan.instants]
     assert most_in_window(sorted(at + chance.uniform(0.0, 0.036) for at in instants), 1.0) <= 20
     assert len(instants) / (instants[-1] - instants[0]) >= 0.95 * 20
@@ -101,7 +101,7 @@ async def test_a_limiter_sees_no_more_than_the_rate_from_replicas_that_are_late(
 async def test_lenders_of_one_origin_share_one_pace(server: RedisServer, backend: RedisRate) -> None:
     """Two replicas never get the same departures, and each counts the other."""
     other = RedisRate(parse_redis_url(server.url), "https://api.example:443")
-    loans = [await each.lend(20, 1.0, 5) for _ in range(10) for each in (backend, other)]
+    loans = [await each.reserve(20, 1.0, 5) for _ in range(10) for each in (backend, other)]
     instants = [instant for loan in loans for instant in loan.instants]
     assert len(instants) == 100
     window_s = RateLimit(20, 1.0, SHARED_GUARD).window_s
@@ -110,28 +110,28 @@ async def test_lenders_of_one_origin_share_one_pace(server: RedisServer, backend
     assert all(ordered[i + 20] - ordered[i] > window_s - 0.01 for i in range(80))
     assert loans[-1].replicas == 2
     await other.aclose()
-    assert (await backend.lend(20, 1.0, 0)).replicas == 1
+    assert (await backend.reserve(20, 1.0, 0)).replicas == 1
 
 
 async def test_another_origin_has_a_pace_of_its_own(server: RedisServer, backend: RedisRate) -> None:
     """What one upstream's replicas use up leaves another upstream's pace untouched."""
-    await backend.lend(20, 1.0, 40)
+    await backend.reserve(20, 1.0, 40)
     other = RedisRate(parse_redis_url(server.url), "https://other.example:443")
     now = asyncio.get_running_loop().time()
-    assert (await other.lend(20, 1.0, 1)).instants[0] - now < 1.0
+    assert (await other.reserve(20, 1.0, 1)).instants[0] - now < 1.0
     await other.aclose()
 
 
 async def test_who_comes_back_waits_for_one_window(backend: RedisRate) -> None:
     """What it let leave by itself is not known here: so nothing leaves for as long as that counts."""
     now = asyncio.get_running_loop().time()
-    loan = await backend.lend(20, 1.0, 1, fresh=True)
+    loan = await backend.reserve(20, 1.0, 1, rejoining=True)
     assert loan.instants[0] - now >= RateLimit(20, 1.0, SHARED_GUARD).window_s - 0.001
 
 
 async def test_asking_for_nothing_spends_nothing(server: RedisServer, backend: RedisRate) -> None:
     """Being counted leaves no trace in the pace."""
-    await backend.lend(20, 1.0, 0)
+    await backend.reserve(20, 1.0, 0)
     raw = redis.asyncio.Redis(port=server.port)
     assert await raw.exists("cfproxy:pace:{https://api.example:443}") == 0
     await raw.aclose()
@@ -140,7 +140,7 @@ async def test_asking_for_nothing_spends_nothing(server: RedisServer, backend: R
 async def test_what_is_kept_is_one_window(server: RedisServer, backend: RedisRate) -> None:
     """However many departures were lent, the server keeps no more of them than the rate."""
     for _ in range(20):
-        await backend.lend(20, 1.0, 5)
+        await backend.reserve(20, 1.0, 5)
     raw = redis.asyncio.Redis(port=server.port)
     assert await raw.llen("cfproxy:pace:{https://api.example:443}:log") <= 20
     await raw.aclose()
@@ -150,7 +150,7 @@ async def test_a_lender_that_is_away_is_unavailable() -> None:
     """In the words of the store: it is the same server."""
     backend = RedisRate(parse_redis_url(f"redis://127.0.0.1:{free_port()}"), "https://api.example:443")
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
-        await backend.lend(20, 1.0, 1)
+        await backend.reserve(20, 1.0, 1)
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
-        await backend.back_off(20, 1.0, 1.0, slower=True)
+        await backend.throttle(20, 1.0, 1.0, step_down=True)
     await backend._client.aclose()

@@ -21,6 +21,7 @@ from structlog.testing import LogCapture
 from cfproxy.auth.models import Token
 from cfproxy.auth.token_source import TokenSource
 from cfproxy.http1.stream import BodyStream
+from cfproxy.pacing.queue import FairQueue
 from cfproxy.proxy.access import AccessRules
 from cfproxy.proxy.account_server import AccountServer
 from cfproxy.proxy.admission import ProxySettings
@@ -83,10 +84,10 @@ class FakeSource:
 
 
 class FakePacer:
-    """A pacer that lets everybody go while `gate` is set.
+    """Stands in for a `FairQueue`; grants every slot while `gate` is set.
 
     Args:
-        journal: where it notes what it was asked.
+        journal: records the calls.
     """
 
     def __init__(self, journal: list[str] | None = None) -> None:
@@ -98,13 +99,13 @@ class FakePacer:
         self.error: Exception | None = None
         self.at_once = True
 
-    def take(self) -> bool:
+    def try_acquire(self) -> bool:
         free = self.at_once and self.gate.is_set() and self.error is None
         if free:
             self.journal.append("slot")
         return free
 
-    async def slot(self, flow: Hashable, waited_s: float = 0.0) -> float:
+    async def acquire(self, flow: Hashable, waited_s: float = 0.0) -> float:
         self.journal.append("slot")
         self.flows.append(flow)
         if self.error is not None:
@@ -116,8 +117,8 @@ class FakePacer:
             self.waiting -= 1
         return 0.25
 
-    def back_off(self, pause_s: float, *, slower: bool) -> None:
-        self.journal.append(f"back off {pause_s:g}{' slower' if slower else ''}")
+    def throttle(self, pause_s: float, *, step_down: bool) -> None:
+        self.journal.append(f"back off {pause_s:g}{' slower' if step_down else ''}")
 
 
 class FakeBodyStream:
@@ -253,7 +254,11 @@ async def proxied(
             record=lambda method, _path, status, *_: counted.append((method, status)),
         )
         forwarder = Forwarder(
-            cast("TokenSource", source), pacer, upstream, retry_unauthorized=retry, retry_too_many=retry
+            cast("TokenSource", source),
+            cast("FairQueue", pacer),
+            upstream,
+            retry_unauthorized=retry,
+            retry_too_many=retry,
         )
         listener = AccountServer(settings, forwarder, log)
         server = await loop.create_server(listener.build_connection, "127.0.0.1", 0)

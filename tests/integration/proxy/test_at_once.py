@@ -10,6 +10,7 @@ import pytest
 
 from cfproxy.auth.models import Token
 from cfproxy.auth.token_source import TokenSource
+from cfproxy.pacing.queue import FairQueue
 from cfproxy.proxy.access import AccessRules
 from cfproxy.proxy.account_server import AccountServer
 from cfproxy.proxy.exchange import Exchange
@@ -140,7 +141,7 @@ async def test_a_request_is_sent_again_to_whom_it_was_sent() -> None:
         upstream = HttpUpstream(other.url, tls=None, connect_s=5.0, idle_s=20.0)
         forwarder = Forwarder(
             cast("TokenSource", world.source),
-            world.pacer,
+            cast("FairQueue", world.pacer),
             upstream,
             retry_unauthorized=True,
             retry_too_many=True,
@@ -164,7 +165,7 @@ async def test_a_request_that_has_to_wait_begins_with_the_settings_in_use() -> N
             world.listener.switch(dataclasses.replace(settings, origin=origin), world.listener.forwarder)
             return False
 
-        world.pacer.take = reloads  # type: ignore[method-assign]
+        world.pacer.try_acquire = reloads  # type: ignore[method-assign]
         assert (await world.ask(b"GET /a HTTP/1.1")).status == 200
         assert world.origin.requests[0].target == b"/v2/a"
 

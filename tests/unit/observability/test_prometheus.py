@@ -117,8 +117,8 @@ async def test_the_queue_shows_its_length_its_rate_and_the_429s() -> None:
     fair_queue = FairQueue(RateLimit(20.0, 1.0), FakeClock(), 10, 60.0)
     metrics.pacing["https://api"] = fair_queue.state
     metrics.pacing["off"] = FairQueue(RateLimit(None, 1.0), FakeClock(), 10, 60.0).state
-    assert math.isclose(await fair_queue.slot("a"), 0.0)
-    fair_queue.back_off(1.0, slower=True)
+    assert math.isclose(await fair_queue.acquire("a"), 0.0)
+    fair_queue.throttle(1.0, step_down=True)
     samples = read(metrics)
     assert samples["cfproxy_departures_total", "https://api"] == 1
     assert samples["cfproxy_upstream_refusals_total", "https://api"] == 1

@@ -89,11 +89,11 @@ async def test_a_trend_shows_rate_and_queue_of_ten_minutes() -> None:
     fair_queue = FairQueue(RateLimit(None, 1.0), clock, 10, 60.0)
     trend = Trend(fair_queue.state, clock.monotonic)
     for _ in range(10):
-        await fair_queue.slot("a")
+        await fair_queue.acquire("a")
     trend.sample()
     await clock.advance(100.0)
     for _ in range(20):
-        await fair_queue.slot("a")
+        await fair_queue.acquire("a")
     trend.sample()
     trend.sample()  # too early for another one, and nothing is counted twice
     rates, waiting = trend.series()
@@ -113,7 +113,7 @@ async def test_a_steady_flow_shows_as_what_it_is() -> None:
     fair_queue = FairQueue(RateLimit(None, 1.0), clock, 10, 60.0)
     trend = Trend(fair_queue.state, clock.monotonic)
     for _ in range(400):
-        await fair_queue.slot("a")
+        await fair_queue.acquire("a")
         await clock.advance(0.05)
         trend.sample()
     rates = trend.series()[0]

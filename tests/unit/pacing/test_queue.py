@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfproxy.errors import QueueFull, QueueRefusal, QueueTimeout
-from cfproxy.pacing.queue import FairQueue, _Line
+from cfproxy.pacing.queue import FairQueue, _RoundRobin
 from cfproxy.pacing.rate import RateLimit
 from tests.support.clock import FakeClock
 from tests.support.examples import examples
@@ -56,7 +56,7 @@ class Scene:
 
     async def _call(self, caller: Caller) -> None:
         try:
-            caller.waited_s = await self.fair_queue.slot(caller.flow)
+            caller.waited_s = await self.fair_queue.acquire(caller.flow)
         except QueueRefusal as refusal:
             caller.refusal, caller.refused_at = refusal, self.clock.monotonic()
             return
@@ -99,7 +99,7 @@ STORIES = st.lists(
         st.tuples(st.just("cancel"), st.integers(0, 200)),
         st.tuples(st.just("advance"), st.floats(0.001, 2.0)),
         st.tuples(st.just("pause"), st.floats(0.0, 2.0)),
-        st.tuples(st.just("slow_down"), st.none()),
+        st.tuples(st.just("step_down"), st.none()),
     ),
     max_size=25,
 )
@@ -114,8 +114,8 @@ async def play(scene: Scene, move: str, what: Any) -> None:
         await scene.clock.advance(what)
     elif move == "pause":
         scene.fair_queue.pause(scene.clock.monotonic() + what)
-    elif move == "slow_down":
-        scene.fair_queue.slow_down()
+    elif move == "step_down":
+        scene.fair_queue.step_down()
     await scene.clock.settle()
 
 
@@ -175,7 +175,7 @@ def assert_fair(scene: Scene) -> None:
 async def test_ten_requests_from_idle_do_not_wait(scene: Scene) -> None:
     """A short burst from idle leaves at once, without a task or a timer of the shaper's."""
     tasks = len(asyncio.all_tasks())
-    assert [await scene.fair_queue.slot("a") for _ in range(10)] == [0.0] * 10
+    assert [await scene.fair_queue.acquire("a") for _ in range(10)] == [0.0] * 10
     assert len(asyncio.all_tasks()) == tasks
     assert scene.clock.sleeping == 0
 
@@ -216,7 +216,7 @@ async def test_a_lone_caller_hardly_waits_in_a_crowd_of_connections_either(scene
 
     async def returning(connection: int) -> None:
         while True:
-            await scene.fair_queue.slot(connection)
+            await scene.fair_queue.acquire(connection)
 
     crowd = [asyncio.create_task(returning(connection)) for connection in range(50)]
     for _ in range(10):
@@ -247,7 +247,7 @@ async def test_a_caller_who_returns_at_once_is_no_newcomer(scene: Scene) -> None
 
     async def returning() -> None:
         while True:
-            await scene.fair_queue.slot("returning")
+            await scene.fair_queue.acquire("returning")
             scene.left.append(Caller("returning", 0.0, 0))
 
     task = asyncio.create_task(returning())
@@ -268,15 +268,15 @@ class Seat(asyncio.Future[Any]):
 @given(keys=st.text(FLOWS, max_size=60), served=st.integers(0, 30), key=st.sampled_from(FLOWS))
 async def test_the_estimated_place_is_never_behind_the_true_one(keys: str, served: int, key: str) -> None:
     """Who asks is told at most as many before him as there are, and short of it by three rounds at most."""
-    line = _Line()
+    line = _RoundRobin()
     for each in keys:
         line.push(each, Seat(each), 0.0)
     for _ in range(min(served, len(line))):
-        line.pick(0.0)
-    estimate, mine = line.ahead(key), Seat(key)
+        line.pop(0.0)
+    estimate, mine = line.count_ahead(key), Seat(key)
     line.push(key, mine, 0.0)
     truth = 0
-    while line.pick(0.0) is not mine:
+    while line.pop(0.0) is not mine:
         truth += 1
     assert estimate <= truth <= estimate + 3 * len(FLOWS)
 
@@ -415,10 +415,10 @@ async def test_flows_that_are_gone_leave_nothing_behind(scene: Scene) -> None:
         await scene.clock.settle()
         caller.task.cancel()
     await scene.clock.settle()
-    assert list(scene.fair_queue._line._ring) == ["patient"]
+    assert list(scene.fair_queue._waiters._round) == ["patient"]
     await scene.clock.advance(1.0)
     assert len(scene.left) == 13
-    assert not scene.fair_queue._line._ring
+    assert not scene.fair_queue._waiters._round
 
 
 @pytest.mark.parametrize("turns", range(60))
@@ -484,12 +484,12 @@ async def test_who_asks_without_waiting_overtakes_nobody(scene: Scene) -> None:
     scene.clock._now += 10.0  # nobody has noticed yet
     assert scene.pace.ready_at < scene.clock.monotonic()
     before = scene.fair_queue.state().departures
-    assert not scene.fair_queue.take()
+    assert not scene.fair_queue.try_acquire()
     assert scene.fair_queue.state().departures == before
     await scene.clock.advance(0.0)
     assert len(scene.left) == 11
     await scene.clock.advance(1.0)
-    assert scene.fair_queue.take()
+    assert scene.fair_queue.try_acquire()
     assert scene.fair_queue.state().departures == before + 2
 
 
@@ -498,7 +498,7 @@ async def test_its_state_can_be_read(scene: Scene) -> None:
     await fill(scene, "a", 30)
     until = scene.clock.monotonic() + 2.0
     scene.fair_queue.pause(until)
-    assert scene.fair_queue.slow_down()
+    assert scene.fair_queue.step_down()
     await scene.clock.advance(1.0)
     state = scene.fair_queue.state()
     assert (state.waiting, state.departures, state.paused_until) == (30, 10, until)
@@ -517,7 +517,7 @@ async def test_ten_thousand_waiting_callers_are_cheap() -> None:
     await scene.clock.settle()
     tracemalloc.start()
     try:
-        tasks = [asyncio.create_task(scene.fair_queue.slot(number % 100)) for number in range(10_000)]
+        tasks = [asyncio.create_task(scene.fair_queue.acquire(number % 100)) for number in range(10_000)]
         await scene.clock.settle()
         assert scene.fair_queue.state().waiting == 10_000
         assert tracemalloc.get_traced_memory()[0] < 100 * 2**20
@@ -532,7 +532,7 @@ async def test_ten_thousand_waiting_callers_are_cheap() -> None:
 async def test_joining_a_long_queue_counts_nobody(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as the whole queue would leave in time, a caller's own place in it need not be worked out."""
     counted: list[Hashable] = []
-    monkeypatch.setattr(_Line, "ahead", lambda _, key: counted.append(key))
+    monkeypatch.setattr(_RoundRobin, "count_ahead", lambda _, key: counted.append(key))
     scene.ask("bulk", 900)
     await scene.clock.settle()
     assert scene.fair_queue.state().waiting == 890
@@ -545,7 +545,7 @@ async def test_joining_a_long_queue_counts_nobody(scene: Scene, monkeypatch: pyt
 async def test_who_returns_stands_first_in_its_flow(scene: Scene) -> None:
     """A request that the upstream sent away does not queue up behind those that came after it."""
     await fill(scene, "bulk", 20)
-    slot = asyncio.create_task(scene.fair_queue.slot("bulk", 0.001))
+    slot = asyncio.create_task(scene.fair_queue.acquire("bulk", 0.001))
     await scene.clock.advance(0.2)
     assert slot.done()
     assert len([caller for caller in scene.left if caller.flow == "bulk"]) < 5
@@ -557,7 +557,7 @@ async def test_who_return_leave_in_the_order_in_which_they_came_back(scene: Scen
     order: list[int] = []
 
     async def come_back(number: int) -> None:
-        await scene.fair_queue.slot("bulk", 0.001)
+        await scene.fair_queue.acquire("bulk", 0.001)
         order.append(number)
 
     back = [asyncio.create_task(come_back(number)) for number in range(5)]
@@ -573,7 +573,7 @@ async def test_who_returns_does_not_stand_before_other_flows(scene: Scene) -> No
     others = scene.ask("a") + scene.ask("b") + scene.ask("c")
     await scene.clock.advance(1.0)
     assert all(caller.left_at is not None for caller in others)
-    slots = [asyncio.create_task(scene.fair_queue.slot("late", 0.001)) for _ in range(30)]
+    slots = [asyncio.create_task(scene.fair_queue.acquire("late", 0.001)) for _ in range(30)]
     more = scene.ask("a") + scene.ask("b")
     await scene.clock.advance(0.5)
     assert all(caller.left_at is not None for caller in more)
@@ -589,8 +589,8 @@ async def test_who_returns_has_only_the_rest_of_its_time() -> None:
     await scene.clock.settle()
     scene.fair_queue.pause(scene.clock.monotonic() + 4.0)
     with pytest.raises(QueueTimeout):
-        await scene.fair_queue.slot("a", 7.0)
-    patient = asyncio.create_task(scene.fair_queue.slot("a", 5.0))
+        await scene.fair_queue.acquire("a", 7.0)
+    patient = asyncio.create_task(scene.fair_queue.acquire("a", 5.0))
     await scene.clock.settle()
     scene.fair_queue.pause(scene.clock.monotonic() + 6.0)
     await scene.clock.settle()
@@ -601,9 +601,9 @@ async def test_who_returns_has_only_the_rest_of_its_time() -> None:
 
 async def test_a_busy_upstream_slows_everybody_down_and_pauses_them(scene: Scene) -> None:
     """`back_off` is what a 429 asks for; a 503 with Retry-After asks for the pause alone."""
-    scene.fair_queue.back_off(1.0, slower=False)
+    scene.fair_queue.throttle(1.0, step_down=False)
     assert scene.fair_queue.state().rate == 20.0
     assert scene.fair_queue.state().paused_until == scene.clock.monotonic() + 1.0
-    scene.fair_queue.back_off(2.0, slower=True)
+    scene.fair_queue.throttle(2.0, step_down=True)
     assert scene.fair_queue.state().rate == 16.0
     assert scene.fair_queue.state().paused_until == scene.clock.monotonic() + 2.0

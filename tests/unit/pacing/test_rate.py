@@ -22,7 +22,7 @@ def drain(pace: RateLimit, count: int, now: float = 0.0, late_s: float = 0.0) ->
     for _ in range(count):
         if now < pace.ready_at:
             now = pace.ready_at + late_s
-        assert pace.take(now)
+        assert pace.try_acquire(now)
         left_at.append(now)
     return left_at
 
@@ -38,8 +38,8 @@ MOVES = st.lists(
         st.tuples(st.just("take"), st.integers(1, 50)),
         st.tuples(st.just("hasten"), st.integers(1, 50)),
         st.tuples(st.just("pause"), st.floats(0.0, 3.0)),
-        st.tuples(st.just("slow_down"), st.none()),
-        st.tuples(st.just("give_back"), st.integers(0, 30)),
+        st.tuples(st.just("step_down"), st.none()),
+        st.tuples(st.just("cancel"), st.integers(0, 30)),
     ),
     max_size=40,
 )
@@ -57,14 +57,14 @@ def test_no_window_ever_holds_more_than_the_rate(
             now += amount * per_s
         elif move == "pause":
             pace.pause(now + amount * per_s, now)
-        elif move == "slow_down":
-            pace.slow_down(now)
-        elif move == "give_back" and left_at:
+        elif move == "step_down":
+            pace.step_down(now)
+        elif move == "cancel" and left_at:
             which = -1 - amount % len(left_at)
-            if pace.give_back(left_at[which]):
+            if pace.cancel(left_at[which]):
                 del left_at[which]
         elif move == "take":
-            left_at += [now for _ in range(amount) if pace.take(now)]
+            left_at += [now for _ in range(amount) if pace.try_acquire(now)]
         elif move == "hasten":
             left_at += drain(pace, amount, now)
             now = left_at[-1]
@@ -104,7 +104,7 @@ def test_a_backlog_uses_the_rate_whatever_came_before(rate: int, before: list[fl
     pace, now = RateLimit(rate, 1.0), 0.0
     for wait_s in before:
         now += wait_s
-        pace.take(now)
+        pace.try_acquire(now)
     windows = 30
     last_at = drain(pace, rate * windows + 1, now)[-1]
     assert last_at - now <= (windows + 1) / 0.97
@@ -121,7 +121,7 @@ def test_ten_requests_from_idle_leave_at_once() -> None:
     """Half a window's worth leaves without any wait, at the start as well as after a second of rest."""
     pace = RateLimit(20, 1.0)
     assert drain(pace, 10, 5.0) == [5.0] * 10
-    assert not pace.take(5.0)
+    assert not pace.try_acquire(5.0)
     assert drain(pace, 10, 7.0) == [7.0] * 10
 
 
@@ -132,8 +132,8 @@ def test_a_late_timer_does_not_slow_the_flow() -> None:
     due_at = pace.ready_at
     twin = RateLimit(20, 1.0)
     drain(twin, 12)
-    assert pace.take(due_at + 0.003)
-    assert twin.take(due_at)
+    assert pace.try_acquire(due_at + 0.003)
+    assert twin.try_acquire(due_at)
     assert pace.ready_at == twin.ready_at
 
 
@@ -141,14 +141,14 @@ def test_memory_is_bounded_by_the_rate() -> None:
     """However many have left, no more instants are kept than a window can hold."""
     pace = RateLimit(20, 1.0)
     drain(pace, 500)
-    assert len(pace._log) <= 20
+    assert len(pace._sent) <= 20
 
 
 def test_nothing_leaves_before_a_pause_ends_and_then_no_burst() -> None:
     """A pause holds everything, and a flow that waited for its end begins beat by beat."""
     pace = RateLimit(20, 1.0)
     pace.pause(10.0, 0.0)
-    assert not pace.take(9.999)
+    assert not pace.try_acquire(9.999)
     left_at = drain(pace, 30)
     assert left_at[0] == 10.0
     assert min(after - before for before, after in pairwise(left_at)) >= 0.045
@@ -165,11 +165,11 @@ def test_a_pause_is_never_shortened() -> None:
 def test_a_slot_given_back_can_be_taken_again() -> None:
     """A departure that did not happen leaves no trace in the count and makes room at once."""
     pace = RateLimit(1, 1.0)
-    assert pace.take(5.0)
-    assert not pace.take(5.1)
-    assert pace.give_back(5.0)
+    assert pace.try_acquire(5.0)
+    assert not pace.try_acquire(5.1)
+    assert pace.cancel(5.0)
     assert pace.departures == 0
-    assert pace.take(5.1)
+    assert pace.try_acquire(5.1)
 
 
 def test_a_slot_can_be_given_back_after_others_have_left() -> None:
@@ -177,7 +177,7 @@ def test_a_slot_can_be_given_back_after_others_have_left() -> None:
     pace = RateLimit(2, 1.0)
     assert drain(pace, 2, 5.0)[0] == 5.0
     full_until = pace.ready_at
-    assert pace.give_back(5.0)
+    assert pace.cancel(5.0)
     assert pace.departures == 1
     assert pace.ready_at < full_until
 
@@ -186,25 +186,25 @@ def test_a_slot_is_given_back_once() -> None:
     """What never left, or came back before, is not undone."""
     pace = RateLimit(20, 1.0)
     drain(pace, 1, 5.0)
-    assert not pace.give_back(4.0)
-    assert pace.give_back(5.0)
-    assert not pace.give_back(5.0)
+    assert not pace.cancel(4.0)
+    assert pace.cancel(5.0)
+    assert not pace.cancel(5.0)
     assert pace.departures == 0
 
 
 def test_giving_back_does_not_end_a_pause() -> None:
     """A slot that comes back during a pause waits for the pause's end like any other."""
     pace = RateLimit(20, 1.0)
-    assert pace.take(5.0)
+    assert pace.try_acquire(5.0)
     pace.pause(8.0, 5.0)
-    assert pace.give_back(5.0)
+    assert pace.cancel(5.0)
     assert pace.ready_at == 8.0
 
 
 def test_a_refusal_steps_the_rate_down_and_it_recovers_slowly() -> None:
     """A 429 takes a fifth off the rate; a hundredth of the full rate comes back each second."""
     pace = RateLimit(20, 1.0)
-    assert pace.slow_down(100.0)
+    assert pace.step_down(100.0)
     assert pace.rate(100.0) == pytest.approx(16.0)
     assert pace.rate(110.0) == pytest.approx(18.0)
     assert pace.rate(121.0) == 20.0
@@ -213,9 +213,9 @@ def test_a_refusal_steps_the_rate_down_and_it_recovers_slowly() -> None:
 def test_refusals_of_one_moment_count_once() -> None:
     """The 429s of requests that were under way together step the rate down once, later ones again."""
     pace = RateLimit(20, 1.0)
-    assert pace.slow_down(100.0)
-    assert not pace.slow_down(100.9)
-    assert pace.slow_down(101.1)
+    assert pace.step_down(100.0)
+    assert not pace.step_down(100.9)
+    assert pace.step_down(101.1)
     assert pace.rate(101.1) == pytest.approx(0.811 * 0.8 * 20)
 
 
@@ -223,14 +223,14 @@ def test_the_rate_never_falls_below_a_tenth() -> None:
     """However many refusals come, a tenth of the rate stays in use."""
     pace = RateLimit(20, 1.0)
     for second in range(0, 100, 2):
-        pace.slow_down(float(second))
+        pace.step_down(float(second))
     assert pace.rate(98.0) == pytest.approx(SHARE_MIN * 20)
 
 
 def test_recovery_waits_for_the_end_of_a_pause() -> None:
     """The rate does not grow back while nothing is tried."""
     pace = RateLimit(20, 1.0)
-    pace.slow_down(100.0)
+    pace.step_down(100.0)
     pace.pause(160.0, 100.0)
     assert pace.rate(160.0) == pytest.approx(16.0)
     assert pace.rate(165.0) == pytest.approx(17.0)
@@ -240,7 +240,7 @@ def test_a_step_down_in_a_pause_recovers_after_it() -> None:
     """Whichever of the two comes first."""
     pace = RateLimit(20, 1.0)
     pace.pause(160.0, 100.0)
-    pace.slow_down(101.0)
+    pace.step_down(101.0)
     assert pace.rate(160.0) == pytest.approx(16.0)
 
 
@@ -250,7 +250,7 @@ def test_the_stepped_down_rate_binds_every_window(steps: int, rate: int) -> None
     pace, now = RateLimit(rate, 1.0), 0.0
     for _ in range(steps):
         now = drain(pace, 2 * rate, now)[-1] + 2 * pace.window_s
-        pace.slow_down(now)
+        pace.step_down(now)
     left_at = drain(pace, rate, now)
     for last in left_at:
         inside = [at for at in left_at if last - pace.window_s + 1e-9 < at <= last]
@@ -262,12 +262,12 @@ def test_without_a_rate_everything_leaves_at_once_except_in_a_pause() -> None:
     pace = RateLimit(None, 1.0)
     assert drain(pace, 1000, 5.0) == [5.0] * 1000
     assert pace.rate(5.0) is None
-    assert not pace.slow_down(5.0)
-    assert not pace.give_back(5.0)
+    assert not pace.step_down(5.0)
+    assert not pace.cancel(5.0)
     pace.pause(9.0, 5.0)
-    assert not pace.take(8.9)
+    assert not pace.try_acquire(8.9)
     assert pace.eta(100, 8.0) == 9.0
-    assert pace.take(9.0)
+    assert pace.try_acquire(9.0)
 
 
 @given(rate=RATES, taken=st.integers(0, 80), ahead=st.integers(0, 300), slow=st.booleans())
@@ -277,7 +277,7 @@ def test_the_estimate_is_never_later_than_the_truth(rate: float, taken: int, ahe
     # The last one found no room, as whenever somebody waits.
     now = ([0.0, *drain(pace, taken)])[-1]
     if slow:
-        pace.slow_down(now)
+        pace.step_down(now)
     if pace.ready_at <= now:
         pace.pause(now + 0.1, now)
     estimate = pace.eta(ahead, now)
@@ -309,7 +309,7 @@ def test_another_rate_counts_what_left_before_it(old: int, new: int, before: int
     """From the change on nobody leaves who would make a window hold more than the new rate."""
     pace = RateLimit(old, 1.0)
     earlier = drain(pace, before)
-    pace.retune(new, 1.0)
+    pace.reconfigure(new, 1.0)
     later = drain(pace, 80, now=(earlier[-1] if earlier else 0.0) + wait_s)
     left_at = [*earlier, *later]
     for index in range(before, len(left_at)):
@@ -321,8 +321,8 @@ def test_a_rate_that_comes_back_finds_what_left_before() -> None:
     """Two reloads in one second make no room that was not there."""
     pace = RateLimit(20, 1.0)
     left_at = drain(pace, 30)
-    pace.retune(2, 1.0)
-    pace.retune(20, 1.0)
+    pace.reconfigure(2, 1.0)
+    pace.reconfigure(20, 1.0)
     left_at += drain(pace, 30, left_at[-1])
     assert most_in_window(left_at, pace.window_s - 1e-9) <= 20
 
@@ -332,17 +332,17 @@ def test_the_same_rate_again_changes_nothing() -> None:
     pace = RateLimit(20.0, 1.0)
     drain(pace, 30)
     ready_at = pace.ready_at
-    pace.retune(20.0, 1.0)
+    pace.reconfigure(20.0, 1.0)
     assert pace.ready_at == ready_at
 
 
 def test_pacing_that_is_switched_off_lets_everything_leave() -> None:
     """And switched on again it begins anew."""
     pace = RateLimit(1.0, 1.0)
-    assert pace.take(0.0)
-    assert not pace.take(0.1)
-    pace.retune(None, 1.0)
+    assert pace.try_acquire(0.0)
+    assert not pace.try_acquire(0.1)
+    pace.reconfigure(None, 1.0)
     assert pace.ready_at <= 1.0
-    pace.retune(None, 2.0)
+    pace.reconfigure(None, 2.0)
     with pytest.raises(ValueError, match="positive"):
-        pace.retune(0.0, 1.0)
+        pace.reconfigure(0.0, 1.0)

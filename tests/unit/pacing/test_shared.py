@@ -13,7 +13,7 @@ from structlog.testing import LogCapture
 from cfproxy.errors import QueueRefusal, StoreUnavailable
 from cfproxy.pacing.queue import FairQueue
 from cfproxy.pacing.rate import SHARED_GUARD, RateLimit
-from cfproxy.pacing.shared import AT_ONCE, LATE_S, SharedRate, Slots
+from cfproxy.pacing.shared import BATCH, LATE_S, SharedRate, Slots
 from tests.support.clock import FakeClock
 from tests.unit.pacing.test_rate import most_in_window
 
@@ -30,7 +30,7 @@ class FakeLender:
         self.questions = 0
         self.told: list[tuple[float, bool]] = []
 
-    async def lend(self, rate: float, per_s: float, count: int, *, fresh: bool = False) -> Slots:
+    async def reserve(self, rate: float, per_s: float, count: int, *, rejoining: bool = False) -> Slots:
         await asyncio.sleep(0)
         if self.silent:
             await asyncio.get_running_loop().create_future()
@@ -38,19 +38,19 @@ class FakeLender:
             raise StoreUnavailable("the store is out of reach")
         self.questions += count > 0
         now = self._clock.monotonic()
-        if fresh and self._pace.departures:
+        if rejoining and self._pace.departures:
             self._pace.pause(now + self._pace.window_s, now)
         instants = []
         for _ in range(count):
             at = max(now, self._pace.ready_at)
-            self._pace.take(at)
+            self._pace.try_acquire(at)
             instants.append(at)
         return Slots(instants, self.members, 1.0)
 
-    async def back_off(self, rate: float, per_s: float, pause_s: float, *, slower: bool) -> None:
+    async def throttle(self, rate: float, per_s: float, pause_s: float, *, step_down: bool) -> None:
         if self.away:
             raise StoreUnavailable("the store is out of reach")
-        self.told.append((pause_s, slower))
+        self.told.append((pause_s, step_down))
 
     async def aclose(self) -> None:
         pass
@@ -72,8 +72,7 @@ class Scene:
         log = structlog.wrap_logger(structlog.PrintLogger(), processors=[self.events])
         pace = SharedRate(20, 1.0, self.backend, self.clock, log)
         fair_queue = FairQueue(pace, self.clock, queue, max_wait_s)
-        pace.on_change = fair_queue.wake
-        pace.begin()
+        fair_queue.start()
         self.paces.append(pace)
         self.backend.members = len(self.paces)
         return fair_queue
@@ -85,7 +84,7 @@ class Scene:
 
     async def _call(self, fair_queue: FairQueue) -> None:
         try:
-            await fair_queue.slot("job")
+            await fair_queue.acquire("job")
         except QueueRefusal:
             self.refused += 1
         else:
@@ -169,7 +168,7 @@ async def test_a_departure_that_was_seen_in_time_is_taken(scene: Scene) -> None:
     pace._slots.append(now - LATE_S + 0.001)
     assert pace.ready_at <= now
     scene.clock._now += 0.002
-    assert pace.take(now)
+    assert pace.try_acquire(now)
     assert (pace.departures, len(pace._slots)) == (1, 0)
 
 
@@ -185,7 +184,7 @@ async def test_callers_that_leave_cost_no_more_than_what_was_borrowed_for_them(s
     scene.ask(fair_queue)
     await scene.run(1)
     assert len(scene.left_at) == left + 1
-    assert scene.left_at[-1] - began_at <= (AT_ONCE + 2) * 0.0516
+    assert scene.left_at[-1] - began_at <= (BATCH + 2) * 0.0516
 
 
 async def test_without_the_lender_each_keeps_to_its_part(scene: Scene) -> None:
@@ -268,8 +267,8 @@ async def test_a_429_slows_all_replicas_down(scene: Scene) -> None:
     scene.ask(fair_queue, 100)
     await scene.run(2)
     left = len(scene.left_at)
-    fair_queue.back_off(2.0, slower=True)
-    fair_queue.back_off(2.0, slower=True)  # the same piece of news
+    fair_queue.throttle(2.0, step_down=True)
+    fair_queue.throttle(2.0, step_down=True)  # the same piece of news
     await scene.run(1.9)
     assert len(scene.left_at) == left
     assert [slower for _, slower in scene.backend.told].count(True) == 1

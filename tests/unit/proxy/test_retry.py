@@ -19,6 +19,7 @@ from cfproxy.errors import (
     TokenEndpointUnavailable,
     UpstreamUnreachable,
 )
+from cfproxy.pacing.queue import FairQueue
 from cfproxy.proxy.request_body import ReplayableBody
 from cfproxy.proxy.retry import Forwarder, Times
 from cfproxy.upstream.interfaces import BegunAnswer, Call
@@ -61,11 +62,15 @@ class Scene:
         self.after_send: Callable[[], None] = lambda: None
         self._statuses = list(statuses)
         self.forwarder = Forwarder(
-            cast("TokenSource", self.source), self.pacer, self, retry_unauthorized=retry, retry_too_many=retry
+            cast("TokenSource", self.source),
+            cast("FairQueue", self.pacer),
+            self,
+            retry_unauthorized=retry,
+            retry_too_many=retry,
         )
 
     def begin(
-        self, call: Call, token: Token, take: Callable[[], bool], on_arrival: Callable[[], None]
+        self, call: Call, token: Token, acquire_slot: Callable[[], bool], on_arrival: Callable[[], None]
     ) -> None:
         return None
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cfproxy.auth.models import Token
 from cfproxy.auth.token_source import TokenSource
 from cfproxy.errors import QueueTimeout, TokenEndpointUnavailable
+from cfproxy.pacing.queue import FairQueue
 from cfproxy.proxy.request_body import ReplayableBody
 from cfproxy.proxy.response_headers import retry_after_s
 from cfproxy.proxy.retry import POSTPONED_MAX, RETRY_AFTER_MAX_S, Forwarder, Outcome
@@ -54,7 +55,7 @@ class Scene:
         self.sent: list[bytes] = []
         self.forwarder = Forwarder(
             cast("TokenSource", self.source),
-            self.pacer,
+            cast("FairQueue", self.pacer),
             self,
             retry_unauthorized=True,
             retry_too_many=retry,
@@ -62,7 +63,7 @@ class Scene:
         )
 
     def begin(
-        self, call: Call, token: Token, take: Callable[[], bool], on_arrival: Callable[[], None]
+        self, call: Call, token: Token, acquire_slot: Callable[[], bool], on_arrival: Callable[[], None]
     ) -> None:
         return None
 
@@ -76,10 +77,10 @@ class Scene:
         return await self.forwarder.forward(Call(method, b"", body, chunked=False), "flow")
 
     def source_fails_after_a_429(self) -> None:
-        def back_off(_pause_s: float, *, slower: bool) -> None:
+        def throttle(_pause_s: float, *, step_down: bool) -> None:
             self.source.error = TokenEndpointUnavailable("x")
 
-        self.pacer.back_off = back_off  # type: ignore[assignment,method-assign] # a fake's attribute
+        self.pacer.throttle = throttle  # type: ignore[assignment,method-assign] # a fake's attribute
 
     @property
     def pauses(self) -> list[str]:
@@ -140,14 +141,14 @@ async def test_a_429_passes_when_the_wait_would_be_too_long() -> None:
 
 def scene_with_a_full_queue(scene: Scene) -> Scene:
     """Let the first slot be had, and no other."""
-    free_slot = scene.pacer.slot
+    free_slot = scene.pacer.acquire
 
-    async def slot(flow: object, waited_s: float = 0.0) -> float:
+    async def acquire(flow: object, waited_s: float = 0.0) -> float:
         if waited_s:
             raise QueueTimeout("too long")
         return await free_slot(flow)
 
-    scene.pacer.slot = slot  # type: ignore[method-assign] # a fake's attribute
+    scene.pacer.acquire = acquire  # type: ignore[method-assign] # a fake's attribute
     return scene
 
 
