@@ -7,7 +7,7 @@ Must not know: what is done with a request.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
@@ -17,6 +17,9 @@ from structlog.typing import FilteringBoundLogger
 from cfproxy.errors import BadTarget, CfproxyError
 from cfproxy.server.connection_limits import ConnectionLimits, Connections
 from cfproxy.server.problem_details import render_problem
+
+if TYPE_CHECKING:
+    from cfproxy.server.connection import ClientConnection
 
 MAX_HEADER_BYTES = 32 * 1024
 KEEPALIVE_S = 75.0
@@ -56,23 +59,24 @@ def build_connection(server: web.Server, room: Connections) -> RequestHandler:
 class _Connection(RequestHandler):
     """One client connection; a malformed request gets a problem document and no stack trace."""
 
-    __slots__ = ("_head_timer", "_room")
+    __slots__ = ("_head_timer", "_room", "_tracked")
 
     def __init__(self, server: web.Server, room: Connections, **options: Any) -> None:
         super().__init__(server, **options)
         self._room = room
+        self._tracked = cast("ClientConnection", self)  # as far as it is ended from outside
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a place, and wait for a first request, but not as long as for further ones."""
         super().connection_made(transport)
         self._head_timer = self._loop.call_later(HEAD_S, self.end, "late")
-        self._room.opened(self)
+        self._room.opened(self._tracked)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Give the place back."""
         self._stop_timer()
-        self._room.closed(self)
+        self._room.closed(self._tracked)
         super().connection_lost(exc)
 
     def end(self, cause: str) -> None:  # noqa: ARG002 - all are alike here
@@ -86,11 +90,11 @@ class _Connection(RequestHandler):
 
     async def _handle_request(self, *args: Any) -> tuple[web.StreamResponse, bool]:
         self._stop_timer()
-        self._room.working(self)
+        self._room.request_started(self._tracked)
         try:
             return await super()._handle_request(*args)
         finally:
-            self._room.waiting(self)
+            self._room.request_finished(self._tracked)
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:
@@ -99,7 +103,7 @@ class _Connection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Take what came; if it breaks the body that is being read, tell the reader, as aiohttp does not."""
-        self._room.began(self)
+        self._room.head_started(self._tracked)
         super().data_received(data)
         if not self._messages or isinstance(self._messages[-1][0], RawRequestMessage):
             return

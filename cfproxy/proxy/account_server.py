@@ -24,13 +24,13 @@ from cfproxy.secret import Secret
 from cfproxy.server.connection import ClientConnection
 from cfproxy.server.connection_limits import Connections
 from cfproxy.server.hangup import HangupWatch
-from cfproxy.server.request import Caller, Request
+from cfproxy.server.request import Request
 
 CUT_S = 0.1  # for a request that is on its way on a kept connection
 
 
 class AccountServer:
-    """Handles the requests of one account's listener (see `connection.Listener` and `admission.Server`).
+    """Handles the requests of one account's listener (see `admission.Server`).
 
     Args:
         settings: see there.
@@ -54,8 +54,9 @@ class AccountServer:
         self._watch: HangupWatch | None = None
         self._write_batch = WriteBatch()
         loop = asyncio.get_running_loop()
-        self._room = Connections(settings.room, loop.time, loop.call_later, self._note_ended)
-        self.connections: set[ClientConnection] = set()
+        self.connections = Connections(
+            settings.connection_limits, loop.time, loop.call_later, self._note_ended
+        )
         self.port: int | None = None  # set once it listens; None for a Unix socket
         self.draining = False
         self.refusing = False
@@ -63,9 +64,6 @@ class AccountServer:
         self._exchanges: set[Exchanging] = set()
         self._earlier: list[tuple[set[Exchanging], asyncio.Event]] = []  # what began before a switch
         self.idle = asyncio.Event()  # set when nothing is in flight any more after `drain`
-        # Without a detour, since some are told at every request.
-        self.began, self.holds = self._room.began, self._room.holds
-        self.working, self.waiting = self._room.working, self._room.waiting
 
     @property
     def in_flight(self) -> int:
@@ -79,7 +77,7 @@ class AccountServer:
             what is set once every earlier request has its answer.
         """
         self.settings, self.forwarder = settings, forwarder
-        self._room.limits = settings.room
+        self.connections.limits = settings.connection_limits
         ended = asyncio.Event()
         if self._exchanges:
             self._earlier.append((set(self._exchanges), ended))
@@ -98,12 +96,12 @@ class AccountServer:
         """Cut what is still open."""
         self.drain(refuse=self.refusing)
         # Among them may be some on connections of another listener, whose callers' keys lead here.
-        busy: set[Caller] = {connection for connection in self.connections if connection.busy}
+        busy = {connection for connection in self.connections if connection.busy}
         await _cut(busy | {exchange.connection for exchange in self._exchanges})
         if self.connections:
             await asyncio.sleep(CUT_S)
         await _cut(list(self.connections))
-        self._room.aclose()
+        self.connections.aclose()
         if self._watch is not None:
             self._watch.aclose()
 
@@ -113,25 +111,17 @@ class AccountServer:
         """Return the protocol of one more connection, for `loop.create_server`."""
         if self._watch is None:
             self._watch = HangupWatch()
-        return ClientConnection(self, self.settings.limits, self._watch, self._write_batch)
-
-    def opened(self, connection: ClientConnection) -> None:
-        """Take note of a new connection."""
-        self.connections.add(connection)
-        self._room.opened(connection)
-
-    def closed(self, connection: ClientConnection) -> None:
-        """Take note of its end."""
-        self.connections.discard(connection)
-        self._room.closed(connection)
+        return ClientConnection(
+            self.handle, self.connections, self.settings.limits, self._watch, self._write_batch
+        )
 
     def _note_ended(self, causes: dict[str, int]) -> None:
         self.log.warning("connections.ended", **causes)
 
     # --- requests -------------------------------------------------------------------------
 
-    def take(self, request: Request) -> Exchange:
-        """Return what answers a request (see `connection.Listener`)."""
+    def handle(self, request: Request) -> Exchange:
+        """Return the handler of a request."""
         return Exchange(self, request)
 
     def led_to_by(self, key: Secret) -> AccountServer:
@@ -165,7 +155,7 @@ class AccountServer:
             self._earlier = [entry for entry in self._earlier if entry[0]]
 
 
-async def _cut(connections: Iterable[Caller]) -> None:
-    tasks = [task for connection in connections if (task := connection.cut()) is not None]
+async def _cut(connections: Iterable[ClientConnection]) -> None:
+    tasks = [task for connection in connections if (task := connection.cancel()) is not None]
     if tasks:
         await asyncio.wait(tasks)

@@ -24,8 +24,9 @@ from cfproxy.proxy.request_headers import Origin, build_request_headers, check_f
 from cfproxy.proxy.request_id import HEADER, RequestIds, read_request_ids
 from cfproxy.proxy.retry import Forwarder
 from cfproxy.secret import Secret
+from cfproxy.server.connection import ClientConnection
 from cfproxy.server.connection_limits import ConnectionLimits
-from cfproxy.server.request import Caller, Limits
+from cfproxy.server.request import Limits
 
 PROGRAMS_MAX = 128
 REQUEST_ID = HEADER.encode()
@@ -43,7 +44,7 @@ class ProxySettings:
         body_memory_bytes, body_max_bytes: bounds of what is kept of a body for a second try.
         idle_s: seconds that a client may leave an answer unread.
         limits: what a client may take up.
-        room: how many clients there may be.
+        connection_limits: how many clients there may be.
         server_timing: whether answers tell where the time went (`Server-Timing`).
         record: called after every request (see `traffic.RequestStats.record`).
         keeps_line: asked before each ordinary request's log line is built.
@@ -57,7 +58,7 @@ class ProxySettings:
     body_max_bytes: int
     idle_s: float
     limits: Limits
-    room: ConnectionLimits
+    connection_limits: ConnectionLimits
     server_timing: bool
     record: Callable[..., None]
     keeps_line: Callable[[], bool] = lambda: True
@@ -97,7 +98,7 @@ class Exchanging(Protocol):
     """A request that is worked at, and its answer."""
 
     @property
-    def connection(self) -> Caller:
+    def connection(self) -> ClientConnection:
         """Where it came from."""
 
 
@@ -154,7 +155,9 @@ def verdict_on(fields: RequestFields) -> Verdict:
     return verdict
 
 
-def admit(server: Server, fields: RequestFields, marks: RequestIds, connection: Caller) -> Admission:
+def admit(
+    server: Server, fields: RequestFields, marks: RequestIds, connection: ClientConnection
+) -> Admission:
     """Check what does not depend on method and target, and build what follows from it.
 
     Args:
@@ -202,7 +205,7 @@ def admit(server: Server, fields: RequestFields, marks: RequestIds, connection: 
     )
 
 
-def check_caller(server: Server, headers: RawHeaders, connection: Caller) -> str:
+def check_caller(server: Server, headers: RawHeaders, connection: ClientConnection) -> str:
     """Check who may call at all, keys apart; return `Host`.
 
     Raises:

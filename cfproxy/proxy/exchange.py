@@ -51,8 +51,9 @@ from cfproxy.proxy.request_headers import (
 from cfproxy.proxy.request_id import RequestIds
 from cfproxy.proxy.response_headers import build_response_headers
 from cfproxy.proxy.retry import Begun, Outcome, Times
+from cfproxy.server.connection import ClientConnection
 from cfproxy.server.problem_details import render_problem
-from cfproxy.server.request import Caller, Request
+from cfproxy.server.request import Request
 from cfproxy.server.response import Response
 from cfproxy.upstream.client import HttpAnswer
 from cfproxy.upstream.interfaces import Call
@@ -100,16 +101,16 @@ class Exchange:
         self._times: Times | None = None  # where the time went on the long way
 
     @property
-    def connection(self) -> Caller:
+    def connection(self) -> ClientConnection:
         """Where the request came from."""
         return self._request.connection
 
-    def begin(self) -> bool:
+    def start_now(self) -> bool:
         """Have the request sent if nothing has to be waited for before: the short way, without a task.
 
         Returns:
-            whether it is on its way, and `Caller.answered` or `follow` will be called. If not,
-            `run` is to be called, which finds out anew what is in the way.
+            whether it is on its way, and `ClientConnection.request_finished` or `start_task` will be
+            called. If not, `run` is to be called, which finds out anew what is in the way.
         """
         if self._request.body is not None or self._judged_by.rules.origins:
             return False
@@ -124,8 +125,8 @@ class Exchange:
         self._note_beginning()
         return True
 
-    def give_up(self) -> None:
-        """End what `begin` has begun: the client left, or has to."""
+    def cancel(self) -> None:
+        """End what `start_now` has begun: the client left, or has to."""
         if self._begun is not None:
             self._begun.answer.close()
             self._times = Times(upstream_s=time.perf_counter() - self._begun.began_at)
@@ -193,14 +194,14 @@ class Exchange:
             self._by.ended(self)
 
     def _on_arrival(self) -> None:
-        """Answer with what came for `begin`, or let `run` see to it."""
+        """Answer with what came for `start_now`, or let `run` see to it."""
         admission, begun, reply = self._admission, self._begun, self._response
         assert admission is not None  # noqa: S101 - nothing was begun without
         assert begun is not None  # noqa: S101 - likewise
         connection = self.connection
         outcome = None if connection.writing_paused else admission.by.forwarder.settle(begun)
         if outcome is None:
-            connection.follow()
+            connection.start_task()
             return
         self._outcome = outcome
         admission.by.failure = None
@@ -211,7 +212,7 @@ class Exchange:
             reply.cut()  # the client left
         except Exception as fault:
             if not reply.begun:
-                connection.follow()  # `run` meets it again, and answers it
+                connection.start_task()  # `run` meets it again, and answers it
                 return
             reply.cut()
             self._server.log.exception("request.crashed", request_id=self._ids.request_id, exc_info=fault)
@@ -221,7 +222,7 @@ class Exchange:
             self._end(None)
             goes_on = reply.goes_on and not self._server.draining
         finally:
-            connection.answered(goes_on=goes_on)
+            connection.request_finished(keep_alive=goes_on)
 
     # --- before it is sent ----------------------------------------------------------------
 

@@ -135,7 +135,7 @@ def build_parts(
         body_max_bytes=account.retry.body_max_bytes if any_retry else 0,
         idle_s=account.timeouts.idle_s,
         limits=build_limits(account),
-        room=ConnectionLimits(
+        connection_limits=ConnectionLimits(
             max(1, int(account.limits.connections * share)),
             account.limits.unfinished,
             max(1, account.limits.unfinished // 2) * account.limits.head_bytes,

@@ -182,7 +182,9 @@ class Service:
                 "limits.lowered",
                 reason="the system allows fewer open files than limits.connections takes; "
                 "raise its limit (ulimit -n, LimitNOFILE)",
-                connections=sum(parts.listener_settings.room.connections for parts, _ in following),
+                connections=sum(
+                    parts.listener_settings.connection_limits.connections for parts, _ in following
+                ),
             )
 
     def _build_parts(self, settings: Settings, account: Account, before: Parts | None, share: float) -> Parts:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from typing import Protocol
+from collections.abc import Callable
 
 from cfproxy.errors import BadTarget
 from cfproxy.http1.framing import Framing, MalformedBody
@@ -30,11 +30,12 @@ from cfproxy.http1.parser import (
     request_end,
     split_request,
 )
-from cfproxy.http1.stream import BodyStream
+from cfproxy.http1.stream import BodyStream, StreamProtocol
 from cfproxy.http1.timeout import IdleTimeout
 from cfproxy.http1.write_batch import WriteBatch
+from cfproxy.server.connection_limits import Connections
 from cfproxy.server.hangup import HangupWatch
-from cfproxy.server.request import Answering, Caller, Limits, Request
+from cfproxy.server.request import Limits, Request, RequestHandler
 from cfproxy.server.unix_sockets import peer_uid
 
 HALF_CLOSE_S = 0.25
@@ -50,46 +51,30 @@ _NEVER_ENDS = -1
 _NOT_HTTP = "the request is not well-formed HTTP/1.1, or its header is too long"
 
 
-class Listener(Protocol):
-    """Who answers requests."""
-
-    def opened(self, connection: ClientConnection) -> None:
-        """Take note of a new connection."""
-
-    def closed(self, connection: ClientConnection) -> None:
-        """Take note of its end."""
-
-    def began(self, connection: ClientConnection) -> None:
-        """Take note that a part of a head is there."""
-
-    def holds(self, connection: ClientConnection, size_bytes: int) -> None:
-        """Take note of how much of a head is there that is not whole."""
-
-    def working(self, connection: ClientConnection) -> None:
-        """Take note that a whole head is there."""
-
-    def waiting(self, connection: ClientConnection) -> None:
-        """Take note that nothing is there to be worked at."""
-
-    def take(self, request: Request) -> Answering:
-        """Return what answers `request` on its connection."""
-
-
-class ClientConnection(Caller):
+class ClientConnection(StreamProtocol):
     """One client's connection.
 
     Args:
-        listener: answers.
-        limits: what the client may take up.
-        watch: tells when a client has left that is not read from.
-        outbox: of the connections that it sends side by side with.
+        handle: returns a handler for each request.
+        connections: tracks the listener's connections.
+        limits: what this client may use.
+        watch: notices that a client has left while its connection is not read from.
+        write_batch: shared by the connections of the listener.
     """
 
     def __init__(
-        self, listener: Listener, limits: Limits, watch: HangupWatch, write_batch: WriteBatch
+        self,
+        handle: Callable[[Request], RequestHandler],
+        connections: Connections,
+        limits: Limits,
+        watch: HangupWatch,
+        write_batch: WriteBatch,
     ) -> None:
         super().__init__(write_batch)
-        self._listener = listener
+        self._handle = handle
+        self._connections = connections
+        self.local_address: str | None = None
+        self.remote_address: str | None = None
         self._limits = limits
         self._watch = watch
         self._idle_timeout = IdleTimeout(self._overdue)
@@ -99,7 +84,7 @@ class ClientConnection(Caller):
         self._body: BodyStream | None = None
         self.busy = False  # with a request
         self._request: Request | None = None
-        self._answering: Answering | None = None  # as long as it has no task
+        self._handler: RequestHandler | None = None  # as long as it has no task
         self._task: asyncio.Task[None] | None = None
         self._read_at = 0.0  # when the last byte of the present request came
         self._ended = False  # the client's side of the connection
@@ -115,7 +100,7 @@ class ClientConnection(Caller):
         self.local_address = local[0] if isinstance(local, tuple) else None
         self.remote_address = remote[0] if isinstance(remote, tuple) else None
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._listener.opened(self)
+        self._connections.opened(self)
         self._idle_timeout.start(self._limits.keep_alive_s)
 
     def data_received(self, data: bytes) -> None:
@@ -137,15 +122,15 @@ class ClientConnection(Caller):
                 self.hold_reading()
         elif self._can_begin():
             self._idle_timeout.stop()
-            self._listener.working(self)
+            self._connections.request_started(self)
             self.busy = self._take_next()
-            if self._answering is not None and not self._answering.begin():
-                self.follow()
+            if self._handler is not None and not self._handler.start_now():
+                self.start_task()
         elif self._unread not in _NOTHING:
             if not had_some:
-                self._listener.began(self)
+                self._connections.head_started(self)
                 self._idle_timeout.start(self._limits.head_s)
-            self._listener.holds(self, len(self._unread))
+            self._connections.head_grew(self, len(self._unread))
 
     def eof_received(self) -> bool:
         """Take note that the client sends no more; return whether it may still get an answer."""
@@ -167,7 +152,7 @@ class ClientConnection(Caller):
         self._watch.forget(self._socket)
         if self._body is not None:
             self._body.fail(ConnectionResetError())
-        self._listener.closed(self)
+        self._connections.closed(self)
         self._give_up()
         self._request = None  # which knows this connection: a cycle would be left for the collector
 
@@ -190,25 +175,25 @@ class ClientConnection(Caller):
 
     # --- requests -------------------------------------------------------------------------
 
-    def follow(self) -> None:
-        """Have a task go on (see `requests.Caller`)."""
+    def start_task(self) -> None:
+        """Handle this request, and those pipelined behind it, in a task."""
         self._task = self.loop.create_task(self._work())
 
-    def answered(self, *, goes_on: bool) -> None:
-        """Go on without one (see `requests.Caller`)."""
-        self._answering = None
-        if not goes_on:
+    def request_finished(self, *, keep_alive: bool) -> None:
+        """Continue after a response that needed no task; `keep_alive`: the connection may be reused."""
+        self._handler = None
+        if not keep_alive:
             self._stop_working()
             self._end()
         elif self._unread and self._take_next():  # whoever asks far ahead takes turns with the others
-            self.follow()
+            self.start_task()
         else:
             self._stop_working()
             self._rest()
 
     async def _work(self) -> None:
         try:
-            while self._answering is not None or self._take_next():
+            while self._handler is not None or self._take_next():
                 goes_on = await self._run()
                 if not goes_on:
                     self._end()
@@ -228,9 +213,9 @@ class ClientConnection(Caller):
 
     async def _run(self) -> bool:
         """Have the present request answered; return whether there can be another one."""
-        answering, self._answering = self._answering, None
-        assert answering is not None  # noqa: S101 - whoever calls has looked
-        goes_on = await answering.run()
+        handler, self._handler = self._handler, None
+        assert handler is not None  # noqa: S101 - whoever calls has looked
+        goes_on = await handler.run()
         return goes_on and self._request is not None and self._request.read_whole
 
     def _take_next(self) -> bool:
@@ -238,13 +223,13 @@ class ClientConnection(Caller):
         request = self._request = self._next_request()
         if request is None:
             return False
-        self._answering = self._listener.take(request)
+        self._handler = self._handle(request)
         return True
 
     def _stop_working(self) -> None:
         self.busy = False
-        self._task = self._body = self._answering = None
-        self._listener.waiting(self)
+        self._task = self._body = self._handler = None
+        self._connections.request_finished(self)
 
     def _rest(self) -> None:
         """Wait for a next request, whose beginning may be there."""
@@ -252,12 +237,12 @@ class ClientConnection(Caller):
             self._close()
             return
         if self._unread:
-            self._listener.began(self)
+            self._connections.head_started(self)
         self._idle_timeout.start(self._limits.head_s if self._unread else self._limits.keep_alive_s)
         self.release_reading()
 
-    def cut(self) -> asyncio.Task[None] | None:
-        """Give up and end (see `requests.Caller`)."""
+    def cancel(self) -> asyncio.Task[None] | None:
+        """Cancel the current request and end the connection; return the task still to be waited for."""
         task = self._task
         if not self._give_up():
             self.abort()
@@ -265,13 +250,13 @@ class ClientConnection(Caller):
 
     def _give_up(self) -> bool:
         """Let the present request be given up; return whether its task sees to the connection, too."""
-        answering, task = self._answering, self._task
-        if answering is not None:  # no task has taken it over yet, and none shall
+        handler, task = self._handler, self._task
+        if handler is not None:  # no task has taken it over yet, and none shall
             self._stop_working()
-            answering.give_up()
+            handler.cancel()
         if task is not None:
             task.cancel()
-        return task is not None and answering is None
+        return task is not None and handler is None
 
     def end(self, cause: str) -> None:
         """Make room for others (see `connections.Client`)."""

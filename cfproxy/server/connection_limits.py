@@ -13,25 +13,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cfproxy.server.connection import ClientConnection
 
 SWEEP_S = 1.0
 # How long a head may be under way before it can be ended for the sake of others: in a burst all are young.
 GRACE_S = 1.0
 # So many have to go at once, and so soon the next: a thousand in one turn would keep others waiting.
 AT_ONCE, SOON_S = 50, 0.01
-
-
-class Client(Protocol):
-    """One client connection; compared and hashed by identity."""
-
-    def end(self, cause: str) -> None:
-        """Close it now: `idle`, `unfinished` or `refused`."""
-
-    def tarpit(self) -> None:
-        """Forget its head and read no more from it; it ends when the head's time is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +58,28 @@ class Connections:
     later: Callable[[float, Callable[[], None]], asyncio.TimerHandle]
     on_ended: Callable[[dict[str, int]], None]
     # In the order of the instants, oldest first: whoever changes its state goes to the end.
-    _unfinished: dict[Client, float] = field(init=False, default_factory=dict)
-    _idle: dict[Client, float] = field(init=False, default_factory=dict)
-    _held: dict[Client, int] = field(init=False, default_factory=dict)  # bytes of unfinished heads, likewise
+    _unfinished: dict[ClientConnection, float] = field(init=False, default_factory=dict)
+    _idle: dict[ClientConnection, float] = field(init=False, default_factory=dict)
+    _held: dict[ClientConnection, int] = field(
+        init=False, default_factory=dict
+    )  # bytes of unfinished heads, likewise
     _held_bytes: int = field(init=False, default=0)
-    _stuck: dict[Client, None] = field(init=False, default_factory=dict)  # in the tarpit, oldest first
-    _busy: set[Client] = field(init=False, default_factory=set)
+    _stuck: dict[ClientConnection, None] = field(
+        init=False, default_factory=dict
+    )  # in the tarpit, oldest first
+    _all: set[ClientConnection] = field(init=False, default_factory=set)  # until they are closed
+    _busy: set[ClientConnection] = field(init=False, default_factory=set)
     _ended: Counter[str] = field(init=False, default_factory=Counter)
     _alarm: asyncio.TimerHandle | None = field(init=False, default=None)
 
     def __len__(self) -> int:
+        return len(self._all)
+
+    def __iter__(self) -> Iterator[ClientConnection]:
+        return iter(self._all)
+
+    def _counted(self) -> int:
+        """Return how many count towards the limit: those that were ended and are not closed yet do not."""
         return len(self._unfinished) + len(self._stuck) + len(self._idle) + len(self._busy)
 
     def counts(self) -> dict[str, int]:
@@ -86,10 +91,11 @@ class Connections:
             "busy": len(self._busy),
         }
 
-    def opened(self, client: Client) -> None:
+    def opened(self, client: ClientConnection) -> None:
         """Take one more in, or end it at once when all others are at work."""
+        self._all.add(client)
         self._make_room()
-        if len(self) >= self.limits.connections:
+        if self._counted() >= self.limits.connections:
             self._ended["refused"] += 1
             client.end("refused")
         else:
@@ -97,24 +103,24 @@ class Connections:
         if self._alarm is None:
             self._alarm = self.later(SWEEP_S, self._sweep)
 
-    def began(self, client: Client) -> None:
+    def head_started(self, client: ClientConnection) -> None:
         """Note that the first byte of a next request came."""
         if self._idle.pop(client, None) is not None:
             self._unfinished[client] = self.clock()
 
-    def holds(self, client: Client, size_bytes: int) -> None:
+    def head_grew(self, client: ClientConnection, size_bytes: int) -> None:
         """Note how much of a head is there; over the bound the oldest are forgotten, perhaps this one."""
         self._held_bytes += size_bytes - self._held.get(client, 0)
         self._held[client] = size_bytes
         while self._held_bytes > self.limits.unfinished_bytes:
             self._tarpit(next(iter(self._held)))
 
-    def working(self, client: Client) -> None:
+    def request_started(self, client: ClientConnection) -> None:
         """Note that a request's head is whole."""
         if self._idle.pop(client, None) is not None or self._forget(client):
             self._busy.add(client)
 
-    def waiting(self, client: Client) -> None:
+    def request_finished(self, client: ClientConnection) -> None:
         """Note that an answer is through, and nothing of a next request came yet."""
         if client in self._busy:
             self._busy.discard(client)
@@ -122,8 +128,9 @@ class Connections:
             return
         self._idle[client] = self.clock()
 
-    def closed(self, client: Client) -> None:
+    def closed(self, client: ClientConnection) -> None:
         """Forget it."""
+        self._all.discard(client)
         self._forget(client)
 
     def aclose(self) -> None:
@@ -132,7 +139,7 @@ class Connections:
             self._alarm.cancel()
             self._alarm = None
 
-    def _forget(self, client: Client) -> bool:
+    def _forget(self, client: ClientConnection) -> bool:
         self._held_bytes -= self._held.pop(client, 0)
         self._stuck.pop(client, None)
         known = self._unfinished.pop(client, None) is not None or self._idle.pop(client, None) is not None
@@ -141,19 +148,19 @@ class Connections:
             return True
         return known
 
-    def _end(self, client: Client, cause: str) -> None:
+    def _end(self, client: ClientConnection, cause: str) -> None:
         self._forget(client)
         self._ended[cause] += 1
         client.end(cause)
 
-    def _tarpit(self, client: Client) -> None:
+    def _tarpit(self, client: ClientConnection) -> None:
         self._forget(client)
         self._ended["unfinished"] += 1
         self._stuck[client] = None
         client.tarpit()
 
     def _make_room(self) -> None:
-        while len(self) >= self.limits.connections:
+        while self._counted() >= self.limits.connections:
             if self._stuck:
                 client = next(iter(self._stuck))
                 self._forget(client)
@@ -190,4 +197,4 @@ class Connections:
         if self._ended:
             self.on_ended(dict(self._ended))
             self._ended.clear()
-        self._alarm = self.later(SWEEP_S, self._sweep) if len(self) else None
+        self._alarm = self.later(SWEEP_S, self._sweep) if self._counted() else None

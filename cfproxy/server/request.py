@@ -1,31 +1,28 @@
-"""What a connection cuts out of what comes, and who answers it.
-
-Owns: `Request`, the bounds of clients, the roles of who asks and who answers.
-Must not know: how requests are read (`connection.py`), what is done with them (`exchange.py`).
-"""
+"""A client's request, the limits on what a client may use, and the interface of request handlers."""
 
 from __future__ import annotations
 
-import asyncio
-from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cfproxy.errors import BadTarget
 from cfproxy.http1.parser import HeadLimits, RequestFields
-from cfproxy.http1.stream import BodyStream, StreamProtocol
+from cfproxy.http1.stream import BodyStream
+
+if TYPE_CHECKING:
+    from cfproxy.server.connection import ClientConnection
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a client may take up.
+    """What one client connection may use.
 
     Args:
-        head: of a request.
-        head_s: for a whole head, from its first byte.
-        keep_alive_s: for the next request.
-        idle_s: without a byte of a body that is wanted.
-        ahead_bytes: of a body or of further requests, read before they are wanted.
+        head: size of a request head.
+        head_s: time for a complete head, counted from its first byte.
+        keep_alive_s: time an idle connection waits for the next request.
+        idle_s: time without a byte while a request body is being read.
+        ahead_bytes: how much of a body, or of pipelined requests, is buffered before it is wanted.
     """
 
     head: HeadLimits = field(default_factory=HeadLimits)
@@ -35,47 +32,19 @@ class Limits:
     ahead_bytes: int = 64 * 1024
 
 
-class Caller(StreamProtocol):
-    """A client's connection, as who answers its requests sees it."""
-
-    local_address: str | None = None
-    remote_address: str | None = None
-
-    @property
-    @abstractmethod
-    def uid(self) -> int | None:
-        """The user at the other end of a Unix socket, as the kernel says."""
-
-    @abstractmethod
-    def follow(self) -> None:
-        """Have the present request answered, and those that are there behind it, by a task."""
-
-    @abstractmethod
-    def answered(self, *, goes_on: bool) -> None:
-        """Go on after an answer that took no task.
-
-        Args:
-            goes_on: whether the connection may serve another request.
-        """
-
-    @abstractmethod
-    def cut(self) -> asyncio.Task[None] | None:
-        """Give up the present request and end the connection; return what is still to be waited for."""
-
-
 @dataclass(slots=True)
 class Request:
-    """One request, its body still coming.
+    """One request whose body may still be arriving.
 
     Args:
-        connection: where it came from.
-        method, target: as they came.
-        fields: the rest of its head.
+        connection: the connection it arrived on.
+        method, target: exactly as received.
+        fields: the rest of the head.
         body: None when there is none.
-        error: why it can't be accepted, found before anybody looked at it; then the rest says nothing.
+        error: set when the head is malformed; the other fields are then placeholders.
     """
 
-    connection: Caller
+    connection: ClientConnection
     method: bytes
     target: bytes = field(repr=False)
     fields: RequestFields
@@ -84,23 +53,30 @@ class Request:
 
     @property
     def read_whole(self) -> bool:
-        """Whether all of it has come."""
+        """Whether the whole request has arrived."""
         return self.error is None and (self.body is None or self.body.complete)
 
 
-class Answering(Protocol):
-    """One request's way to its answer."""
+class RequestHandler(Protocol):
+    """Handles one request and writes its response.
 
-    def begin(self) -> bool:
-        """Begin without a task, if that can be done.
+    A connection first calls `start_now`. If that returns False it creates a task that calls `run`.
+    """
+
+    def start_now(self) -> bool:
+        """Start without a task, if nothing has to be waited for.
 
         Returns:
-            whether it was; then `Caller.answered` or `follow` is called later, and else `run` is
-            to be called.
+            True if the request is being handled; the handler then calls
+            `ClientConnection.request_finished` or `start_task` later. False if nothing was done.
         """
 
-    def give_up(self) -> None:
-        """End what `begin` has begun, without an answer."""
-
     async def run(self) -> bool:
-        """Answer, or go on with what was begun; return whether the connection may serve another request."""
+        """Handle the request, or continue what `start_now` started.
+
+        Returns:
+            whether the connection may serve another request.
+        """
+
+    def cancel(self) -> None:
+        """Abandon what `start_now` started; never called once `run` has been called."""

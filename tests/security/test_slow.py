@@ -38,29 +38,31 @@ async def test_slow_clients_keep_nobody_out(beginning: bytes) -> None:
 
 async def test_large_heads_that_do_not_end_hold_no_more_than_they_may() -> None:
     """The oldest are forgotten, young or not: whatever else comes of them is not read."""
-    async with proxied(answering(OK), room=ConnectionLimits(unfinished_bytes=20_000)) as world:
+    async with proxied(answering(OK), connection_limits=ConnectionLimits(unfinished_bytes=20_000)) as world:
         slow = [await world.client() for _ in range(20)]
         for client in slow:
             await client.send(BEGINNINGS["half a head"])
-        await until(lambda: world.listener._room.counts()["stuck"] == 11)
+        await until(lambda: world.listener.connections.counts()["stuck"] == 11)
         await slow[0].send(b"\r\n\r\n")
         assert (await world.ask(b"GET /b HTTP/1.1", b"X-A: " + b"a" * 2048)).status == 200
         await slow[-1].send(b"\r\n\r\n")
         assert (await slow[-1].read_answer()).status == 421  # Host names somebody else: but it was read
         assert len(world.origin.requests) == 1
-        assert world.listener._room.counts()["stuck"] == 11
+        assert world.listener.connections.counts()["stuck"] == 11
 
 
 async def test_a_head_that_is_stuck_ends_when_its_time_is_over() -> None:
     """Its client waited in vain, but not for ever."""
-    room = ConnectionLimits(unfinished_bytes=20_000)
-    async with proxied(answering(OK), limits=Limits(head_s=SHORT_S, keep_alive_s=LONG_S), room=room) as world:
+    bounds = ConnectionLimits(unfinished_bytes=20_000)
+    async with proxied(
+        answering(OK), limits=Limits(head_s=SHORT_S, keep_alive_s=LONG_S), connection_limits=bounds
+    ) as world:
         slow = [await world.client() for _ in range(20)]
         for client in slow:
             await client.send(BEGINNINGS["half a head"])
         for client in slow:
             assert await client.ended()
-        assert world.listener._room.counts()["stuck"] == 0
+        assert world.listener.connections.counts()["stuck"] == 0
 
 
 # The one limit that a test is about; the other one would come too late for it.

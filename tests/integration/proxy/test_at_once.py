@@ -100,21 +100,21 @@ async def test_a_client_that_left_is_forgotten_whatever_fails() -> None:
         await until(lambda: world.origin.requests)
         client.abort()
         await until(lambda: _nobody_waits(world))
-        assert sum(world.listener._room.counts().values()) == 0
+        assert sum(world.listener.connections.counts().values()) == 0
         assert [str(crash["exception"]) for crash in world.crashes] == ["a bug"]
         world.crashes.clear()
 
 
 async def test_a_connection_is_cut_between_two_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is closed even before anything was done with what its client asked ahead."""
-    answered = ClientConnection.answered
+    request_finished = ClientConnection.request_finished
 
-    def and_cut(connection: ClientConnection, *, goes_on: bool) -> None:
-        answered(connection, goes_on=goes_on)
-        connection.cut()
+    def and_cancel(connection: ClientConnection, *, keep_alive: bool) -> None:
+        request_finished(connection, keep_alive=keep_alive)
+        connection.cancel()
 
     async with proxied(answering(OK), warm=True) as world:
-        monkeypatch.setattr(ClientConnection, "answered", and_cut)
+        monkeypatch.setattr(ClientConnection, "request_finished", and_cancel)
         client = await world.client()
         await client.send(client.compose(GET) * 2)
         await client.reader.read()

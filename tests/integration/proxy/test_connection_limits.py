@@ -28,7 +28,7 @@ async def test_an_idle_connection_makes_room_and_one_at_work_never() -> None:
                 await held.wait()
             await peer.send(OK)
 
-    async with proxied(script, room=TWO) as world:
+    async with proxied(script, connection_limits=TWO) as world:
         busy, idle = await world.client(), await world.client()
         await busy.send(busy.compose(b"GET /slow HTTP/1.1"))
         assert (await idle.ask(b"GET / HTTP/1.1")).body == b"ok"
@@ -36,7 +36,7 @@ async def test_an_idle_connection_makes_room_and_one_at_work_never() -> None:
         assert (await third.ask(b"GET / HTTP/1.1")).body == b"ok"
         assert await ended(idle)
         await third.send(third.compose(b"GET /slow HTTP/1.1"))
-        await until(lambda: world.listener._room.counts()["busy"] == 2)
+        await until(lambda: world.listener.connections.counts()["busy"] == 2)
         assert await ended(await world.client())
         held.set()
         for client in (busy, third):
@@ -46,15 +46,15 @@ async def test_an_idle_connection_makes_room_and_one_at_work_never() -> None:
 
 async def test_a_head_that_comes_in_parts_is_younger_than_silence() -> None:
     """A kept connection counts as idle until its next request begins, and again after the answer."""
-    async with proxied(answering(OK), room=TWO) as world:
+    async with proxied(answering(OK), connection_limits=TWO) as world:
         first, second = await world.client(), await world.client()
         for client in (first, second):
             await client.ask(b"GET / HTTP/1.1")
         part = first.compose(b"GET / HTTP/1.1")
         await first.send(part[:10])
-        await until(lambda: world.listener._room.counts()["unfinished"] == 1)
+        await until(lambda: world.listener.connections.counts()["unfinished"] == 1)
         await (await world.client()).ask(b"GET / HTTP/1.1")
         assert await ended(second)
         await first.send(part[10:])
         assert (await first.read_answer()).body == b"ok"
-        assert world.listener._room.counts()["idle"] == 2
+        assert world.listener.connections.counts()["idle"] == 2

@@ -82,7 +82,7 @@ async def test_empty_lines_are_no_beginning_of_a_request() -> None:
         for _ in range(3):
             await client.send(b"\r\n")
             await until_still(lambda: len(connection._unread))
-        assert world.listener._room.counts()["idle"] == 1
+        assert world.listener.connections.counts()["idle"] == 1
         assert connection._idle_timeout._due_at == due_at
         assert (await client.ask(b"GET / HTTP/1.1")).status == 200
 
@@ -91,15 +91,15 @@ async def test_a_fault_of_ours_ends_the_connection(monkeypatch: pytest.MonkeyPat
     """Whatever goes wrong, nobody waits for an answer that can't come any more."""
 
     class Broken(Exchange):
-        def begin(self) -> bool:
+        def start_now(self) -> bool:
             return False
 
         async def run(self) -> bool:
             raise RuntimeError("a bug")
 
     async with proxied(answering(OK)) as world:
+        monkeypatch.setattr(world.listener, "handle", lambda request: Broken(world.listener, request))
         client = await world.client()
-        monkeypatch.setattr(world.listener, "take", lambda request: Broken(world.listener, request))
         await client.send(client.compose(b"GET / HTTP/1.1"))
         assert await client.ended()
         gc.collect()

@@ -100,10 +100,10 @@ async def test_an_answer_that_was_given_leaves_before_its_connection_is_cut() ->
     transport, (ours, theirs) = FakeTransport(), socket.socketpair()
     with ours, theirs:
         transport._extra["socket"] = ours  # type: ignore[attr-defined] # as loops do it
-        connection = ClientConnection(Mock(), Limits(), Mock(), write_batch)
+        connection = ClientConnection(Mock(), Mock(), Limits(), Mock(), write_batch)
         connection.connection_made(transport)
         connection.write_soon(b"the answer")
-        connection.cut()
+        connection.cancel()
         connection.connection_lost(None)
     assert (transport.written, transport.closed) == (b"the answer", True)
 

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cfproxy.server.connection import ClientConnection
 from cfproxy.server.connection_limits import ConnectionLimits, Connections
 
 LIMITS = ConnectionLimits(connections=4, unfinished=2, unfinished_bytes=50)
 
 
 @dataclass(eq=False)
-class FakeClient:
+class FakeClient(ClientConnection):
     """A connection that notes why it was ended; it then says that it is closed, as a real one does."""
 
     room: Connections
@@ -68,16 +69,16 @@ def test_what_unfinished_heads_hold_is_bounded_however_young_they_are() -> None:
     world = World(ConnectionLimits(connections=9, unfinished=9, unfinished_bytes=100))
     silent, first, second, through, last = (world.open() for _ in range(5))
     for client, size in ((first, 30), (second, 30), (through, 40), (second, 20), (through, 50)):
-        world.room.holds(client, size)
-    world.room.working(through)
-    world.room.holds(last, 50)
+        world.room.head_grew(client, size)
+    world.room.request_started(through)
+    world.room.head_grew(last, 50)
     assert (first.stuck, second.stuck, last.stuck) == (False, False, False)
-    world.room.holds(last, 60)
+    world.room.head_grew(last, 60)
     assert (first.stuck, second.stuck, last.stuck) == (True, False, False)
     world.room.closed(second)
-    world.room.holds(last, 100)
+    world.room.head_grew(last, 100)
     assert not last.stuck
-    world.room.holds(last, 101)
+    world.room.head_grew(last, 101)
     assert last.stuck
     assert (silent.stuck, through.stuck) == (False, False)
     assert world.room.counts() == {"unfinished": 1, "stuck": 2, "idle": 0, "busy": 1}
@@ -94,12 +95,12 @@ def test_slow_heads_over_the_bound_are_stuck_oldest_first(world: World) -> None:
     """Who is cut off comes back at once; so they are not told, and make room before anybody else does."""
     first, second, third = world.open(), world.open(), world.open()
     for client in (first, second, third):
-        world.room.holds(client, 10)
+        world.room.head_grew(client, 10)
     world.go(1)
     assert [client.stuck for client in (first, second, third)] == [True, False, False]
     assert [client.ended for client in (first, second, third)] == [None] * 3
-    world.room.working(third)
-    world.room.waiting(third)
+    world.room.request_started(third)
+    world.room.request_finished(third)
     world.open()
     world.open()
     assert [client.ended for client in (first, second, third)] == ["unfinished", None, None]
@@ -114,7 +115,7 @@ def test_silent_clients_over_the_bound_are_ended_oldest_first(world: World) -> N
     assert [client.ended for client in (first, second, third)] == [None] * 3
     world.go(1)
     assert [client.ended for client in (first, second, third)] == ["unfinished", None, None]
-    world.room.working(second)
+    world.room.request_started(second)
     fourth = world.open()
     world.go(2)
     assert [client.ended for client in (second, third, fourth)] == [None] * 3
@@ -124,9 +125,9 @@ def test_a_newcomer_takes_the_place_of_the_one_that_is_idle_the_longest(world: W
     """Then of the oldest unfinished one; connections at work are never ended for it."""
     clients = [world.open() for _ in range(4)]
     for client in clients[:3]:
-        world.room.working(client)
-    world.room.waiting(clients[1])
-    world.room.waiting(clients[0])
+        world.room.request_started(client)
+    world.room.request_finished(clients[1])
+    world.room.request_finished(clients[0])
     world.open()
     assert [client.ended for client in clients] == [None, "idle", None, None]
     world.open()
@@ -139,7 +140,7 @@ def test_a_newcomer_is_refused_when_all_are_at_work(world: World) -> None:
     """What is under way goes on."""
     clients = [world.open() for _ in range(4)]
     for client in clients:
-        world.room.working(client)
+        world.room.request_started(client)
     assert world.open().ended == "refused"
     assert [client.ended for client in clients] == [None] * 4
     world.room.closed(clients[0])
@@ -161,12 +162,19 @@ def test_what_is_closed_stays_closed(world: World) -> None:
     """Late news of a connection that is gone bring nothing back."""
     client = world.open()
     world.room.closed(client)
-    for news in (world.room.began, world.room.working, world.room.waiting, world.room.closed):
+    for news in (
+        world.room.head_started,
+        world.room.request_started,
+        world.room.request_finished,
+        world.room.closed,
+    ):
         news(client)
     assert len(world.room) == 0
 
 
-_NEWS = st.sampled_from(["open", "began", "holds", "working", "waiting", "closed", "go"])
+_NEWS = st.sampled_from(
+    ["open", "head_started", "head_grew", "request_started", "request_finished", "closed", "go"]
+)
 
 
 @given(st.lists(st.tuples(_NEWS, st.integers(0, 30)), max_size=80))
@@ -186,17 +194,17 @@ def test_the_bounds_hold_whatever_happens(news: list[tuple[str, int]]) -> None:
             client = alive[number % len(alive)]
             if client.stuck and what != "closed":
                 continue  # nothing is read of it
-            if what == "holds":
+            if what == "head_grew":
                 if client in working or number == 0:
                     continue
-                world.room.began(client)
-                world.room.holds(client, number)
+                world.room.head_started(client)
+                world.room.head_grew(client, number)
             else:
                 getattr(world.room, what)(client)
             if what == "closed":
                 client.ended = "by itself"
-            if what in {"working", "waiting", "closed"}:
-                (working.add if what == "working" else working.discard)(client)
+            if what in {"request_started", "request_finished", "closed"}:
+                (working.add if what == "request_started" else working.discard)(client)
         assert len(world.room) == sum(world.room.counts().values()) <= LIMITS.connections
         assert world.room.counts()["busy"] == len(working)
         assert all(client.ended is None for client in working)
