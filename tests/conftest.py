@@ -23,6 +23,7 @@ REDIS_FIXTURES = {"redis_url", "server", "shared_server"}
 load_profiles()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by their folder, and keep tests that share a fixture in one worker of pytest-xdist."""
     for item in items:

@@ -55,6 +55,7 @@ async def test_is_kept_when_nothing_has_to_be_waited_for(case: Case) -> None:
     await _play(case, None, None, warm=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", _parameters((group for group in GROUPS if OVER_TLS.match(group.name)), kept_only=True)
 )

@@ -85,6 +85,7 @@ def test_a_cut_is_told_from_an_end(message: Message, reset: bool, cut: bool) -> 
         Got(cut=not cut, body=b"").check_body(message, reset=reset)
 
 
+@pytest.mark.slow
 async def test_a_client_that_talks_to_nobody_keeps_nothing() -> None:
     """A proxy that closes every connection fails all cases."""
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)

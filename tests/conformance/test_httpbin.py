@@ -102,6 +102,7 @@ def _calls() -> list[object]:
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", _calls())
 async def test_httpbin_answers_the_same_behind_the_proxy(call: Call, httpbin_port: int) -> None:
     """Status, headers in their order and body are the same; a redirect to httpbin itself names the proxy."""
@@ -109,6 +110,7 @@ async def test_httpbin_answers_the_same_behind_the_proxy(call: Call, httpbin_por
         await _compare(world, httpbin_port, call)
 
 
+@pytest.mark.slow
 async def test_all_calls_go_through_one_client_connection(httpbin_port: int) -> None:
     """One connection takes all answers, one after another, and none of them shifts the next one."""
     async with proxied(answering(OK), upstream_url=f"http://127.0.0.1:{httpbin_port}", retry=False) as world:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.conformance.play import Stage, open_origin
 from tests.conformance.suite import GROUPS
 from tests.e2e.kit import open_world
 
 
+@pytest.mark.e2e
 async def test_the_shipped_program_keeps_what_the_listener_keeps(tmp_path: Path) -> None:
     """One process keeps all that a listener with fakes around it keeps, case after case."""
     async with open_origin() as origin, open_world(tmp_path) as world:

@@ -163,6 +163,7 @@ def texts_of(name: str) -> dict[str, Any]:
     return {"exp_annotations": texts}
 
 
+@pytest.mark.slow
 @needs_promtool
 def test_a_dying_login_raises_one_alert_at_a_time(tmp_path: Path) -> None:
     """First that there is a week, then that there are two days, then nothing else until somebody logs in."""

@@ -80,6 +80,7 @@ async def test_without_the_key_nothing_goes_up(case: Case) -> None:
         assert field.seen_bytes == 0
 
 
+@pytest.mark.slow
 @every_case
 async def test_no_part_is_forwarded_that_the_whole_is_not(case: Case) -> None:
     """A request that breaks off, whether the client leaves or not, sends nothing that the rest unsays."""

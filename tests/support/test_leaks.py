@@ -218,12 +218,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TESTS if name.startswith("test_leak")])
 def test_a_leak_fails_its_test(run: str, name: str) -> None:
     """Whatever a secret shows in, and in whatever form, the test in which it happens fails."""
     assert f"FAILED test_suite.py::{name} " in run, run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TESTS if name.startswith("test_clean")])
 def test_no_leak_fails_nothing(run: str, name: str) -> None:
     """A test that handles secrets, and shows none, passes."""
@@ -231,6 +233,7 @@ def test_no_leak_fails_nothing(run: str, name: str) -> None:
     assert f"ERROR test_suite.py::{name}" not in run
 
 
+@pytest.mark.slow
 def test_a_finding_names_the_place_and_hides_the_secret(run: str) -> None:
     """A finding tells kind, place and line, and of the secret only its beginning and its length."""
     assert "stdout of python" in run

@@ -17,6 +17,8 @@ from tests.docs.recipes.clients import CLIENTS, PATIENCE_S, RECIPES, Client
 from tests.e2e.kit import World, open_world
 from tests.support.secret_ledger import LEDGER
 
+pytestmark = pytest.mark.slow
+
 KEY = f"a-key-{secrets.token_hex(16)}"
 PHOTO = secrets.token_bytes(300_000)
 # The fifth call is the change, whose body has to be sent again: three pages, one job, the change.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import pytest
 import structlog
 from structlog.testing import LogCapture
 
@@ -24,6 +25,7 @@ from tests.support.clock import FakeClock
 HOUR_S = 3600.0
 
 
+@pytest.mark.slow
 async def test_a_login_is_warned_of_once_at_each_step_and_ends_when_it_was_said() -> None:
     """Log, metric, status and page agree each hour; tokens are refreshed to the end, which is on time."""
     clock = FakeClock()

@@ -27,6 +27,7 @@ def allow_open_files(count: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
 
 
+@pytest.mark.slow
 async def test_it_answers_more_than_a_thousand_connections_at_once() -> None:
     """1,200 connections are open together, and each is served."""
     allow_open_files(3 * CONNECTIONS)

@@ -101,6 +101,7 @@ async def upload_in_vain(client: Client) -> None:
     await client.read_answer(b"POST")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "use",
     [say_nothing, begin_a_head, ask_twice, ask_in_vain, send_a_body, begin_a_body],
@@ -113,6 +114,7 @@ async def test_a_client_leaves_nothing_behind(use: Callable[[Client], Awaitable[
         assert not await left_behind(world, use)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "use"),
     [(hang_up, meet_a_broken_answer), (refuse_uploads, upload_in_vain), (answer_early, leave_an_upload)],

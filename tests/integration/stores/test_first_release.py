@@ -103,6 +103,7 @@ async def _send(server: RedisServer, *words: str) -> None:
     await writer.wait_closed()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["login.json", "login-encrypted.json", "login-presented.json"])
 async def test_a_login_of_the_first_release_is_used_refreshed_and_saved(place: UploadSlot, file: str) -> None:
     """Its access token serves while it lives; then its refresh token is spent and the new login is kept."""
@@ -165,6 +166,7 @@ async def test_an_encrypted_login_stays_closed_to_another_key(tmp_path: Path) ->
             await open_store(f"file:{tmp_path}", tmp_path, key).load("default")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["attempt.json", "attempt-encrypted.json"])
 async def test_an_attempt_of_the_first_release_is_finished_once(place: UploadSlot, file: str) -> None:
     """A login that was begun before an update is finished after it, once."""

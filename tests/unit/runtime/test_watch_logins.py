@@ -7,6 +7,7 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import pytest
 import structlog
 
 from cfproxy.auth.expiry import WarnOnce
@@ -71,6 +72,7 @@ async def warned(days: float) -> list[tuple[float, Any]]:
     return told
 
 
+@pytest.mark.slow
 async def test_each_step_is_told_once_in_a_month() -> None:
     """7, 2 and 1 days before the end, and at the end; not again with each of 720 refreshes."""
     told = await warned(31)

@@ -131,6 +131,7 @@ def test_without_a_readable_date_nothing_is_compared(head: bytes) -> None:
     assert check_clock(server_at(80), head, 0.0, 0.0).level == "warn"
 
 
+@pytest.mark.slow
 async def test_what_does_not_speak_http() -> None:
     """It may be another service at the configured port."""
     async with serving(b"220 mail ready\r\n") as port:
