@@ -1,30 +1,14 @@
-"""Split out of building, ports."""
+"""The clocks that code and tests share: wall clock, monotonic clock, sleep."""
 
 from __future__ import annotations
 
 import asyncio
-import time
+from time import monotonic, time
 from typing import Protocol
 
 
-class SystemClock:
-    """The machine's clocks (see `ports.Clock`)."""
-
-    def time(self) -> float:
-        """Return the wall clock."""
-        return time.time()
-
-    def monotonic(self) -> float:
-        """Return the monotonic clock."""
-        return time.monotonic()
-
-    async def sleep(self, delay_s: float) -> None:
-        """Sleep."""
-        await asyncio.sleep(delay_s)
-
-
 class Clock(Protocol):
-    """The two clocks and the one way to wait."""
+    """Two clocks and a way to wait; tests replace it with one that they advance by hand."""
 
     def time(self) -> float:
         """Return the wall clock, seconds since the epoch."""
@@ -34,3 +18,14 @@ class Clock(Protocol):
 
     async def sleep(self, delay_s: float) -> None:
         """Return after `delay_s` seconds of the monotonic clock."""
+
+
+class SystemClock:
+    """The machine's clocks. They are read for every request, so the built-ins stand here themselves."""
+
+    time = staticmethod(time)
+    monotonic = staticmethod(monotonic)
+
+    async def sleep(self, delay_s: float) -> None:
+        """Return after `delay_s` seconds."""
+        await asyncio.sleep(delay_s)

@@ -25,11 +25,9 @@ from cfproxy.admin.access import CALLBACK, FormToken, check_key, wants_html
 from cfproxy.admin.pages import LoginView, render_departure, render_login, render_note
 from cfproxy.admin.view import View
 from cfproxy.auth import login
-from cfproxy.auth.interfaces import ATTEMPT_LIFETIME_S
 from cfproxy.auth.login import LoginPlan
-from cfproxy.auth.models import App
+from cfproxy.auth.models import ATTEMPT_LIFETIME_S, App, TokenStatus
 from cfproxy.auth.redirect import parse_redirect
-from cfproxy.auth.token_source import TokenStatus
 from cfproxy.errors import CfproxyError, LoginFailed
 from cfproxy.secret import Secret
 
@@ -148,13 +146,13 @@ class LoginPages:
     async def _act_for_program(self, account: LoginAccount, redirected: str | None) -> web.Response:
         name = account.app.account
         if redirected is None:
-            url, _ = await login.begin(account.login_plan)
+            url, _ = await login.start(account.login_plan)
             return web.json_response({"account": name, "authorize_url": url})
         await self._finish(account, redirected)
         return web.json_response({"account": name, "status": "logged-in"})
 
     async def _depart(self, request: web.Request, account: LoginAccount) -> web.Response:
-        url, attempt = await login.begin(account.login_plan)
+        url, attempt = await login.start(account.login_plan)
         response = render_departure(url)
         redirect_uri = urlsplit(attempt.redirect_uri)
         public = request.headers.get("Host", "").lower() == redirect_uri.netloc.lower()

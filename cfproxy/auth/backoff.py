@@ -1,9 +1,4 @@
-"""When something that failed may be tried again, as pure arithmetic on a given monotonic clock.
-
-Owns: the growing pause after failures, and the hold on refreshes that did not help.
-Must not know: clocks, tokens, what is tried.
-Invariant: instants are monotonic seconds, handed in by the caller.
-"""
+"""Pauses after failures, as arithmetic on monotonic instants that the caller passes in."""
 
 from __future__ import annotations
 
@@ -14,18 +9,21 @@ from cfproxy.errors import CfproxyError, StoreUnavailable, TokenEndpointUnavaila
 
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 30.0
-BACKOFF_STORE_MAX_S = 4.0  # it is ours: asking often costs nobody else anything
+BACKOFF_STORE_MAX_S = 4.0  # the store is ours: asking often disturbs nobody
 HOLD_FIRST_S = 1.0
 HOLD_MAX_S = 60.0
 
 
 class Backoff:
-    """The last failure, and the pause after failures in a row: 1, 2, 4, … 30 s, each times a jitter.
-
-    After one of the store it is 4 s at most.
+    """The last failure and the pause after it: 1, 2, 4, … 30 s times a jitter; 4 s at most for the store.
 
     Args:
         jitter: returns a factor near 1 for each pause, so that replicas don't retry in step.
+
+    Attributes:
+        error: the last failure, None after a success.
+        failures: how many there were in a row.
+        retry_at: monotonic instant of the next attempt.
     """
 
     def __init__(self, jitter: Callable[[], float]) -> None:
@@ -35,7 +33,7 @@ class Backoff:
         self.retry_at = -math.inf
 
     def fail(self, error: CfproxyError, now: float) -> None:
-        """Count a failure at `now`; the pause is at least what the other side asked for."""
+        """Count a failure at `now`; the pause is at least the `retry_after_s` of the error."""
         # The exponent is bounded, or a long outage would overflow it.
         longest_s = BACKOFF_STORE_MAX_S if isinstance(error, StoreUnavailable) else BACKOFF_MAX_S
         step_s = min(longest_s, BACKOFF_FIRST_S * 2.0 ** min(self.failures, 10)) * self._jitter()
@@ -45,31 +43,29 @@ class Backoff:
         self.retry_at = now + max(step_s, asked_s)
 
     def retry_by(self, at: float) -> None:
-        """Let the next try be at `at` if it were later."""
+        """Make the next attempt at `at` or earlier."""
         self.retry_at = min(self.retry_at, at)
 
     def resume(self) -> None:
-        """Let the next try be at once, because its obstacle is gone; the count of failures stays."""
-        self.error = None
-        self.retry_at = -math.inf
+        """Allow the next attempt now, because the obstacle is gone; the count of failures stays."""
+        self.stop(None)
 
-    def stop(self, error: CfproxyError, retry_at: float = -math.inf) -> None:
-        """Remember `error` without counting a failure; nothing is refused from `retry_at` on."""
+    def stop(self, error: CfproxyError | None, retry_at: float = -math.inf) -> None:
+        """Remember `error` without counting it as a failure; nothing is refused from `retry_at` on."""
         self.error = error
         self.retry_at = retry_at
 
     def clear(self) -> None:
         """Forget all failures."""
-        self.error = None
+        self.stop(None)
         self.failures = 0
-        self.retry_at = -math.inf
 
     def left_s(self, now: float) -> float:
-        """Return the seconds until the next try, 0 for at once."""
+        """Return the seconds until the next attempt, 0 for now."""
         return max(0.0, self.retry_at - now)
 
     def refusal(self, now: float) -> CfproxyError | None:
-        """Return what to tell who asks during the pause: an error of their own, with the time left in it."""
+        """Return the error for a caller during the pause: a copy of its own, with the time left in it."""
         left_s = self.left_s(now)
         if self.error is None or left_s == 0:
             return None
@@ -80,21 +76,21 @@ class Backoff:
 
 
 class Hold:
-    """The time for which a rejected token is not replaced: 1, 2, 4, … 60 s, as long as that doesn't help."""
+    """The time for which a rejected token is not replaced: 1, 2, 4, … 60 s while replacing doesn't help."""
 
     def __init__(self) -> None:
         self._step_s = 0.0
         self._until = -math.inf
 
     def active(self, now: float) -> bool:
-        """Return whether a refresh is held back at `now`."""
+        """Return whether forced refreshes are held back at `now`."""
         return now < self._until
 
-    def begin(self, now: float) -> float:
-        """Hold from `now`, twice as long as the last time unless that is a quiet minute ago.
+    def start(self, now: float) -> float:
+        """Hold from `now`, for twice the last time unless that ended more than a minute ago.
 
         Returns:
-            the hold's length in seconds; 0 while one is active, which goes on unchanged.
+            seconds of the hold; 0 if one is active already, which stays as it is.
         """
         if self.active(now):
             return 0.0

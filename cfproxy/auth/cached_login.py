@@ -1,16 +1,13 @@
-"""An account's record: the one in memory and the one in the store, and which of them is the newer.
-
-Owns: loading, adopting what others stored, saving, what could not be saved yet; how old the token is.
-Must not know: the token endpoint, when to refresh, who waits.
+"""An account's login, in memory and in the store, and which of the two is newer.
 
 Invariants:
-1. A record of another app is never usable, however valid its token.
-2. A record that could not be saved is kept, and replaces only the generation that it came from: a login,
-   logout or refresh of somebody else is newer.
+1. A login of another app is never usable, however valid its token.
+2. A login that could not be saved stays in memory. It replaces only the stored record that it was derived
+   from: a login, logout or refresh by someone else is newer.
 3. The serial in the store only grows within one login.
 4. A token is as old as the wall clock or the monotonic clock says, whichever says older.
-5. A shared store that has gone back in time, as a server does that takes over without the last writes,
-   gets the newer record again.
+5. A shared store that has gone back in time, as after a failover that lost writes, gets the newer record
+   again.
 """
 
 from __future__ import annotations
@@ -28,20 +25,31 @@ from cfproxy.auth.models import App, Login, Token, instant, login_problem
 from cfproxy.clock import Clock
 from cfproxy.errors import CfproxyError, LoginRequired, StoreUnavailable, StoreUnusable
 
-# A thousand replicas with one token must not want to refresh it in the same instant: each begins after its
-# own part of the early time, this one at the latest.
+# A thousand replicas with one token must not refresh it in the same instant. Each waits for a random part of
+# the early time, for this share of it at most.
 LATEST_SHARE = 0.5
 
 
 class CachedLogin:
-    """Keeps one account's record.
+    """Keeps one account's login.
 
     Args:
-        app: whose records are usable.
-        store: where they live.
-        clock: both clocks.
-        log: where events go, the account bound to it.
-        chance: returns a number from 0 to 1; asked once.
+        app: whose login is usable.
+        store: keeps the login.
+        clock: the wall clock and the monotonic clock.
+        log: the account is bound to it.
+        on_news: called after someone else changed or removed the login; the argument says whether it is
+            another login, rather than another token of the same one.
+        chance: returns a number from 0 to 1; called once.
+
+    Attributes:
+        login: the newest record.
+        token: its token; check with `usable`, or with the instants below, before sending it.
+        expires_at: monotonic instant from which the token is not sent any more.
+        refresh_at: monotonic instant from which a refresh is due; never after `expires_at`.
+        refresh_at_wall: likewise by the wall clock; the earlier of the two counts.
+        unsaved: `login` is in memory only.
+        failures: how many reads and writes of the store failed.
     """
 
     def __init__(
@@ -50,23 +58,23 @@ class CachedLogin:
         store: TokenStore,
         clock: Clock,
         log: FilteringBoundLogger,
+        on_news: Callable[[bool], None],
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._app = app
         self._store = store
         self._clock = clock
         self._log = log
+        self._on_news = on_news
         self._early_share = 1 - (1 - LATEST_SHARE) * chance() if store.shared else 1.0
 
-        # Called when somebody else's token or login was adopted, or the record is gone; the argument
-        # says whether that is another login, not only a refreshed token.
-        self.on_news: Callable[[bool], None] = lambda another_login: None  # noqa: ARG005 - named for readers
         self.login: Login | None = None
-        self.dead_at = -math.inf  # monotonic instant from which the token is not sent any more
+        self.token: Token | None = None
+        self.expires_at = self.refresh_at = self.refresh_at_wall = -math.inf
         self.unsaved = False
-        self.failures = 0  # reads and writes of the store
-        self._void_mark: tuple[int, float | None] | None = None
-        self._unsaved_over: Login | None = None  # the stored record that our unsaved one comes from
+        self.failures = 0
+        self._discarded_mark: tuple[int, float | None] | None = None
+        self._unsaved_over: Login | None = None  # the stored record that the unsaved one was derived from
         self._stamp: Hashable = object()
         self._read_error: CfproxyError | None = None
         self._write_error: CfproxyError | None = None
@@ -75,88 +83,101 @@ class CachedLogin:
 
     @property
     def store_error(self) -> CfproxyError | None:
-        """Why the store could not be used the last time."""
+        """Why the last use of the store failed."""
         return self._write_error or self._read_error
 
     def left_s(self) -> float:
-        """Return the seconds for which the token may still be sent; negative or -inf for not at all."""
-        if self.login is None:
+        """Return the seconds for which the token may still be sent; zero or less for not at all."""
+        if self.token is None:
             return -math.inf
-        by_wall = self.login.token.remaining_s(self._clock.time())
-        return min(by_wall, self.dead_at - self._clock.monotonic())
+        return min(self.token.expires_at - self._clock.time(), self.expires_at - self._clock.monotonic())
 
     def usable(self) -> Token | None:
         """Return the token if it may be sent now."""
-        return self.login.token if self.login is not None and self.left_s() > 0 else None
-
-    def fresh(self) -> Token | None:
-        """Return the token if it may be sent now and need not be refreshed yet."""
-        login = self.login
-        return login.token if login is not None and self.left_s() > self._early_s(login) else None
+        return self.token if self.left_s() > 0 else None
 
     def problem(self) -> LoginRequired | None:
         """Return why only a person can renew the login (see `login_problem`)."""
         return login_problem(self.login, self._app)
 
     def due(self) -> bool:
-        """Return whether a refresh makes sense now."""
-        return self.problem() is None and self.due_in_s() <= 0
+        """Return whether a refresh is due, and possible without a person."""
+        return self.due_in_s() <= 0 and self.problem() is None
 
     def due_in_s(self) -> float:
-        """Return the seconds until the token should be refreshed; not positive from then on."""
-        if self.login is None:
-            return 0.0
-        if self.open_mark(self.login) is None:
-            return self.left_s() - self._early_s(self.login)
-        # An open mark: somebody went away in the middle of a refresh. On one machine that one is gone for
-        # certain: find out now, while the token still serves. Elsewhere it may only have stood still, with
-        # the new token in its hands: it gets the time that is left.
-        return self.left_s() if self._store.shared else 0.0
+        """Return the seconds until a refresh is due; zero or less from then on."""
+        return min(self.refresh_at - self._clock.monotonic(), self.refresh_at_wall - self._clock.time())
 
-    def _early_s(self, login: Login) -> float:
-        return login.token.early_s * self._early_share
-
-    def void(self, marked: Login) -> None:
-        """Take note that nothing was presented under this mark of ours, though it may be in the store.
-
-        It seemed not to be saved, or its lock was lost before anything was sent.
-        """
-        self._void_mark = marked.serial, marked.presented_at
-
-    def open_mark(self, login: Login) -> float | None:
-        """Return since when the outcome of a presentation is unknown, if one is."""
-        return None if (login.serial, login.presented_at) == self._void_mark else login.presented_at
+    @property
+    def pending_refresh(self) -> float | None:
+        """Wall-clock instant since which the outcome of a refresh is unknown, None if it is known."""
+        if self.login is None or (self.login.serial, self.login.presented_at) == self._discarded_mark:
+            return None
+        return self.login.presented_at
 
     @property
     def shared(self) -> bool:
         """Whether other machines use the store (see `TokenStore.shared`)."""
         return self._store.shared
 
-    def bury(self) -> None:
+    # --- changes in memory ----------------------------------------------------------------
+
+    def discard_mark(self, marked: Login) -> None:
+        """Ignore the `presented_at` of this record of ours, which may be in the store: nothing was sent.
+
+        Saving it seemed to fail, or its lock was lost before the request.
+        """
+        self._discarded_mark = marked.serial, marked.presented_at
+        self._set(self.login)
+
+    def invalidate(self) -> None:
         """Don't send the token any more."""
-        self.dead_at = -math.inf
+        self._set(self.login, -math.inf)
+
+    def _set(self, login: Login | None, expires_at: float | None = None) -> None:
+        """Take `login` as the newest record, and work out when its refresh is due.
+
+        Args:
+            login: the record.
+            expires_at: monotonic; None if the token is the same as before.
+        """
+        self.login = login
+        self.token = None if login is None else login.token
+        if expires_at is not None:
+            self.expires_at = expires_at
+        if self.token is None:
+            self.expires_at = self.refresh_at = self.refresh_at_wall = -math.inf
+            return
+        early_s = self.token.early_s * self._early_share
+        if self.pending_refresh is not None:
+            # A process was interrupted in the middle of a refresh. On this machine it is certainly gone: find
+            # the outcome out now, while the token still serves. Another machine may only be suspended, with
+            # the new token in memory: it gets all the time that is left.
+            early_s = 0.0 if self._store.shared else math.inf
+        self.refresh_at = self.expires_at - early_s
+        self.refresh_at_wall = self.token.expires_at - early_s
 
     # --- reading --------------------------------------------------------------------------
 
     def lock(self, timeout_s: float) -> AbstractAsyncContextManager[Lease]:
-        """Exclude everybody else who changes this record (see `TokenStore.lock`)."""
+        """Exclude everyone else who refreshes this login (see `TokenStore.lock`)."""
         return self._store.lock(self._app.account, timeout_s)
 
-    def changed(self) -> bool:
-        """Return whether the store may hold something else than at the last look; asks no network."""
-        return self._read_error is not None or self.heard()
+    def needs_read(self) -> bool:
+        """Return whether the store may hold something else than was read last; uses no network."""
+        return self._read_error is not None or self.changed()
 
-    def heard(self) -> bool:
-        """Return whether somebody else has changed the record since it was read; asks no network."""
+    def changed(self) -> bool:
+        """Return whether someone else has changed the login since it was read; uses no network."""
         return self._read_error is None and self._store.stamp(self._app.account) != self._stamp
 
     async def load(self) -> None:
-        """Read the store, and take its record for ours unless ours is its unsaved successor.
+        """Read the store, and adopt its record unless ours is newer.
 
         Raises:
             StoreUnavailable, StoreUnusable
         """
-        # Taken before the read: a change in between shows at the next look.
+        # Before the read, so that a change in between is noticed at the next check.
         stamp = self._store.stamp(self._app.account)
         try:
             stored = await self._store.load(self._app.account)
@@ -170,34 +191,36 @@ class CachedLogin:
 
     def _adopt(self, stored: Login | None) -> None:
         if self._app.grant == "client_credentials" and stored and not stored.belongs_to(self._app):
-            stored = None  # a new token of our own will take its place
+            stored = None  # a new token of our own will replace it
         if self._keeps_unsaved(stored) or stored == self.login or self._keeps_newer(stored):
             return
-        before, self.login = self.login, stored
+        before = self.login
         if stored is None or not stored.belongs_to(self._app):
-            self.dead_at = -math.inf
-            self.on_news(True)
-        elif before is None or not _same_generation(stored, before):
-            self.dead_at = self._clock.monotonic() + stored.token.remaining_s(self._clock.time())
+            self._set(stored, -math.inf)
+            self._on_news(True)
+        elif before is None or not _same_tokens(stored, before):
+            self._set(stored, self._clock.monotonic() + stored.token.remaining_s(self._clock.time()))
             self._log.info("login.adopted", serial=stored.serial, expires_at=instant(stored.token.expires_at))
-            self.on_news(before is None or stored.login_at != before.login_at)
+            self._on_news(before is None or stored.login_at != before.login_at)
+        else:
+            self._set(stored)
 
     def _keeps_unsaved(self, stored: Login | None) -> bool:
         if not self.unsaved or self.login is None:
             return False
-        if _same_generation(stored, self._unsaved_over) or self._outlasts(stored, self.login):
-            # Others may have marked or refused the predecessor meanwhile; ours is newer than that, too.
+        if _same_tokens(stored, self._unsaved_over) or self._outlasts(stored, self.login):
+            # Someone may have marked the predecessor meanwhile, or found it refused; ours is newer than that.
             if stored is not None and stored.serial >= self.login.serial:
-                self.login = replace(self.login, serial=stored.serial + 1)
+                self._set(replace(self.login, serial=stored.serial + 1))
             return True
         self.unsaved = False
-        self._write_error = None  # whoever put that there could write
-        if not _same_generation(stored, self.login):  # else a save took effect that seemed to fail
+        self._write_error = None  # someone else could write
+        if not _same_tokens(stored, self.login):  # else a save succeeded although it seemed to fail
             self._log.warning("token.unsaved_dropped", reason="the store has another login")
         return False
 
     def _outlasts(self, stored: Login | None, mine: Login) -> bool:
-        # Of an app's tokens none replaces another: the one that lives longer is of more use.
+        # The tokens of client credentials are independent of each other: keep the one that lives longer.
         is_app = self._app.grant == "client_credentials"
         return is_app and stored is not None and stored.token.expires_at < mine.token.expires_at
 
@@ -205,9 +228,9 @@ class CachedLogin:
         mine = self.login
         if not self._store.shared or mine is None or stored is None or mine.refused_at is not None:
             return False
-        # The serial only grows within a login, and a new login has another instant.
+        # Within one login the serial only grows, and another login has another `login_at`.
         went_back = stored.login_at == mine.login_at and stored.serial < mine.serial
-        if not went_back or _same_generation(stored, mine):
+        if not went_back or _same_tokens(stored, mine):
             return False
         self.unsaved, self._unsaved_over = True, stored
         self._log.warning("store.went_back", serial=mine.serial, stored_serial=stored.serial)
@@ -216,7 +239,7 @@ class CachedLogin:
     # --- writing --------------------------------------------------------------------------
 
     async def save(self, login: Login) -> None:
-        """Put `login` into the store, then into memory. The caller holds the lock.
+        """Save `login`, then keep it in memory. The caller holds the lock.
 
         Raises:
             StoreUnavailable, StoreUnusable: nothing changed in memory.
@@ -227,50 +250,49 @@ class CachedLogin:
             self._report(error, self._write_error)
             self._write_error = error
             raise
-        self.login = login
+        self._set(login)
         self._stamp = self._store.stamp(self._app.account)
         self.unsaved = False
         if self._write_error is not None:
             self._write_error = None
             self._log.info("store.recovered", serial=login.serial)
 
-    async def keep(self, login: Login, *, dead_at: float | None = None) -> None:
+    async def keep(self, login: Login, *, expires_at: float | None = None) -> None:
         """Save `login`; if that fails, keep it in memory and save it later. The caller holds the lock.
 
         Args:
             login: the successor of the present record.
-            dead_at: for a new token, the monotonic instant at which it expires.
+            expires_at: for a new token, the monotonic instant at which it expires.
         """
         saved = False
         try:
             await self.save(login)
             saved = True
         except (StoreUnavailable, StoreUnusable):
-            pass  # `save` has reported it
+            pass  # `save` has logged it
         finally:
-            # Whatever else saving may raise: the server has spent the predecessor of this.
-            if not saved:
-                self._hold(login)
-            if dead_at is not None:
-                self.dead_at = dead_at
+            # Whatever else `save` may raise: the server has used up the predecessor of this one.
+            if saved:
+                self._set(login, expires_at)
+            else:
+                self._keep_unsaved(login, expires_at)
 
-    def keep_unlocked(self, login: Login, dead_at: float, error: StoreUnavailable) -> None:
-        """Keep `login` in memory, and save it later: without the lock nobody knows what it would replace.
+    def keep_unlocked(self, login: Login, expires_at: float, error: StoreUnavailable) -> None:
+        """Keep `login` in memory and save it later: without the lock nobody knows what it would replace.
 
         Args:
-            login: as for `keep`.
-            dead_at: likewise.
-            error: why the lock, or what it guards, could not be had.
+            login: the successor of the present record.
+            expires_at: the monotonic instant at which its token expires.
+            error: why the store could not be locked or read.
         """
         self._report(error, self.store_error)
         self._write_error = error
-        self._hold(login)
-        self.dead_at = dead_at
+        self._keep_unsaved(login, expires_at)
 
-    def _hold(self, login: Login) -> None:
+    def _keep_unsaved(self, login: Login, expires_at: float | None) -> None:
         if not self.unsaved:
             self.unsaved, self._unsaved_over = True, self.login
-        self.login = login
+        self._set(login, expires_at)
 
     async def save_unsaved(self) -> None:
         """Save what could not be saved before. The caller holds the lock and has loaded."""
@@ -283,14 +305,11 @@ class CachedLogin:
             self._log.error("store.failed", reason=error.message)
 
 
-def _same_generation(one: Login | None, other: Login | None) -> bool:
-    """Return whether both records hold the same tokens of the same login, whatever their marks."""
+def _same_tokens(one: Login | None, other: Login | None) -> bool:
+    """Return whether both records hold the same tokens of the same login, whatever else they note."""
     if one is None or other is None:
         return one is other
-    return (one.client_id, one.token_url, one.upstream, one.login_at, one.token, one.refresh_token) == (
-        other.client_id,
-        other.token_url,
-        other.upstream,
+    return one.belongs_to(other) and (one.login_at, one.token, one.refresh_token) == (
         other.login_at,
         other.token,
         other.refresh_token,

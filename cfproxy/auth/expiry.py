@@ -1,9 +1,7 @@
-"""When people are told that a login is going to die, and in which words.
+"""Warnings before a login ends: when they are due, and their text.
 
-Owns: the steps at which a warning is due, its sentence, and that each is told once.
-Must not know: who tells it (log, page, metric and `status` share it), which clock is asked.
-Invariants: pure, on wall-clock instants handed in; a warning is due from its step on until the next
-one, so that whoever looks late still learns of it; only a new login begins anew.
+Pure functions of wall-clock instants; log, status page, metrics and `status` share them. A warning stays due
+until the next step is reached, so that it is seen however late someone looks.
 """
 
 from __future__ import annotations
@@ -14,18 +12,18 @@ from cfproxy.auth.models import App, Login, instant
 
 DAY_S = 86_400.0
 STEPS_S = (7 * DAY_S, 2 * DAY_S, DAY_S, 0.0)
-# A login that lasts less is warned of in proportion: one of an hour has 15 min where others have 7 days.
+# For shorter logins the steps shrink in proportion: 7 days become 15 min for a login of an hour.
 FULL_LIFE_S = 28 * DAY_S
 
 
 @dataclass(frozen=True, slots=True)
 class ExpiryWarning:
-    """That a login dies soon.
+    """A login ends soon, or should have ended.
 
     Args:
-        step: which of `STEPS_S` is reached, counted from 1; the last one: its time is over.
-        left_s: seconds until then; negative when it is over.
-        message: one line: what dies when, and the command that prevents it.
+        step: which of `STEPS_S` is reached, counted from 1; the last one means that the time is over.
+        left_s: seconds that are left; negative when the time is over.
+        message: one line: what ends when, and the command that prevents it.
     """
 
     step: int
@@ -34,10 +32,10 @@ class ExpiryWarning:
 
 
 def expiry_warning(login: Login | None, app: App, now: float) -> ExpiryWarning | None:
-    """Return the warning that is due at wall-clock `now`; None while there is time enough.
+    """Return the warning that is due at wall-clock `now`, None if there is none.
 
-    None, too, where nothing dies by itself (client credentials), and where somebody has to log in
-    already (see `login_problem`): that is said louder elsewhere.
+    There is none for client credentials, which do not end, and none if someone has to log in already (see
+    `login_problem`): that is an error.
     """
     if login is None or login.login_expires_at is None or login.refused_at is not None:
         return None
@@ -57,29 +55,28 @@ def expiry_warning(login: Login | None, app: App, now: float) -> ExpiryWarning |
 
 
 class WarnOnce:
-    """Which warnings of one account were told: each step of each login once.
+    """Remembers which warnings of an account were given: each step of each login once.
 
-    A step that was slept through is left out: only the one that is reached is told.
+    Steps that passed unnoticed are skipped: only the current one is given.
     """
 
     def __init__(self) -> None:
-        self._told: tuple[float, int] | None = None
+        self._given: tuple[float, int] | None = None
 
     def due(self, login: Login | None, app: App, now: float) -> ExpiryWarning | None:
-        """Return the warning to tell at wall-clock `now`, and take it for told."""
+        """Return the warning to give at wall-clock `now`, and count it as given."""
         warning = expiry_warning(login, app, now)
         if warning is None or login is None:
             return None
-        told = self._told
-        # The step may seem to go back when the clock is set back; that is no reason to say it twice.
-        if told is not None and told[0] == login.login_at and told[1] >= warning.step:
+        # The step may go back if the clock is set back; that is no reason to warn twice.
+        if self._given is not None and self._given[0] == login.login_at and self._given[1] >= warning.step:
             return None
-        self._told = (login.login_at, warning.step)
+        self._given = (login.login_at, warning.step)
         return warning
 
 
 def span_text(seconds: float) -> str:
-    """Return a span of time in its two largest units: `6 d 23 h`; `0 s` when nothing is left."""
+    """Return a duration in its two largest units, such as `6 d 23 h`; `0 s` if nothing is left."""
     left = max(0, int(seconds))
     parts = []
     for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):

@@ -1,157 +1,111 @@
-"""What the engine asks of the world, as protocols.
-
-Owns: the shapes; adapters and fakes implement them.
-Must not know: any implementation.
-"""
+"""What the token source needs from outside: a token endpoint and a store."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Protocol
 
-from cfproxy.auth.models import Login
+from cfproxy.auth.models import Attempt, Login, TokenReply
 from cfproxy.secret import Secret
-
-
-@dataclass(frozen=True, slots=True)
-class TokenReply:
-    """A successful answer of the token endpoint (RFC 6749 §5.1).
-
-    Args:
-        access_token: never empty.
-        lifetime_s: `expires_in`; None when absent.
-        refresh_token: None when absent: the old one stays good (RFC 6749 §6).
-        scope: None when absent: as asked for.
-    """
-
-    access_token: Secret
-    lifetime_s: float | None
-    refresh_token: Secret | None
-    scope: str | None
 
 
 class TokenEndpoint(Protocol):
     """The authorization server's token and revocation endpoints, for one app."""
 
     async def refresh(self, refresh_token: Secret, may_send: Callable[[], bool] | None = None) -> TokenReply:
-        """Spend `refresh_token` (RFC 6749 §6).
+        """Send `refresh_token` and return its successor (RFC 6749 §6).
 
         Args:
-            refresh_token: what to spend.
-            may_send: asked once, when the connection stands and nothing was written yet; None: yes.
+            refresh_token: what to send.
+            may_send: asked once, after connecting and before the first byte; None means yes.
 
         Raises:
             GrantRefused: `invalid_grant`.
             Misconfigured: the app's settings are refused.
-            TokenEndpointUnavailable: anything else, a refusal of `may_send` included.
+            TokenEndpointUnavailable: anything else, including a `may_send` that says no.
         """
 
     async def client_credentials(self) -> TokenReply:
-        """Ask for a token in the app's own name (RFC 6749 §4.4). Raises as `refresh`."""
+        """Request a token in the app's own name (RFC 6749 §4.4). Raises as `refresh`."""
 
     async def exchange(self, code: Secret, redirect_uri: str, verifier: Secret | None) -> TokenReply:
-        """Spend an authorization code (RFC 6749 §4.1.3, RFC 7636 §4.5). Raises as `refresh`."""
+        """Exchange an authorization code (RFC 6749 §4.1.3, RFC 7636 §4.5). Raises as `refresh`."""
 
     async def revoke(self, token: Secret, kind: str) -> bool:
-        """Revoke (RFC 7009); `kind` is `refresh_token` or `access_token`. False: the server can't.
+        """Revoke a token (RFC 7009); return False if the server can't.
+
+        Args:
+            token: what to revoke.
+            kind: `refresh_token` or `access_token`.
 
         Raises:
             TokenEndpointUnavailable
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """A login that was begun: what must be known when the browser comes back.
-
-    Args:
-        account: whose login.
-        state: the value that binds the redirect to this attempt (RFC 6749 §10.12).
-        verifier: PKCE's code verifier (RFC 7636 §4.1), None with `pkce: false`.
-        redirect_uri: as sent to the authorize endpoint; the token endpoint compares it.
-        client_id: the app that asked.
-        created_at: wall-clock instant.
-    """
-
-    account: str
-    state: Secret
-    verifier: Secret | None
-    redirect_uri: str
-    client_id: str
-    created_at: float
-
-
-ATTEMPT_LIFETIME_S = 1800.0
-
-
-class AttemptGone(Exception):
-    """The attempt asked for cannot be taken; `reason` is `unknown`, `used` or `expired`."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
 class Lease:
-    """A lock that is held; this one for as long as its holder lives."""
+    """A lock that is held. This one is held until it is released."""
 
     def held(self) -> bool:
-        """Return whether it still excludes everybody else for certain; asks no network."""
+        """Return whether it certainly still excludes everyone else; uses no network."""
         return True
 
 
 class TokenStore(Protocol):
-    """One record an account, and the login attempts under way.
+    """Keeps one login per account, and login attempts.
 
-    Every method raises `StoreUnavailable` or `StoreUnusable` and nothing else of its own.
+    Methods raise `StoreUnavailable` (may pass) or `StoreUnusable` (will not), and nothing else of their own.
     """
 
     @property
     def shared(self) -> bool:
         """Whether other machines use it too.
 
-        Then a lock that is free does not prove that its last holder is gone: it may have stood still.
+        A free lock then does not prove that its last holder is gone: that machine may only be suspended.
         """
 
     @property
     def location(self) -> str:
-        """Where the records are, for people; without credentials."""
+        """Where the logins are, for messages; without credentials."""
 
     def lock(self, account: str, timeout_s: float) -> AbstractAsyncContextManager[Lease]:
-        """Exclude everybody else who refreshes this account, on this machine at least.
+        """Exclude everyone else who refreshes this account; `load` stays possible.
 
-        Waits `timeout_s` at most, then raises `StoreUnavailable`. Does not exclude `load`.
+        Raises:
+            StoreUnavailable: also if the lock is not free within `timeout_s`.
         """
 
     async def load(self, account: str) -> Login | None:
-        """Return the newest record, or None when there is none."""
+        """Return the login, None if there is none."""
 
     async def save(self, login: Login) -> None:
-        """Replace `login.account`'s record; when this returns, the record survives a power cut."""
+        """Replace the login of `login.account`; it survives a power cut once this returns.
+
+        A stored record that cannot be read is left alone and raises `StoreUnusable`.
+        """
 
     async def delete(self, account: str) -> bool:
-        """Forget the record and the account's attempts; False when there was no record."""
+        """Forget the login and the attempts; return False if there was no login."""
 
     def stamp(self, account: str) -> Hashable:
-        """Return a value that differs after the record was changed by anybody.
+        """Return a value that differs after anyone has changed the login.
 
-        Cheap (no network, at most a stat), never raises: it is asked once a second under load.
+        It costs a stat at most, uses no network and never raises: it is called every second under load.
         """
 
     async def probe(self, account: str) -> None:
-        """Try whether a record could be saved now, leaving nothing behind."""
+        """Try whether a login could be saved now, leaving nothing behind."""
 
-    async def put_attempt(self, attempt: Attempt) -> None:
-        """Remember an attempt for `ATTEMPT_LIFETIME_S`; one that was taken can be put back."""
+    async def save_attempt(self, attempt: Attempt) -> None:
+        """Keep an attempt for `ATTEMPT_LIFETIME_S`; one that was claimed becomes unused again."""
 
-    async def take_attempt(self, account: str, state: str | None, now: float) -> Attempt:
-        """Return an attempt and mark it used, so that nobody takes it again.
+    async def claim_attempt(self, account: str, state: str | None, now: float) -> Attempt:
+        """Return an attempt and mark it used, so that nobody else gets it.
 
         Args:
             account: whose attempt.
-            state: the one to take; None takes the newest.
+            state: identifies the attempt; None claims the newest one.
             now: wall clock, seconds.
 
         Raises:
@@ -159,4 +113,4 @@ class TokenStore(Protocol):
         """
 
     async def aclose(self) -> None:
-        """Let go of connections; nothing is asked of the store afterwards."""
+        """Close connections. The store is not used afterwards."""

@@ -1,10 +1,9 @@
-"""How a login begins, is finished, and ends.
+"""Logging in and out: from the authorize URL over a stored attempt to a stored `Login`.
 
-Owns: the way from an authorize URL over a pending attempt to a stored `Login`, and logging out.
-Must not know: configuration files, HTTP, commands' output.
-Invariants: a code is spent only after the store was found to be writable and was locked; from then on
-neither ^C nor a closed browser interrupts before the login is saved; an attempt is spent at most once,
-and is put back only while its code may still be good.
+Invariants:
+1. A code is sent only after the store was found to be writable and was locked. From then on neither ^C nor a
+   closed browser interrupts before the login is saved.
+2. An attempt is used at most once. It is put back only while its code may still be valid.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from cfproxy.auth import oauth2 as oauth
-from cfproxy.auth.interfaces import Attempt, AttemptGone, TokenEndpoint, TokenReply, TokenStore
-from cfproxy.auth.models import UNKNOWN_LIFETIME_S, App, Login, Token
+from cfproxy.auth import oauth2
+from cfproxy.auth.interfaces import TokenEndpoint, TokenStore
+from cfproxy.auth.models import UNKNOWN_LIFETIME_S, App, Attempt, AttemptGone, Login, Token, TokenReply
 from cfproxy.auth.redirect import check_redirect, explain_error, parse_redirect
 from cfproxy.clock import Clock
 from cfproxy.errors import (
@@ -36,18 +35,18 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class LoginPlan:
-    """All that a login needs to know.
+    """What a login needs.
 
     Args:
-        app: which app logs in where; it goes into the record, which is used with no other one.
+        app: the app that logs in; the login is used with no other one.
         redirect_uri: as registered; None with client credentials.
-        authorize_url: where the person's browser goes; its origin is the expected issuer (RFC 9207).
-        pkce: whether to bind the code to this attempt (RFC 7636).
-        refresh_token_lifetime_s: seconds that a login with a refresh token lasts.
-        store: where attempts and the login are kept.
-        endpoint: where codes are spent.
-        clock: tells `login_at`.
-        lock_timeout_s: seconds to wait for a refresh under way elsewhere.
+        authorize_url: the page where a person logs in; its origin is the expected issuer (RFC 9207).
+        pkce: whether to bind the code to the attempt (RFC 7636).
+        refresh_token_lifetime_s: seconds for which a login with a refresh token lasts.
+        store: keeps attempts and the login.
+        endpoint: exchanges codes.
+        clock: its wall clock gives `login_at`.
+        lock_timeout_s: seconds to wait for a refresh by another process.
     """
 
     app: App
@@ -67,16 +66,16 @@ class LoggedOut:
 
     Args:
         found: whether there was a login.
-        revoked: True: the server revoked all of it; False: the server can't; None: nobody knows, or
-            there was nothing to revoke there.
+        revoked: True if the server revoked all tokens, False if it can't, None if the outcome is unknown or
+            there was nothing to revoke.
     """
 
     found: bool
     revoked: bool | None
 
 
-async def begin(plan: LoginPlan) -> tuple[str, Attempt]:
-    """Return the address for the person's browser, and the attempt, stored until it is finished.
+async def start(plan: LoginPlan) -> tuple[str, Attempt]:
+    """Return the URL to open in a browser, and the attempt, which is stored for `finish`.
 
     Raises:
         LoginFailed: there is no redirect_uri.
@@ -84,64 +83,66 @@ async def begin(plan: LoginPlan) -> tuple[str, Attempt]:
     """
     if plan.redirect_uri is None:
         raise LoginFailed("a login in the browser needs redirect_uri; set it as registered for the app")
-    # Nobody should go through a browser for a login that can't be kept.
+    # Nobody should go through the browser for a login that can't be saved.
     await plan.store.probe(plan.app.account)
-    verifier = oauth.new_verifier() if plan.pkce else None
+    verifier = oauth2.new_verifier() if plan.pkce else None
     attempt = Attempt(
         account=plan.app.account,
-        state=oauth.new_state(),
+        state=oauth2.new_state(),
         verifier=verifier,
         redirect_uri=plan.redirect_uri,
         client_id=plan.app.client_id,
         created_at=plan.clock.time(),
     )
-    await plan.store.put_attempt(attempt)
-    url = oauth.build_authorize_url(
+    await plan.store.save_attempt(attempt)
+    url = oauth2.build_authorize_url(
         plan.authorize_url,
         client_id=plan.app.client_id,
         redirect_uri=plan.redirect_uri,
         scope=plan.app.scope,
         state=attempt.state,
-        challenge=None if verifier is None else oauth.challenge_s256(verifier),
+        challenge=None if verifier is None else oauth2.challenge_s256(verifier),
     )
     return url, attempt
 
 
 async def finish(plan: LoginPlan, text: str) -> Login:
-    """Spend what came back from the browser, and save the login.
+    """Exchange what came back from the browser for tokens, and save the login.
 
     Args:
-        plan: as given to `begin`.
-        text: the whole redirected address, its query, or the bare code (`redirect.parse_redirect`).
+        plan: as given to `start`.
+        text: the whole redirect URL, its query, or the bare code (see `redirect.parse_redirect`).
 
     Raises:
-        LoginFailed: each cause with a text of its own.
+        LoginFailed: each cause with a message of its own.
         Misconfigured, TokenEndpointUnavailable, StoreUnavailable, StoreUnusable
     """
-    came = parse_redirect(text)
+    redirect = parse_redirect(text)
     again = _again(plan)
-    check_redirect(came, redirect_uri=plan.redirect_uri or "", authorize_url=plan.authorize_url, again=again)
-    if came.error is not None:
-        if came.state is not None:
-            await _take(plan, came.state)
-        raise LoginFailed(explain_error(came.error, again))
-    attempt = await _take(plan, came.state)
+    check_redirect(
+        redirect, redirect_uri=plan.redirect_uri or "", authorize_url=plan.authorize_url, again=again
+    )
+    if redirect.error is not None:
+        if redirect.state is not None:
+            await _claim(plan, redirect.state)
+        raise LoginFailed(explain_error(redirect.error, again))
+    attempt = await _claim(plan, redirect.state)
     if attempt.client_id != plan.app.client_id:
-        raise LoginFailed(f"client_id was changed since this login was begun; {again}")
-    assert came.code is not None  # noqa: S101 - check_redirect has seen to it
-    code = _Code(came.code)
+        raise LoginFailed(f"client_id was changed since this login was started; {again}")
+    assert redirect.code is not None  # noqa: S101 - check_redirect has made sure
+    code = _Code(redirect.code)
     try:
         async with plan.store.lock(plan.app.account, plan.lock_timeout_s):
-            return await _uninterrupted(_spend(plan, attempt, code))
+            return await _uninterrupted(_exchange(plan, attempt, code))
     except (CfproxyError, asyncio.CancelledError):
-        if code.is_unused:
+        if code.unused:
             with contextlib.suppress(StoreUnavailable, StoreUnusable):
-                await plan.store.put_attempt(attempt)
+                await plan.store.save_attempt(attempt)
         raise
 
 
 async def login_app(plan: LoginPlan) -> Login:
-    """Fetch a token in the app's own name and save it: the login of client credentials.
+    """Request a token in the app's own name and save it: the login of client credentials.
 
     Raises:
         Misconfigured, TokenEndpointUnavailable, StoreUnavailable, StoreUnusable
@@ -161,7 +162,7 @@ async def login_app(plan: LoginPlan) -> Login:
 
 
 async def logout(plan: LoginPlan) -> LoggedOut:
-    """Revoke the login's tokens where that is possible, and forget them in any case.
+    """Revoke the login's tokens if possible, and forget them in any case.
 
     Raises:
         StoreUnavailable, StoreUnusable
@@ -179,15 +180,15 @@ async def logout(plan: LoginPlan) -> LoggedOut:
 
 @dataclass(slots=True)
 class _Code:
-    """A code, and whether the server certainly has not seen it yet, or does not count that."""
+    """A code; `unused` as long as the server has certainly not used it up."""
 
     value: Secret
-    is_unused: bool = True
+    unused: bool = True
 
 
-async def _take(plan: LoginPlan, state: str | None) -> Attempt:
+async def _claim(plan: LoginPlan, state: str | None) -> Attempt:
     try:
-        return await plan.store.take_attempt(plan.app.account, state, plan.clock.time())
+        return await plan.store.claim_attempt(plan.app.account, state, plan.clock.time())
     except AttemptGone as gone:
         reason = gone.reason
     if reason == "used":
@@ -206,19 +207,19 @@ async def _take(plan: LoginPlan, state: str | None) -> Attempt:
 
 
 async def _load_before(plan: LoginPlan) -> Login | None:
-    """Return the record to be replaced, having made sure that it can be."""
+    """Return the login to be replaced, after making sure that it can be."""
     await plan.store.probe(plan.app.account)
     return await plan.store.load(plan.app.account)
 
 
-async def _spend(plan: LoginPlan, attempt: Attempt, code: _Code) -> Login:
+async def _exchange(plan: LoginPlan, attempt: Attempt, code: _Code) -> Login:
     before = await _load_before(plan)
     asked_at = plan.clock.time()
-    code.is_unused = False
+    code.unused = False
     try:
         reply = await plan.endpoint.exchange(code.value, attempt.redirect_uri, attempt.verifier)
     except TokenEndpointUnavailable as error:
-        code.is_unused = not error.sent
+        code.unused = not error.sent
         advice = (
             f"the code may be used up: {_again(plan)}"
             if error.sent
@@ -226,9 +227,9 @@ async def _spend(plan: LoginPlan, attempt: Attempt, code: _Code) -> Login:
         )
         raise replace(error, message=f"{error.message}; {advice}") from None
     except Misconfigured:
-        # Servers check the app before they look at the code. Should this one have spent it all the
-        # same, the next try is told so.
-        code.is_unused = True
+        # Servers check the app before the code. If this one used the code up all the same, the next attempt
+        # is told so.
+        code.unused = True
         raise
     except GrantRefused as error:
         raise LoginFailed(_refusal(plan, error.description)) from None
@@ -238,12 +239,12 @@ async def _spend(plan: LoginPlan, attempt: Attempt, code: _Code) -> Login:
 
 
 def _refusal(plan: LoginPlan, description: str) -> str:
-    if description == oauth.REFUSED_REDIRECT_URI:
+    if description == oauth2.REFUSED_REDIRECT_URI:
         return (
             "the code was refused because redirect_uri differs from the registered one; correct redirect_uri "
             f"to the letter, then {_again(plan)}"
         )
-    if description == oauth.REFUSED_VERIFIER:
+    if description == oauth2.REFUSED_VERIFIER:
         return f"the code was refused because it belongs to another attempt (PKCE); {_again(plan)}"
     return (
         "the code was refused: it is over 30 minutes old, used already, or not of this app and redirect_uri; "
@@ -270,7 +271,7 @@ def _new_login(plan: LoginPlan, reply: TokenReply, asked_at: float, before: Logi
 
 async def _revoke(plan: LoginPlan, login: Login) -> bool | None:
     if not login.belongs_to(plan.app):
-        return None  # A token is never shown to another server than its own.
+        return None  # A token is never sent to another server than its own.
     try:
         results = [await plan.endpoint.revoke(login.token.value, "access_token")]
         if login.refresh_token is not None:
@@ -281,7 +282,7 @@ async def _revoke(plan: LoginPlan, login: Login) -> bool | None:
 
 
 def finish_command(plan: LoginPlan) -> str:
-    """Return the command line that finishes an attempt that was begun."""
+    """Return the command line that finishes a login that was started."""
     return f"{plan.app.login_command} --finish URL"
 
 
@@ -292,7 +293,7 @@ def _again(plan: LoginPlan) -> str:
 async def _uninterrupted(work: Coroutine[Any, Any, _T]) -> _T:
     """Run `work` to its end, and only then let a cancellation through.
 
-    A shield alone would let go of it: the loop of a command line ends with its main task.
+    A shield alone is not enough: a command's event loop ends with its main task.
     """
     task = asyncio.ensure_future(work)
     cancelled = False
@@ -302,6 +303,6 @@ async def _uninterrupted(work: Coroutine[Any, Any, _T]) -> _T:
         except asyncio.CancelledError:
             cancelled = True
     if cancelled and not task.cancelled():
-        task.exception()  # Marks it as seen: the cancellation is what the caller gets.
+        task.exception()  # Retrieved, or asyncio would log it; the caller gets the cancellation.
         raise asyncio.CancelledError
     return task.result()

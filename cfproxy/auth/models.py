@@ -1,25 +1,20 @@
-"""What a login consists of, how fresh it is, and how it is stored.
-
-Owns: `Token` (one access token), `Login` (the record that a store keeps) and the stored form.
-Must not know: files, networks, configuration.
-Invariant: `Login.from_document(login.to_document()) == login`; a document with a newer version,
-or with anything missing or of another type, is refused as a whole, never half read.
-"""
+"""What a login consists of, and how long its token lasts."""
 
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
-from cfproxy.errors import LoginRequired, StoreUnusable
+from cfproxy.errors import CfproxyError, LoginRequired
 from cfproxy.secret import Secret
 
-DOCUMENT_VERSION = 1
 UNKNOWN_LIFETIME_S = 300.0
 EARLY_MAX_S = 300.0
 EARLY_SHARE = 0.25
+ATTEMPT_LIFETIME_S = 1800.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +22,21 @@ class Token:
     """One access token.
 
     Args:
-        value: the bearer token; opaque, never parsed.
-        obtained_at: wall-clock instant at which it was asked for, seconds since the epoch.
-        lifetime_s: seconds that it is good for, counted from `obtained_at`.
+        value: the bearer token; opaque, never parsed; visible ASCII only.
+        obtained_at: wall-clock instant at which it was requested, seconds since the epoch.
+        lifetime_s: seconds that it is valid, counted from `obtained_at`.
+
+    Attributes:
+        authorization: the value of the `Authorization` header (RFC 6750 §2.1), ready to be sent.
     """
 
     value: Secret
     obtained_at: float
     lifetime_s: float
+    authorization: bytes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "authorization", b"Bearer " + self.value.reveal().encode("ascii"))
 
     @property
     def expires_at(self) -> float:
@@ -43,7 +45,7 @@ class Token:
 
     @property
     def early_s(self) -> float:
-        """Seconds before expiry at which a refresh begins: 25 % of the lifetime, at most 5 min."""
+        """Seconds before expiry at which a refresh is due: 25 % of the lifetime, at most 5 min."""
         return min(EARLY_MAX_S, EARLY_SHARE * self.lifetime_s)
 
     def remaining_s(self, now: float) -> float:
@@ -55,25 +57,42 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenReply:
+    """A successful reply of the token endpoint (RFC 6749 §5.1).
+
+    Args:
+        access_token: never empty; visible ASCII only.
+        lifetime_s: `expires_in`; None if absent.
+        refresh_token: None if absent: the old one stays valid (RFC 6749 §6).
+        scope: None if absent: what was requested.
+    """
+
+    access_token: Secret
+    lifetime_s: float | None
+    refresh_token: Secret | None
+    scope: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Login:
     """What a store keeps for one account.
 
     Args:
         account: the account's name.
         client_id: the app that it belongs to; another app's login is never used.
-        token_url: the endpoint that issued it; a token is never shown to another one.
-        upstream: `scheme://host:port` of the API that it was made for; nor to another one of these.
-        scope: what was granted, as the server said it, else as it was asked for.
+        token_url: the endpoint that issued it; no token is sent to another endpoint.
+        upstream: `scheme://host:port` of the API that it was made for; no token is sent to another API.
+        scope: as granted by the server, else as requested.
         token: the newest access token.
-        refresh_token: absent with client credentials.
+        refresh_token: None with client credentials.
         serial: grows by one with every save; the higher one is the newer one.
         login_at: when a person (or the client-credentials app) logged in.
-        login_expires_at: when the login itself dies; None where nobody knows.
-        presented_at: set, and saved, before the refresh token goes out; cleared when the
-            outcome is known. Found set: the answer may have been lost on its way.
-        refused_at: when the server said `invalid_grant` to this refresh token.
-        answer_lost: that refusal followed a presentation whose answer never arrived, so a
-            one-time refresh token was spent without us learning its successor.
+        login_expires_at: when the login itself ends; None if unknown.
+        presented_at: set, and saved, before the refresh token is sent; cleared when the outcome is
+            known. A record that has it set may have lost the answer to a refresh.
+        refused_at: when the server answered `invalid_grant` to this refresh token.
+        answer_lost: the refusal followed a refresh whose answer never arrived: the one-time refresh
+            token was used up and its successor was lost.
     """
 
     account: str
@@ -94,87 +113,23 @@ class Login:
         """Return this record with `changes` and the next serial."""
         return replace(self, serial=self.serial + 1, **changes)
 
-    def belongs_to(self, app: App) -> bool:
-        """Return whether this login was made by `app`, at the same token endpoint, for the same API."""
+    def belongs_to(self, app: App | Login) -> bool:
+        """Return whether this login is for the same app, token endpoint and API."""
         mine = (self.client_id, self.token_url, self.upstream)
         return mine == (app.client_id, app.token_url, app.upstream)
-
-    def to_document(self) -> dict[str, Any]:
-        """Return the stored form: JSON types only, secrets in clear."""
-        return {
-            "version": DOCUMENT_VERSION,
-            "account": self.account,
-            "client_id": self.client_id,
-            "token_url": self.token_url,
-            "upstream": self.upstream,
-            "scope": self.scope,
-            "serial": self.serial,
-            "login_at": self.login_at,
-            "login_expires_at": self.login_expires_at,
-            "access_token": self.token.value.reveal(),
-            "obtained_at": self.token.obtained_at,
-            "lifetime_s": self.token.lifetime_s,
-            "refresh_token": None if self.refresh_token is None else self.refresh_token.reveal(),
-            "presented_at": self.presented_at,
-            "refused_at": self.refused_at,
-            "answer_lost": self.answer_lost,
-        }
-
-    @classmethod
-    def from_document(cls, document: object, where: str) -> Self:
-        """Read the stored form.
-
-        Args:
-            document: what `json.loads` gave.
-            where: the document's place, for messages.
-
-        Raises:
-            StoreUnusable: newer version, missing field, wrong type.
-        """
-        if not isinstance(document, dict):
-            raise StoreUnusable(f"{where} is not a token document; move it away and log in again")
-        version = document.get("version")
-        if type(version) is int and version > DOCUMENT_VERSION:
-            raise StoreUnusable(
-                f"{where} was written by a newer cfproxy (version {version}, this one reads "
-                f"{DOCUMENT_VERSION}); update cfproxy, nothing was changed"
-            )
-        take = _Taker(document, where)
-        if version != DOCUMENT_VERSION or type(version) is not int:
-            raise take.fault("version")
-        refresh_token = take.text_or_none("refresh_token")
-        return cls(
-            account=take.text("account"),
-            client_id=take.text("client_id"),
-            token_url=take.text("token_url"),
-            upstream=take.text("upstream"),
-            scope=take.text("scope"),
-            token=Token(
-                value=Secret(take.text("access_token")),
-                obtained_at=take.number("obtained_at"),
-                lifetime_s=take.number("lifetime_s"),
-            ),
-            refresh_token=None if refresh_token is None else Secret(refresh_token),
-            serial=take.whole("serial"),
-            login_at=take.number("login_at"),
-            login_expires_at=take.number_or_none("login_expires_at"),
-            presented_at=take.number_or_none("presented_at"),
-            refused_at=take.number_or_none("refused_at"),
-            answer_lost=take.flag("answer_lost"),
-        )
 
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """Which app logs in where: what a stored login must match before it is used.
+    """The app that logs in: what a stored login must match before it is used.
 
     Args:
         account: the account's name.
         client_id: the app.
-        token_url: the only place that its tokens are shown to, besides the upstream.
-        upstream: `scheme://host:port` of that one.
-        scope: what is asked for.
-        grant: how.
+        token_url: the only place that its tokens are sent to, besides the upstream.
+        upstream: `scheme://host:port` of the API.
+        scope: what is requested.
+        grant: how it logs in.
         config_file: the configuration as `-c` named it, if it did; for the commands.
     """
 
@@ -188,18 +143,81 @@ class App:
 
     @property
     def login_command(self) -> str:
-        """The command line that logs this account in, from the folder in which this one was given."""
+        """The command line that logs this account in, from the current folder."""
         return self._command("login")
 
     @property
     def doctor_command(self) -> str:
-        """Likewise the one that examines it."""
+        """The command line that examines this account, from the current folder."""
         return self._command("doctor")
 
     def _command(self, verb: str) -> str:
         file = () if self.config_file is None else ("-c", self.config_file)
         account = () if self.account == "default" else ("--account", self.account)
         return shlex.join(["cfproxy", verb, *file, *account])
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A login that was started: what must be known when the browser comes back.
+
+    Args:
+        account: the account that logs in.
+        state: binds the redirect to this attempt (RFC 6749 §10.12).
+        verifier: PKCE's code verifier (RFC 7636 §4.1), None with `pkce: false`.
+        redirect_uri: as sent to the authorize endpoint; the token endpoint compares it.
+        client_id: the app.
+        created_at: wall-clock instant; the attempt expires `ATTEMPT_LIFETIME_S` later.
+    """
+
+    account: str
+    state: Secret
+    verifier: Secret | None
+    redirect_uri: str
+    client_id: str
+    created_at: float
+
+
+class AttemptGone(Exception):
+    """No such attempt can be claimed; `reason` is `unknown`, `used` or `expired`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStatus:
+    """What is known about an account without asking the store or the network.
+
+    Args:
+        login: the newest record, usable or not.
+        usable_s: seconds for which the access token will still be sent; 0 for none.
+        error: why the last attempt to get a token failed; None after a success.
+        retry_in_s: seconds until the next attempt is allowed; 0 for now.
+        store_error: why the last use of the store failed.
+        unsaved: the newest record is in memory only.
+        refreshes: tokens received from the endpoint since the start.
+        failures: failed attempts, by the kind of error.
+        store_failures: failed reads and writes of the store.
+        warning_step: how near the end of the login is (see `expiry.py`); 0 for far.
+    """
+
+    login: Login | None
+    usable_s: float
+    error: CfproxyError | None
+    retry_in_s: float
+    store_error: CfproxyError | None
+    unsaved: bool
+    refreshes: int
+    failures: Mapping[type[CfproxyError], int] = field(default_factory=dict)
+    store_failures: int = 0
+    warning_step: int = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request that came now could be given a token."""
+        return self.usable_s > 0 or self.error is None
 
 
 def login_problem(login: Login | None, app: App) -> LoginRequired | None:
@@ -234,48 +252,3 @@ def login_problem(login: Login | None, app: App) -> LoginRequired | None:
 def instant(at: float) -> str:
     """Return a wall-clock instant as people and machines read it: UTC, RFC 3339, whole seconds."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-class _Taker:
-    """Typed reads from a document; the fault names the field, never its value."""
-
-    def __init__(self, document: dict[str, Any], where: str) -> None:
-        self._document = document
-        self._where = where
-
-    def fault(self, field: str) -> StoreUnusable:
-        return StoreUnusable(
-            f"{self._where} is damaged at '{field}'; restore it from a backup, "
-            "or move it away and log in again"
-        )
-
-    def text(self, field: str) -> str:
-        value = self._document.get(field)
-        if not isinstance(value, str):
-            raise self.fault(field)
-        return value
-
-    def text_or_none(self, field: str) -> str | None:
-        return None if self._document.get(field) is None else self.text(field)
-
-    def number(self, field: str) -> float:
-        value = self._document.get(field)
-        # The bounds keep inf, nan and instants that no clock can show out of the arithmetic.
-        if isinstance(value, bool) or not isinstance(value, int | float) or not -1 < value < 1e12:
-            raise self.fault(field)
-        return float(value)
-
-    def number_or_none(self, field: str) -> float | None:
-        return None if self._document.get(field) is None else self.number(field)
-
-    def whole(self, field: str) -> int:
-        value = self._document.get(field)
-        if type(value) is not int or not 0 <= value < 2**63:
-            raise self.fault(field)
-        return value
-
-    def flag(self, field: str) -> bool:
-        value = self._document.get(field)
-        if not isinstance(value, bool):
-            raise self.fault(field)
-        return value

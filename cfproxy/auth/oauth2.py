@@ -1,10 +1,10 @@
-"""OAuth 2.0 as functions: authorize URL, forms, reply → token or error.
+"""OAuth 2.0 as pure functions: authorize URL, forms, replies. The redirect is parsed in `redirect.py`.
 
-Owns: RFC 6749, RFC 7636 (PKCE) and RFC 7009 as far as a client needs them; the way back from the
-browser is in `redirect.py`.
-Must not know: HTTP clients, stores, configuration.
-Invariants: no text of the server reaches a message (an error description may echo a secret); whatever
-comes in, only errors of `cfproxy.errors` come out; a reply is good as a whole or not at all.
+Covers RFC 6749, RFC 7636 (PKCE) and RFC 7009 as far as a client needs them.
+
+Invariants:
+1. No text of the server reaches a message: an error description may repeat a secret.
+2. Whatever comes in, only errors of `cfproxy.errors` come out. A reply is accepted as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import secrets
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from cfproxy.auth.interfaces import TokenReply
+from cfproxy.auth.models import TokenReply
 from cfproxy.errors import CfproxyError, GrantRefused, Misconfigured, TokenEndpointUnavailable
 from cfproxy.secret import Secret
 
 RETRY_AFTER_MAX_S = 300.0
 LIFETIME_MAX_S = 10 * 365 * 86400.0
 
-# What `GrantRefused.description` may say: our classification, never the server's words.
+# Values of `GrantRefused.description`: our classification, never the server's words.
 REFUSED_REDIRECT_URI = "redirect_uri"
 REFUSED_VERIFIER = "code_verifier"
 
@@ -43,9 +43,9 @@ _REPAIRS = {
     "unsupported_grant_type": f"check token_url, and compare grant with the app {_APPS}",
     "invalid_request": f"check token_url, redirect_uri and pkce, and compare them with the app {_APPS}",
 }
-# A grant of our own naming, which no server has (RFC 6749 §4.5 wants an absolute URI).
+# A grant type that no server has (RFC 6749 §4.5 demands an absolute URI).
 PROBE_GRANT = "urn:cfproxy:grant:none"
-# What a server that knows the app may say to it.
+# How a server that knows the app may answer it.
 _PROBED = frozenset({"unsupported_grant_type", "unauthorized_client", "invalid_request", "invalid_scope"})
 _VISIBLE = re.compile(r"[!-~]+")  # no space, no line break: it becomes part of a header
 _VSCHAR = re.compile(r"[ -~]+")  # RFC 6749 appendix A
@@ -57,12 +57,12 @@ _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 
 def new_state() -> Secret:
-    """Return 256 fresh bits that bind a redirect to its attempt (RFC 6749 §10.12)."""
+    """Return 256 random bits that bind a redirect to its attempt (RFC 6749 §10.12)."""
     return Secret(secrets.token_urlsafe(32))
 
 
 def new_verifier() -> Secret:
-    """Return a fresh code verifier: 43 unreserved characters (RFC 7636 §4.1)."""
+    """Return a random code verifier: 43 unreserved characters (RFC 7636 §4.1)."""
     return Secret(secrets.token_urlsafe(32))
 
 
@@ -81,9 +81,9 @@ def build_authorize_url(
     state: Secret,
     challenge: str | None,
 ) -> str:
-    """Return the address that the person's browser opens (RFC 6749 §4.1.1, RFC 7636 §4.3).
+    """Return the URL to open in a browser (RFC 6749 §4.1.1, RFC 7636 §4.3).
 
-    A query that `authorize_url` has stays in front, as RFC 6749 §3.1 demands; a space is `%20`.
+    A query in `authorize_url` is kept (RFC 6749 §3.1); a space becomes `%20`.
     """
     parameters = {
         "response_type": "code",
@@ -105,7 +105,7 @@ def build_authorize_url(
 def refresh_form(
     client_id: str, client_secret: Secret | None, scope: str, refresh_token: Secret
 ) -> dict[str, str]:
-    """Return the form that spends a refresh token (RFC 6749 §6)."""
+    """Return the form that exchanges a refresh token (RFC 6749 §6)."""
     return _form(
         client_id,
         client_secret,
@@ -124,7 +124,7 @@ def exchange_form(
     redirect_uri: str,
     verifier: Secret | None,
 ) -> dict[str, str]:
-    """Return the form that spends an authorization code (RFC 6749 §4.1.3, RFC 7636 §4.5)."""
+    """Return the form that exchanges an authorization code (RFC 6749 §4.1.3, RFC 7636 §4.5)."""
     proof = {} if verifier is None else {"code_verifier": verifier.reveal()}
     return _form(
         client_id,
@@ -138,7 +138,7 @@ def exchange_form(
 
 
 def client_credentials_form(client_id: str, client_secret: Secret | None, scope: str) -> dict[str, str]:
-    """Return the form that asks in the app's own name (RFC 6749 §4.4.2)."""
+    """Return the form that requests a token in the app's own name (RFC 6749 §4.4.2)."""
     return _form(client_id, client_secret, grant_type="client_credentials", scope=scope)
 
 
@@ -148,12 +148,12 @@ def revoke_form(client_id: str, client_secret: Secret | None, token: Secret, kin
 
 
 def probe_form(client_id: str, client_secret: Secret | None, _scope: str) -> dict[str, str]:
-    """Return a form that asks for a grant that does not exist, so that nothing can be spent."""
+    """Return a form with a grant type that does not exist, so that nothing can be used up."""
     return _form(client_id, client_secret, grant_type=PROBE_GRANT)
 
 
 def _form(client_id: str, client_secret: Secret | None, **fields: str) -> dict[str, str]:
-    # Client authentication is form fields, always: trying the other style could spend the grant twice.
+    # Client authentication is always in form fields: trying the other style could use the grant up twice.
     secret = {} if client_secret is None else {"client_secret": client_secret.reveal()}
     return {name: value for name, value in fields.items() if value} | {"client_id": client_id} | secret
 
@@ -169,16 +169,16 @@ def parse_reply(
     retry_after: str = "",
     where: str = "the token endpoint",
 ) -> TokenReply:
-    """Read an answer of the token endpoint (RFC 6749 §5.1, §5.2).
+    """Parse a response of the token endpoint (RFC 6749 §5.1, §5.2).
 
-    An `error` counts in a 200 too. An `expires_in` that no server can mean (not positive, over ten
-    years, not a number) is unknown rather than refused: a rotated refresh token may stand beside it.
+    An `error` in a 200 counts too. An absurd `expires_in` (not positive, over ten years, not a number) counts
+    as absent: refusing the reply could lose a rotated refresh token.
 
     Args:
         status: the HTTP status.
-        content_type: only tells a web page from the rest; JSON is read whatever it is called.
-        body: whole.
-        retry_after: the header; seconds only, at most `RETRY_AFTER_MAX_S` are believed.
+        content_type: used for messages only; JSON is parsed whatever its type.
+        body: complete.
+        retry_after: the header; a number of seconds, capped at `RETRY_AFTER_MAX_S`.
         where: names the endpoint in messages.
 
     Raises:
@@ -191,7 +191,7 @@ def parse_reply(
         raise _error(status, document, retry_after, where)
     access_token = _text(document.get("access_token"), _VISIBLE)
     token_type = document.get("token_type") or "bearer"
-    # RFC 6749 §5.1 demands token_type, yet servers omit it; what is not bearer we can't use (§7.1).
+    # RFC 6749 §5.1 requires token_type, yet some servers omit it. Only bearer tokens are usable (§7.1).
     if access_token is None or not isinstance(token_type, str) or token_type.lower() != "bearer":
         raise TokenEndpointUnavailable(
             f"{where} answered {status} {_what_instead(content_type, document)}", answered=True
@@ -217,12 +217,13 @@ def parse_revocation(
     retry_after: str = "",
     where: str = "the revocation endpoint",
 ) -> bool:
-    """Read an answer of the revocation endpoint (RFC 7009 §2.2), given as to `parse_reply`.
+    """Parse a response of the revocation endpoint (RFC 7009 §2.2); arguments as for `parse_reply`.
 
-    False: the server can't revoke.
+    Returns:
+        whether the token was revoked; False if the server can't.
 
     Raises:
-        TokenEndpointUnavailable: anything that says neither.
+        TokenEndpointUnavailable: anything else.
     """
     if status in {200, 204}:
         return True
@@ -244,11 +245,11 @@ def parse_probe(
     retry_after: str = "",
     where: str = "the token endpoint",
 ) -> None:
-    """Read the answer to `probe_form`, given as to `parse_reply`: a refusal of the grant is a good one.
+    """Check the response to `probe_form`, which should be a refusal; arguments as for `parse_reply`.
 
     Raises:
         Misconfigured: the app is refused (`invalid_client`).
-        TokenEndpointUnavailable: this is no token endpoint, or it is in trouble.
+        TokenEndpointUnavailable: this is no token endpoint, or it has a problem.
     """
     document = _read_object(body)
     if 400 <= status < 500 and document.get("error") in _PROBED:
@@ -274,7 +275,7 @@ def _read_object(body: bytes) -> dict[str, Any]:
 
 def _error(status: int, document: dict[str, Any], retry_after: str, where: str) -> CfproxyError:
     code = document.get("error")
-    # A server in trouble is not believed about the grant: only a plain refusal ends a login.
+    # Only a plain refusal ends a login; a server error says nothing about the grant.
     if isinstance(code, str) and (_is_success(status) or 400 <= status < 500) and status != 429:
         if code == "invalid_grant":
             return GrantRefused(
@@ -326,7 +327,7 @@ def _lifetime_s(value: object) -> float | None:
 
 
 def _retry_after_s(status: int, value: str) -> float:
-    # A date (RFC 9110 §10.2.3) would need a clock to read; the caller's own back-off does instead.
+    # A date (RFC 9110 §10.2.3) would need a clock; the caller's own backoff applies instead.
     least_s = TokenEndpointUnavailable.retry_after_s
     if status not in {429, 503} or not re.fullmatch(r"[0-9]{1,18}", value.strip()):
         return least_s

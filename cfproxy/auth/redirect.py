@@ -1,10 +1,9 @@
-"""The way back from the browser: a pasted or received redirect → code, state, error, issuer.
+"""The redirect that ends a browser login: parsing and checking it (RFC 6749 §4.1.2, RFC 9207).
 
-Owns: RFC 6749 §4.1.2 and RFC 9207 on the receiving side, and the comparison of addresses.
-Must not know: attempts, stores, HTTP.
-Invariants: nothing that was pasted reaches a message or a repr, for it may be any secret of its owner;
-`LoginFailed`, with the next step in it, is the only error; a code without state comes out only when
-the code was handed over alone.
+Invariants:
+1. Nothing that was pasted reaches a message or a repr: it may be any secret of the person who pasted it.
+2. `LoginFailed`, with the next step in it, is the only error.
+3. A code without a state is accepted only if the code was pasted alone.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _ERRORS = frozenset(
 _VSCHAR = re.compile(r"[ -~]+")  # RFC 6749 appendix A
 _BARE_CODE = re.compile(r"[A-Za-z0-9._~+/=%:-]{8,}")
 _QUERY_START = re.compile(r"(code|state|scope|error|error_description|iss|session_state)=")
-_WRAPPERS = " \t\r\n'\"<>`“”‘’«»"  # noqa: RUF001 - the quotes that mails and chats put round a link
+_WRAPPERS = " \t\r\n'\"<>`“”‘’«»"  # noqa: RUF001 - quotes that mails and chats put around a link
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +45,11 @@ class Redirect:
     """What came back from the authorize endpoint.
 
     Args:
-        code: None with an error, and with an address that carries neither.
+        code: None with an error, and in a URL that has neither.
         state: None only with a bare code or an error.
         error: a known code of RFC 6749 §4.1.2.1, else `UNRECOGNISED`.
-        iss: the issuer that the server names itself (RFC 9207).
-        base: scheme, host, port and path of a whole address; see `base_of`.
+        iss: the issuer as the server names it (RFC 9207).
+        base: scheme, host, port and path of a whole URL; see `base_of`.
     """
 
     code: Secret | None = None
@@ -61,11 +60,11 @@ class Redirect:
 
 
 def parse_redirect(text: str) -> Redirect:
-    """Read what a person pasted: the whole address, its query, or the bare code.
+    """Parse what a person pasted: the whole URL, its query, or the bare code.
 
     Raises:
-        LoginFailed: rubbish, contradictions (a parameter twice, RFC 6749 §3.1), a code without its
-            state, more than `REDIRECT_MAX_CHARS`.
+        LoginFailed: not parseable, a parameter twice (RFC 6749 §3.1), a URL with a code but no state, or more
+            than `REDIRECT_MAX_CHARS`.
     """
     if len(text) > REDIRECT_MAX_CHARS:
         raise _unfit("that is too long for an address; paste only the address the browser ended up on")
@@ -85,31 +84,31 @@ def parse_redirect(text: str) -> Redirect:
             raise _unfit("there is no code in that; paste the whole address the browser ended up on")
         return Redirect(base=base)
     if "state" not in values:
-        # Only a person can vouch for a code without its state, by handing over the code alone.
+        # Only a person can vouch for a code without a state, by pasting the code alone.
         raise _unfit("the address has a code but no state; paste the whole address, or the code alone")
     return Redirect(code=Secret(code), state=values["state"], iss=values.get("iss"), base=base)
 
 
-def check_redirect(came: Redirect, *, redirect_uri: str, authorize_url: str, again: str) -> None:
-    """Refuse, before anything is spent, a redirect that cannot be the answer to our login.
+def check_redirect(redirect: Redirect, *, redirect_uri: str, authorize_url: str, again: str) -> None:
+    """Refuse a redirect that can't belong to our login, before anything is used up.
 
     Args:
-        came: what was parsed.
-        redirect_uri: where the browser had to end up.
-        authorize_url: its origin is the expected issuer (RFC 9207): no key names one, and some have a path.
-        again: how to begin again, for messages.
+        redirect: what was parsed.
+        redirect_uri: where the browser must end up.
+        authorize_url: its origin is the expected issuer (RFC 9207), of which only the origin is compared.
+        again: how to log in again, for messages.
 
     Raises:
-        LoginFailed: another place, another issuer, or no code.
+        LoginFailed: another URL, another issuer, or no code.
     """
-    if came.base is not None and not _is_same_place(came.base, base_of(redirect_uri)):
-        raise _unfit(_explain_place(came.base, authorize_url, again))
-    if came.iss is not None and origin_of(came.iss) != origin_of(authorize_url):
+    if redirect.base is not None and not _is_same_place(redirect.base, base_of(redirect_uri)):
+        raise _unfit(_explain_place(redirect.base, authorize_url, again))
+    if redirect.iss is not None and origin_of(redirect.iss) != origin_of(authorize_url):
         raise LoginFailed(
             "the address comes from another server than authorize_url names (iss differs); do not use it, "
             f"check authorize_url, and {again}"
         )
-    if came.code is None and came.error is None:
+    if redirect.code is None and redirect.error is None:
         raise _unfit(
             f"the address has no code; log in, press 'Yes, Allow', and paste what comes then, or {again}"
         )
@@ -132,7 +131,7 @@ def _unfit(message: str) -> LoginFailed:
 
 
 def _is_same_place(one: str, other: str) -> bool:
-    # A web server's own tidying (to https, to a final slash) does not make it another place.
+    # A web server may have changed the scheme to https or added a slash.
     return one.partition("://")[2].rstrip("/") == other.partition("://")[2].rstrip("/")
 
 
@@ -151,7 +150,7 @@ def _explain_place(base: str, authorize_url: str, again: str) -> str:
 
 
 def _partition(text: str) -> tuple[str, str, str]:
-    """Split into address, mark and parameters; no mark when it is a bare code."""
+    """Split into URL, delimiter and query; the delimiter is "" for a bare code."""
     found = re.search(r"[?#]", text)
     if found:
         return text[: found.start()], found[0], text[found.end() :].replace("#", "&")
@@ -160,7 +159,7 @@ def _partition(text: str) -> tuple[str, str, str]:
     if "://" in text:
         return text, "?", ""
     first, ampersand, _ = text.partition("&")
-    # Copied from behind `code=` to the end of the line.
+    # Copied from after `code=` to the end of the line.
     return ("", "?", f"code={text}") if ampersand and "=" not in first else (text, "", "")
 
 

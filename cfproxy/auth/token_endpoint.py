@@ -1,11 +1,10 @@
-"""The only HTTP client for the authorization server: one form out, one small answer back.
+"""The HTTP client for the token and revocation endpoints: one form out, one small reply back.
 
-Owns: the connection to the token and revocation endpoints, its limits, and the mapping of every
-exception of that connection.
-Must not know: stores, retries, what a reply means (`oauth.py`).
-Invariants: a form goes to the configured URL once, never to a redirect's or a proxy's; it is never sent
-in clear except to loopback; an error says whether the form can have left (`sent`), and carries neither
-form nor answer: not in its text, not in its chain, not in its frames' locals.
+Invariants:
+1. A form goes once, to the configured URL: no redirect and no proxy is followed. It is never sent in clear
+   except to loopback.
+2. An error says whether the form may have been sent (`sent`). It holds neither form nor reply: not in its
+   text, not in its chain, not in the locals of its frames.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ import aiohttp
 from yarl import URL
 
 from cfproxy import __version__
-from cfproxy.auth import oauth2 as oauth
-from cfproxy.auth.interfaces import TokenReply
+from cfproxy.auth import oauth2
+from cfproxy.auth.models import TokenReply
 from cfproxy.errors import CfproxyError, Misconfigured, TokenEndpointUnavailable, without_traceback
 from cfproxy.hosts import is_loopback, render_authority
 from cfproxy.secret import Secret
 
 REPLY_MAX_BYTES = 64 * 1024
-STEPS = 10  # in which the time for connecting passes
+STEPS = 10  # of waiting, while connecting
 _HEADERS = {
     "Accept": "application/json",
-    "Accept-Encoding": "identity",  # nothing to unpack, so nothing that unpacks to gigabytes
+    "Accept-Encoding": "identity",  # nothing to decompress, so no decompression bomb
     "Content-Type": "application/x-www-form-urlencoded",
     "User-Agent": f"cfproxy/{__version__}",
 }
@@ -40,7 +39,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _Response:
     status: int
     content_type: str
     retry_after: str
@@ -49,27 +48,27 @@ class _Answer:
 
 @dataclass(slots=True)
 class _Progress:
-    """How far a request came; `sent` turns true just before its first byte is written."""
+    """How far a request has come; `sent` becomes true just before its first byte is written."""
 
     may_send: Callable[[], bool] | None = None
     sent: bool = False
 
 
 class _Unreadable(Exception):
-    """There is no answer that can be used; the argument is a fixed text."""
+    """There is no usable response; the argument is a fixed text."""
 
 
 class HttpTokenEndpoint:
-    """`ports.TokenEndpoint` over HTTP, for one app.
+    """A `TokenEndpoint` over HTTP, for one app.
 
     Args:
-        client_id: sent as a form field, as is `client_secret`; None omits that field.
-        client_secret: see `client_id`.
+        client_id: sent as a form field.
+        client_secret: likewise; None omits the field.
         token_url: https, or http on loopback.
-        revocation_url: likewise; None: the server can't revoke.
-        scope: what to ask for.
-        timeout_s: for a whole request, connecting and reading included.
-        connect_timeout_s: for name, connection and TLS.
+        revocation_url: likewise; None if the server can't revoke.
+        scope: what to request.
+        timeout_s: for a whole request, including connecting and reading.
+        connect_timeout_s: for DNS, TCP and TLS.
         ssl_context: verifies the server; None uses the system's certificate authorities.
 
     Raises:
@@ -94,53 +93,52 @@ class HttpTokenEndpoint:
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
         if ssl_context is None and self._token_url.scheme == "https":
-            ssl_context = ssl.create_default_context()  # aiohttp's own may be without authorities (`cli.py`)
+            ssl_context = ssl.create_default_context()  # aiohttp's may hold no authorities
         self._ssl: ssl.SSLContext | bool = True if ssl_context is None else ssl_context
 
     async def refresh(self, refresh_token: Secret, may_send: Callable[[], bool] | None = None) -> TokenReply:
-        """Spend `refresh_token`; see `ports.TokenEndpoint`."""
-        return _given(await self._ask_token(oauth.refresh_form(*self._app, refresh_token), may_send))
+        """Send `refresh_token` and return its successor (see `TokenEndpoint`)."""
+        return _unwrap(await self._ask_token(oauth2.refresh_form(*self._app, refresh_token), may_send))
 
     async def client_credentials(self) -> TokenReply:
-        """Ask in the app's own name; see `ports.TokenEndpoint`."""
-        return _given(await self._ask_token(oauth.client_credentials_form(*self._app)))
+        """Request a token in the app's own name (see `TokenEndpoint`)."""
+        return _unwrap(await self._ask_token(oauth2.client_credentials_form(*self._app)))
 
     async def exchange(self, code: Secret, redirect_uri: str, verifier: Secret | None) -> TokenReply:
-        """Spend an authorization code; see `ports.TokenEndpoint`."""
-        return _given(
+        """Exchange an authorization code (see `TokenEndpoint`)."""
+        return _unwrap(
             await self._ask_token(
-                oauth.exchange_form(*self._app, code=code, redirect_uri=redirect_uri, verifier=verifier)
+                oauth2.exchange_form(*self._app, code=code, redirect_uri=redirect_uri, verifier=verifier)
             )
         )
 
     async def probe(self) -> None:
-        """Find out whether the endpoint answers and knows the app, spending nothing.
+        """Find out whether the endpoint answers and knows the app, without using anything up.
 
         Raises:
             Misconfigured, TokenEndpointUnavailable
         """
-        form = oauth.probe_form(*self._app)
-        _given(await self._ask(self._token_url, "token", form, oauth.parse_probe))
+        _unwrap(await self._ask(self._token_url, "token", oauth2.probe_form(*self._app), oauth2.parse_probe))
 
     async def revoke(self, token: Secret, kind: str) -> bool:
-        """Revoke `token`; see `ports.TokenEndpoint`."""
+        """Revoke `token` (see `TokenEndpoint`)."""
         if self._revocation_url is None:
             return False
-        return _given(
+        return _unwrap(
             await self._ask(
                 self._revocation_url,
                 "revocation",
-                oauth.revoke_form(*self._app[:2], token, kind),
-                oauth.parse_revocation,
+                oauth2.revoke_form(*self._app[:2], token, kind),
+                oauth2.parse_revocation,
             )
         )
 
-    # Below here errors are returned, not raised: frames that hold a form stay out of tracebacks.
+    # Below here errors are returned, not raised, to keep frames that hold a form out of tracebacks.
 
     async def _ask_token(
         self, form: dict[str, str], may_send: Callable[[], bool] | None = None
     ) -> TokenReply | CfproxyError:
-        return await self._ask(self._token_url, "token", form, oauth.parse_reply, may_send)
+        return await self._ask(self._token_url, "token", form, oauth2.parse_reply, may_send)
 
     async def _ask(
         self,
@@ -168,27 +166,27 @@ class HttpTokenEndpoint:
 
     async def _send(
         self, url: URL, where: str, form: dict[str, str], progress: _Progress
-    ) -> _Answer | TokenEndpointUnavailable:
+    ) -> _Response | TokenEndpointUnavailable:
         posting = asyncio.create_task(self._post(url, form, progress))
         try:
             await self._wait(posting, progress)
             return await posting
         except (aiohttp.ClientError, OSError, ValueError, _Unreadable) as error:
             what = _explain(error, sent=progress.sent)
-            # Only an answer that came can be unreadable, and only where something was sent.
+            # Without a request there is no response, although `may_send` raises `_Unreadable` too.
             answered = progress.sent and isinstance(error, _Unreadable)
         finally:
             await _end(posting)
         return TokenEndpointUnavailable(f"{where} {what}", sent=progress.sent, answered=answered)
 
-    async def _wait(self, posting: asyncio.Task[_Answer], progress: _Progress) -> None:
+    async def _wait(self, posting: asyncio.Task[_Response], progress: _Progress) -> None:
         """Wait until `posting` is over.
 
-        In steps, of which each counts once, however long it took: when this process stood still, or its
-        machine did, the answer may lie in the socket, and what was presented for it is spent.
+        The time is counted in steps, each of them once, however long it took. After a suspend the response
+        may be in the socket already, and the refresh token that was sent is used up: it must still be read.
 
         Raises:
-            TimeoutError: the time for connecting, or for all of it, is over.
+            TimeoutError: the time for connecting, or for the whole request, is over.
         """
         connect_s = min(self._connect_timeout_s, self._timeout_s)
         step_s = connect_s / STEPS
@@ -199,9 +197,9 @@ class HttpTokenEndpoint:
             await asyncio.wait({posting}, timeout=step_s)
             waited_s += step_s
 
-    async def _post(self, url: URL, form: dict[str, str], progress: _Progress) -> _Answer:
-        # A session for each request: token requests are rare, and nothing can linger between two of them:
-        # no cookie, and no pooled connection that may be stale and make a request's fate unclear.
+    async def _post(self, url: URL, form: dict[str, str], progress: _Progress) -> _Response:
+        # A session for each request. Token requests are rare, and nothing may linger between two of them: no
+        # cookie, and no stale connection that leaves the fate of a request unclear.
         async with (
             aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(ssl=self._ssl, force_close=True),
@@ -213,7 +211,7 @@ class HttpTokenEndpoint:
             ) as session,
             session.post(
                 url,
-                # A secret that is no text is the server's to refuse; a UnicodeError would hold it.
+                # Not strict: a UnicodeError would hold the secret. The server refuses it anyway.
                 data=urlencode(form, errors="surrogatepass").encode("ascii"),
                 headers=_HEADERS,
                 allow_redirects=False,
@@ -221,7 +219,7 @@ class HttpTokenEndpoint:
         ):
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise _Unreadable("compressed its answer although it was asked not to")
-            return _Answer(
+            return _Response(
                 status=response.status,
                 content_type=response.headers.get("Content-Type", ""),
                 retry_after=response.headers.get("Retry-After", ""),
@@ -229,15 +227,15 @@ class HttpTokenEndpoint:
             )
 
 
-async def _end(posting: asyncio.Task[_Answer]) -> None:
-    """Return when it is over, whatever came of it."""
+async def _end(posting: asyncio.Task[_Response]) -> None:
+    """Cancel the task and wait for its end."""
     posting.cancel()
     await asyncio.wait({posting})
     if not posting.cancelled():
-        posting.exception()  # or asyncio would tell of it, with its frames
+        posting.exception()  # retrieved, or asyncio would log it with its frames
 
 
-def _given(outcome: _T | CfproxyError) -> _T:
+def _unwrap(outcome: _T | CfproxyError) -> _T:
     if isinstance(outcome, CfproxyError):
         raise outcome
     return outcome
@@ -259,7 +257,7 @@ def _checked(key: str, text: str) -> URL:
 
 
 def _trace(progress: _Progress) -> aiohttp.TraceConfig:
-    """Return the hook that aiohttp calls once the connection stands, before it writes anything."""
+    """Return the hook that aiohttp calls after connecting, before it writes anything."""
 
     async def on_request_headers_sent(*_: object) -> None:
         if progress.may_send is not None and not progress.may_send():

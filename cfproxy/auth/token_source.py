@@ -1,85 +1,63 @@
-"""The refreshing token cache of one account.
-
-Owns: which token a request gets, and whether it has to wait for it.
-Must not know: HTTP, files, the configuration's form; when a refresh is tried (`refresher.py`), how it
-goes (`renewal.py`) and what the store holds (`cached_login.py`).
+"""The access token of one account: cached, refreshed in the background, shared by all requests.
 
 Invariants:
-1. A token that is valid is served, whatever else is broken, and without waiting.
-2. A token that is not valid by either clock is never served, nor is another app's.
-3. Whoever waits, waits for the one refresh that everybody shares.
+1. A valid token is served without waiting, whatever else is broken.
+2. A token that has expired by either clock, or that belongs to another app, is never served.
+3. One refresh runs at a time: one shared task in this process, the store's lock between processes.
+   A caller that is cancelled does not cancel it.
+4. After a failure nothing is tried again before the backoff is over.
+5. At most one alarm is set; none while only a person can help, and none after `aclose`.
+6. Background tasks raise nothing: each caller gets its own copy of the last error.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable
 
 from structlog.typing import FilteringBoundLogger
 
-from cfproxy.auth.backoff import Backoff
+from cfproxy.auth.backoff import Backoff, Hold
 from cfproxy.auth.cached_login import CachedLogin
 from cfproxy.auth.expiry import expiry_warning
 from cfproxy.auth.interfaces import TokenEndpoint, TokenStore
-from cfproxy.auth.models import App, Login, Token
+from cfproxy.auth.models import App, Token, TokenStatus
 from cfproxy.auth.refresh import Refresh
-from cfproxy.auth.refresh_loop import Refresher
 from cfproxy.clock import Clock
-from cfproxy.errors import CfproxyError, LoginRequired, TokenEndpointUnavailable
+from cfproxy.errors import (
+    CfproxyError,
+    LoginRequired,
+    Misconfigured,
+    ShuttingDown,
+    StoreUnavailable,
+    StoreUnusable,
+    TokenEndpointUnavailable,
+)
 
-# A process that waits for the lock waits for somebody else's whole refresh, and some slow disk.
+CHECK_EVERY_S = 1.0
+SAVE_AGAIN_S = 5.0
+LAST_SAVE_WAIT_S = 1.0
+# Waiting for the lock means waiting for another process' whole refresh, and for a slow disk.
 LOCK_SLACK_S = 10.0
-# A refresh that a caller joins may have begun for another reason; the second one is the caller's own.
+# A caller may join a refresh that was started for another reason; the second one is its own.
 TRIES = 2
 
 
-@dataclass(frozen=True, slots=True)
-class TokenStatus:
-    """What there is to know about an account, from memory alone.
-
-    Args:
-        login: the newest record, whatever its worth.
-        usable_s: seconds for which the present access token will still be sent; 0 for none.
-        error: why the last attempt to get a token failed; None after a success.
-        retry_in_s: seconds until the next attempt is allowed; 0 for at once.
-        store_error: why the store could not be used the last time.
-        unsaved: the newest record is in memory only.
-        refreshes: how many tokens the endpoint gave us since the start.
-        failures: how many attempts gave none, by what kept them from it.
-        store_failures: how many reads and writes of the store failed.
-        warning_step: how near the login's end is (see `expiry.py`); 0 for far.
-    """
-
-    login: Login | None
-    usable_s: float
-    error: CfproxyError | None
-    retry_in_s: float
-    store_error: CfproxyError | None
-    unsaved: bool
-    refreshes: int
-    failures: Mapping[type[CfproxyError], int] = field(default_factory=dict)
-    store_failures: int = 0
-    warning_step: int = 0
-
-    @property
-    def ready(self) -> bool:
-        """Whether a request that came now could be given a token."""
-        return self.usable_s > 0 or self.error is None
-
-
 class TokenSource:
-    """A `TokenSource` that keeps one account's token fresh.
+    """Gives access tokens for one account, and refreshes them before they expire.
 
     Args:
-        app: which app, at which token endpoint.
-        store: where the login lives.
-        endpoint: who gives new tokens.
-        clock: both clocks.
-        log: where events go.
-        endpoint_timeout_s: how long a token request can take at most.
-        jitter: returns a factor near 1 for each back-off, so that replicas don't retry in step.
+        app: the app and its token endpoint.
+        store: keeps the login.
+        endpoint: issues tokens.
+        clock: the wall clock and the monotonic clock.
+        log: the account is bound to it here.
+        endpoint_timeout_s: longest duration of a token request.
+        jitter: returns a factor near 1 for each backoff, so that replicas don't retry in step.
         chance: see `CachedLogin`.
     """
 
@@ -95,88 +73,111 @@ class TokenSource:
         jitter: Callable[[], float] = lambda: random.uniform(0.8, 1.2),  # noqa: S311 - no secret hangs on it
         chance: Callable[[], float] = random.random,
     ) -> None:
-        log = log.bind(account=app.account)
         self._app = app
         self._clock = clock
-        self._cached = CachedLogin(app, store, clock, log, chance)
-        self._renewal = Refresh(app, self._cached, endpoint, clock, log)
-        self._refresher = Refresher(
-            self._cached,
-            self._renewal,
-            clock,
-            log,
-            backoff=Backoff(jitter),
-            lock_timeout_s=endpoint_timeout_s + LOCK_SLACK_S,
-        )
+        self._log = log.bind(account=app.account)
+        self._lock_timeout_s = endpoint_timeout_s + LOCK_SLACK_S
+        self._cached = CachedLogin(app, store, clock, self._log, self._on_news, chance)
+        self._refresh = Refresh(app, self._cached, endpoint, clock, self._log)
+        self._backoff = Backoff(jitter)
+        self._hold = Hold()
+        self._failures: Counter[type[CfproxyError]] = Counter()
+        # Monotonic instants: when to look for changes in the store, and when to try to save again.
+        self._check_at = self._save_at = -math.inf
+        self._reading: asyncio.Task[None] | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+        self._alarm: asyncio.Task[None] | None = None
+        self._closed = False
 
     # --- for requests ---------------------------------------------------------------------
 
     def current(self) -> Token | None:
-        """Return the token if it is fresh and the store need not be looked at (see `TokenSource.current`)."""
-        return self._cached.fresh() if self._clock.monotonic() < self._refresher.look_at else None
+        """Return the token unless a refresh or a look at the store is due.
+
+        Every request comes through here, so it only compares instants that were worked out before.
+        """
+        cached, now = self._cached, self._clock.monotonic()
+        if now < self._check_at and now < cached.refresh_at and self._clock.time() < cached.refresh_at_wall:
+            return cached.token
+        return None
 
     async def get(self) -> Token:
-        """Return a token that is valid now; waits only when there is none (see `TokenSource.get`)."""
+        """Return a token that is valid now; wait only if there is none.
+
+        Raises:
+            LoginRequired, Misconfigured, TokenEndpointUnavailable, StoreUnavailable, StoreUnusable,
+            ShuttingDown
+        """
         if (token := self.current()) is not None:
             return token
-        await self._refresher.look()
+        await self.check_store()
         for tries in range(TRIES + 1):
             if (token := self._cached.usable()) is not None:
-                self._refresher.renew_if_due()
+                if self._should_refresh() and not self._read_if_changed():
+                    self._start_refresh(None)
                 return token
-            self._refresher.refuse_if_hopeless()
+            self._raise_if_blocked()
             if tries < TRIES:
-                await self._refresher.renew(None)
+                await asyncio.shield(self._refreshing or self._start_refresh(None))
         raise TokenEndpointUnavailable("the token endpoint gives tokens that are already expired")
 
     async def replace(self, rejected: Token) -> Token:
-        """Return another token than `rejected` (see `TokenSource.replace`)."""
+        """Return another token than `rejected`, or that one while refreshes don't help. Raises as `get`."""
         for tries in range(TRIES + 1):
             token = self._cached.usable()
             if token is not None and token.value != rejected.value:
                 return token
-            if self._refresher.hold.active(self._clock.monotonic()):
+            if self._hold.active(self._clock.monotonic()):
                 break
             try:
-                self._refresher.refuse_if_hopeless()
+                self._raise_if_blocked()
             except LoginRequired:
-                # The upstream rejects it and nobody can renew it: sending it again helps no one.
+                # The API rejects it and nothing can renew it: sending it again is useless.
                 if token is not None:
-                    self._cached.bury()
+                    self._cached.invalidate()
                 raise
             if tries < TRIES:
-                await self._refresher.renew(rejected)
+                await asyncio.shield(self._refreshing or self._start_refresh(rejected))
         return rejected
 
     def distrust(self, rejected: Token) -> None:
-        """Hold forced refreshes back, twice as long each time (see `TokenSource.distrust`)."""
-        self._refresher.distrust(rejected)
+        """Hold forced refreshes back if `rejected` is the current token, twice as long each time."""
+        token = self._cached.token
+        if token is not None and token.value == rejected.value:
+            hold_s = self._hold.start(self._clock.monotonic())
+            if hold_s > 0:
+                self._log.warning("token.rejected_fresh", hold_s=hold_s)
 
     # --- for the service ------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Read the store for the first time; what is wrong shows in `state`, nothing is raised."""
-        await self._refresher.look()
+        """Read the store for the first time; problems show in `state`, nothing is raised."""
+        await self.check_store()
 
     async def aclose(self) -> None:
-        """Finish what must not be lost: a refresh under way, an unsaved token."""
-        await self._refresher.aclose()
+        """Finish what must not be lost: a running refresh, an unsaved token."""
+        self._closed = True
+        if self._alarm is not None:
+            self._alarm.cancel()
+        running = {task for task in (self._alarm, self._reading, self._refreshing) if task is not None}
+        if running:
+            await asyncio.wait(running)
+        if self._cached.unsaved:
+            with contextlib.suppress(CfproxyError):
+                async with self._cached.lock(LAST_SAVE_WAIT_S) as lease:
+                    await self._refresh.run(None, lease, ask=False)
 
-    def use(self, endpoint: TokenEndpoint, endpoint_timeout_s: float) -> None:
-        """Ask `endpoint` from the next refresh on, and at once if the one before was in the way."""
-        self._renewal.endpoint = endpoint
-        self._refresher.resume(lock_timeout_s=endpoint_timeout_s + LOCK_SLACK_S)
-
-    async def look(self, *, at_once: bool = False) -> TokenStatus:
-        """Look at the store if a second has passed since the last look, or `at_once`; return the state."""
-        if at_once:
-            self._refresher.look_at = -math.inf
-        await self._refresher.look()
-        return self.state()
+    def use_endpoint(self, endpoint: TokenEndpoint, endpoint_timeout_s: float) -> None:
+        """Refresh at `endpoint` from now on, and at once if the previous one was the obstacle."""
+        self._refresh.endpoint = endpoint
+        self._lock_timeout_s = endpoint_timeout_s + LOCK_SLACK_S
+        if isinstance(self._backoff.error, Misconfigured | TokenEndpointUnavailable):
+            self._backoff.resume()
+            self._schedule()
 
     def state(self) -> TokenStatus:
         """Return what is known now."""
-        error = self._refresher.backoff.error
+        error = self._backoff.error
         if self._cached.usable() is None and error is None:
             error = self._cached.problem()
         warning = expiry_warning(self._cached.login, self._app, self._clock.time())
@@ -184,11 +185,165 @@ class TokenSource:
             login=self._cached.login,
             usable_s=max(0.0, self._cached.left_s()),
             error=error,
-            retry_in_s=self._refresher.backoff.left_s(self._clock.monotonic()),
+            retry_in_s=self._backoff.left_s(self._clock.monotonic()),
             store_error=self._cached.store_error,
             unsaved=self._cached.unsaved,
-            refreshes=self._renewal.count,
-            failures=self._refresher.failures,
+            refreshes=self._refresh.count,
+            failures=self._failures,
             store_failures=self._cached.failures,
             warning_step=0 if warning is None else warning.step,
         )
+
+    # --- reading the store ----------------------------------------------------------------
+
+    async def check_store(self, *, at_once: bool = False) -> None:
+        """Read the store if it has changed; wait for that only if no token is usable.
+
+        Looks for changes once a second at most, unless `at_once`.
+        """
+        if at_once:
+            self._check_at = -math.inf
+        if self._reading is None:
+            now = self._clock.monotonic()
+            if now < self._check_at or self._closed:
+                return
+            self._check_at = now + CHECK_EVERY_S
+            # A running refresh reads the store itself, under the lock.
+            if self._refreshing is not None or not self._cached.needs_read():
+                return
+            self._reading = asyncio.create_task(self._read())
+        if self._cached.usable() is None:
+            await asyncio.shield(self._reading)
+
+    def _read_if_changed(self) -> bool:
+        """Start to read what another process has stored; return whether a read is running."""
+        if self._reading is None and self._cached.changed():
+            self._check_at = self._clock.monotonic() + CHECK_EVERY_S
+            self._reading = asyncio.create_task(self._read())
+        return self._reading is not None
+
+    async def _read(self) -> None:
+        try:
+            await self._cached.load()
+        except (StoreUnavailable, StoreUnusable) as error:
+            self._read_failed(error)
+        except Exception:  # noqa: BLE001 - logged whole; the token in hand does not depend on it
+            self._log.exception("store.read_crashed")
+            self._read_failed(StoreUnavailable("an internal fault stopped reading the store; see the log"))
+        else:
+            if isinstance(self._backoff.error, StoreUnavailable | StoreUnusable):
+                self._backoff.resume()
+        finally:
+            self._reading = None
+        self._schedule()
+
+    def _read_failed(self, error: CfproxyError) -> None:
+        # With a record in memory, or with client credentials, the next refresh reports the failure.
+        # Otherwise it must not look like a logout.
+        lasting = isinstance(error, StoreUnusable) or self._cached.problem() is not None
+        if lasting and self._cached.login is None and self._backoff.left_s(self._clock.monotonic()) == 0:
+            self._backoff.stop(error, self._check_at)
+
+    def _on_news(self, another_login: bool) -> None:
+        self._backoff.clear()
+        # A refresh by another process is no sign that refreshing helps.
+        if another_login:
+            self._hold.clear()
+
+    # --- refreshing -----------------------------------------------------------------------
+
+    def _raise_if_blocked(self) -> None:
+        """Raise the error that a refresh would end in anyway: backoff, no login, shutdown."""
+        error = self._backoff.refusal(self._clock.monotonic()) or self._cached.problem()
+        if error is not None:
+            raise error
+        if self._closed:
+            raise ShuttingDown("the proxy is shutting down")
+
+    def _should_refresh(self) -> bool:
+        """Return whether a refresh is due and may be tried now."""
+        may_try = not self._closed and self._backoff.left_s(self._clock.monotonic()) == 0
+        return self._refreshing is None and may_try and self._cached.due()
+
+    def _start_refresh(self, rejected: Token | None, *, ask: bool = True) -> asyncio.Task[None]:
+        self._refreshing = asyncio.create_task(self._run_refresh(rejected, ask=ask))
+        return self._refreshing
+
+    async def _run_refresh(self, rejected: Token | None, *, ask: bool) -> None:
+        failure: CfproxyError | None = None
+        # Set before anything can fail, or a store that is gone would be tried in a busy loop.
+        self._save_at = self._clock.monotonic() + SAVE_AGAIN_S
+        try:
+            if self._reading is not None:
+                await asyncio.wait({self._reading})
+            await self._lock_and_refresh(rejected, ask=ask)
+        except CfproxyError as error:
+            failure = error
+        except Exception:  # noqa: BLE001 - logged whole; the token in hand does not depend on it
+            self._log.exception("token.refresh_crashed")
+            failure = TokenEndpointUnavailable("an internal fault stopped the refresh; see the log")
+        finally:
+            self._refreshing = None
+        if failure is not None:
+            self._failures[type(failure)] += 1
+        if ask:
+            self._record_outcome(failure, rejected)
+        self._schedule()
+
+    async def _lock_and_refresh(self, rejected: Token | None, *, ask: bool) -> None:
+        try:
+            async with self._cached.lock(self._lock_timeout_s) as lease:
+                await self._refresh.run(rejected, lease, ask=ask)
+        except StoreUnavailable as error:
+            if not ask:
+                raise
+            await self._refresh.run_unlocked(error)
+
+    def _record_outcome(self, failure: CfproxyError | None, rejected: Token | None) -> None:
+        if failure is None:
+            self._backoff.clear()
+            if rejected is not None:
+                self.distrust(rejected)  # has an effect only if the same token came once more
+        elif isinstance(failure, LoginRequired):
+            self._backoff.stop(failure)
+            self._log.error("login.required", reason=failure.message)
+        else:
+            now = self._clock.monotonic()
+            self._backoff.fail(failure, now)
+            if isinstance(failure, StoreUnavailable | StoreUnusable) and self._cached.usable() is not None:
+                # The refresh can wait until the store works again, but not beyond the token's end.
+                self._backoff.retry_by(self._cached.expires_at)
+            self._log.warning(
+                "token.refresh_failed",
+                reason=failure.message,
+                attempt=self._backoff.failures,
+                retry_in_s=round(self._backoff.left_s(now), 1),
+                token_left_s=round(max(0.0, self._cached.left_s())),
+            )
+
+    # --- the alarm ------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        """Set the alarm to the next refresh, retry or late save, whichever comes first."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if self._closed:
+            return
+        now = self._clock.monotonic()
+        wake_at = self._save_at if self._cached.unsaved else math.inf
+        if self._cached.problem() is None:
+            wake_at = min(wake_at, max(now + self._cached.due_in_s(), self._backoff.retry_at))
+        if wake_at < math.inf:
+            self._alarm = asyncio.create_task(self._wake(max(0.0, wake_at - now)))
+
+    async def _wake(self, delay_s: float) -> None:
+        await self._clock.sleep(delay_s)
+        self._alarm = None
+        if self._refreshing is not None or self._read_if_changed():
+            return  # whichever is running sets the next alarm
+        ask = self._should_refresh()
+        if ask or (self._cached.unsaved and self._clock.monotonic() >= self._save_at):
+            self._start_refresh(None, ask=ask)
+        else:
+            self._schedule()

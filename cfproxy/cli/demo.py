@@ -53,7 +53,7 @@ async def run_demo(host: str, port: int, log: FilteringBoundLogger) -> int:
         account = settings.accounts["default"]
         store = open_store("memory", None)
         plan = build_login_plan(account, store)
-        url, _ = await login.begin(plan)
+        url, _ = await login.start(plan)
         await login.finish(plan, await approve(url))
         async with Service(settings, (), log, stores={"default": store}) as service:
             print_invitation(service.accounts[0].url, service.admin_url, sandbox.url)

@@ -10,9 +10,8 @@ import webbrowser
 import click
 
 from cfproxy.auth import login
-from cfproxy.auth.interfaces import ATTEMPT_LIFETIME_S
 from cfproxy.auth.login import LoggedOut, LoginPlan
-from cfproxy.auth.models import Login
+from cfproxy.auth.models import ATTEMPT_LIFETIME_S, Login
 from cfproxy.cli.options import account_option, closing, common, load_account
 from cfproxy.cli.run import run_loop
 from cfproxy.config import Account
@@ -56,7 +55,7 @@ def _log_in(account: Account, *, print_url: bool, finish: str | None, browser: b
         click.echo(f"Account '{account.name}' got a token: client_id and client_secret are right.")
         return 0
     if finish is None:
-        url, _ = run_loop(closing(plan.store, login.begin(plan)))
+        url, _ = run_loop(closing(plan.store, login.start(plan)))
         if print_url:
             click.echo(url)
             return 0

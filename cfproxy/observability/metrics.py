@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from cfproxy.auth.token_source import TokenStatus
+from cfproxy.auth.models import TokenStatus
 from cfproxy.observability.request_stats import Activity
 from cfproxy.pacing.queue import QueueState
 

@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from cfproxy import __version__
-from cfproxy.auth.token_source import TokenStatus
+from cfproxy.auth.models import TokenStatus
 from cfproxy.errors import state_of
 from cfproxy.observability.request_stats import Activity, Durations, RequestStats
 from cfproxy.observability.status import ACCOUNT_STATES

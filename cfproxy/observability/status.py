@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cfproxy.auth.expiry import expiry_warning
-from cfproxy.auth.models import App, Login, instant, login_problem
-from cfproxy.auth.token_source import TokenStatus
+from cfproxy.auth.models import App, Login, TokenStatus, instant, login_problem
 from cfproxy.errors import CfproxyError, LoginRequired, error_kinds, state_of
 from cfproxy.pacing.queue import FULL, QueueState
 

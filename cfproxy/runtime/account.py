@@ -20,8 +20,8 @@ from cfproxy.admin.access import AdminRules
 from cfproxy.auth.expiry import WarnOnce
 from cfproxy.auth.interfaces import TokenStore
 from cfproxy.auth.login import LoginPlan
-from cfproxy.auth.models import App
-from cfproxy.auth.token_source import TokenSource, TokenStatus
+from cfproxy.auth.models import App, TokenStatus
+from cfproxy.auth.token_source import TokenSource
 from cfproxy.clock import Clock
 from cfproxy.config import Account, TcpAddress, UnixAddress
 from cfproxy.config.conflicts import is_exposed
@@ -121,8 +121,9 @@ class RunningAccount:
         return self.listen if self.listen.startswith("unix:") else f"http://{self.listen}"
 
     async def look(self, *, at_once: bool = False) -> TokenStatus:
-        """Return the broker's state (see `TokenSource.look`)."""
-        return await self.token_source.look(at_once=at_once)
+        """Take over changes in the store (see `TokenSource.check_store`), and return the state."""
+        await self.token_source.check_store(at_once=at_once)
+        return self.token_source.state()
 
     def switch(self, parts: Parts) -> Coroutine[Any, Any, None] | None:
         """Serve requests that come from now on with `parts`.
@@ -133,7 +134,7 @@ class RunningAccount:
         """
         before, self.parts = self.parts, parts
         if parts.token_source is before.token_source and _asks_otherwise(before, parts):
-            parts.token_source.use(parts.endpoint, parts.settings.timeouts.token_s)
+            parts.token_source.use_endpoint(parts.endpoint, parts.settings.timeouts.token_s)
         ended = self.listener.switch(parts.listener_settings, parts.forwarder)
         if parts.token_source is before.token_source and parts.upstream is before.upstream:
             return None

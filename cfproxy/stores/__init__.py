@@ -1,8 +1,8 @@
-"""Token stores: where logins are kept.
+"""Where logins are kept: a folder, Redis, or memory.
 
-Owns: the choice of the adapter. Each adapter implements `cfproxy.auth.interfaces.TokenStore` and passes one
-contract suite.
-Must not know: the engine, or what a token is good for.
+Other rooms call `open_store` and use what it returns as a `cfproxy.auth.interfaces.TokenStore`. Each store
+passes the contract in `tests/integration/stores/test_contract.py`. Whoever else needs Redis uses
+`redis.client`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from cfproxy.auth.interfaces import TokenStore
 from cfproxy.config import RedisAddress
 from cfproxy.errors import ConfigError
 from cfproxy.secret import Secret
-from cfproxy.stores.encryption import DocumentCodec
+from cfproxy.stores.documents import DocumentCodec
 from cfproxy.stores.file import FileStore
 from cfproxy.stores.memory import MemoryStore
 
@@ -27,13 +27,13 @@ def open_store(
     """Return a new store.
 
     Args:
-        store: the setting: `memory`, `file`, `file:DIR`, or where a Redis server is.
+        store: the setting: `memory`, `file`, `file:DIR`, or the address of a Redis server.
         directory: the folder of a file store, absolute.
-        key: encrypts what is kept outside of this process; None to keep it in clear.
-        ca_file: whom a Redis client trusts instead of the system's authorities.
+        key: encrypts what is stored outside of this process; None to store it in clear.
+        ca_file: authorities that a Redis client trusts instead of the system's.
 
     Raises:
-        ConfigError: another word, or a file store without a folder.
+        ConfigError: another value, or a file store without a folder.
     """
     if isinstance(store, RedisAddress):
         from cfproxy.stores.redis.store import RedisStore  # noqa: PLC0415 - optional
@@ -43,5 +43,5 @@ def open_store(
         return MemoryStore()
     if store.partition(":")[0] == "file" and directory is not None:
         return FileStore(directory, DocumentCodec(key))
-    # The value is left out: a store's URL may hold a password.
+    # Without the value: a store's URL may hold a password.
     raise ConfigError("store: use file, file:DIR, memory or redis://host:port/0")

@@ -1,10 +1,10 @@
 """One private folder on disk: safe reads, atomic and durable writes.
 
-Owns: descriptors, the order of write, flush and rename, and the words for what the operating system
-refuses.
-Must not know: what the files mean; asyncio (everything here blocks, callers use threads).
-Invariants: a file is, at any instant and after any crash, its old or its new content as a whole;
-nothing is read or replaced that `safety.py` refuses; a read creates nothing.
+Everything here blocks; callers use threads.
+
+Invariants:
+1. At any instant, and after any crash, a file is its old or its new content as a whole.
+2. Nothing is read or replaced that `permissions.py` refuses; a read creates nothing.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ REHEARSAL_BYTES = 4096
 STALE_TEMP_S = 3600.0
 _TEMP_PREFIX, _TEMP_SUFFIX = ".cfproxy-", ".tmp"
 
-# Windows has none of the first two, and there text mode would change the bytes.
+# Windows lacks the first two, and opens in text mode unless told otherwise.
 SAFE_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-# A sharing violation on Windows, while another process reads the file, is over in an instant.
+# On Windows, replacing a file fails while another process reads it, which is over in an instant.
 _REPLACE_TRIES = 1 if POSIX else 20
 _REPLACE_PAUSE_S = 0.02
 
@@ -47,9 +47,9 @@ _NEXT_STEP = {
 
 
 class Folder:
-    """A folder that belongs to this user alone; made, with mode 0700, by the first write, and never again.
+    """A folder that only this user can access; the first write creates it, once, with mode 0700.
 
-    Every method raises `StoreUnavailable` for what may pass and `StoreUnusable` for what will not.
+    Every method raises `StoreUnavailable` (may pass) or `StoreUnusable` (will not).
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,12 +57,12 @@ class Folder:
         self._was_there = False
 
     def read(self, name: str) -> bytes | None:
-        """Return a file's content, None when there is none; at most `FILE_MAX_BYTES`."""
+        """Return a file's content, None if there is none; at most `FILE_MAX_BYTES`."""
         path = self.path / name
         with self.naming_errors("read"):
             try:
-                # Before the open, because opening a device can already do something; after it,
-                # because only the descriptor says what was opened.
+                # Checked before opening, because opening a device can have effects, and after it, because
+                # only the descriptor tells what was opened.
                 if not self._is_present():
                     return None
                 check_file(path, os.lstat(path))
@@ -79,7 +79,7 @@ class Folder:
         return content
 
     def write(self, name: str, content: bytes) -> None:
-        """Replace a file, with mode 0600; when this returns, the new content survives a power cut."""
+        """Replace a file, with mode 0600; the new content survives a power cut once this returns."""
         with self.naming_errors("save"):
             self.make()
             self._sweep()
@@ -95,9 +95,9 @@ class Folder:
                 pass
 
     def claim(self, name: str, new_name: str) -> bool:
-        """Rename a file; False when it is gone.
+        """Rename a file; return False if it is gone.
 
-        A rename has one winner, among threads and among processes: whoever gets True was alone.
+        A rename has one winner among threads and processes: only one caller gets True.
         """
         with self.naming_errors("save"):
             try:
@@ -107,7 +107,7 @@ class Folder:
         return True
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove files for good; those that are gone already do not matter."""
+        """Remove files durably; those that are gone already do not matter."""
         with self.naming_errors("delete"):
             for name in names:
                 (self.path / name).unlink(missing_ok=True)
@@ -115,12 +115,12 @@ class Folder:
             self._sync()
 
     def names(self) -> list[str]:
-        """Return the names of all files, none when there is no folder."""
+        """Return the names of all files, none if there is no folder."""
         with self.naming_errors("read"):
             return sorted(path.name for path in self.path.iterdir()) if self._is_present() else []
 
     def stamp(self, name: str) -> Hashable:
-        """Return what tells one version of a file from another: None for no file; never raises."""
+        """Return a value that differs between versions of a file, None for no file; never raises."""
         try:
             status = (self.path / name).stat()
         except FileNotFoundError:
@@ -130,18 +130,18 @@ class Folder:
         return (status.st_mtime_ns, status.st_ino, status.st_size)
 
     def make(self) -> None:
-        """Make the folder where it is missing, with mode 0700; its parents get the usual mode."""
+        """Create a missing folder with mode 0700; its parents get the usual mode."""
         if self._is_present():
             return
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._is_present()
-        # The parent need not be ours to open; most file systems keep the entry anyway.
+        # We may not be allowed to open the parent; most file systems keep the entry anyway.
         with suppress(OSError):
             _sync_folder(self.path.parent)
 
     @contextmanager
     def naming_errors(self, doing: str) -> Iterator[None]:
-        """Turn what the operating system refuses into the store's errors; `doing` is a verb."""
+        """Turn an `OSError` into the store's errors; `doing` is a verb."""
         try:
             yield
         except OSError as error:
@@ -157,7 +157,7 @@ class Folder:
         try:
             status = os.lstat(self.path)
         except FileNotFoundError:
-            if self._was_there:  # nobody logs out like that, and a new one would hide the old one's login
+            if self._was_there:  # that is no logout, and a new folder would hide the login in the old one
                 raise StoreUnavailable(
                     f"{self.path} is gone; bring it back (is its disk mounted?), or run: cfproxy login"
                 ) from None
@@ -183,7 +183,7 @@ class Folder:
                 temp.unlink()
 
     def _sweep(self) -> None:
-        """Remove what killed writers left; a living one is done long before `STALE_TEMP_S`."""
+        """Remove what killed writers left behind; a running one is done long before `STALE_TEMP_S`."""
         for temp in self.path.glob(f"{_TEMP_PREFIX}*{_TEMP_SUFFIX}"):
             with suppress(OSError):
                 if time.time() - temp.lstat().st_mtime > STALE_TEMP_S:
@@ -193,7 +193,7 @@ class Folder:
         try:
             _sync_folder(self.path)
         except OSError as error:
-            # Network and FUSE file systems say EINVAL for "folders need no flushing here".
+            # Some network and FUSE file systems answer EINVAL where folders need no flushing.
             if error.errno != errno.EINVAL:
                 raise
 
@@ -205,10 +205,10 @@ def _write_all(fd: int, content: bytes) -> None:
 
 
 def _distinguish(path: Path) -> None:
-    """Give a new file an instant of its own.
+    """Give a new file an exact modification time.
 
-    The kernel's file clock ticks in milliseconds and inode numbers come again: two versions could
-    share a stamp.
+    The kernel's file clock ticks in milliseconds and inode numbers are reused: two versions could otherwise
+    have the same stamp.
     """
     now_ns = time.time_ns()
     with suppress(OSError):
@@ -218,14 +218,14 @@ def _distinguish(path: Path) -> None:
 def _flush(fd: int) -> None:
     os.fsync(fd)
     if sys.platform == "darwin":
-        # There fsync leaves the bytes in the drive's cache (fsync(2)); not all file systems know this.
+        # fsync leaves the bytes in the drive's cache there (fsync(2)); not all file systems support this.
         with suppress(OSError):
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
 
 
 def _sync_folder(path: Path) -> None:
     if not POSIX:
-        return  # Windows cannot open a folder as a file; NTFS journals the rename
+        return  # Windows can't open a folder as a file; NTFS journals the rename
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
     try:
         _flush(fd)

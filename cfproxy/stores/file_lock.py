@@ -1,10 +1,10 @@
-"""Mutual exclusion of processes by a lock file that the operating system guards.
+"""A lock file that the operating system guards: mutual exclusion of processes.
 
-Owns: opening the lock file safely, waiting for it without blocking the event loop, giving it back.
-Must not know: what the lock protects.
-Invariants: the lock lies on an open descriptor, so it excludes other descriptors of this process too,
-has no time limit, and falls when its process ends, however it ends; the file is never written, and
-never removed: that would split those who wait over two files.
+Invariants:
+1. The lock belongs to an open descriptor: it excludes other descriptors of this process too, never times
+   out, and is released when its process ends, however that happens.
+2. The file is never written, and never removed: removing it would split the waiters over two files.
+3. Waiting does not block the event loop.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ LONGEST_PAUSE_S = 0.1
 
 
 @asynccontextmanager
-async def hold(folder: Folder, name: str, timeout_s: float, busy: str) -> AsyncIterator[Lease]:
-    """Hold the lock file `name`, waiting `timeout_s` at most.
+async def acquire(folder: Folder, name: str, timeout_s: float, busy: str) -> AsyncIterator[Lease]:
+    """Hold the lock file `name` while the context lasts.
 
     Raises:
-        StoreUnavailable: another one still holds it (`busy` says so), or it cannot be made.
+        StoreUnavailable: still locked after `timeout_s` (`busy` is the message), or it can't be created.
         StoreUnusable: the folder or the lock file is not safe.
     """
     loop = asyncio.get_running_loop()
-    idle_timeout = loop.time() + timeout_s
+    deadline = loop.time() + timeout_s
     pause_s = FIRST_PAUSE_S
     while (fd := await _try_in_thread(folder, name)) is None:
-        left_s = idle_timeout - loop.time()
+        left_s = deadline - loop.time()
         if left_s <= 0:
             raise StoreUnavailable(busy)
         await asyncio.sleep(min(pause_s, left_s))
@@ -49,18 +49,18 @@ async def hold(folder: Folder, name: str, timeout_s: float, busy: str) -> AsyncI
 
 
 async def _try_in_thread(folder: Folder, name: str) -> int | None:
-    # A bare future, and `wait`: a cancelled waiter leaves the thread's answer reachable, so a lock
-    # that it gets too late can be given back.
+    # A bare future, and `wait`: after a cancellation the thread's result stays reachable, so a lock that
+    # arrives too late can be released.
     attempt = asyncio.get_running_loop().run_in_executor(None, try_lock, folder, name)
     try:
         await asyncio.wait({attempt})
     except asyncio.CancelledError:
-        attempt.add_done_callback(_give_back)
+        attempt.add_done_callback(_release_late)
         raise
     return attempt.result()
 
 
-def _give_back(attempt: asyncio.Future[int | None]) -> None:
+def _release_late(attempt: asyncio.Future[int | None]) -> None:
     if not attempt.cancelled() and attempt.exception() is None:
         fd = attempt.result()
         if fd is not None:
@@ -68,7 +68,7 @@ def _give_back(attempt: asyncio.Future[int | None]) -> None:
 
 
 def try_lock(folder: Folder, name: str) -> int | None:
-    """Return a descriptor that holds the lock, None when another one holds it.
+    """Return a descriptor that holds the lock, None if someone else holds it.
 
     Raises:
         StoreUnavailable, StoreUnusable
@@ -82,7 +82,7 @@ def try_lock(folder: Folder, name: str) -> int | None:
         held = False
         try:
             check_file(path, os.fstat(fd))
-            # Somebody may have removed the file since it was opened: then the next try makes a new one.
+            # The file may have been removed since it was opened: then the next try creates a new one.
             with suppress(FileNotFoundError):
                 held = lock_descriptor(fd, blocking=False) and os.path.samestat(os.fstat(fd), os.lstat(path))
         finally:
@@ -92,7 +92,7 @@ def try_lock(folder: Folder, name: str) -> int | None:
 
 
 def unlock(fd: int) -> None:
-    """Give a lock of `try_lock` back; never raises, never blocks."""
+    """Release a lock of `try_lock`; never raises, never blocks."""
     from filelock import unlock_descriptor  # noqa: PLC0415 - imported already
 
     with suppress(OSError):
@@ -111,8 +111,8 @@ def _open_lock(path: Path) -> int:
     except OSError as error:
         if error.errno != errno.EROFS:
             raise
-        # A read-only file system still locks. Where there is no file yet, or no room to make one,
-        # there is nothing to lock: that is reported, and the engine decides.
+        # A file on a read-only file system can be locked. If there is none, the error is reported and the
+        # token source decides.
         with suppress(FileNotFoundError):
             return os.open(path, os.O_RDONLY | SAFE_FLAGS)
         raise

@@ -1,9 +1,6 @@
-"""A store that lives and dies with the process.
+"""A store that ends with its process: for tests, and for sidecars with client credentials.
 
-Owns: the records of one `MemoryStore` object; for tests, and for sidecars that get by with
-client credentials.
-Must not know: files.
-Invariant: nothing here awaits except a lock, so every operation is atomic in its event loop.
+Nothing here awaits anything but a lock, so every operation is atomic in its event loop.
 """
 
 from __future__ import annotations
@@ -13,14 +10,17 @@ from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 from itertools import count
 
-from cfproxy.auth.interfaces import Attempt, Lease
-from cfproxy.auth.models import Login
+from cfproxy.auth.interfaces import Lease
+from cfproxy.auth.models import Attempt, Login
 from cfproxy.errors import StoreUnavailable
 from cfproxy.stores.attempts import Entry, choose
 
 
 class MemoryStore:
-    """Keep logins in this process; each object is a store of its own."""
+    """Keeps logins in this process (see `TokenStore`); each object is a store of its own."""
+
+    location = "memory"
+    shared = False  # by other machines
 
     def __init__(self) -> None:
         self._logins: dict[str, Login] = {}
@@ -29,22 +29,12 @@ class MemoryStore:
         self._attempts: dict[str, list[Entry]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
-    @property
-    def location(self) -> str:
-        """Say where the records are, for people."""
-        return "memory"
-
-    @property
-    def shared(self) -> bool:
-        """Say that no other machine uses it."""
-        return False
-
     @asynccontextmanager
     async def lock(self, account: str, timeout_s: float) -> AsyncIterator[Lease]:
-        """Exclude every other task that refreshes this account, waiting `timeout_s` at most.
+        """Exclude every other task that refreshes this account.
 
         Raises:
-            StoreUnavailable: another one still holds the lock.
+            StoreUnavailable: still locked after `timeout_s`.
         """
         lock = self._locks.setdefault(account, asyncio.Lock())
         try:
@@ -61,55 +51,51 @@ class MemoryStore:
             lock.release()
 
     async def load(self, account: str) -> Login | None:
-        """Return the record, or None when there is none."""
+        """Return the login, None if there is none."""
         return self._logins.get(account)
 
     async def save(self, login: Login) -> None:
-        """Replace the account's record; it lasts as long as the process."""
+        """Replace the account's login."""
         self._logins[login.account] = login
         self._stamps[login.account] = next(self._changes)
 
     async def delete(self, account: str) -> bool:
-        """Forget the record and the account's attempts; False when there was no record."""
+        """Forget the login and the attempts; return False if there was no login."""
         self._attempts.pop(account, None)
         self._stamps.pop(account, None)
         return self._logins.pop(account, None) is not None
 
     def stamp(self, account: str) -> Hashable:
-        """Return the number of the record's last change, None when there is no record."""
+        """Return the number of the last change, None if there is no login."""
         return self._stamps.get(account)
 
     async def probe(self, account: str) -> None:
-        """Return: memory can always be written."""
+        """Do nothing: memory can always be written."""
 
-    async def put_attempt(self, attempt: Attempt) -> None:
-        """Remember an attempt for `ATTEMPT_LIFETIME_S`."""
+    async def save_attempt(self, attempt: Attempt) -> None:
+        """Keep an attempt until it expires."""
         self._prune(attempt.account, attempt.created_at)
-        kept = self._attempts.setdefault(attempt.account, [])
-        # Whoever puts an attempt back withdraws the mark that it was used.
-        kept[:] = [entry for entry in kept if entry.attempt.state != attempt.state]
-        kept.append(Entry(attempt))
+        entries = self._attempts.setdefault(attempt.account, [])
+        # An attempt that is saved again becomes unused.
+        entries[:] = [entry for entry in entries if entry.attempt.state != attempt.state]
+        entries.append(Entry(attempt))
 
-    async def take_attempt(self, account: str, state: str | None, now: float) -> Attempt:
-        """Return an attempt, the newest with `state=None`, and mark it used.
-
-        Raises:
-            AttemptGone: unknown, used or expired at wall-clock `now`.
-        """
+    async def claim_attempt(self, account: str, state: str | None, now: float) -> Attempt:
+        """Return an attempt and mark it used."""
         try:
-            taken = choose(self._attempts.get(account, ()), state, now)
+            claimed = choose(self._attempts.get(account, ()), state, now)
         finally:
             self._prune(account, now)
         entries = self._attempts[account]
-        entries[entries.index(taken)] = taken.spent()
-        return taken.attempt
+        entries[entries.index(claimed)] = claimed.spent()
+        return claimed.attempt
 
     async def aclose(self) -> None:
-        """Do nothing: the records stay as long as this object."""
+        """Do nothing: the logins stay as long as this object."""
 
     def _prune(self, account: str, now: float) -> None:
-        kept = [entry for entry in self._attempts.get(account, ()) if not entry.expired(now)]
-        if kept:
-            self._attempts[account] = kept
+        alive = [entry for entry in self._attempts.get(account, ()) if not entry.expired(now)]
+        if alive:
+            self._attempts[account] = alive
         else:
             self._attempts.pop(account, None)

@@ -1,9 +1,7 @@
 """What a folder and a file must be before a secret is read from or written to them.
 
-Owns: the rules (plain, ours, closed to others) and the commands that mend a breach of them.
-Must not know: what the files are for; it looks at `stat` results that others took.
-Invariant: every refusal names the place, what is wrong with it, and the next step.
-On Windows modes and owners are left to the folder's inherited access list.
+They must be plain, owned by this user and closed to others. Each refusal names the place, what is wrong and
+the command that corrects it. On Windows the folder's inherited access list replaces modes and owners.
 """
 
 from __future__ import annotations
@@ -19,10 +17,10 @@ POSIX = os.name == "posix"
 
 
 def check_file(path: Path, status: os.stat_result) -> None:
-    """Accept a plain file that is this user's alone.
+    """Accept a plain file that only this user can access.
 
     Raises:
-        StoreUnusable: with the command that mends it.
+        StoreUnusable: with the command that corrects it.
     """
     if not stat.S_ISREG(status.st_mode):
         raise StoreUnusable(
@@ -38,10 +36,10 @@ def check_file(path: Path, status: os.stat_result) -> None:
 
 
 def check_folder(path: Path, status: os.stat_result) -> None:
-    """Accept a real folder that is this user's alone.
+    """Accept a real folder that only this user can access.
 
     Raises:
-        StoreUnusable: with the command, or the setting, that mends it.
+        StoreUnusable: with the command, or the setting, that corrects it.
     """
     if stat.S_ISLNK(status.st_mode):
         raise StoreUnusable(
@@ -49,7 +47,7 @@ def check_folder(path: Path, status: os.stat_result) -> None:
         )
     if not stat.S_ISDIR(status.st_mode):
         raise StoreUnusable(f"{path} is {_kind(status)}, not a folder; set `store` to a folder")
-    # A shared folder such as /tmp must not be closed for everybody: a folder inside is the first advice.
+    # Closing a shared folder such as /tmp would hurt everyone: a folder inside it is the first advice.
     own = f"use a folder of cfproxy's own, such as `store: file:{path / 'cfproxy'}`"
     if POSIX and status.st_uid != os.geteuid():
         raise StoreUnusable(

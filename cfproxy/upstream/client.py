@@ -120,7 +120,7 @@ class HttpUpstream:
 
 
 def _whole_head(call: Call, token: Token) -> bytes:
-    return b"%bAuthorization: Bearer %b\r\n\r\n" % (call.head, token.value.reveal().encode("ascii"))
+    return b"%bAuthorization: %b\r\n\r\n" % (call.head, token.authorization)
 
 
 def _may_repeat(call: Call, connection: UpstreamConnection) -> bool:

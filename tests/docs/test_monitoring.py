@@ -15,7 +15,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from cfproxy.auth.token_source import TokenStatus
+from cfproxy.auth.models import TokenStatus
 from cfproxy.errors import error_kinds
 from cfproxy.observability.metrics import Metrics
 from cfproxy.observability.status import STATES

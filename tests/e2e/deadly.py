@@ -22,7 +22,7 @@ from typing import Any
 import aiohttp
 import structlog
 
-from cfproxy.auth.interfaces import TokenReply
+from cfproxy.auth.models import TokenReply
 from cfproxy.auth.token_endpoint import HttpTokenEndpoint
 from cfproxy.config import load_settings
 from cfproxy.runtime.factory import build_store, build_token_source

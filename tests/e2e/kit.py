@@ -107,7 +107,7 @@ class World:
         """Log in as `login --print-url`, a person and `login --finish` would, in this process."""
         account = self.account()
         plan = build_login_plan(account, build_store(account))
-        url, _ = await login.begin(plan)
+        url, _ = await login.start(plan)
         await login.finish(plan, await approve(url))
         await plan.store.aclose()
 

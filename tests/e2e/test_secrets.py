@@ -172,13 +172,13 @@ async def test_no_object_of_a_running_proxy_shows_a_secret(world: World) -> None
     world.write_config(access={"keys": [KEY]})
     await world.log_in()
     account = world.account()
-    await login.begin(build_login_plan(account, build_store(account)))
+    await login.start(build_login_plan(account, build_store(account)))
     settings = load_settings(world.config_path, world.environment)
     log = structlog.wrap_logger(None, processors=[structlog.testing.LogCapture()])
     async with Service(settings, (), log) as service, aiohttp.ClientSession() as client:
         async with client.get(f"{service.accounts[0].url}/v1/jobs?pageSize=1", headers=KEPT) as answer:
             assert answer.status == 200
-        attempt = await build_store(account).take_attempt("default", None, time.time())
+        attempt = await build_store(account).claim_attempt("default", None, time.time())
         ours = [each for each in gc.get_objects() if _is_ours(str(type(each).__module__))]
         assert attempt in ours
         assert {"Attempt", "Login", "Token", "Account", "Secret"} <= {type(each).__name__ for each in ours}

@@ -191,8 +191,8 @@ async def test_the_documented_rights_are_enough(tmp_path: Path, open_redis: Stor
             while watcher.stamp("default") is None:
                 await asyncio.sleep(0.005)
         await store.probe("default")
-        await store.put_attempt(build_attempt())
-        await store.take_attempt("default", None, NOW)
+        await store.save_attempt(build_attempt())
+        await store.claim_attempt("default", None, NOW)
         with pytest.raises(StoreUnavailable, match="only 0 of 1 replicas"):
             await open_redis(f"{url}?replicas=1").save(build_login(serial=2))
         await store.delete("default")

@@ -225,8 +225,8 @@ async def test_a_server_that_is_away_is_unavailable(open_redis: Stores) -> None:
         lambda: store.save(build_login()),
         lambda: store.delete("default"),
         lambda: store.probe("default"),
-        lambda: store.put_attempt(build_attempt()),
-        lambda: store.take_attempt("default", None, NOW),
+        lambda: store.save_attempt(build_attempt()),
+        lambda: store.claim_attempt("default", None, NOW),
     ]
     for call in calls:
         with pytest.raises(StoreUnavailable) as caught:

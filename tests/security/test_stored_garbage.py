@@ -12,12 +12,11 @@ from typing import Any, TypeVar
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cfproxy.auth.interfaces import AttemptGone
-from cfproxy.auth.models import App, Login, login_problem
+from cfproxy.auth.models import App, AttemptGone, Login, login_problem
 from cfproxy.cli.main import run
 from cfproxy.errors import CfproxyError, StoreUnusable
 from cfproxy.secret import Secret
-from cfproxy.stores.encryption import DocumentCodec
+from cfproxy.stores.documents import DocumentCodec, login_from_document, login_to_document
 from cfproxy.stores.file import FileStore
 from tests.support.examples import examples
 from tests.support.store_examples import NOW, build_attempt, build_login, put
@@ -31,7 +30,6 @@ APP = App(
     "authorization_code",
 )
 KEYED = DocumentCodec(Secret("a passphrase"))
-PURPOSE = "login of default"
 VALUES = (
     st.none()
     | st.booleans()
@@ -45,7 +43,7 @@ VALUES = (
 
 
 def content_of(login: Login, codec: DocumentCodec) -> bytes:
-    return codec.encode(login.to_document(), PURPOSE)
+    return codec.encode_login(login)
 
 
 CONTENTS = (
@@ -102,7 +100,7 @@ async def test_whatever_the_file_holds_is_a_login_or_one_of_our_errors(
         else:
             login = found
             assert isinstance(login, Login)
-            assert login == Login.from_document(login.to_document(), "it")
+            assert login == login_from_document(login_to_document(login), "it")
             str(login_problem(login, APP))
             repr(login)
 
@@ -116,13 +114,13 @@ async def test_whatever_an_attempts_file_holds_is_an_attempt_or_one_of_our_error
     folder = tmp_path / "store"
     store = FileStore(folder)
     attempt = build_attempt()
-    await store.put_attempt(attempt)
+    await store.save_attempt(attempt)
     [path] = [path for path in folder.iterdir() if ".login-" in path.name]
     document = json.loads(path.read_bytes())
     for name in data.draw(st.lists(st.sampled_from(sorted(document)), min_size=1, max_size=2)):
         document[name] = data.draw(VALUES)
     put(path, data.draw(st.just(json.dumps(document).encode()) | st.binary(max_size=60)))
-    taken = await attempt_to(store.take_attempt("default", "state-1", NOW))
+    taken = await attempt_to(store.claim_attempt("default", "state-1", NOW))
     assert isinstance(taken, CfproxyError | AttemptGone) or taken.account == "default"
     assert "\n" not in str(taken)
     for left in folder.iterdir():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cfproxy.auth.interfaces import TokenReply
+from cfproxy.auth.models import TokenReply
 from cfproxy.errors import CfproxyError, GrantRefused, Misconfigured, TokenEndpointUnavailable
 from cfproxy.secret import Secret
 from tests.integration.auth.test_token_endpoint import MARKER, answer, assert_silent, endpoint_at, listening

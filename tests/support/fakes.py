@@ -19,8 +19,8 @@ import structlog
 from structlog.testing import LogCapture
 from structlog.typing import FilteringBoundLogger
 
-from cfproxy.auth.interfaces import Lease, TokenReply
-from cfproxy.auth.models import UNKNOWN_LIFETIME_S, App, Login, Token
+from cfproxy.auth.interfaces import Lease
+from cfproxy.auth.models import UNKNOWN_LIFETIME_S, App, Login, Token, TokenReply
 from cfproxy.auth.token_source import TokenSource
 from cfproxy.errors import CfproxyError, GrantRefused, StoreUnavailable, TokenEndpointUnavailable
 from cfproxy.secret import Secret
@@ -161,11 +161,6 @@ class FaultyStore(MemoryStore):
         self.loads = 0
         self.locks = 0
         self.lease = FakeLease()
-        self.elsewhere = False  # whether other machines use it, too
-
-    @property
-    def shared(self) -> bool:
-        return self.elsewhere
 
     @asynccontextmanager
     async def lock(self, account: str, timeout_s: float) -> AsyncIterator[Lease]:

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from cfproxy.auth.interfaces import Attempt
-from cfproxy.auth.models import Login, Token
+from cfproxy.auth.models import Attempt, Login, Token
 from cfproxy.errors import StoreUnusable
 from cfproxy.secret import Secret
 from cfproxy.stores.file import FileStore

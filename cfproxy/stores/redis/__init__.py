@@ -1,5 +1,5 @@
 """Logins in Redis or Valkey, for any number of machines.
 
-Owns: nothing but the name. `records.py` is the store, `locks.py` its lock, `news.py` what tells of others'
-changes, `client.py` the connection and what its failures mean.
+`store.py` is the store, `lock.py` its lock and `subscription.py` its news of changes by other machines.
+Other rooms use `client.py`: it connects to a server and translates its errors.
 """

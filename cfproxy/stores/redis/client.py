@@ -1,10 +1,10 @@
 """The connection to a Redis server, and what its failures mean.
 
-Owns: how a client is made from an address; which of redis-py's exceptions is which of ours.
-Must not know: what is kept there.
-Invariants: certificates are verified; a call takes `CALL_S` at most, one retry on a new connection
-included, so whatever is sent must be able to arrive twice; no message holds what the server said but its
-code word.
+Invariants:
+1. Certificates are verified.
+2. A call takes `CALL_S` at most, including one retry on a new connection. Whatever is sent must therefore be
+   able to arrive twice.
+3. Messages hold nothing of what the server said but its error code.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ ANSWER_S = 2.0
 CALL_S = 2 * (CONNECT_S + ANSWER_S)
 CANCEL_AGAIN_S = 0.1
 
-# What a server answers that serves, but not now: out of memory, read-only, loading, no replica, disk trouble.
-_FOR_NOW = frozenset(
+# Errors that may pass: out of memory, read-only, loading, no replica, disk trouble.
+_TEMPORARY = frozenset(
     {"OOM", "READONLY", "LOADING", "NOREPLICAS", "MISCONF", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "BUSY"}
 )
 
@@ -51,7 +51,7 @@ def open_client(address: RedisAddress, ca_file: Path | None) -> redis.asyncio.Re
         "socket_connect_timeout": CONNECT_S,
         "socket_keepalive": True,
         "retry": Retry(NoBackoff(), 1),
-        # A primary that was set back keeps its connections, and refuses on them for good.
+        # A demoted primary keeps its connections and refuses every write on them.
         "retry_on_error": [ReadOnlyError],
         "client_name": "cfproxy",
         "protocol": 2,
@@ -67,8 +67,8 @@ def open_client(address: RedisAddress, ca_file: Path | None) -> redis.asyncio.Re
     if address.service is None:
         host, port = address.hosts[0]
         return redis.asyncio.Redis(host=host, port=port, db=address.database, **options, **secret)
-    # Sentinels and the server are one installation here: the same user, password and authorities; but
-    # Sentinels are often left without a password.
+    # Sentinels and server count as one installation: same user, password and authorities. Sentinels often
+    # have no password, so each is tried without one as well.
     sentinel = Sentinel(  # type: ignore[no-untyped-call] # redis-py leaves it without types
         list(address.hosts), sentinel_kwargs=options | secret, **options, **secret
     )
@@ -80,7 +80,7 @@ def open_client(address: RedisAddress, ca_file: Path | None) -> redis.asyncio.Re
 
 
 async def close_client(client: redis.asyncio.Redis) -> None:
-    """Let all connections go, those to Sentinels as well."""
+    """Close all connections, including those to Sentinels."""
     await client.aclose()
     manager: Sentinel | None = getattr(client.connection_pool, "sentinel_manager", None)
     for sentinel in () if manager is None else manager.sentinels:
@@ -90,22 +90,22 @@ async def close_client(client: redis.asyncio.Redis) -> None:
 async def end_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
     """Cancel tasks that use the client, and return when they have ended.
 
-    Again and again: a cancellation that meets redis-py while it connects can get lost there.
+    The cancellation is repeated, because redis-py can swallow one while it connects.
     """
-    going_on = set(tasks)
-    while going_on:
-        for task in going_on:
+    running = set(tasks)
+    while running:
+        for task in running:
             task.cancel()
-        _, going_on = await asyncio.wait(going_on, timeout=CANCEL_AGAIN_S)
+        _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
 
 
 @contextmanager
 def naming_errors(where: str) -> Iterator[None]:
-    """Turn what redis-py raises into our errors.
+    """Turn what redis-py raises into our errors; `where` names the server.
 
     Raises:
-        StoreUnavailable: it may work again by itself.
-        StoreUnusable: somebody has to change something.
+        StoreUnavailable: it may pass.
+        StoreUnusable: someone has to change something.
     """
     try:
         yield
@@ -124,13 +124,13 @@ def naming_errors(where: str) -> Iterator[None]:
             raise StoreUnusable(
                 f"{where} has something else under cfproxy's keys; give cfproxy a database of its own"
             ) from None
-        if code in _FOR_NOW:
+        if code in _TEMPORARY:
             raise StoreUnavailable(f"{where} cannot serve now ({code}); look at the server") from None
         raise StoreUnusable(
             f"{where} refuses what cfproxy asks of it ({code or 'ERR'}): is it Redis 6.2 or Valkey, or newer?"
         ) from None
     except (RedisError, OSError, TimeoutError) as error:
-        if _is_mistrust(error):
+        if _is_untrusted(error):
             raise StoreUnavailable(
                 f"{where} shows a certificate that is not trusted; name its authority in tls.ca_file, and "
                 "the server as the certificate does"
@@ -138,25 +138,22 @@ def naming_errors(where: str) -> Iterator[None]:
         raise StoreUnavailable(f"{where} cannot be reached; check the server and the network") from None
 
 
-def _is_mistrust(error: BaseException | None) -> bool:
+def _is_untrusted(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 def _code(error: ResponseError) -> str:
-    # redis-py cuts the code word off where it has a class for it.
-    kind = type(error).__name__
+    # redis-py cuts the code off where it has a class for it.
     by_class = {
         "OutOfMemoryError": "OOM",
         "ReadOnlyError": "READONLY",
         "MovedError": "MOVED",
         "AskError": "ASK",
-    }
-    by_class |= {
         "ClusterDownError": "CLUSTERDOWN",
         "MasterDownError": "MASTERDOWN",
         "TryAgainError": "TRYAGAIN",
     }
     match = re.match(r"[A-Z]{2,20}(?= |$)", str(error))
-    return by_class.get(kind, match[0] if match else "")
+    return by_class.get(type(error).__name__, match[0] if match else "")

@@ -1,10 +1,7 @@
-"""What tells that a record was changed by somebody else, without asking for each request.
+"""Notices that someone else has changed a record, without asking for each request.
 
-Owns: one subscription an account, and the slow poll behind it.
-Must not know: what a record holds.
-Invariants: after a gap in the subscription the version is asked for once; while there is none it is asked
-for every `POLL_S`, and a subscription that had not told of it is made anew; a failure is silent here, since
-whoever needs the record finds out by itself.
+After a gap in the subscription the version is asked for once, and every `POLL_S` after that. A subscription
+that missed a change is opened anew. Failures are silent here: whoever needs the record meets them too.
 """
 
 from __future__ import annotations
@@ -28,23 +25,23 @@ class Subscription:
 
     Args:
         client: the connection.
-        ask: returns the version that the server has now, as the messages say it; empty: there is none.
-        tell: called with each version that is heard of.
+        ask: returns an account's version on the server, in the form that messages have; empty for none.
+        on_version: called with an account and each version of it that becomes known.
     """
 
     def __init__(
         self,
         client: redis.asyncio.Redis,
         ask: Callable[[str], Awaitable[str]],
-        tell: Callable[[str, str], None],
+        on_version: Callable[[str, str], None],
     ) -> None:
         self._client = client
         self._ask = ask
-        self._tell = tell
+        self._on_version = on_version
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def follow(self, account: str, channel: str) -> None:
-        """Begin to follow an account; does nothing when it is followed already."""
+        """Follow an account from now on; calling it again has no effect."""
         if account not in self._tasks:
             self._tasks[account] = asyncio.create_task(self._run(account, channel))
 
@@ -57,23 +54,23 @@ class Subscription:
         while True:
             with contextlib.suppress(RedisError, OSError, TimeoutError):
                 await self._listen(account, channel)
-            # By chance, so that a thousand replicas do not come back in the same instant.
+            # Random, so that a thousand replicas do not come back in the same instant.
             await asyncio.sleep(PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
 
     async def _listen(self, account: str, channel: str) -> None:
         async with self._client.pubsub(ignore_subscribe_messages=True) as subscription:
             await subscription.subscribe(channel)
             # Closes the gap.
-            told = await self._ask(account)
-            self._tell(account, told)
+            known = await self._ask(account)
+            self._on_version(account, known)
             while True:
                 async with asyncio.timeout(2 * POLL_S):
                     message = await subscription.get_message(timeout=POLL_S)
                 while message is not None:
-                    told = message["data"].decode(errors="replace")  # anybody may publish anything
-                    self._tell(account, told)
+                    known = message["data"].decode(errors="replace")  # anyone may publish anything
+                    self._on_version(account, known)
                     message = await subscription.get_message(timeout=POLL_S)
-                # A connection can be dead unnoticed.
-                if (version := await self._ask(account)) != told:
-                    self._tell(account, version)
+                # A connection can be dead without being noticed.
+                if (version := await self._ask(account)) != known:
+                    self._on_version(account, version)
                     return

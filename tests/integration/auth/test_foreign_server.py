@@ -80,7 +80,7 @@ async def test_the_whole_way_from_login_over_refresh_to_logout(
     """A person logs in, the login is refreshed with rotating refresh tokens, and logging out revokes it."""
     theirs, origin = server
     plan = plan_at(origin, pkce=pkce)
-    url, _ = await login.begin(plan)
+    url, _ = await login.start(plan)
     came_back = await visit(url)
     assert f"iss={origin}" in came_back
     done = await login.finish(plan, came_back)
@@ -116,13 +116,13 @@ async def test_a_wrong_secret_is_named_and_costs_no_code(server: tuple[Server, s
     """A wrong client_secret is reported as such, and the code still works once it is corrected."""
     theirs, origin = server
     plan = plan_at(origin)
-    url, attempt = await login.begin(plan)
+    url, attempt = await login.start(plan)
     came_back = await visit(url)
     with pytest.raises(Misconfigured, match="client_secret"):
         await login.finish(replace(plan, endpoint=endpoint_at(origin, secret="wrong")), came_back)
     assert len(theirs.codes) == 1
     await plan.store.delete("default")
-    await plan.store.put_attempt(attempt)
+    await plan.store.save_attempt(attempt)
     assert (await login.finish(plan, came_back)).serial == 1
 
 
@@ -130,10 +130,10 @@ async def test_another_redirect_uri_is_named(server: tuple[Server, str]) -> None
     """When the server says that redirect_uri is not the one of the code, so do we."""
     _, origin = server
     plan = plan_at(origin)
-    url, attempt = await login.begin(plan)
+    url, attempt = await login.start(plan)
     came_back = await visit(url)
     await plan.store.delete("default")
-    await plan.store.put_attempt(replace(attempt, redirect_uri="https://integration.example/cb"))
+    await plan.store.save_attempt(replace(attempt, redirect_uri="https://integration.example/cb"))
     with pytest.raises(LoginFailed, match="redirect_uri differs"):
         await login.finish(plan, came_back)
 
@@ -142,8 +142,8 @@ async def test_a_code_of_another_attempt_is_refused(server: tuple[Server, str]) 
     """A code that was slipped into somebody else's attempt fails at PKCE."""
     _, origin = server
     plan = plan_at(origin)
-    stolen = await visit((await login.begin(plan))[0])
-    mine = await visit((await login.begin(plan))[0])
+    stolen = await visit((await login.start(plan))[0])
+    mine = await visit((await login.start(plan))[0])
     code = stolen.split("code=")[1].split("&")[0]
     injected = mine.replace(mine.split("code=")[1].split("&")[0], code)
     with pytest.raises(LoginFailed, match="PKCE"):
@@ -154,7 +154,7 @@ async def test_an_unregistered_redirect_uri_ends_on_the_servers_page(server: tup
     """The server shows an error page and never redirects; pasting that page's address is explained."""
     _, origin = server
     plan = replace(plan_at(origin), redirect_uri="https://elsewhere.example/cb")
-    url, _ = await login.begin(plan)
+    url, _ = await login.start(plan)
     async with aiohttp.ClientSession() as browser, browser.get(url, allow_redirects=False) as response:
         assert response.status == 400
     with pytest.raises(LoginFailed, match="page of the accounts server"):

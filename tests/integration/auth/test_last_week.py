@@ -11,7 +11,7 @@ from structlog.testing import LogCapture
 
 from cfproxy.admin.view import view_account
 from cfproxy.auth.expiry import DAY_S, WarnOnce
-from cfproxy.auth.login import begin, finish
+from cfproxy.auth.login import finish, start
 from cfproxy.auth.token_source import TokenSource
 from cfproxy.config import load_settings
 from cfproxy.errors import LoginRequired
@@ -41,7 +41,7 @@ async def test_a_login_is_warned_of_once_at_each_step_and_ends_when_it_was_said(
         }
         account, store = load_settings(None, environ).accounts["default"], open_store("memory", None)
         plan = replace(build_login_plan(account, store), clock=clock)
-        url, _ = await begin(plan)
+        url, _ = await start(plan)
         login = await finish(plan, await approve(url))
         app = build_app(account)
         token_source = TokenSource(app, store, build_endpoint(account), clock, log)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cfproxy.auth.interfaces import ATTEMPT_LIFETIME_S, Attempt, AttemptGone, TokenStore
-from cfproxy.auth.models import Token
+from cfproxy.auth.interfaces import TokenStore
+from cfproxy.auth.models import ATTEMPT_LIFETIME_S, Attempt, AttemptGone, Token
 from cfproxy.config import RedisAddress
 from cfproxy.config.redis_url import parse_redis_url
 from cfproxy.errors import ConfigError, StoreUnavailable
@@ -68,7 +68,7 @@ async def new_stamp(store: TokenStore, *old: Hashable) -> Hashable:
 
 async def gone(store: TokenStore, state: str | None, now: float = NOW, account: str = "default") -> str:
     with pytest.raises(AttemptGone) as caught:
-        await store.take_attempt(account, state, now)
+        await store.claim_attempt(account, state, now)
     return caught.value.reason
 
 
@@ -98,7 +98,7 @@ async def test_a_save_replaces_the_whole_record(reopen: Opener) -> None:
 async def test_delete_forgets_the_record_and_the_attempts(store: TokenStore) -> None:
     """After a logout there is no token and no login under way; a second one finds nothing."""
     await store.save(build_login())
-    await store.put_attempt(build_attempt())
+    await store.save_attempt(build_attempt())
     assert await store.delete("default") is True
     assert await store.load("default") is None
     assert await gone(store, "state-1") == "unknown"
@@ -107,7 +107,7 @@ async def test_delete_forgets_the_record_and_the_attempts(store: TokenStore) -> 
 
 async def test_attempts_alone_are_no_record(store: TokenStore) -> None:
     """Deleting an account that only began to log in says that there was no record, and ends the attempt."""
-    await store.put_attempt(build_attempt())
+    await store.save_attempt(build_attempt())
     assert await store.delete("default") is False
     assert await gone(store, None) == "unknown"
 
@@ -201,8 +201,8 @@ async def test_accounts_do_not_wait_for_each_other(store: TokenStore) -> None:
 async def test_an_attempt_is_taken_once(reopen: Opener) -> None:
     """A redirect finishes one login; its replay is recognised, by whichever process it meets."""
     attempt = build_attempt()
-    await reopen().put_attempt(attempt)
-    assert await reopen().take_attempt("default", "state-1", NOW + 1) == attempt
+    await reopen().save_attempt(attempt)
+    assert await reopen().claim_attempt("default", "state-1", NOW + 1) == attempt
     assert await gone(reopen(), "state-1", NOW + 2) == "used"
     assert await gone(reopen(), None, NOW + 2) == "used"
 
@@ -210,35 +210,35 @@ async def test_an_attempt_is_taken_once(reopen: Opener) -> None:
 async def test_an_attempt_that_was_put_back_is_taken_again(store: TokenStore) -> None:
     """A login that failed before its code was spent can be finished once more with the same address."""
     attempt = build_attempt()
-    await store.put_attempt(attempt)
+    await store.save_attempt(attempt)
     for state in ("state-1", None):
-        assert await store.take_attempt("default", state, NOW) == attempt
-        await store.put_attempt(attempt)
-    assert await store.take_attempt("default", "state-1", NOW) == attempt
+        assert await store.claim_attempt("default", state, NOW) == attempt
+        await store.save_attempt(attempt)
+    assert await store.claim_attempt("default", "state-1", NOW) == attempt
     assert await gone(store, "state-1") == "used"
 
 
 async def test_an_attempt_without_a_verifier_is_kept_as_well(store: TokenStore) -> None:
     """`pkce: false` logins have attempts too."""
     attempt = build_attempt(verifier=None)
-    await store.put_attempt(attempt)
-    assert await store.take_attempt("default", "state-1", NOW) == attempt
+    await store.save_attempt(attempt)
+    assert await store.claim_attempt("default", "state-1", NOW) == attempt
 
 
 async def test_a_foreign_state_is_unknown(store: TokenStore) -> None:
     """A state that nobody here sent out takes nothing."""
     attempt = build_attempt()
-    await store.put_attempt(attempt)
+    await store.save_attempt(attempt)
     assert await gone(store, "state-2") == "unknown"
     assert await gone(store, "") == "unknown"
-    assert await store.take_attempt("default", "state-1", NOW) == attempt
+    assert await store.claim_attempt("default", "state-1", NOW) == attempt
 
 
 async def test_no_state_takes_the_newest_attempt(store: TokenStore) -> None:
     """A pasted code without a state belongs to the login that was begun last and is still open."""
     for state, age_s in [("old", 30.0), ("newest", 10.0), ("middle", 20.0)]:
-        await store.put_attempt(build_attempt(state=state, created_at=NOW - age_s))
-    taken = [(await store.take_attempt("default", None, NOW)).state.reveal() for _ in range(3)]
+        await store.save_attempt(build_attempt(state=state, created_at=NOW - age_s))
+    taken = [(await store.claim_attempt("default", None, NOW)).state.reveal() for _ in range(3)]
     assert taken == ["newest", "middle", "old"]
     assert await gone(store, None) == "used"
 
@@ -246,7 +246,7 @@ async def test_no_state_takes_the_newest_attempt(store: TokenStore) -> None:
 @pytest.mark.parametrize("state", ["state-1", None])
 async def test_an_attempt_expires(store: TokenStore, state: str | None) -> None:
     """After half an hour an attempt is told as expired once, and then forgotten."""
-    await store.put_attempt(build_attempt())
+    await store.save_attempt(build_attempt())
     assert await gone(store, state, NOW + ATTEMPT_LIFETIME_S) == "expired"
     assert await gone(store, state, NOW + ATTEMPT_LIFETIME_S) == "unknown"
 
@@ -254,24 +254,24 @@ async def test_an_attempt_expires(store: TokenStore, state: str | None) -> None:
 async def test_an_attempt_lasts_until_its_time_is_over(store: TokenStore) -> None:
     """A slow person still gets in within half an hour."""
     attempt = build_attempt()
-    await store.put_attempt(attempt)
-    assert await store.take_attempt("default", "state-1", NOW + ATTEMPT_LIFETIME_S - 1) == attempt
+    await store.save_attempt(attempt)
+    assert await store.claim_attempt("default", "state-1", NOW + ATTEMPT_LIFETIME_S - 1) == attempt
 
 
 async def test_a_new_attempt_clears_expired_ones_away(store: TokenStore) -> None:
     """Attempts that nobody finished do not pile up."""
-    await store.put_attempt(build_attempt(state="old"))
-    await store.put_attempt(build_attempt(state="new", created_at=NOW + ATTEMPT_LIFETIME_S))
+    await store.save_attempt(build_attempt(state="old"))
+    await store.save_attempt(build_attempt(state="new", created_at=NOW + ATTEMPT_LIFETIME_S))
     assert await gone(store, "old", NOW + 1) == "unknown"
-    assert (await store.take_attempt("default", "new", NOW + ATTEMPT_LIFETIME_S)).state == Secret("new")
+    assert (await store.claim_attempt("default", "new", NOW + ATTEMPT_LIFETIME_S)).state == Secret("new")
 
 
 @pytest.mark.parametrize("state", ["state-1", None])
 async def test_of_fifty_takers_one_gets_the_attempt(reopen: Opener, state: str | None) -> None:
     """Single use holds when everybody comes at once."""
-    await reopen().put_attempt(build_attempt())
+    await reopen().save_attempt(build_attempt())
     results = await asyncio.gather(
-        *(reopen().take_attempt("default", state, NOW) for _ in range(50)), return_exceptions=True
+        *(reopen().claim_attempt("default", state, NOW) for _ in range(50)), return_exceptions=True
     )
     taken = [result for result in results if isinstance(result, Attempt)]
     refused = [result for result in results if isinstance(result, AttemptGone)]
@@ -294,7 +294,7 @@ async def test_accounts_are_kept_apart(store: TokenStore) -> None:
         "a/b",
     ]
     names = ["a", *look_alikes]
-    await store.put_attempt(attempt)
+    await store.save_attempt(attempt)
     for name in names:
         await store.save(build_login(name, client_id=f"app of {name}"))
     for name in look_alikes:
@@ -302,7 +302,7 @@ async def test_accounts_are_kept_apart(store: TokenStore) -> None:
         assert await gone(store, None, account=name) == "unknown"
     for name in names:
         assert await store.load(name) == build_login(name, client_id=f"app of {name}")
-    assert await store.take_attempt("a", None, NOW) == attempt
+    assert await store.claim_attempt("a", None, NOW) == attempt
     assert await store.delete("a") is True
     assert [name for name in names if await store.load(name) is None] == ["a"]
 

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cfproxy.auth.interfaces import AttemptGone
-from cfproxy.auth.models import DOCUMENT_VERSION, Login, Token
+from cfproxy.auth.models import AttemptGone, Login, Token
 from cfproxy.errors import StoreUnavailable, StoreUnusable
 from cfproxy.secret import Secret
-from cfproxy.stores.attempts import Entry, to_document
+from cfproxy.stores.attempts import Entry
+from cfproxy.stores.documents import DOCUMENT_VERSION, attempt_to_document, login_to_document
 from cfproxy.stores.file import FileStore
 from tests.support.store_examples import NOW, build_attempt, build_login, put, refusal
 
-DOCUMENT = build_login().to_document()
+DOCUMENT = login_to_document(build_login())
 
 
 @pytest.fixture
@@ -38,14 +38,14 @@ async def test_reading_creates_nothing(folder: Path, store: FileStore) -> None:
     assert store.stamp("default") is None
     assert await store.delete("default") is False
     with pytest.raises(AttemptGone):
-        await store.take_attempt("default", None, NOW)
+        await store.claim_attempt("default", None, NOW)
     assert not folder.parent.exists()
 
 
 async def test_a_used_attempt_leaves_no_verifier_on_disk(folder: Path, store: FileStore) -> None:
     """Once a login came back, what could finish it again is gone from the disk."""
-    await store.put_attempt(build_attempt(verifier="marker"))
-    await store.take_attempt("default", "state-1", NOW)
+    await store.save_attempt(build_attempt(verifier="marker"))
+    await store.claim_attempt("default", "state-1", NOW)
     contents = [path.read_text() for path in folder.iterdir()]
     assert len(contents) == 1
     assert "marker" not in contents[0]
@@ -58,7 +58,7 @@ async def test_a_used_attempt_leaves_no_verifier_on_disk(folder: Path, store: Fi
         (json.dumps(DOCUMENT).encode()[:-9], "cut short"),
         (b"\xff\xfe", "is not JSON"),
         (b"[" * 60_000, "is not JSON"),
-        (b"[]", "is not a token document"),
+        (b"[]", "is not a cfproxy document"),
         (b"x" * (64 * 1024 + 1), "too large"),
         (json.dumps(DOCUMENT | {"serial": "1"}).encode(), "damaged at 'serial'"),
         (json.dumps(DOCUMENT | {"version": DOCUMENT_VERSION + 1}).encode(), "newer cfproxy"),
@@ -101,11 +101,11 @@ async def test_a_damaged_attempt_stops_no_other_login(folder: Path, store: FileS
     damaged = folder / f"default.login-{Secret('damaged').fingerprint()}.json"
     put(damaged, b"{")
     attempt = build_attempt()
-    await store.put_attempt(attempt)
-    assert await store.take_attempt("default", "state-1", NOW) == attempt
+    await store.save_attempt(attempt)
+    assert await store.claim_attempt("default", "state-1", NOW) == attempt
     for state in ("damaged", None):
         with pytest.raises(StoreUnusable, match=damaged.name):
-            await store.take_attempt("default", state, NOW)
+            await store.claim_attempt("default", state, NOW)
     assert damaged.read_bytes() == b"{"
 
 
@@ -133,11 +133,11 @@ def test_no_bytes_break_the_store(one_folder: Path, content: bytes) -> None:
         assert isinstance(FileStore(one_folder)._load("default"), Login)
 
 
-@given(content=st.binary() | changed(to_document(Entry(build_attempt()))))
+@given(content=st.binary() | changed(attempt_to_document(Entry(build_attempt()))))
 def test_no_bytes_break_an_attempt(one_folder: Path, content: bytes) -> None:
     """Whatever an attempt's file holds, it is taken, gone or one of our two errors."""
     name = f"default.login-{build_attempt().state.fingerprint()}"
     put(one_folder / f"{name}.json", content)
     (one_folder / f"{name}.used.json").unlink(missing_ok=True)
     with suppress(StoreUnusable, StoreUnavailable, AttemptGone):
-        assert FileStore(one_folder)._take("default", "state-1", NOW).account == "default"
+        assert FileStore(one_folder)._claim_attempt("default", "state-1", NOW).account == "default"

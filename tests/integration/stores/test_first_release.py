@@ -15,8 +15,8 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from cfproxy.auth.interfaces import AttemptGone, TokenStore
-from cfproxy.auth.models import App, login_problem
+from cfproxy.auth.interfaces import TokenStore
+from cfproxy.auth.models import App, AttemptGone, login_problem
 from cfproxy.auth.token_source import TokenSource
 from cfproxy.config.redis_url import parse_redis_url
 from cfproxy.errors import LoginRequired, StoreUnusable
@@ -55,7 +55,7 @@ class UploadSlot:
         """Leave a login there."""
         await self._put("login", (FIRST_RELEASE / file).read_text("utf-8"))
 
-    async def put_attempt(self, file: str) -> None:
+    async def save_attempt(self, file: str) -> None:
         """Leave a login attempt there."""
         used = ".used" if "used" in file else ""
         # The stores seal attempts for purposes of their own.
@@ -170,8 +170,8 @@ async def test_an_encrypted_login_stays_closed_to_another_key(tmp_path: Path) ->
 @pytest.mark.parametrize("file", ["attempt.json", "attempt-encrypted.json"])
 async def test_an_attempt_of_the_first_release_is_finished_once(place: UploadSlot, file: str) -> None:
     """A login that was begun before an update is finished after it, once."""
-    await place.put_attempt(file)
-    attempt = await place.store.take_attempt("default", STATE, LOGIN_AT + 60)
+    await place.save_attempt(file)
+    attempt = await place.store.claim_attempt("default", STATE, LOGIN_AT + 60)
     assert attempt.verifier is not None
     assert attempt.verifier.reveal() == VERIFIER
     assert (attempt.client_id, attempt.redirect_uri) == (
@@ -179,12 +179,12 @@ async def test_an_attempt_of_the_first_release_is_finished_once(place: UploadSlo
         "https://integration.example/callback",
     )
     with pytest.raises(AttemptGone):
-        await place.store.take_attempt("default", STATE, LOGIN_AT + 61)
+        await place.store.claim_attempt("default", STATE, LOGIN_AT + 61)
 
 
 async def test_a_used_attempt_of_the_first_release_stays_used(place: UploadSlot) -> None:
     """A state that was used before an update is refused as used after it."""
-    await place.put_attempt("attempt-used.json")
+    await place.save_attempt("attempt-used.json")
     with pytest.raises(AttemptGone) as caught:
-        await place.store.take_attempt("default", STATE, LOGIN_AT + 60)
+        await place.store.claim_attempt("default", STATE, LOGIN_AT + 60)
     assert caught.value.reason == "used"

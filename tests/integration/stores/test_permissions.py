@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from cfproxy.errors import StoreUnusable
+from cfproxy.stores.documents import login_to_document
 from cfproxy.stores.file import FileStore
 from tests.support.store_examples import NOW, build_attempt, build_login, posix_only, put, refusal, root_only
 
-DOCUMENT = build_login().to_document()
+DOCUMENT = login_to_document(build_login())
 
 
 @pytest.fixture
@@ -35,9 +36,9 @@ async def test_everything_is_closed_to_other_users(folder: Path, store: FileStor
     try:
         async with store.lock("default", 5):
             await store.save(build_login())
-        await store.put_attempt(build_attempt(state="open"))
-        await store.put_attempt(build_attempt(state="used"))
-        await store.take_attempt("default", "used", NOW)
+        await store.save_attempt(build_attempt(state="open"))
+        await store.save_attempt(build_attempt(state="used"))
+        await store.claim_attempt("default", "used", NOW)
     finally:
         os.umask(old)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -147,7 +148,7 @@ async def test_a_folder_that_others_may_enter_is_refused(folder: Path, store: Fi
     told = await refusal(store)
     assert f"(mode {mode:03o})" in told
     assert told.endswith(f"run: chmod 700 {folder}")
-    for refused in (store.put_attempt(build_attempt()), store.take_attempt("default", None, NOW)):
+    for refused in (store.save_attempt(build_attempt()), store.claim_attempt("default", None, NOW)):
         with pytest.raises(StoreUnusable):
             await refused
     with pytest.raises(StoreUnusable):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cfproxy.auth.interfaces import AttemptGone
+from cfproxy.auth.models import AttemptGone
 from cfproxy.errors import StoreUnavailable, StoreUnusable
 from cfproxy.stores.file import FileStore
 from tests.support.store_examples import NOW, build_attempt, build_login, posix_only, root_only
@@ -168,7 +168,7 @@ async def test_a_really_full_disk(small_disk: Path) -> None:
         await store.save(OLD)
     filler = small_disk / "filler"
     fill(filler)
-    for refused in (store.save(NEW), store.probe("default"), store.put_attempt(build_attempt())):
+    for refused in (store.save(NEW), store.probe("default"), store.save_attempt(build_attempt())):
         with pytest.raises(StoreUnavailable, match="No space left on device; free some space there"):
             await refused
     async with store.lock("default", 5):
@@ -227,13 +227,13 @@ async def test_an_attempt_is_used_up_even_when_the_disk_is_full(
 ) -> None:
     """Taking an attempt needs no space: the login goes on, and its replay is still refused."""
     attempt = build_attempt()
-    await store.put_attempt(attempt)
+    await store.save_attempt(attempt)
     with monkeypatch.context() as patch:
         failing(patch, "write", errno.ENOSPC)
-        assert await store.take_attempt("default", "state-1", NOW) == attempt
+        assert await store.claim_attempt("default", "state-1", NOW) == attempt
     for state in ("state-1", None):
         with pytest.raises(AttemptGone, match="used"):
-            await store.take_attempt("default", state, NOW)
+            await store.claim_attempt("default", state, NOW)
 
 
 def test_a_name_too_long_for_the_disk_is_for_good(store: FileStore) -> None:

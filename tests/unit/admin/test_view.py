@@ -10,8 +10,7 @@ import pytest
 from cfproxy.admin.plots import view_pacing
 from cfproxy.admin.view import view_account, view_request, view_summary
 from cfproxy.auth.expiry import DAY_S
-from cfproxy.auth.models import Token
-from cfproxy.auth.token_source import TokenStatus
+from cfproxy.auth.models import Token, TokenStatus
 from cfproxy.errors import (
     CfproxyError,
     LoginRequired,

@@ -12,9 +12,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from cfproxy.auth import oauth2 as oauth
-from cfproxy.auth.interfaces import ATTEMPT_LIFETIME_S, Attempt, Lease, TokenReply
-from cfproxy.auth.login import LoggedOut, LoginPlan, begin, finish, login_app, logout
-from cfproxy.auth.models import UNKNOWN_LIFETIME_S, App, Login
+from cfproxy.auth.interfaces import Lease
+from cfproxy.auth.login import LoggedOut, LoginPlan, finish, login_app, logout, start
+from cfproxy.auth.models import ATTEMPT_LIFETIME_S, UNKNOWN_LIFETIME_S, App, Attempt, Login, TokenReply
 from cfproxy.errors import (
     CfproxyError,
     GrantRefused,
@@ -82,13 +82,13 @@ class Store(MemoryStore):
     async def probe(self, account: str) -> None:
         await self._step("probe")
 
-    async def put_attempt(self, attempt: Attempt) -> None:
+    async def save_attempt(self, attempt: Attempt) -> None:
         await self._step("put")
-        await super().put_attempt(attempt)
+        await super().save_attempt(attempt)
 
-    async def take_attempt(self, account: str, state: str | None, now: float) -> Attempt:
+    async def claim_attempt(self, account: str, state: str | None, now: float) -> Attempt:
         await self._step("take")
-        return await super().take_attempt(account, state, now)
+        return await super().claim_attempt(account, state, now)
 
 
 class Endpoint:
@@ -145,7 +145,7 @@ class World:
 
     async def begun(self) -> str:
         """Begin, and return the address that the browser ends up on."""
-        _, attempt = await begin(self.plan)
+        _, attempt = await start(self.plan)
         self.store.done.clear()
         return f"{REDIRECT}?code=the-code-1&scope=cfgateway&state={attempt.state.reveal()}"
 
@@ -165,7 +165,7 @@ class World:
 async def test_beginning_gives_an_address_and_remembers_the_attempt() -> None:
     """The address asks for what is configured and is bound to the attempt by state and PKCE."""
     world = World()
-    url, attempt = await begin(world.plan)
+    url, attempt = await start(world.plan)
     assert url.startswith(f"{ACCOUNTS}/connect/authorize?")
     asked = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
     assert attempt.verifier is not None
@@ -178,14 +178,14 @@ async def test_beginning_gives_an_address_and_remembers_the_attempt() -> None:
         "code_challenge": oauth.challenge_s256(attempt.verifier),
         "code_challenge_method": "S256",
     }
-    assert await world.store.take_attempt("default", None, world.clock.time()) == attempt
+    assert await world.store.claim_attempt("default", None, world.clock.time()) == attempt
 
 
 @pytest.mark.parametrize("pkce", [True, False])
 async def test_finishing_saves_the_login_under_the_lock(pkce: bool) -> None:
     """The store is tried and locked before the code is spent, and the login is saved before the unlock."""
     world = World(REPLY, pkce=pkce)
-    url, attempt = await begin(world.plan)
+    url, attempt = await start(world.plan)
     assert ("code_challenge" in url) is pkce
     world.store.done.clear()
     login = await finish(world.plan, f"{REDIRECT}?code=the-code-1&state={attempt.state.reveal()}")
@@ -225,7 +225,7 @@ async def test_a_bare_code_finishes_the_newest_attempt() -> None:
     world = World(REPLY)
     await world.begun()
     await world.clock.advance(60)
-    _, newest = await begin(world.plan)
+    _, newest = await start(world.plan)
     await finish(world.plan, "the-code-1")
     assert newest.verifier is not None
     assert world.endpoint.presented[0][2] == newest.verifier.reveal()
@@ -238,7 +238,7 @@ async def test_an_app_logs_in_again_and_again() -> None:
     login = await login_app(world.plan)
     assert (login.serial, login.refresh_token, login.login_expires_at) == (2, None, None)
     with pytest.raises(LoginFailed, match="redirect_uri"):
-        await begin(world.plan)
+        await start(world.plan)
 
 
 # --- what is said when it fails --------------------------------------------------------------

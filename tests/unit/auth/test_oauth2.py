@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from oauthlib.oauth2 import BackendApplicationClient, WebApplicationClient
 
 from cfproxy.auth import oauth2 as oauth
-from cfproxy.auth.interfaces import TokenReply
+from cfproxy.auth.models import TokenReply
 from cfproxy.errors import GrantRefused, Misconfigured, TokenEndpointUnavailable
 from cfproxy.secret import Secret
 

@@ -6,8 +6,7 @@ import math
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from cfproxy.auth.models import Login, Token
-from cfproxy.auth.token_source import TokenStatus
+from cfproxy.auth.models import Login, Token, TokenStatus
 from cfproxy.errors import LoginRequired, TokenEndpointUnavailable
 from cfproxy.observability.metrics import Metrics
 from cfproxy.pacing.queue import FairQueue, QueueState

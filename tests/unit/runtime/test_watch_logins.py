@@ -11,8 +11,7 @@ import pytest
 import structlog
 
 from cfproxy.auth.expiry import WarnOnce
-from cfproxy.auth.models import App, Login, Token
-from cfproxy.auth.token_source import TokenStatus
+from cfproxy.auth.models import App, Login, Token, TokenStatus
 from cfproxy.runtime.account import EXPIRY_LOOK_S, RunningAccount, watch_logins
 from cfproxy.secret import Secret
 from tests.support.fakes import APP

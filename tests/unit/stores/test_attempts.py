@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfproxy.auth.interfaces import ATTEMPT_LIFETIME_S, Attempt, AttemptGone
+from cfproxy.auth.models import ATTEMPT_LIFETIME_S, Attempt, AttemptGone
 from cfproxy.errors import StoreUnusable
 from cfproxy.secret import Secret
-from cfproxy.stores.attempts import Entry, choose, from_document, to_document
+from cfproxy.stores.attempts import Entry, choose
+from cfproxy.stores.documents import attempt_from_document, attempt_to_document
 from tests.support.store_examples import NOW, build_attempt
 
 texts = st.text(max_size=12)
@@ -34,7 +35,7 @@ entries = st.builds(Entry, attempts, st.booleans())
 @given(entries)
 def test_the_stored_form_holds_everything(entry: Entry) -> None:
     """Any attempt comes back from JSON as it was."""
-    assert from_document(json.loads(json.dumps(to_document(entry))), "here") == entry
+    assert attempt_from_document(json.loads(json.dumps(attempt_to_document(entry))), "here") == entry
 
 
 @given(entries)
@@ -62,9 +63,13 @@ def test_a_spent_attempt_holds_no_verifier(entry: Entry) -> None:
 )
 def test_a_damaged_attempt_is_refused_as_a_whole(change: dict[str, Any]) -> None:
     """One wrong field, or another version, and nothing of the document is believed; no secret is shown."""
-    document = to_document(Entry(build_attempt(state="marker", verifier="marker"))) | change
-    with pytest.raises(StoreUnusable, match="here is not a login attempt") as caught:
-        from_document(document, "here")
+    document = attempt_to_document(Entry(build_attempt(state="marker", verifier="marker"))) | change
+    [field] = change
+    message = (
+        "here was written by a newer cfproxy" if change == {"version": 2} else f"here is damaged at '{field}'"
+    )
+    with pytest.raises(StoreUnusable, match=message) as caught:
+        attempt_from_document(document, "here")
     assert "marker" not in str(caught.value)
 
 
@@ -72,7 +77,7 @@ def test_a_damaged_attempt_is_refused_as_a_whole(change: dict[str, Any]) -> None
 def test_what_is_no_attempt_at_all_is_refused(document: object) -> None:
     """Other JSON is not an attempt."""
     with pytest.raises(StoreUnusable):
-        from_document(document, "here")
+        attempt_from_document(document, "here")
 
 
 def test_a_clock_that_was_set_back_does_not_keep_an_attempt_for_ever() -> None:

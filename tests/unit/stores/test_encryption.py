@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cfproxy.errors import StoreUnusable
 from cfproxy.secret import Secret
 from cfproxy.stores import encryption as codec_module
-from cfproxy.stores.encryption import DocumentCodec
+from cfproxy.stores.documents import DocumentCodec
 from cfproxy.stores.file import FileStore
 from tests.support.store_examples import NOW, build_attempt, build_login
 
@@ -56,7 +56,7 @@ async def test_no_secret_is_on_disk_in_clear(tmp_path: Path) -> None:
     """Neither tokens nor what a login attempt holds can be read without the key."""
     store = a_store(tmp_path / "store")
     await store.save(build_login())
-    await store.put_attempt(build_attempt())
+    await store.save_attempt(build_attempt())
     names = sorted(path.name for path in (tmp_path / "store").iterdir())
     assert len(names) == 2
     for name in names:
@@ -120,10 +120,10 @@ async def test_a_document_is_no_other_account_s(tmp_path: Path) -> None:
 
 async def test_an_attempt_is_taken_by_another_process_with_the_key(tmp_path: Path) -> None:
     """A login begun by one process is finished by the next one, and nobody else's key will do."""
-    await a_store(tmp_path / "store").put_attempt(build_attempt())
+    await a_store(tmp_path / "store").save_attempt(build_attempt())
     with pytest.raises(StoreUnusable):
-        await a_store(tmp_path / "store", None).take_attempt("default", "state-1", NOW)
-    taken = await a_store(tmp_path / "store").take_attempt("default", "state-1", NOW)
+        await a_store(tmp_path / "store", None).claim_attempt("default", "state-1", NOW)
+    taken = await a_store(tmp_path / "store").claim_attempt("default", "state-1", NOW)
     assert taken == build_attempt()
 
 

@@ -14,7 +14,7 @@ from tests.support.fakes import World
 @pytest.fixture
 def world(world: World) -> World:
     """The usual world, but for where its store is."""
-    world.store.elsewhere = True
+    world.store.shared = True
     return world
 
 

@@ -232,7 +232,7 @@ async def test_client_credentials_after_a_logout_fetch_another_token(credentials
     await token_source.get()
     await world.store.delete("default")
     await world.clock.advance(1)
-    await token_source.look()
+    await token_source.check_store()
     await world.clock.settle()
     assert (await token_source.get()).value == Secret("access-3")
 

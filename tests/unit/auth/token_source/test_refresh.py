@@ -8,7 +8,7 @@ import contextlib
 import pytest
 from structlog.testing import LogCapture
 
-from cfproxy.auth.interfaces import TokenReply
+from cfproxy.auth.models import TokenReply
 from cfproxy.auth.token_source import TokenSource
 from cfproxy.errors import Misconfigured, TokenEndpointUnavailable
 from cfproxy.secret import Secret
@@ -136,7 +136,7 @@ async def test_an_alarm_that_comes_too_early_is_set_again(world: World) -> None:
     world.clock.jump_wall(2000)
     await world.put(serial=2, token=login.token, login_at=login.login_at)
     await world.clock.advance(1)
-    await token_source.look()
+    await token_source.check_store()
     await world.clock.settle()
     world.clock.jump_wall(-2000)
     await world.clock.advance(3200)

@@ -148,7 +148,7 @@ async def test_a_new_login_ends_the_hold_on_refreshes(world: World) -> None:
     new = Token(Secret("new"), world.clock.time(), 3600.0)
     world.endpoint.live = "refresh-1"
     await world.put(token=new, login_at=login.login_at + 12)
-    await token_source.look()
+    await token_source.check_store()
     await world.clock.settle()
     assert (await token_source.replace(new)).value != new.value
 
@@ -204,7 +204,7 @@ async def test_a_store_that_can_be_read_again_is_told_within_a_second(world: Wor
     await world.clock.advance(3420)
     world.store.mend()
     assert token_source.state().store_error is not None
-    await token_source.look()
+    await token_source.check_store()
     await world.clock.settle()
     assert token_source.state().store_error is None
     assert token_source.state().error is None

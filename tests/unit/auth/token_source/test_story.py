@@ -188,7 +188,7 @@ class Story(RuleBasedStateMachine):
         world.endpoint.gate.set()
         await world.clock.advance(400)
         for token_source in self.brokers:
-            await token_source.look()
+            await token_source.check_store()
             await world.clock.settle()
         stored = await world.store.load("default")
         if stored is not None and login_problem(stored, world.app) is None:
