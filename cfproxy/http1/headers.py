@@ -7,13 +7,11 @@ Invariant: names are compared lower-cased with `_` as `-`, because some servers 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 _V = TypeVar("_V")
-_NAME_OF = operator.itemgetter(0)
 
 # RFC 9110 §7.6.1, and the older names that mean the same.
 HOP_BY_HOP = frozenset(
@@ -101,11 +99,6 @@ _FOLDED = NameMemo(lambda name: name.lower().replace(b"_", b"-"))
 def normalise(name: bytes) -> bytes:
     """Return a header name as it is compared: lower case, `_` as `-`."""
     return _FOLDED[name]
-
-
-def has_header(headers: RawHeaders, name: bytes) -> bool:
-    """Return whether one of `headers` is called `name`, which is `normalise`."""
-    return name in map(_FOLDED.__getitem__, map(_NAME_OF, headers))
 
 
 def listed_in_connection(headers: RawHeaders) -> frozenset[bytes]:

@@ -69,14 +69,14 @@ class RequestFields:
         raw: names and values as they came, in order.
         framing: of the body.
         keep_alive: whether the client wants its connection to go on.
-        verdict: for whoever wants to remember what follows from these fields alone.
+        cache: for what a handler derives from these fields alone.
     """
 
     version: tuple[int, int]
     raw: tuple[tuple[bytes, bytes], ...] = field(repr=False)
     framing: Framing
     keep_alive: bool
-    verdict: Any = field(default=None, repr=False)
+    cache: Any = field(default=None, repr=False)
 
 
 def parse_fields(fields: bytes, limits: HeadLimits) -> RequestFields:

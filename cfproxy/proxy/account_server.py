@@ -1,7 +1,4 @@
-"""The proxy listener of one account: its connections, and what serves the requests that come on them.
-
-Owns: which settings and forwarder are in use, what is in flight, draining and the end.
-Must not know: what is done with a request (`exchange.py`), how requests are read (`connection.py`).
+"""The server of one account: its settings, its client connections, and the requests in flight.
 
 There is no router and no reserved path: every target belongs to the upstream.
 """
@@ -9,34 +6,77 @@ There is no router and no reserved path: every target belongs to the upstream.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from structlog.typing import FilteringBoundLogger
 
 from cfproxy.errors import NotAllowed, UpstreamError
 from cfproxy.http1.write_batch import WriteBatch
-from cfproxy.proxy.admission import Exchanging, ProxySettings
-from cfproxy.proxy.exchange import Exchange
+from cfproxy.proxy.access import AccessRules
+from cfproxy.proxy.request_headers import Origin
 from cfproxy.proxy.request_id import request_id_factory
 from cfproxy.proxy.retry import Forwarder
 from cfproxy.secret import Secret
 from cfproxy.server.connection import ClientConnection
-from cfproxy.server.connection_limits import Connections
+from cfproxy.server.connection_limits import ConnectionLimits, Connections
 from cfproxy.server.hangup import HangupWatch
-from cfproxy.server.request import Request
+from cfproxy.server.request import Limits, Request, RequestHandler
 
-CUT_S = 0.1  # for a request that is on its way on a kept connection
+CUT_S = 0.1  # for a request that is already on its way on an idle connection
+
+
+@dataclass(frozen=True, slots=True)
+class ProxySettings:
+    """The settings of one account's server.
+
+    Args:
+        account: name of the account whose token is added.
+        origin: the upstream.
+        rules: who may call.
+        body_memory_bytes, body_max_bytes: limits of the copy of a request body that is kept for a retry.
+        idle_s: seconds that a client may leave an answer unread.
+        limits: of one client connection.
+        connection_limits: of all client connections together.
+        server_timing: whether answers carry `Server-Timing`.
+        record: called after every request (see `RequestStats.record`).
+        keeps_line: whether the log line of the next ordinary request is written.
+        sends_id: whether the upstream and the client get the request ID as `X-Request-Id`.
+    """
+
+    account: str
+    origin: Origin
+    rules: AccessRules
+    body_memory_bytes: int
+    body_max_bytes: int
+    idle_s: float
+    limits: Limits
+    connection_limits: ConnectionLimits
+    server_timing: bool
+    record: Callable[..., None]
+    keeps_line: Callable[[], bool] = lambda: True
+    sends_id: bool = False
+
+    def replay_limit(self, content_length: int | None) -> int:
+        """Return how many bytes of a request body are kept for a retry.
+
+        A body that is known to exceed the limit is kept in memory only, for a 401 that comes early.
+        """
+        limit = self.body_max_bytes
+        if content_length is not None and content_length > limit:
+            return min(limit, self.body_memory_bytes)
+        return limit
 
 
 class AccountServer:
-    """Handles the requests of one account's listener (see `admission.Server`).
+    """Serves one account's listener, and requests of other listeners whose access key selects the account.
 
     Args:
-        settings: see there.
-        forwarder: sends what was accepted.
-        log: where the request lines go.
-        others: those of all accounts by name, for keys that lead to one of them; may change at any time.
+        settings: used for requests from now on; see `switch`.
+        forwarder: sends the requests that were admitted.
+        log: for request log lines.
+        others: the servers of all accounts by name; may change at any time.
     """
 
     def __init__(
@@ -50,54 +90,55 @@ class AccountServer:
         self.forwarder = forwarder
         self._others = others
         self.log = log.bind(account=settings.account)
-        self.make_id = request_id_factory()
+        self.make_request_id = request_id_factory()
         self._watch: HangupWatch | None = None
         self._write_batch = WriteBatch()
         loop = asyncio.get_running_loop()
         self.connections = Connections(
-            settings.connection_limits, loop.time, loop.call_later, self._note_ended
+            settings.connection_limits, loop.time, loop.call_later, self._log_ended
         )
-        self.port: int | None = None  # set once it listens; None for a Unix socket
+        self.port: int | None = None  # of the listener; None for a Unix socket, or until it listens
         self.draining = False
         self.refusing = False
-        self.failure: UpstreamError | None = None  # why the API did not answer the latest request
-        self._exchanges: set[Exchanging] = set()
-        self._earlier: list[tuple[set[Exchanging], asyncio.Event]] = []  # what began before a switch
-        self.idle = asyncio.Event()  # set when nothing is in flight any more after `drain`
+        self.failure: UpstreamError | None = None  # why the latest request got no answer
+        # Connections with a request in flight, of which each has one at a time; and those among them whose
+        # request began before a `switch`.
+        self._busy: set[ClientConnection] = set()
+        self._switched: list[tuple[set[ClientConnection], asyncio.Event]] = []
+        self.idle = asyncio.Event()  # set when nothing is in flight after `drain`
 
     @property
     def in_flight(self) -> int:
-        """How many requests are being worked at."""
-        return len(self._exchanges)
+        """The number of requests in flight."""
+        return len(self._busy)
 
     def switch(self, settings: ProxySettings, forwarder: Forwarder) -> asyncio.Event:
-        """Serve requests that come from now on with these, whatever connection they come on.
+        """Use other settings for requests from now on, also on open connections.
 
         Returns:
-            what is set once every earlier request has its answer.
+            an event that is set once every earlier request has ended.
         """
         self.settings, self.forwarder = settings, forwarder
         self.connections.limits = settings.connection_limits
         ended = asyncio.Event()
-        if self._exchanges:
-            self._earlier.append((set(self._exchanges), ended))
+        if self._busy:
+            self._switched.append((set(self._busy), ended))
         else:
             ended.set()
         return ended
 
     def drain(self, *, refuse: bool = True) -> None:
-        """Let each connection end with the request it is at, and refuse requests that still come."""
+        """Close each connection after its current request; with `refuse`, refuse further requests."""
         self.draining = True
         self.refusing = refuse
-        if not self.in_flight:
+        if not self._busy:
             self.idle.set()
 
     async def aclose(self) -> None:
-        """Cut what is still open."""
+        """Cut all requests and connections."""
         self.drain(refuse=self.refusing)
-        # Among them may be some on connections of another listener, whose callers' keys lead here.
-        busy = {connection for connection in self.connections if connection.busy}
-        await _cut(busy | {exchange.connection for exchange in self._exchanges})
+        # `_busy` includes connections of other listeners.
+        await _cut(self._busy | {connection for connection in self.connections if connection.busy})
         if self.connections:
             await asyncio.sleep(CUT_S)
         await _cut(list(self.connections))
@@ -107,30 +148,34 @@ class AccountServer:
 
     # --- connections ----------------------------------------------------------------------
 
-    def build_connection(self) -> ClientConnection:
-        """Return the protocol of one more connection, for `loop.create_server`."""
+    def build_connection(self, handle: Callable[[Request], RequestHandler]) -> ClientConnection:
+        """Return the protocol of a new client connection.
+
+        Args:
+            handle: returns the handler of a request.
+        """
         if self._watch is None:
             self._watch = HangupWatch()
         return ClientConnection(
-            self.handle, self.connections, self.settings.limits, self._watch, self._write_batch
+            handle, self.connections, self.settings.limits, self._watch, self._write_batch
         )
 
-    def _note_ended(self, causes: dict[str, int]) -> None:
+    def _log_ended(self, causes: dict[str, int]) -> None:
         self.log.warning("connections.ended", **causes)
 
     # --- requests -------------------------------------------------------------------------
 
-    def handle(self, request: Request) -> Exchange:
-        """Return the handler of a request."""
-        return Exchange(self, request)
+    def account_for(self, key: Secret) -> AccountServer:
+        """Return the server of the account that an access key selects.
 
-    def led_to_by(self, key: Secret) -> AccountServer:
-        """Return who serves the account that an access key leads to (see `admission.Server`)."""
+        Raises:
+            NotAllowed: that account is not served by this process.
+        """
         account = self.settings.rules.bound.get(key)
         if account is None:
             return self
         if account not in self._others:
-            raise NotAllowed("the account that this access key leads to is not served here")
+            raise NotAllowed("the account of this access key is not served here")
         return self._others[account]
 
     def key_digests(self) -> frozenset[bytes]:
@@ -138,21 +183,21 @@ class AccountServer:
         servers = (self, *self._others.values())
         return frozenset(digest for server in servers for digest in server.settings.rules.key_digests)
 
-    def begun(self, exchange: Exchanging) -> None:
-        """Take note of a request that is worked at."""
-        self._exchanges.add(exchange)
+    def request_started(self, connection: ClientConnection) -> None:
+        """Note that a request on `connection` is in flight; a second call does nothing."""
+        self._busy.add(connection)
 
-    def ended(self, exchange: Exchanging) -> None:
-        """Take note of its end."""
-        self._exchanges.discard(exchange)
-        if self.draining and not self._exchanges:
+    def request_finished(self, connection: ClientConnection) -> None:
+        """Note that the request on `connection` has ended."""
+        self._busy.discard(connection)
+        if self.draining and not self._busy:
             self.idle.set()
-        if self._earlier:
-            for exchanges, ended in self._earlier:
-                exchanges.discard(exchange)
-                if not exchanges:
+        if self._switched:
+            for busy, ended in self._switched:
+                busy.discard(connection)
+                if not busy:
                     ended.set()
-            self._earlier = [entry for entry in self._earlier if entry[0]]
+            self._switched = [entry for entry in self._switched if entry[0]]
 
 
 async def _cut(connections: Iterable[ClientConnection]) -> None:

@@ -1,9 +1,7 @@
-"""Who is let in, and what follows from that: decided once for as long as a client repeats its header fields.
+"""Admits requests, and builds what is forwarded of them.
 
-Owns: the order of the checks that do not depend on method and target, and what goes up because of them.
-Must not know: how a request is forwarded and answered.
-Invariant: what is remembered follows from the bytes of the fields, the connection and the settings alone; it
-is good on that connection, and only with the settings that it was judged by.
+Clients usually repeat their headers, so what follows from the header fields alone is cached with them. It
+depends on their bytes, the connection and the settings, and is used only with the same three.
 """
 
 from __future__ import annotations
@@ -11,210 +9,184 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from structlog.typing import FilteringBoundLogger
-
-from cfproxy.errors import UpstreamError
+from cfproxy.errors import ShuttingDown
 from cfproxy.http1.headers import IDEMPOTENCY_KEYS, RawHeaders, normalise
 from cfproxy.http1.parser import RequestFields
-from cfproxy.proxy.access import AccessRules, carries_key
+from cfproxy.http1.stream import BodyStream
+from cfproxy.proxy.access import carries_key
+from cfproxy.proxy.account_server import AccountServer, ProxySettings
 from cfproxy.proxy.cors import listed_origin
-from cfproxy.proxy.request_headers import Origin, build_request_headers, check_fields, waits_to_go_on
-from cfproxy.proxy.request_id import HEADER, RequestIds, read_request_ids
-from cfproxy.proxy.retry import Forwarder
-from cfproxy.secret import Secret
+from cfproxy.proxy.request_body import ReplayableBody
+from cfproxy.proxy.request_headers import (
+    build_request_head,
+    build_request_headers,
+    build_request_target,
+    check_fields,
+    check_method,
+    forwardable_trailers,
+    waits_to_go_on,
+)
+from cfproxy.proxy.request_id import REQUEST_ID, RequestIds, parse_request_ids
 from cfproxy.server.connection import ClientConnection
-from cfproxy.server.connection_limits import ConnectionLimits
-from cfproxy.server.request import Limits
+from cfproxy.server.request import Request
 
-PROGRAMS_MAX = 128
-REQUEST_ID = HEADER.encode()
-FOLDED_REQUEST_ID = normalise(REQUEST_ID)
-
-
-@dataclass(frozen=True, slots=True)
-class ProxySettings:
-    """What a listener needs to know.
-
-    Args:
-        account: whose token it adds.
-        origin: the upstream.
-        rules: who may call.
-        body_memory_bytes, body_max_bytes: bounds of what is kept of a body for a second try.
-        idle_s: seconds that a client may leave an answer unread.
-        limits: what a client may take up.
-        connection_limits: how many clients there may be.
-        server_timing: whether answers tell where the time went (`Server-Timing`).
-        record: called after every request (see `traffic.RequestStats.record`).
-        keeps_line: asked before each ordinary request's log line is built.
-        sends_id: whether the upstream and the client are told the request's id.
-    """
-
-    account: str
-    origin: Origin
-    rules: AccessRules
-    body_memory_bytes: int
-    body_max_bytes: int
-    idle_s: float
-    limits: Limits
-    connection_limits: ConnectionLimits
-    server_timing: bool
-    record: Callable[..., None]
-    keeps_line: Callable[[], bool] = lambda: True
-    sends_id: bool = False
-
-
-class Server(Protocol):
-    """Whoever serves the requests of one account: its listener."""
-
-    settings: ProxySettings
-    forwarder: Forwarder
-    log: FilteringBoundLogger
-    port: int | None
-    draining: bool
-    refusing: bool
-    failure: UpstreamError | None
-    make_id: Callable[[], str]
-
-    def led_to_by(self, key: Secret) -> Server:
-        """Return who serves the account that an access key leads to.
-
-        Raises:
-            NotAllowed: nobody here.
-        """
-
-    def key_digests(self) -> frozenset[bytes]:
-        """Return the digests of all accounts' access keys."""
-
-    def begun(self, exchange: Exchanging) -> None:
-        """Take note of a request that is worked at."""
-
-    def ended(self, exchange: Exchanging) -> None:
-        """Take note of its end."""
-
-
-class Exchanging(Protocol):
-    """A request that is worked at, and its answer."""
-
-    @property
-    def connection(self) -> ClientConnection:
-        """Where it came from."""
+USER_AGENTS_MAX = 128
 
 
 @dataclass(slots=True)
 class Admission:
-    """What follows from a request's fields, whatever its method and target.
+    """What follows from the header fields of an admitted request, whatever its method and target.
 
     Args:
-        judged_by: the settings of the listener.
-        by: who serves it: the listener, or the account that the caller's key leads to.
+        listener_settings: of the listener that received the request.
+        account: the server of the account that the access key selects; by default the listener's own.
         settings: of that account.
-        origin: the web origin that may read the answer; None for everybody else.
-        lines: the header lines that go up.
-        flow: whose turn it takes in the queue.
-        caller: `scheme://authority` under which the client knows us; empty when it named none.
-        expects: whether the client waits for 100 Continue.
-        idempotency_key: whether it brought one.
+        web_origin: the web origin that may read the answer; None if no page may.
+        header_lines: sent to the upstream.
+        flow: the request's flow in the fair queue.
+        caller_url: `scheme://authority` by which the client addresses us; empty without a `Host`.
+        expects_continue: whether the client waits for 100 Continue.
+        idempotency_key: whether the request carries one.
         carries_key: whether a header's value is an access key, which is never forwarded.
     """
 
-    judged_by: ProxySettings
-    by: Server
+    listener_settings: ProxySettings
+    account: AccountServer
     settings: ProxySettings
-    origin: bytes | None
-    lines: bytes = field(repr=False)
+    web_origin: bytes | None
+    header_lines: bytes = field(repr=False)
     flow: Hashable = field(repr=False)
-    caller: bytes
-    expects: bool
+    caller_url: bytes
+    expects_continue: bool
     idempotency_key: bool
     carries_key: Callable[[bytes], bool] = field(repr=False)
 
+    def build_head(self, request: Request, request_id: bytes | None) -> bytes:
+        """Return the request head for the upstream, except `Authorization` and the final empty line.
+
+        Args:
+            request: with these header fields.
+            request_id: added as `X-Request-Id`; None if the client sent one.
+
+        Raises:
+            BadTarget
+        """
+        target = build_request_target(request.target, self.settings.origin.base_path)
+        head = build_request_head(request.method, target, self.header_lines)
+        if request_id is not None and self.settings.sends_id:
+            head += b"%b: %b\r\n" % (REQUEST_ID, request_id)
+        return head
+
+    def build_body(
+        self, request: Request, stream: BodyStream, before_read: Callable[[], None]
+    ) -> ReplayableBody:
+        """Return the body of a request for the upstream (`before_read`: see `ReplayableBody`)."""
+        return ReplayableBody(
+            stream,
+            memory_bytes=self.settings.body_memory_bytes,
+            max_bytes=self.settings.replay_limit(request.fields.framing.length),
+            before_read=before_read,
+            filter_trailers=functools.partial(
+                forwardable_trailers, headers=request.fields.raw, carries_key=self.carries_key
+            ),
+        )
+
 
 @dataclass(slots=True)
-class Verdict:
-    """What is remembered of a request's fields while a client repeats them.
+class AdmissionCache:
+    """What is cached with header fields (`RequestFields.cache`).
 
     Args:
-        marks: what they say of the request's id and trace; `made` where they name no id.
-        admission: None until they were let in.
+        request_ids: the IDs in them.
+        admission: None until a request with them was admitted.
     """
 
-    marks: RequestIds
+    request_ids: RequestIds
     admission: Admission | None = None
 
 
-def verdict_on(fields: RequestFields) -> Verdict:
-    """Return what is remembered of `fields`; at first only what they say of the request's id and trace."""
-    if fields.verdict is None:
-        given = [(name.lower(), value.decode("utf-8", "surrogateescape")) for name, value in fields.raw]
-        ids = [value for name, value in given if name == b"x-request-id"]
-        trace = next((value for name, value in given if name == b"traceparent"), None)
-        fields.verdict = Verdict(read_request_ids(ids, trace, str))
-    verdict: Verdict = fields.verdict
-    return verdict
+def create_cache(fields: RequestFields) -> AdmissionCache:
+    """Return the cache of `fields`, which have none yet."""
+    cache = fields.cache = AdmissionCache(parse_request_ids(fields.raw))
+    return cache
 
 
-def admit(
-    server: Server, fields: RequestFields, marks: RequestIds, connection: ClientConnection
-) -> Admission:
-    """Check what does not depend on method and target, and build what follows from it.
+def admit(listener: AccountServer, listener_settings: ProxySettings, request: Request) -> Admission:
+    """Check a request against the rules of the listener and of the account that serves it.
 
     Args:
-        server: whose listener it came to.
-        fields: the request's.
-        marks: what they say of its id.
-        connection: where it came from.
+        listener: the server whose listener received the request.
+        listener_settings: of that listener.
+        request: the request.
 
     Raises:
-        HostNotAllowed, CrossSite, KeyRequired, NotAllowed, BadTarget, UpgradeNotSupported, LoopDetected
+        Refusal, ShuttingDown
     """
-    judged_by = server.settings
-    headers, rules = fields.raw, judged_by.rules
-    named = {name.lower(): value for name, value in reversed(headers)}
-    host = check_caller(server, headers, connection)
+    if request.error is not None:
+        raise request.error
+    if listener.refusing:
+        raise ShuttingDown("cfproxy is shutting down; send the request again in a moment")
+    fields, cache = request.fields, request.fields.cache
+    admission: Admission | None = cache.admission
+    if admission is None or admission.listener_settings is not listener_settings:
+        admission = cache.admission = _admit_fields(listener, fields, cache.request_ids, request.connection)
+    method, settings = check_method(request.method), admission.settings
+    for each in (listener_settings,) if settings is listener_settings else (listener_settings, settings):
+        if each.rules.methods or each.rules.paths:
+            each.rules.check_target(method, request.target, fields.raw)
+    return admission
+
+
+def _admit_fields(
+    listener: AccountServer, fields: RequestFields, request_ids: RequestIds, connection: ClientConnection
+) -> Admission:
+    listener_settings = listener.settings
+    headers, rules = fields.raw, listener_settings.rules
+    host = check_caller(listener, headers, connection)
     key = rules.check_key(headers)
-    by = server if key is None else server.led_to_by(key)
-    settings = judged_by if by is server else by.settings
+    account = listener if key is None else listener.account_for(key)
+    settings = listener_settings if account is listener else account.settings
     check_fields(fields.version, headers, settings.origin.via)
-    if marks.made and settings.sends_id:  # what came instead, if anything, is no id
-        headers = tuple(each for each in headers if normalise(each[0]) != FOLDED_REQUEST_ID)
-    is_access_key = functools.partial(carries_key, digests=server.key_digests())
-    expects = fields.framing.has_body and waits_to_go_on(fields.version, headers)
-    # Who shares one turn in the queue: a program of a caller, not one of its many connections. The
-    # program's name is the caller's invention, so that there must be a bound to how many it can be.
-    program = hash(named.get(b"user-agent")) % PROGRAMS_MAX
+    if settings.sends_id and request_ids.client_id is None:  # an ID of ours replaces invalid ones
+        headers = tuple(header for header in headers if normalise(header[0]) != b"x-request-id")
+    expects_continue = fields.framing.has_body and waits_to_go_on(fields.version, headers)
+    is_access_key = functools.partial(carries_key, digests=listener.key_digests())
+    named = {name.lower(): value for name, value in reversed(headers)}
+    # A flow is one program of a caller, whatever its number of connections. The program is identified by its
+    # User-Agent, which the caller may invent, so the number of flows per caller is limited.
+    program = hash(named.get(b"user-agent")) % USER_AGENTS_MAX
     return Admission(
-        judged_by,
-        by,
+        listener_settings,
+        account,
         settings,
         listed_origin(headers, rules.origins) if rules.origins else None,
-        lines=build_request_headers(
+        header_lines=build_request_headers(
             headers,
             settings.origin,
             fields.framing,
             version=fields.version,
-            expects=expects,
+            expects=expects_continue,
             carries_key=is_access_key,
         ),
         flow=(settings.account, key or connection.remote_address, program),
-        caller=f"http://{host}".encode("utf-8", "surrogateescape") if host else b"",
-        expects=expects,
+        caller_url=f"http://{host}".encode("utf-8", "surrogateescape") if host else b"",
+        expects_continue=expects_continue,
         idempotency_key=not IDEMPOTENCY_KEYS.isdisjoint(named),
         carries_key=is_access_key,
     )
 
 
-def check_caller(server: Server, headers: RawHeaders, connection: ClientConnection) -> str:
-    """Check who may call at all, keys apart; return `Host`.
+def check_caller(listener: AccountServer, headers: RawHeaders, connection: ClientConnection) -> str:
+    """Check everything about the caller except access keys; return the value of `Host`.
 
     Raises:
         HostNotAllowed, CrossSite, NotAllowed, BadTarget
     """
-    rules = server.settings.rules
+    rules = listener.settings.rules
     host = next((value for name, value in headers if name.lower() == b"host"), None)
     text = "" if host is None else host.decode("utf-8", "surrogateescape")
-    rules.check_host(None if host is None else text, server.port, connection.local_address)
+    rules.check_host(None if host is None else text, listener.port, connection.local_address)
     rules.check_origin(headers, f"http://{text}")
     if rules.uids:
         rules.check_user(connection.uid)

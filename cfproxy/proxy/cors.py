@@ -1,12 +1,10 @@
-"""What a browser is told about pages of other origins (Fetch standard, "CORS protocol").
+"""Cross-origin resource sharing (Fetch standard, "CORS protocol"): preflights and CORS headers.
 
-Owns: answers to preflights, and the CORS headers of every other answer.
-Must not know: sockets, keys, the upstream.
-Invariants: only origins that the settings list are ever named, and none but the asking one; an answer has
-one `Access-Control-Allow-Origin` at most, and it is ours: the upstream's speaks for the upstream's address.
+Invariants:
+1. Only origins in `access.origins` are ever named, and only the one that asks.
+2. An answer has at most one `Access-Control-Allow-Origin`, set here: the upstream's is about its own address.
 
-A listed origin may read every header of an answer and may send credentials: its pages may do whatever the
-proxy may do, which is what listing it means.
+A listed origin may read all headers of an answer and send credentials: its pages may do what any caller may.
 """
 
 from __future__ import annotations
@@ -16,9 +14,9 @@ from collections.abc import Collection
 
 from cfproxy.http1.headers import CORS_ANSWERS, RawHeaders
 
-MAX_AGE_S = 600  # how long a browser may rely on a preflight's answer
-# What a page may read without a word of ours, and what no page may read.
-_NOT_LISTED = {
+MAX_AGE_S = 600  # how long a browser may cache the answer to a preflight
+# Headers that every page may read anyway, and those that no page may read.
+_NOT_EXPOSED = {
     b"cache-control",
     b"content-language",
     b"content-length",
@@ -33,17 +31,19 @@ _NAMES = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?:[ \t]*,[ \t]*[!#$%&'*+\-.^
 
 
 def listed_origin(headers: RawHeaders, origins: Collection[str]) -> bytes | None:
-    """Return the request's `Origin` as it was sent, if it is the only one and in `origins`."""
+    """Return the request's `Origin` as sent, if there is exactly one and it is in `origins`."""
     found = [value for name, value in headers if name.lower() == b"origin"]
     if len(found) != 1 or found[0].decode("latin-1").strip().lower() not in origins:
         return None
     return found[0].strip()
 
 
-def is_preflight(method: str, headers: RawHeaders) -> bool:
-    """Return whether a browser asks on behalf of a page (Fetch standard, "CORS-preflight request")."""
+def preflight_origin(method: bytes, headers: RawHeaders, origins: Collection[str]) -> bytes | None:
+    """Return the listed origin that sends a preflight; None if the request is anything else."""
     names = {name.lower() for name, _ in headers}
-    return method == "OPTIONS" and {b"origin", b"access-control-request-method"} <= names
+    if method != b"OPTIONS" or b"access-control-request-method" not in names:
+        return None
+    return listed_origin(headers, origins)
 
 
 def render_preflight(
@@ -52,9 +52,9 @@ def render_preflight(
     """Return the headers of the 204 that answers a preflight.
 
     Args:
-        headers: the preflight's.
-        origin: from `listed_origin`.
-        methods: those that `access.methods` allows; empty for all: then the asked one is allowed.
+        headers: of the preflight.
+        origin: from `preflight_origin`.
+        methods: allowed by `access.methods`; empty to allow the requested one.
     """
     asked = {name.lower(): value.strip() for name, value in headers}
     method = asked.get(b"access-control-request-method", b"")
@@ -71,7 +71,7 @@ def render_preflight(
     if _NAMES.fullmatch(wanted):
         answer.append((b"Access-Control-Allow-Headers", wanted))
     if asked.get(b"access-control-request-private-network", b"").lower() == b"true":
-        # The page is on the internet, we are on its user's own network (Private Network Access).
+        # A page from the internet calls an address in its user's own network (Private Network Access).
         answer.append((b"Access-Control-Allow-Private-Network", b"true"))
     answer.append((b"Vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers"))
     return answer
@@ -80,16 +80,16 @@ def render_preflight(
 def with_cors(
     headers: list[tuple[bytes, bytes]], origin: bytes | None, origins: Collection[str]
 ) -> list[tuple[bytes, bytes]]:
-    """Return an answer's headers with our word instead of the upstream's.
+    """Return an answer's headers with CORS headers of our own.
 
     Args:
-        headers: the upstream's, or those of an answer of our own.
-        origin: from `listed_origin`; None for everybody else, who gets no CORS headers.
-        origins: all that are listed: with any, caches have to tell requests apart by `Origin`.
+        headers: of the answer; the upstream's CORS headers are dropped.
+        origin: from `listed_origin`; None for callers that get no CORS headers.
+        origins: all listed origins: if there are any, caches must distinguish requests by `Origin`.
     """
     kept = [header for header in headers if header[0].lower() not in CORS_ANSWERS]
     if origin is not None:
-        names = dict.fromkeys(name for name, _ in kept if name.lower() not in _NOT_LISTED)
+        names = dict.fromkeys(name for name, _ in kept if name.lower() not in _NOT_EXPOSED)
         kept += [
             (b"Access-Control-Allow-Origin", origin),
             (b"Access-Control-Allow-Credentials", b"true"),

@@ -1,8 +1,6 @@
-"""What passes of an answer's head: bytes in, bytes out.
+"""Headers of an answer on their way from the upstream to the client.
 
-Owns: the headers that come down, what the API points to as its callers see it.
-Must not know: sockets, statuses, what goes up (`wire.py`).
-Invariant: framing is the connection's, and is never copied.
+Framing belongs to each connection and is never copied.
 """
 
 from __future__ import annotations
@@ -19,36 +17,47 @@ from cfproxy.http1.headers import (
     normalise,
 )
 from cfproxy.proxy.request_headers import Origin, is_own_cookie
+from cfproxy.proxy.request_id import REQUEST_ID
 
 _COOKIE_DOMAIN = re.compile(rb";\s*domain\s*=[^;]*", re.IGNORECASE)
-_LOOKED_AT = HOP_BY_HOP | CORS_ANSWERS | {b"location", b"set-cookie"}
+_RULES_FOR = HOP_BY_HOP | CORS_ANSWERS | {b"location", b"set-cookie", b"x-request-id"}
 
 
 def build_response_headers(
-    headers: RawHeaders, origin: Origin, caller: bytes, *, trailers: bool = False
+    headers: RawHeaders,
+    origin: Origin,
+    caller_url: bytes,
+    *,
+    trailers: bool = False,
+    request_id: bytes | None = None,
 ) -> list[tuple[bytes, bytes]]:
-    """Return the upstream's headers as the client gets them, without framing that is per connection.
+    """Return the upstream's headers as the client gets them, without the framing, which is per connection.
 
     Args:
-        headers: the upstream's, raw, in order.
-        origin: where they come from.
-        caller: `scheme://authority` under which the client knows us; empty when it named none.
+        headers: of the upstream, raw, in order.
+        origin: the upstream.
+        caller_url: `scheme://authority` by which the client addresses us; empty without a `Host`.
         trailers: whether the client gets the trailers that `Trailer` announces.
+        request_id: added as `X-Request-Id`, unless the upstream sent an ID of its own.
     """
     passed = []
     listed: frozenset[bytes] = frozenset()
+    upstream_id = False
     for header in headers:
-        rule = _DOWN[header[0]]
+        rule = _RULES[header[0]]
         if rule is None:
             passed.append(header)
             continue
         name, value = header
         if rule == b"location":
-            passed.append((name, _callers_location(value, origin, caller)))
+            passed.append((name, _callers_location(value, origin, caller_url)))
         elif rule == b"set-cookie":
             if not is_own_cookie(value):
-                # Its domain is the upstream's: the client would throw such a cookie away.
+                # Its domain is the upstream's, so the client would reject the cookie.
                 passed.append((name, _COOKIE_DOMAIN.sub(b"", value)))
+        elif rule == b"x-request-id":
+            passed.append(header)
+            upstream_id = True
         elif rule == b"trailer":
             if trailers:
                 passed.append(header)
@@ -56,24 +65,26 @@ def build_response_headers(
             listed |= listed_in_connection((header,))
     if listed:
         passed = [header for header in passed if normalise(header[0]) not in listed]
+    if request_id is not None and (not upstream_id or b"x-request-id" in listed):
+        passed.append((REQUEST_ID, request_id))
     return passed
 
 
-# As it comes nearly always: said of the connection, and of no header.
+# Common values that list no header.
 _USUAL_CONNECTION = frozenset({b"keep-alive", b"Keep-Alive", b"close"})
 
 
-def _down(name: bytes) -> bytes | None:
-    """Return the name, as it is compared, of a header of an answer that does not simply pass."""
+def _rule(name: bytes) -> bytes | None:
+    """Return the normalised name of a header that needs a closer look; None if it is simply forwarded."""
     low = normalise(name)
-    return low if low in _LOOKED_AT else None
+    return low if low in _RULES_FOR else None
 
 
-_DOWN = NameMemo(_down)
+_RULES = NameMemo(_rule)
 
 
-def _callers_location(value: bytes, origin: Origin, caller: bytes) -> bytes:
-    """Return where the client finds what the upstream points to."""
+def _callers_location(value: bytes, origin: Origin, caller_url: bytes) -> bytes:
+    """Return a `Location` with which the client reaches what the upstream points to."""
     url = b"%b:%b" % (origin.scheme.encode(), value) if value.startswith(b"//") else value
     path = _path_on(origin, url)
     if path is None:
@@ -81,18 +92,18 @@ def _callers_location(value: bytes, origin: Origin, caller: bytes) -> bytes:
     absolute = not url.startswith(b"/")
     inside = path[len(origin.base_path) :]
     if not path.startswith(origin.base_path) or (origin.base_path and inside[:1] not in b"/?#"):
-        # Outside of the base path, where this proxy does not lead.
+        # Outside the base path, which clients can't reach through this proxy.
         return url if absolute else b"%s://%s%s" % (origin.scheme.encode(), origin.authority, path)
     if not inside.startswith(b"/"):
         inside = b"/" + inside
-    # A path that begins with two slashes would be read as another host (RFC 3986 §4.2).
+    # A path that starts with two slashes would be taken for another host (RFC 3986 §4.2).
     if inside[1:2] in {b"/", b"\\"}:
-        return (caller or b"/.") + inside
-    return caller + inside if absolute else inside
+        return (caller_url or b"/.") + inside
+    return caller_url + inside if absolute else inside
 
 
 def _path_on(origin: Origin, location: bytes) -> bytes | None:
-    """Return the path and what follows of a URL or absolute path on `origin`; None for any other place."""
+    """Return a location's path, query and fragment if it is on `origin`; None otherwise."""
     if location.startswith(b"/"):
         return location
     scheme, separator, rest = location.partition(b"://")
@@ -112,11 +123,11 @@ def _with_port(authority: bytes, scheme: bytes) -> bytes:
 
 
 def retry_after_s(headers: RawHeaders, now: float) -> float | None:
-    """Return the seconds that a `Retry-After` asks for (RFC 9110 §10.2.3); None without a readable one.
+    """Return the delay that `Retry-After` asks for (RFC 9110 §10.2.3); None without a valid one.
 
     Args:
-        headers: the answer's, raw.
-        now: the wall clock, for one that gives a date.
+        headers: of the answer, raw.
+        now: the wall clock, to which a date is compared.
     """
     for name, value in headers:
         if name.lower() == b"retry-after":

@@ -1,12 +1,9 @@
-"""One proxied request, from its token to the answer that counts.
-
-Owns: the order of token, slot, sending, and what follows a 401, 429 or 503.
-Must not know: sockets, headers, who may call, how a body is kept (`kept.py`).
+"""Sends one request with a token and a slot, and retries it after a 401, 429 or 503.
 
 Invariants:
-1. A request never leaves without a token that is valid at that instant, nor without a slot.
-2. At most one try more after a 401, and only with another token; at most two after a 429 or a 503 with
-   Retry-After; only if the whole body is at hand. What the upstream said last is what the client gets.
+1. A request is sent only with a token that is valid at that instant, and only with a slot.
+2. A 401 is retried once, with another token; a 429, or a 503 with `Retry-After`, is retried at most twice.
+   A retry needs the whole body. The client gets the last answer.
 """
 
 from __future__ import annotations
@@ -22,77 +19,87 @@ from cfproxy.pacing.queue import FairQueue
 from cfproxy.proxy.response_headers import retry_after_s
 from cfproxy.upstream.interfaces import Answer, BegunAnswer, Call, Upstream
 
-# The API counts by the second, so a second is over soon; a header that asks for hours may be in error.
+# The API limits requests per second; a header that asks for hours may be wrong.
 RETRY_AFTER_DEFAULT_S = 1.0
 RETRY_AFTER_MAX_S = 300.0
 POSTPONED_MAX = 2
-_MAY_GO_AGAIN = frozenset({401, 429, 503})
-PROMPT_S = 0.005  # later than this after a slot nobody leaves: the pace allows for that much, and jitter
-MOMENT_S = 1e-9  # tells the queue that a request returns even if it has not waited yet
+_RETRYABLE = frozenset({401, 429, 503})
+SLOT_VALID_S = 0.005  # a slot is used within this time, which the rate limit tolerates as jitter
+RETURNING_S = 1e-9  # tells the queue that a request has been queued before, even if it did not wait
 
 
 @dataclass(slots=True)
-class Times:
-    """Where the time of a request went, in seconds, all tries together.
+class Timings:
+    """Where a request spent its time, all attempts together.
 
     Args:
-        queued_s: waiting for slots.
-        token_s: waiting for tokens.
-        upstream_s: from sending to the head of the answer.
+        queued_s: seconds waiting for slots.
+        token_s: seconds waiting for tokens.
+        upstream_s: seconds from sending to the head of the answer.
     """
 
     queued_s: float = 0.0
     token_s: float = 0.0
     upstream_s: float = 0.0
 
+    def render(self) -> bytes:
+        """Return the value of `Server-Timing` (W3C Server Timing §3), in milliseconds."""
+        parts = (("queue", self.queued_s), ("token", self.token_s), ("upstream", self.upstream_s))
+        return ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in parts).encode()
+
 
 @dataclass(slots=True)
-class Outcome:
-    """An answer and how it came about.
+class ForwardResult:
+    """The final answer to a forwarded request.
 
     Args:
         answer: to be relayed and closed by the caller.
-        times: where the time went, all tries together.
-        retried: whether a 401 was followed by a try with another token.
-        postponed: how often it went again after a 429 or 503.
-        too_large: a 401 that was not retried because the body was too large to be kept.
+        timings: of all attempts.
+        retried: whether the request was retried with another token after a 401.
+        postponed: how often it was retried after a 429 or 503.
+        too_large: whether a 401 was not retried because the body was too large to be replayed.
     """
 
     answer: Answer
-    times: Times
+    timings: Timings
     retried: bool = False
     postponed: int = 0
     too_large: bool = False
 
 
 @dataclass(slots=True)
-class Begun:
-    """A request that is on its way, and that nobody waits for yet.
+class PendingRequest:
+    """A request sent by `Forwarder.send_now` that no task waits for.
 
     Args:
-        token: that went with it.
-        answer: to come.
-        began_at: when it was sent, on the clock of `time.perf_counter`.
-        by: who sent it, and goes on with it though another one may be in use by then.
+        token: sent with it.
+        answer: still to come.
+        sent_at: on the clock of `time.perf_counter`.
+        forwarder: that sent it; it also retries it, whatever was reloaded meanwhile.
     """
 
     token: Token
     answer: BegunAnswer
-    began_at: float
-    by: Forwarder
+    sent_at: float
+    forwarder: Forwarder
+
+    def result(self) -> ForwardResult | None:
+        """Return the result if the answer is complete and final; None if `Forwarder.send` must go on."""
+        if not self.answer.arrived_whole() or self.answer.status in _RETRYABLE:
+            return None
+        return ForwardResult(self.answer, Timings(0.0, 0.0, time.perf_counter() - self.sent_at))
 
 
 class Forwarder:
-    """Sends requests with a token, at the pace allowed.
+    """Sends requests with a token, within the rate limit.
 
     Args:
-        source: gives tokens.
-        fair_queue: grants slots.
-        upstream: sends.
-        retry_unauthorized: whether a 401 is answered by a refresh and a second try.
-        retry_too_many: whether a request that met the upstream's limit (429, or 503 with Retry-After)
-            goes again when its time has come.
-        now: the wall clock, against which the date in a Retry-After is read.
+        source: provides tokens.
+        fair_queue: provides slots.
+        upstream: sends requests.
+        retry_unauthorized: whether a request is retried with a refreshed token after a 401.
+        retry_too_many: whether a request is retried after a 429, or a 503 with Retry-After.
+        now: the wall clock, to which the date in a Retry-After is compared.
     """
 
     def __init__(
@@ -112,147 +119,146 @@ class Forwarder:
         self._retry_too_many = retry_too_many
         self._now = now
 
-    def begin(self, call: Call, on_arrival: Callable[[], None]) -> Begun | None:
-        """Send `call` if it has no body, and token, slot and connection are at hand: most requests.
+    def send_now(self, call: Call, on_answer: Callable[[], None]) -> PendingRequest | None:
+        """Send `call` if it has no body and a token, a slot and a connection are available, as is usual.
 
         Args:
-            call: what to send.
-            on_arrival: called when it is time for `settle`.
+            call: the request.
+            on_answer: called when the answer's head has arrived, or will not arrive.
 
         Returns:
-            what is on its way; None when nothing happened.
+            the pending request; None if nothing was sent.
         """
         token = self._source.current() if call.body is None else None
         if token is None:
             return None
-        answer = self._upstream.begin(call, token, self._fair_queue.try_acquire, on_arrival)
-        return None if answer is None else Begun(token, answer, time.perf_counter(), self)
+        answer = self._upstream.begin(call, token, self._fair_queue.try_acquire, on_answer)
+        return None if answer is None else PendingRequest(token, answer, time.perf_counter(), self)
 
-    @staticmethod
-    def settle(begun: Begun) -> Outcome | None:
-        """Return what came of it if the whole answer is there and the last one; else go on with `forward`."""
-        answer = begun.answer
-        if not answer.arrived_whole() or answer.status in _MAY_GO_AGAIN:
-            return None
-        return Outcome(answer, Times(0.0, 0.0, time.perf_counter() - begun.began_at))
-
-    async def forward(
-        self, call: Call, flow: Hashable, times: Times | None = None, *, begun: Begun | None = None
-    ) -> Outcome:
-        """Send `call`, again where that helps, and return the last answer.
+    async def send(
+        self,
+        call: Call,
+        flow: Hashable,
+        timings: Timings | None = None,
+        *,
+        pending: PendingRequest | None = None,
+    ) -> ForwardResult:
+        """Send `call`, retry it where that helps, and return the last answer.
 
         Args:
-            call: what to send.
-            flow: whose turn it takes in the queue.
-            times: where the time went, whether or not there is an answer.
-            begun: the first try, where `begin` has sent it.
+            call: the request.
+            flow: its flow in the fair queue.
+            timings: updated even if there is no answer.
+            pending: the first attempt, if `send_now` has sent it.
 
         Raises:
-            whatever `TokenSource.get`, `FairQueue.acquire` and `Upstream.send` raise
+            what `TokenSource.get`, `FairQueue.acquire` and `Upstream.send` raise
         """
-        times, began_at = Times() if times is None else times, time.perf_counter()
+        timings, started_at = Timings() if timings is None else timings, time.perf_counter()
         try:
-            token = await self._token_and_slot(flow, times) if begun is None else begun.token
+            token = await self._token_and_slot(flow, timings) if pending is None else pending.token
         except QueueRefusal:
-            times.queued_s = time.perf_counter() - began_at - times.token_s
+            timings.queued_s = time.perf_counter() - started_at - timings.token_s
             raise
-        outcome = Outcome(await self._send(call, token, times, begun), times)
-        while outcome.answer.status in _MAY_GO_AGAIN:
-            again = await self._token_for_another_try(outcome, call, flow, token)
-            if again is None:
+        result = ForwardResult(await self._attempt(call, token, timings, pending), timings)
+        while result.answer.status in _RETRYABLE:
+            next_token = await self._token_for_retry(result, call, flow, token)
+            if next_token is None:
                 break
-            token = again
+            token = next_token
             if call.body is not None:
                 call.body.restart()
-            outcome.answer = await self._send(call, token, times)
-        return outcome
+            result.answer = await self._attempt(call, token, timings)
+        return result
 
-    async def _send(self, call: Call, token: Token, times: Times, begun: Begun | None = None) -> Answer:
-        began_at = time.perf_counter() if begun is None else begun.began_at
+    async def _attempt(
+        self, call: Call, token: Token, timings: Timings, pending: PendingRequest | None = None
+    ) -> Answer:
+        sent_at = time.perf_counter() if pending is None else pending.sent_at
         try:
-            return await self._upstream.send(call, token, None if begun is None else begun.answer)
+            return await self._upstream.send(call, token, None if pending is None else pending.answer)
         finally:
-            times.upstream_s += time.perf_counter() - began_at
+            timings.upstream_s += time.perf_counter() - sent_at
 
-    async def _token_for_another_try(
-        self, outcome: Outcome, call: Call, flow: Hashable, token: Token
+    async def _token_for_retry(
+        self, result: ForwardResult, call: Call, flow: Hashable, token: Token
     ) -> Token | None:
-        """Decide what follows from an answer: another try, with this token and a slot, or None."""
+        """Return the token for a retry, whose slot is taken; None if the answer is final."""
         try:
-            if outcome.answer.status == 401:
-                return await self._after_unauthorized(outcome, call, flow, token)
-            return await self._after_too_many(outcome, call, flow)
+            if result.answer.status == 401:
+                return await self._after_unauthorized(result, call, flow, token)
+            return await self._after_too_many(result, call, flow)
         except BaseException:
-            await outcome.answer.aclose()
+            await result.answer.aclose()
             raise
 
     async def _after_unauthorized(
-        self, outcome: Outcome, call: Call, flow: Hashable, token: Token
+        self, result: ForwardResult, call: Call, flow: Hashable, token: Token
     ) -> Token | None:
-        if outcome.retried:
+        if result.retried:
             self._source.distrust(token)
             return None
         if not self._retry_unauthorized:
             return None
         if call.body is not None and not call.body.replayable:
-            outcome.too_large = True
+            result.too_large = True
             return None
-        began_at = time.perf_counter()
+        started_at = time.perf_counter()
         fresh = await self._source.replace(token)
-        outcome.times.token_s += time.perf_counter() - began_at
+        result.timings.token_s += time.perf_counter() - started_at
         if fresh.value == token.value:
-            return None  # as far as known another token would fare no better
-        outcome.retried = True
-        await outcome.answer.aclose()
-        return await self._token_and_slot(flow, outcome.times, returns=True)
+            return None  # there is no other token to try
+        result.retried = True
+        await result.answer.aclose()
+        return await self._token_and_slot(flow, result.timings, returning=True)
 
-    async def _after_too_many(self, outcome: Outcome, call: Call, flow: Hashable) -> Token | None:
-        status = outcome.answer.status
-        asked_s = retry_after_s(outcome.answer.raw_headers, self._now())
+    async def _after_too_many(self, result: ForwardResult, call: Call, flow: Hashable) -> Token | None:
+        status = result.answer.status
+        asked_s = retry_after_s(result.answer.raw_headers, self._now())
         if status == 503 and asked_s is None:
-            return None  # out of order, not out of patience
+            return None  # out of service rather than overloaded
         pause_s = RETRY_AFTER_DEFAULT_S if asked_s is None else min(asked_s, RETRY_AFTER_MAX_S)
         self._fair_queue.throttle(pause_s, step_down=status == 429)
-        # A 429 was not processed; whether a 503 was, nobody knows (RFC 9110 §9.2.2, RFC 6585 §4).
-        harmless = status == 429 or call.idempotent
-        at_hand = call.body is None or call.body.replayable
-        if not (self._retry_too_many and harmless and at_hand) or outcome.postponed == POSTPONED_MAX:
+        # A 429 was not processed; a 503 may have been (RFC 9110 §9.2.2, RFC 6585 §4).
+        repeatable = status == 429 or call.idempotent
+        replayable = call.body is None or call.body.replayable
+        if not (self._retry_too_many and repeatable and replayable) or result.postponed == POSTPONED_MAX:
             return None
         try:
-            token = await self._token_and_slot(flow, outcome.times, returns=True)
+            token = await self._token_and_slot(flow, result.timings, returning=True)
         except QueueRefusal:
-            return None  # not within `max_wait`: the upstream's own answer says it best
-        await outcome.answer.aclose()
-        outcome.postponed += 1
+            return None  # not within `max_wait`: the upstream's own answer is the most useful one
+        await result.answer.aclose()
+        result.postponed += 1
         return token
 
-    async def _token_and_slot(self, flow: Hashable, times: Times, *, returns: bool = False) -> Token:
-        """Return a token that is valid at the instant of a slot.
+    async def _token_and_slot(self, flow: Hashable, timings: Timings, *, returning: bool = False) -> Token:
+        """Wait for a slot, and return a token that is valid at that instant.
 
-        The token comes first, so that nobody who can't be served takes a place in the queue. If another one
-        had to be waited for after the slot, that instant has passed: take another slot. One that somebody
-        got meanwhile costs none, or a refresh would cost each of a long queue a second turn.
+        The token is awaited first, so that requests that can't be authorized don't queue. A request that
+        then has to wait for another token has missed its slot and takes a new one. A token that was merely
+        replaced in the meantime costs no slot: a refresh must not send a long queue round twice.
 
         Args:
-            flow: whose turn it takes.
-            times: what was waited goes there.
-            returns: an earlier slot was in vain.
+            flow: the flow in the fair queue.
+            timings: updated with the time spent waiting.
+            returning: whether the request has used a slot before.
         """
-        token = await self._get(times)
+        token = await self._get_token(timings)
         while True:
-            waited_s = max(times.queued_s, MOMENT_S) if returns else 0.0
+            waited_s = max(timings.queued_s, RETURNING_S) if returning else 0.0
             queued_s = await self._fair_queue.acquire(flow, waited_s)
             if not queued_s:
-                return token  # at this same instant
-            times.queued_s += queued_s
-            before_s = times.token_s
-            current = await self._get(times)
-            if current is token or times.token_s - before_s < PROMPT_S:
+                return token  # no time has passed
+            timings.queued_s += queued_s
+            before_s = timings.token_s
+            current = await self._get_token(timings)
+            if current is token or timings.token_s - before_s < SLOT_VALID_S:
                 return current
-            token, returns = current, True
+            token, returning = current, True
 
-    async def _get(self, times: Times) -> Token:
-        began_at = time.perf_counter()
+    async def _get_token(self, timings: Timings) -> Token:
+        started_at = time.perf_counter()
         token = await self._source.get()
-        times.token_s += time.perf_counter() - began_at
+        timings.token_s += time.perf_counter() - started_at
         return token

@@ -22,7 +22,7 @@ from cfproxy.auth.token_endpoint import HttpTokenEndpoint
 from cfproxy.auth.token_source import TokenSource
 from cfproxy.config import Account, Log
 from cfproxy.pacing.queue import FairQueue
-from cfproxy.proxy.admission import ProxySettings
+from cfproxy.proxy.account_server import ProxySettings
 from cfproxy.proxy.request_headers import Origin
 from cfproxy.proxy.retry import Forwarder
 from cfproxy.runtime.factory import (

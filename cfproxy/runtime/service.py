@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 from collections.abc import Callable, Coroutine
 from types import TracebackType
@@ -30,6 +31,7 @@ from cfproxy.observability.logs import LogOutput
 from cfproxy.observability.metrics import Metrics
 from cfproxy.pacing.registry import QueueRegistry
 from cfproxy.proxy.account_server import AccountServer
+from cfproxy.proxy.exchange import build_connection
 from cfproxy.runtime.account import (
     EXPOSED_SOCKET,
     RunningAccount,
@@ -223,7 +225,7 @@ class Service:
                 listener = AccountServer(parts.listener_settings, parts.forwarder, self._log, self._listeners)
                 if door is not None:
                     listener.port = door.port
-                    door.serve(listener.build_connection)
+                    door.serve(functools.partial(build_connection, listener))
                 if account is not None:
                     self._end(let_go(account.listener, parts.settings.timeouts.drain_s, refuse=False))
                 warnings = () if account is None else (account.warnings,)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
@@ -23,8 +24,8 @@ from cfproxy.auth.token_source import TokenSource
 from cfproxy.http1.stream import BodyStream
 from cfproxy.pacing.queue import FairQueue
 from cfproxy.proxy.access import AccessRules
-from cfproxy.proxy.account_server import AccountServer
-from cfproxy.proxy.admission import ProxySettings
+from cfproxy.proxy.account_server import AccountServer, ProxySettings
+from cfproxy.proxy.exchange import build_connection
 from cfproxy.proxy.request_body import ReplayableBody
 from cfproxy.proxy.request_headers import Origin as UpstreamOrigin
 from cfproxy.proxy.retry import Forwarder
@@ -261,7 +262,7 @@ async def proxied(
             retry_too_many=retry,
         )
         listener = AccountServer(settings, forwarder, log)
-        server = await loop.create_server(listener.build_connection, "127.0.0.1", 0)
+        server = await loop.create_server(functools.partial(build_connection, listener), "127.0.0.1", 0)
         listener.port = server.sockets[0].getsockname()[1]
         world = Proxied(origin, listener, source, pacer, listener.port, capture.entries, counted)
         loop.set_exception_handler(lambda _, context: world.crashes.append(context))

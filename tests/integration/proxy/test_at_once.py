@@ -60,11 +60,12 @@ async def test_a_client_that_left_leaves_no_timer() -> None:
         client = await world.client()
         await client.send(client.compose(GET))
         await until(lambda: world.origin.requests)
-        [connection], [exchange] = world.listener.connections, world.listener._exchanges
+        [connection] = world.listener.connections
+        exchange = connection._handler
         assert isinstance(exchange, Exchange)
-        assert exchange._begun is not None
-        assert isinstance(exchange._begun.answer, HttpAnswer)
-        upward = exchange._begun.answer.connection
+        assert exchange._pending is not None
+        assert isinstance(exchange._pending.answer, HttpAnswer)
+        upward = exchange._pending.answer.connection
         client.abort()
         await until(lambda: _nobody_waits(world) and upward.lost)
         assert connection._idle_timeout._timer is None

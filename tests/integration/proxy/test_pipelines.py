@@ -98,7 +98,7 @@ async def test_a_fault_of_ours_ends_the_connection(monkeypatch: pytest.MonkeyPat
             raise RuntimeError("a bug")
 
     async with proxied(answering(OK)) as world:
-        monkeypatch.setattr(world.listener, "handle", lambda request: Broken(world.listener, request))
+        monkeypatch.setattr("cfproxy.proxy.exchange.Exchange", Broken)
         client = await world.client()
         await client.send(client.compose(b"GET / HTTP/1.1"))
         assert await client.ended()

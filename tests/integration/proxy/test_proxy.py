@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cfproxy.http1.headers import normalise
 from cfproxy.proxy.access import AccessRules
 from cfproxy.proxy.account_server import AccountServer
-from cfproxy.proxy.admission import PROGRAMS_MAX
+from cfproxy.proxy.admission import USER_AGENTS_MAX
 from cfproxy.proxy.exchange import Exchange
 from cfproxy.secret import Secret
 from tests.support.examples import examples
@@ -530,9 +530,9 @@ async def test_no_caller_can_invent_more_flows_than_there_are_places_in_a_queue(
     async with proxied(answering(OK)) as world:
         client = await world.client()
         world.pacer.at_once = False
-        for number in range(3 * PROGRAMS_MAX):
+        for number in range(3 * USER_AGENTS_MAX):
             await client.ask(b"GET / HTTP/1.1", b"User-Agent: %d" % number)
-        assert PROGRAMS_MAX / 2 < len(set(world.pacer.flows)) <= PROGRAMS_MAX
+        assert USER_AGENTS_MAX / 2 < len(set(world.pacer.flows)) <= USER_AGENTS_MAX
 
 
 @pytest.mark.parametrize("warm", [False, True])

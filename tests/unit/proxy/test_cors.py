@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cfproxy.http1.headers import CORS_ANSWERS
-from cfproxy.proxy.cors import is_preflight, listed_origin, render_preflight, with_cors
+from cfproxy.proxy.cors import listed_origin, preflight_origin, render_preflight, with_cors
 
 PAGE = b"https://App.studio"
 LISTED = ("https://app.studio",)
@@ -20,12 +20,13 @@ def test_one_listed_origin_is_listed() -> None:
     assert listed_origin([(b"Origin", PAGE)], ()) is None
 
 
-def test_a_preflight_is_an_options_with_two_headers() -> None:
-    """An OPTIONS of a program is not one, and goes to the API."""
-    assert is_preflight("OPTIONS", ASK)
-    assert not is_preflight("PUT", ASK)
-    assert not is_preflight("OPTIONS", ASK[:1])
-    assert not is_preflight("OPTIONS", ASK[1:])
+def test_a_preflight_is_an_options_request_with_two_headers_from_a_listed_origin() -> None:
+    """Any other OPTIONS request is forwarded to the API."""
+    assert preflight_origin(b"OPTIONS", ASK, LISTED) == PAGE
+    assert preflight_origin(b"PUT", ASK, LISTED) is None
+    assert preflight_origin(b"OPTIONS", ASK[:1], LISTED) is None
+    assert preflight_origin(b"OPTIONS", ASK[1:], LISTED) is None
+    assert preflight_origin(b"OPTIONS", ASK, ()) is None
 
 
 def test_a_preflight_is_told_what_it_asked_for() -> None:

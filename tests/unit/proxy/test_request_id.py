@@ -1,4 +1,4 @@
-"""Request ids and traces: what is taken over, what is made."""
+"""Request IDs and W3C trace context."""
 
 from __future__ import annotations
 
@@ -8,55 +8,67 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfproxy.proxy.request_id import read_request_ids, request_id_factory
+from cfproxy.proxy.request_id import parse_request_ids, request_id_factory
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
-SANE = re.compile(r"[A-Za-z0-9._~:@+=/-]{1,128}")
+VALID = re.compile(r"[A-Za-z0-9._~:@+=/-]{1,128}")
 
 
-@pytest.mark.parametrize("given_id", ["1", "a-b_c".replace("_", "."), "x" * 128, "2f1b~7:3@host/1+a=b"])
-def test_a_sane_id_is_taken_over(given_id: str) -> None:
-    """Whoever called us finds the request under the caller's own id."""
-    assert read_request_ids([given_id], None, request_id_factory())[:2] == (given_id, False)
+def client_id(*ids: str) -> str | None:
+    return parse_request_ids([(b"x-Request-ID", one.encode()) for one in ids]).client_id
+
+
+def trace_id(traceparent: bytes) -> str | None:
+    return parse_request_ids([(b"Accept", b"a"), (b"TraceParent", traceparent)]).trace_id
+
+
+@pytest.mark.parametrize("given_id", ["1", "a-b.c", "x" * 128, "2f1b~7:3@host/1+a=b"])
+def test_a_valid_id_of_the_client_is_used(given_id: str) -> None:
+    """The caller finds its request in our log under its own ID."""
+    assert client_id(given_id) == given_id
 
 
 @pytest.mark.parametrize(
     "ids", [[], [""], ["a", "b"], ["x" * 129], ["a b"], ["a\x1b[31m"], ["é"], ["-a"], ['a"']]
 )
-def test_anything_else_is_replaced(ids: list[str]) -> None:
-    """None, several, too long, or of other characters: an id of ours."""
-    marks = read_request_ids(ids, None, request_id_factory())
-    assert marks.made
-    assert SANE.fullmatch(marks.request_id)
+def test_any_other_id_is_ignored(ids: list[str]) -> None:
+    """No ID, several, one that is too long, or one with other characters."""
+    assert client_id(*ids) is None
 
 
-def test_made_ids_are_unlike_each_other_and_another_process() -> None:
-    """A count within a process, a random prefix between processes."""
+def test_generated_ids_are_unique_in_and_across_processes() -> None:
+    """A counter within a process, a random prefix across processes."""
     one, other = request_id_factory(), request_id_factory()
     made = [one(), one(), other(), other()]
+    assert all(VALID.fullmatch(request_id) for request_id in made)
     assert len(set(made)) == 4
     assert made[0].partition("-")[0] != made[2].partition("-")[0]
 
 
 @pytest.mark.parametrize(
-    ("traceparent", "trace_id"),
+    ("traceparent", "expected"),
     [
         (f"00-{TRACE_ID}-00f067aa0ba902b7-01", TRACE_ID),
         (f"cc-{TRACE_ID}-00f067aa0ba902b7-01-what-comes-later", TRACE_ID),
         (f"00-{'0' * 32}-00f067aa0ba902b7-01", None),
         (f"00-{TRACE_ID.upper()}-00f067aa0ba902b7-01", None),
         (TRACE_ID, None),
-        (None, None),
     ],
 )
-def test_the_trace_is_read_as_the_standard_has_it(traceparent: str | None, trace_id: str | None) -> None:
-    """W3C Trace Context; what is not one is nobody's trace."""
-    assert read_request_ids(["a"], traceparent, request_id_factory()).trace_id == trace_id
+def test_the_trace_id_is_parsed_as_the_standard_says(traceparent: str, expected: str | None) -> None:
+    """Anything that is not W3C Trace Context has no trace ID."""
+    assert trace_id(traceparent.encode()) == expected
+    assert parse_request_ids([]).trace_id is None
 
 
-@given(st.lists(st.text(), max_size=3), st.none() | st.text())
-def test_whatever_comes_what_goes_on_is_safe(ids: list[str], traceparent: str | None) -> None:
-    """In a log line, a header and a URN."""
-    marks = read_request_ids(ids, traceparent, request_id_factory())
-    assert SANE.fullmatch(marks.request_id)
-    assert marks.trace_id is None or re.fullmatch("[0-9a-f]{32}", marks.trace_id)
+@given(st.lists(st.text() | st.from_regex(VALID, fullmatch=True), max_size=3), st.binary())
+def test_parsed_ids_are_safe_whatever_the_client_sends(ids: list[str], traceparent: bytes) -> None:
+    """They are written to log lines, headers and URNs."""
+    found = parse_request_ids(
+        [
+            *((b"X-Request-Id", one.encode("utf-8", "surrogatepass")) for one in ids),
+            (b"traceparent", traceparent),
+        ]
+    )
+    assert found.client_id is None or VALID.fullmatch(found.client_id)
+    assert found.trace_id is None or re.fullmatch("[0-9a-f]{32}", found.trace_id)

@@ -21,7 +21,7 @@ from cfproxy.errors import (
 )
 from cfproxy.pacing.queue import FairQueue
 from cfproxy.proxy.request_body import ReplayableBody
-from cfproxy.proxy.retry import Forwarder, Times
+from cfproxy.proxy.retry import Forwarder, Timings
 from cfproxy.upstream.interfaces import BegunAnswer, Call
 from tests.support.proxied import FakePacer, FakeSource, a_body
 
@@ -103,9 +103,9 @@ def posting(body: ReplayableBody) -> Call:
 async def test_token_then_slot_then_the_token_of_that_instant() -> None:
     """Nobody queues without a token, and the token that is sent is one of the instant of departure."""
     scene = Scene(200)
-    outcome = await scene.forwarder.forward(GET, "me")
+    result = await scene.forwarder.send(GET, "me")
     assert scene.journal == ["get", "slot", "get", "send token-1"]
-    assert (outcome.answer.status, outcome.retried, outcome.times.queued_s) == (200, False, 0.25)
+    assert (result.answer.status, result.retried, result.timings.queued_s) == (200, False, 0.25)
     assert scene.pacer.flows == ["me"]
 
 
@@ -113,14 +113,14 @@ async def test_a_token_replaced_while_waiting_costs_no_other_slot() -> None:
     """A refresh in the background, while a thousand wait, must not double the time that they take."""
     scene = Scene(200)
     scene.pacer.gate.clear()
-    task = asyncio.create_task(scene.forwarder.forward(GET, "me"))
+    task = asyncio.create_task(scene.forwarder.send(GET, "me"))
     while not scene.pacer.waiting:
         await asyncio.sleep(0)
     scene.source.renew()
     scene.pacer.gate.set()
-    outcome = await task
+    result = await task
     assert scene.journal == ["get", "slot", "get", "send token-2"]
-    assert outcome.times.queued_s == 0.25
+    assert result.timings.queued_s == 0.25
 
 
 async def test_who_waits_for_a_refresh_after_a_slot_takes_another_slot(
@@ -138,9 +138,9 @@ async def test_who_waits_for_a_refresh_after_a_slot_takes_another_slot(
         return await get()
 
     monkeypatch.setattr(scene.source, "get", refresh_after_the_slot)
-    outcome = await scene.forwarder.forward(GET, "me")
+    result = await scene.forwarder.send(GET, "me")
     assert scene.journal == ["get", "slot", "get", "slot", "get", "send token-2"]
-    assert outcome.times.queued_s == 0.5
+    assert result.timings.queued_s == 0.5
 
 
 @pytest.mark.parametrize("error", [LoginRequired("x"), TokenEndpointUnavailable("x")])
@@ -149,7 +149,7 @@ async def test_without_a_token_nothing_queues_and_nothing_is_sent(error: Cfproxy
     scene = Scene(200)
     scene.source.error = error
     with pytest.raises(type(error)):
-        await scene.forwarder.forward(GET, "me")
+        await scene.forwarder.send(GET, "me")
     assert scene.journal == ["get"]
 
 
@@ -158,7 +158,7 @@ async def test_without_a_slot_nothing_is_sent() -> None:
     scene = Scene(200)
     scene.pacer.error = QueueFull("x")
     with pytest.raises(QueueFull):
-        await scene.forwarder.forward(GET, "me")
+        await scene.forwarder.send(GET, "me")
     assert scene.journal == ["get", "slot"]
 
 
@@ -166,12 +166,12 @@ async def test_without_a_slot_nothing_is_sent() -> None:
 async def test_a_failure_tells_where_the_time_went(error: CfproxyError) -> None:
     """As an answer does: who waited in vain wants to know for what."""
     sends = isinstance(error, UpstreamUnreachable)
-    scene, times = Scene(error if sends else 200), Times()
+    scene, timings = Scene(error if sends else 200), Timings()
     scene.pacer.error = None if sends else error
     with pytest.raises(type(error)):
-        await scene.forwarder.forward(GET, "me", times)
-    assert times.queued_s == 0.25 if sends else times.queued_s > 0
-    assert (times.upstream_s > 0) == sends
+        await scene.forwarder.send(GET, "me", timings)
+    assert timings.queued_s == 0.25 if sends else timings.queued_s > 0
+    assert (timings.upstream_s > 0) == sends
 
 
 # --- the one retry ------------------------------------------------------------------------
@@ -180,7 +180,7 @@ async def test_a_failure_tells_where_the_time_went(error: CfproxyError) -> None:
 async def test_a_401_is_answered_by_a_replacement_and_a_second_try_with_its_own_slot() -> None:
     """The client sees the second try's answer; the first one's connection is let go before the wait."""
     scene = Scene(401, 200)
-    outcome = await scene.forwarder.forward(GET, "me")
+    result = await scene.forwarder.send(GET, "me")
     assert scene.journal[3:] == [
         "send token-1",
         "replace token-1",
@@ -190,14 +190,14 @@ async def test_a_401_is_answered_by_a_replacement_and_a_second_try_with_its_own_
         "get",
         "send token-2",
     ]
-    assert (outcome.answer.status, outcome.retried, outcome.times.queued_s) == (200, True, 0.5)
+    assert (result.answer.status, result.retried, result.timings.queued_s) == (200, True, 0.5)
 
 
 async def test_the_second_try_too_leaves_with_the_token_of_its_instant() -> None:
     """A token that is replaced again while the second try waits is not the one that is sent."""
     scene = Scene(401, 200)
     scene.after_send = scene.pacer.gate.clear
-    task = asyncio.create_task(scene.forwarder.forward(GET, "me"))
+    task = asyncio.create_task(scene.forwarder.send(GET, "me"))
     while not scene.pacer.waiting:
         await asyncio.sleep(0)
     scene.source.renew()
@@ -209,8 +209,8 @@ async def test_the_second_try_too_leaves_with_the_token_of_its_instant() -> None
 async def test_a_second_401_passes_and_is_reported() -> None:
     """Two different tokens refused: the token is not the cause, so the answer passes and no loop begins."""
     scene = Scene(401, 401)
-    outcome = await scene.forwarder.forward(GET, "me")
-    assert (outcome.answer.status, outcome.retried) == (401, True)
+    result = await scene.forwarder.send(GET, "me")
+    assert (result.answer.status, result.retried) == (401, True)
     assert scene.journal[-2:] == ["send token-2", "distrust token-2"]
     assert "close 401" in scene.journal[:-2]
 
@@ -218,8 +218,8 @@ async def test_a_second_401_passes_and_is_reported() -> None:
 async def test_with_retry_off_a_401_passes() -> None:
     """`retry.unauthorized: false` leaves every 401 to the client and every token alone."""
     scene = Scene(401, retry=False)
-    outcome = await scene.forwarder.forward(GET, "me")
-    assert outcome.answer.status == 401
+    result = await scene.forwarder.send(GET, "me")
+    assert result.answer.status == 401
     assert scene.journal == ["get", "slot", "get", "send token-1"]
 
 
@@ -227,7 +227,7 @@ async def test_with_retry_off_a_401_passes() -> None:
 async def test_no_other_status_is_tried_again(status: int) -> None:
     """Only a 401 can be the token's fault; what a 429 means is in test_too_many.py."""
     scene = Scene(status)
-    assert (await scene.forwarder.forward(GET, "me")).answer.status == status
+    assert (await scene.forwarder.send(GET, "me")).answer.status == status
     assert scene.journal[-1] == "send token-1"
 
 
@@ -235,8 +235,8 @@ async def test_a_401_passes_where_another_token_would_fare_no_better() -> None:
     """When `replace` returns the rejected token, a second try would only repeat the first."""
     scene = Scene(401)
     scene.source.stuck = True
-    outcome = await scene.forwarder.forward(GET, "me")
-    assert (outcome.answer.status, outcome.retried, outcome.too_large) == (401, False, False)
+    result = await scene.forwarder.send(GET, "me")
+    assert (result.answer.status, result.retried, result.too_large) == (401, False, False)
     assert scene.journal[-1] == "replace token-1"
 
 
@@ -245,7 +245,7 @@ async def test_a_failed_replacement_lets_the_first_answer_go() -> None:
     scene = Scene(401)
     scene.source.replace_error = LoginRequired("x")
     with pytest.raises(LoginRequired):
-        await scene.forwarder.forward(GET, "me")
+        await scene.forwarder.send(GET, "me")
     assert scene.journal[-1] == "close 401"
 
 
@@ -254,7 +254,7 @@ async def test_a_client_that_leaves_during_the_replacement_leaks_nothing() -> No
     scene = Scene(401)
     scene.source.replace_error = asyncio.CancelledError()
     with pytest.raises(asyncio.CancelledError):
-        await scene.forwarder.forward(GET, "me")
+        await scene.forwarder.send(GET, "me")
     assert scene.journal[-1] == "close 401"
 
 
@@ -262,7 +262,7 @@ async def test_an_upstream_failure_is_not_retried_here() -> None:
     """Whether a failed request may go again is the adapter's knowledge."""
     scene = Scene(UpstreamUnreachable("x"))
     with pytest.raises(UpstreamUnreachable):
-        await scene.forwarder.forward(GET, "me")
+        await scene.forwarder.send(GET, "me")
     assert scene.journal[-1] == "send token-1"
 
 
@@ -270,7 +270,7 @@ async def test_the_second_try_sends_the_whole_body_again() -> None:
     """What the first try consumed is sent again from its first byte."""
     scene = Scene(401, 200)
     with closing(a_body(b"ab", b"cd")) as body:
-        await scene.forwarder.forward(posting(body), "me")
+        await scene.forwarder.send(posting(body), "me")
     assert scene.bodies == [b"abcd", b"abcd"]
 
 
@@ -279,7 +279,7 @@ async def test_an_early_401_reads_the_rest_of_the_body_for_the_second_try_only()
     scene = Scene(401, 200)
     scene.take_bytes = 2
     with closing(a_body(b"ab", b"cd", b"ef")) as body:
-        await scene.forwarder.forward(posting(body), "me")
+        await scene.forwarder.send(posting(body), "me")
     assert scene.bodies == [b"ab", b"abcdef"]
 
 
@@ -287,6 +287,6 @@ async def test_a_401_after_a_body_too_large_to_keep_passes_and_says_so() -> None
     """Without the whole body there is no second try, and no refresh for nothing."""
     scene = Scene(401)
     with closing(a_body(b"abcd", max_bytes=3)) as body:
-        outcome = await scene.forwarder.forward(posting(body), "me")
-    assert (outcome.answer.status, outcome.too_large, outcome.retried) == (401, True, False)
+        result = await scene.forwarder.send(posting(body), "me")
+    assert (result.answer.status, result.too_large, result.retried) == (401, True, False)
     assert scene.journal[-1] == "send token-1"

@@ -17,7 +17,7 @@ from cfproxy.errors import QueueTimeout, TokenEndpointUnavailable
 from cfproxy.pacing.queue import FairQueue
 from cfproxy.proxy.request_body import ReplayableBody
 from cfproxy.proxy.response_headers import retry_after_s
-from cfproxy.proxy.retry import POSTPONED_MAX, RETRY_AFTER_MAX_S, Forwarder, Outcome
+from cfproxy.proxy.retry import POSTPONED_MAX, RETRY_AFTER_MAX_S, Forwarder, ForwardResult
 from cfproxy.upstream.interfaces import BegunAnswer, Call
 from tests.support.proxied import FakePacer, FakeSource, a_body
 
@@ -73,8 +73,8 @@ class Scene:
             self.sent.append(await call.body.read())
         return self.answers.pop(0)
 
-    async def ask(self, method: str = "GET", body: ReplayableBody | None = None) -> Outcome:
-        return await self.forwarder.forward(Call(method, b"", body, chunked=False), "flow")
+    async def ask(self, method: str = "GET", body: ReplayableBody | None = None) -> ForwardResult:
+        return await self.forwarder.send(Call(method, b"", body, chunked=False), "flow")
 
     def source_fails_after_a_429(self) -> None:
         def throttle(_pause_s: float, *, step_down: bool) -> None:
@@ -92,8 +92,8 @@ async def test_a_429_pauses_everybody_and_the_request_goes_again(method: str) ->
     """The client never hears of a 429 that a wait could cure, whatever the method: it was not processed."""
     first = Refusal(429, "3")
     scene = Scene(first, Refusal(200))
-    outcome = await scene.ask(method)
-    assert (outcome.answer.status, outcome.postponed, first.closed) == (200, 1, True)
+    result = await scene.ask(method)
+    assert (result.answer.status, result.postponed, first.closed) == (200, 1, True)
     assert scene.pauses == ["3 slower"]
     assert scene.journal.count("slot") == 2
 
@@ -123,9 +123,9 @@ async def test_a_request_goes_again_twice_at_the_most() -> None:
     """After that the upstream's 429 passes, with its own headers and body."""
     last = Refusal(429, "1")
     scene = Scene(Refusal(429, "1"), Refusal(429, "1"), last)
-    outcome = await scene.ask()
-    assert outcome.answer is last
-    assert outcome.postponed == POSTPONED_MAX
+    result = await scene.ask()
+    assert result.answer is last
+    assert result.postponed == POSTPONED_MAX
     assert not last.closed
     assert len(scene.pauses) == 3
 
@@ -134,8 +134,8 @@ async def test_a_429_passes_when_the_wait_would_be_too_long() -> None:
     """What the upstream said tells the client more than a time-out of ours."""
     only = Refusal(429, "200")
     scene = Scene(only)
-    outcome = await scene_with_a_full_queue(scene).ask()
-    assert outcome.answer is only
+    result = await scene_with_a_full_queue(scene).ask()
+    assert result.answer is only
     assert not only.closed
 
 
@@ -191,8 +191,8 @@ async def test_a_503_without_a_time_is_just_an_answer() -> None:
 async def test_after_a_429_a_401_still_gets_its_try() -> None:
     """The two kinds of retries don't use each other up."""
     scene = Scene(Refusal(429), Refusal(401), Refusal(429), Refusal(200))
-    outcome = await scene.ask()
-    assert (outcome.answer.status, outcome.retried, outcome.postponed) == (200, True, 2)
+    result = await scene.ask()
+    assert (result.answer.status, result.retried, result.postponed) == (200, True, 2)
     assert scene.journal.count("slot") == 4
 
 
