@@ -1,9 +1,6 @@
-"""The admin listener: health, status, metrics, pages.
+"""The admin endpoints: health, status, metrics, pages, and operations on the process.
 
-Owns: its addresses, and what each answers. Every answer is given from local state; only a login that a
-person finishes asks a server.
-Must not know: tokens' values; HTML (`pages.py`); how one logs in (`logins.py`), acts (`actions.py`);
-who may ask (`guard.py`).
+Responses come from local state; only finishing a login makes a network request. No token is shown.
 """
 
 from __future__ import annotations
@@ -11,130 +8,104 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from aiohttp import web
-
-from cfproxy.admin.access import PAGES, AdminRules, FormToken, wants_html
-from cfproxy.admin.actions import Actions, Operations
-from cfproxy.admin.events import Feed
-from cfproxy.admin.login_pages import LoginAccount, LoginPages
-from cfproxy.admin.pages import SECURITY_HEADERS, render_file, render_note, render_status
-from cfproxy.admin.plots import view_pacing
-from cfproxy.admin.view import View, view_account, view_request, view_summary
-from cfproxy.errors import CfproxyError
+from cfproxy.admin.access import CALLBACK, PAGES, AdminRules, FormToken, wants_html
+from cfproxy.admin.events import EventStream
+from cfproxy.admin.interfaces import Operations, RunningAccount
+from cfproxy.admin.login_pages import LoginPages
+from cfproxy.admin.messages import AdminRequest, AdminResponse, HttpError, json_response, problem_response
+from cfproxy.admin.pages import render_file, render_note, render_status
+from cfproxy.admin.view import View, view_account, view_pacing, view_request, view_summary
+from cfproxy.errors import BadTarget, CfproxyError
 from cfproxy.observability.metrics import Metrics
 from cfproxy.observability.request_stats import LATEST_MAX
 from cfproxy.observability.status import report_checks, report_pacing, report_running
-from cfproxy.server.problem_details import render_problem
 
-BODY_MAX_BYTES = 64 * 1024
-REFUSED_S = 60.0  # for which refusals of the queue are told
+QUEUE_REFUSALS_S = 60.0  # how long a refusal of the queue shows
+_STATIC = "/static/"
 
-
-class Account(LoginAccount, Protocol):
-    """What the admin listener sees of an account."""
-
-    @property
-    def listen(self) -> str:
-        """Where its proxy listens."""
-
-    @property
-    def url(self) -> str:
-        """Where clients call."""
-
-    @property
-    def upstream_url(self) -> str:
-        """Where its requests go."""
-
-    @property
-    def failure(self) -> CfproxyError | None:
-        """Why the API did not answer the latest request; None if it did."""
-
-    @property
-    def in_flight(self) -> int:
-        """How many of its requests are being worked at."""
+Handler = Callable[[AdminRequest], Awaitable[AdminResponse]]
 
 
-class Admin:
+class AdminApp:
     """The admin endpoints.
 
     Args:
-        accounts: what to report on; may change while it is used.
-        metrics: what to expose.
+        accounts: the accounts to report; may change.
+        metrics: the metrics to expose.
+        operations: what requests can do to the process.
         rules: who may call; may be replaced.
-        operations: what the process lets itself be told.
     """
 
     def __init__(
-        self, accounts: Sequence[Account], metrics: Metrics, rules: AdminRules, operations: Operations
+        self,
+        accounts: Sequence[RunningAccount],
+        metrics: Metrics,
+        operations: Operations,
+        rules: AdminRules,
     ) -> None:
         self._accounts = accounts
         self._metrics = metrics
-        self._actions = Actions(operations)
+        self._operations = operations
         self._token = FormToken()
         self._logins = LoginPages(accounts, self._describe_account, self._token)
-        self._feed = Feed(self._describe, metrics.activity.latest)
+        self._events = EventStream(self._describe, metrics.latest)
         self.rules = rules
-        self.port: int = 0
-        self.started = False
         self.draining = False
+        self._routes: dict[str, dict[str, Handler]] = {
+            "/": _get(self._page),
+            "/events": {"GET": self._events.serve},
+            "/login": _get(self._logins.show) | {"POST": self._logins.act},
+            CALLBACK: {"GET": self._logins.receive},
+            "/livez": _get(self._livez),
+            # Nothing is served before the start is complete.
+            "/startupz": _get(self._livez),
+            "/readyz": _get(self._readyz),
+            "/status.json": _get(self._status),
+            "/metrics": _get(self._render_metrics),
+            _STATIC: _get(self._file),
+            "/shutdown": {"POST": self._shutdown},
+            "/reload": {"POST": self._reload},
+            "/log-level": {"POST": self._set_log_level},
+        }
 
-    def build_app(self) -> web.Application:
-        """Return the aiohttp application."""
-        app = web.Application(middlewares=[self._guard], client_max_size=BODY_MAX_BYTES)
-        get = app.router.add_get
-        get("/", self._page)
-        get("/events", self._feed.serve, allow_head=False)
-        get("/static/{name}", self._file)
-        get("/login", self._logins.show)
-        app.router.add_post("/login", self._logins.act)
-        get("/callback", self._logins.receive, allow_head=False)
-        get("/livez", self._livez)
-        get("/startupz", self._startupz)
-        get("/readyz", self._readyz)
-        get("/status.json", self._status)
-        get("/metrics", self._render_metrics)
-        self._actions.add_to(app)
-        app.on_shutdown.append(self._end_feed)
-        return app
-
-    @web.middleware
-    async def _guard(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
+    async def respond(self, request: AdminRequest) -> AdminResponse:
+        """Check and handle a request."""
         try:
-            self.rules.check(request, self.port, self._logins.redirect_hosts)
+            self.rules.check(request, self._logins.redirect_hosts)
             if request.method not in {"GET", "HEAD"}:
                 await self._token.check(request)
                 if request.path not in PAGES:
                     self.rules.check_action(request)
-            response = await handler(request)
+            return await self._find_handler(request)(request)
         except CfproxyError as error:
-            response = _refuse(request, error)
-        except web.HTTPSeeOther as found:
-            response = web.Response(status=found.status, headers={"Location": str(found.location)})
-        except web.HTTPException as error:
-            response = _turn_away(request, error)
-        for name, value in SECURITY_HEADERS.items():
-            response.headers.setdefault(name, value)
-        return response
+            return _error_response(request, error)
+        except HttpError as error:
+            return _http_error_response(request, error)
+
+    async def aclose(self) -> None:
+        """End the event streams."""
+        await self._events.aclose()
+
+    def _find_handler(self, request: AdminRequest) -> Handler:
+        handlers = self._routes.get(_STATIC if request.path.startswith(_STATIC) else request.path)
+        if handlers is None:
+            raise HttpError(404)
+        if request.method not in handlers:
+            raise HttpError(405, headers={"Allow": ",".join(sorted(handlers))})
+        return handlers[request.method]
 
     # --- for machines ---------------------------------------------------------------------
 
-    async def _livez(self, _request: web.Request) -> web.Response:
-        return web.json_response({"status": "ok"})
+    async def _livez(self, _request: AdminRequest) -> AdminResponse:
+        return json_response({"status": "ok"})
 
-    async def _startupz(self, _request: web.Request) -> web.Response:
-        return web.json_response(
-            {"status": "ok" if self.started else "starting"}, status=200 if self.started else 503
-        )
-
-    async def _readyz(self, _request: web.Request) -> web.Response:
+    async def _readyz(self, _request: AdminRequest) -> AdminResponse:
         reports = await self._reports()
         checks = [check for report in reports for check in report_checks(report)]
-        # A full queue is told but does not count: replicas behind the same address share the API's limit,
-        # so that sending callers to another one would help nobody.
+        # A full queue is reported but does not make us unready: replicas share the API's rate limit, so
+        # sending callers to another one would not help.
         checks += [
             {
                 "check": "queue",
@@ -145,73 +116,84 @@ class Admin:
             }
             for upstream, pacing in self._pacing().items()
         ]
-        ready = self.started and not self.draining and all(report["ready"] for report in reports)
-        word = "ok" if ready else "shutting-down" if self.draining else "not-ready"
+        ready = not self.draining and all(report["ready"] for report in reports)
+        status = "ok" if ready else "shutting-down" if self.draining else "not-ready"
         lines = ",\n".join(json.dumps(check) for check in checks)
-        text = f'{{"status": "{word}", "checks": [\n{lines}\n]}}\n'
-        return web.Response(text=text, content_type="application/json", status=200 if ready else 503)
+        text = f'{{"status": "{status}", "checks": [\n{lines}\n]}}\n'
+        headers = {"Content-Type": "application/json; charset=utf-8"}
+        return AdminResponse(text.encode(), 200 if ready else 503, headers)
 
-    async def _status(self, _request: web.Request) -> web.Response:
-        return web.json_response({"accounts": await self._reports(), "pacing": self._pacing()})
+    async def _status(self, _request: AdminRequest) -> AdminResponse:
+        return json_response({"accounts": await self._reports(), "pacing": self._pacing()})
 
-    async def _render_metrics(self, _request: web.Request) -> web.Response:
+    async def _render_metrics(self, _request: AdminRequest) -> AdminResponse:
         for account in self._accounts:
-            await account.look()
-        in_flight = {account.app.account: account.in_flight for account in self._accounts}
-        return web.Response(
-            body=self._metrics.render(in_flight),
-            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
-        )
+            await account.token_source.check_store()
+        in_flight = {account.app.account: account.server.in_flight for account in self._accounts}
+        headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        return AdminResponse(self._metrics.render(in_flight), headers=headers)
+
+    async def _shutdown(self, _request: AdminRequest) -> AdminResponse:
+        self._operations.stop()
+        return json_response({"status": "shutting-down"}, status=202)
+
+    async def _reload(self, _request: AdminRequest) -> AdminResponse:
+        changed = await self._operations.reload()
+        return json_response({"status": "reloaded", "changed": changed})
+
+    async def _set_log_level(self, request: AdminRequest) -> AdminResponse:
+        level = request.query.get("level")
+        if level is None:
+            raise BadTarget("name the level: POST /log-level?level=debug (or info, warning, error)")
+        self._operations.set_log_level(level)
+        return json_response({"status": "changed", "level": level})
 
     # --- for people -----------------------------------------------------------------------
 
-    async def _page(self, _request: web.Request) -> web.Response:
-        shown, latest = await self._describe(), self._metrics.activity.latest
+    async def _page(self, _request: AdminRequest) -> AdminResponse:
+        state, latest = await self._describe(), self._metrics.latest
         return render_status(
-            shown["summary"],
-            shown["accounts"],
-            shown["pacing"],
+            state["summary"],
+            state["accounts"],
+            state["pacing"],
             [view_request(finished) for finished in reversed(latest.after(latest.serial - LATEST_MAX))],
-            logins=[
-                account.app.account for account in self._accounts if account.app.grant == "authorization_code"
-            ],
+            logins=[a.app.account for a in self._accounts if a.app.grant == "authorization_code"],
             try_url=next((f"{a.url}/v1/jobs" for a in self._accounts if a.listen != "off"), ""),
-            mark=self._feed.mark,
+            last_event_id=self._events.last_event_id,
         )
 
-    async def _file(self, request: web.Request) -> web.Response:
-        return render_file(request.match_info["name"])
+    async def _file(self, request: AdminRequest) -> AdminResponse:
+        return render_file(request.path.removeprefix(_STATIC))
 
-    async def _end_feed(self, _app: web.Application) -> None:
-        await self._feed.aclose()
-
-    # --- what there is to say -------------------------------------------------------------
+    # --- the state that pages and reports show --------------------------------------------
 
     async def _describe(self) -> dict[str, Any]:
-        reports, trends = await self._reports(), self._metrics.activity
+        reports = await self._reports()
         return {
             "summary": view_summary(reports, draining=self.draining),
             "accounts": {report["account"]: view_account(report) for report in reports},
             "pacing": {
-                upstream: view_pacing(pacing, *trends.trend(upstream).series())
+                upstream: view_pacing(pacing, *self._metrics.trend(upstream).series())
                 for upstream, pacing in self._pacing().items()
             },
         }
 
-    async def _describe_account(self, account: LoginAccount) -> View:
+    async def _describe_account(self, account: RunningAccount) -> View:
         views: dict[str, View] = (await self._describe())["accounts"]
         return views[account.app.account]
 
     async def _reports(self) -> list[dict[str, Any]]:
         reports, now = [], time.time()
         for account in self._accounts:
-            state = await account.look()
-            name, latest = account.app.account, self._metrics.activity.latest
-            refused = latest.refused(name, now - REFUSED_S)
-            report = report_running(account.app, state, now, account.store_location, account.failure, refused)
+            await account.token_source.check_store()
+            app, failure = account.app, account.server.failure
+            refused = self._metrics.latest.refused(app.account, now - QUEUE_REFUSALS_S)
+            report = report_running(
+                app, account.token_source.state(), now, account.store.location, failure, refused
+            )
             report["listen"] = account.listen
             report["url"] = account.url
-            report["upstream"] = account.upstream_url
+            report["upstream"] = account.settings.upstream
             reports.append(report)
         return reports
 
@@ -219,24 +201,27 @@ class Admin:
         return {upstream: report_pacing(read()) for upstream, read in self._metrics.pacing.items()}
 
 
-def _refuse(request: web.Request, error: CfproxyError) -> web.Response:
-    raw_headers, document = render_problem(error, "admin")
-    headers = {n.decode(): v.decode() for n, v in raw_headers if n.decode() not in SECURITY_HEADERS}
-    if wants_html(request) and request.path in PAGES:
-        response = render_note(error.title, error.message, tone="bad", status=error.status)
-        response.headers.update({name: value for name, value in headers.items() if name != "Content-Type"})
-        return response
-    return web.Response(status=error.status, body=document, headers=headers)
+def _get(handler: Handler) -> dict[str, Handler]:
+    """Return a route for GET and HEAD."""
+    return {"GET": handler, "HEAD": handler}
 
 
-def _turn_away(request: web.Request, error: web.HTTPException) -> web.Response:
+def _error_response(request: AdminRequest, error: CfproxyError) -> AdminResponse:
+    problem = problem_response(error)
+    if not (wants_html(request) and request.path in PAGES):
+        return problem
+    page = render_note(error.title, error.message, tone="bad", status=error.status)
+    page.headers = problem.headers | page.headers
+    return page
+
+
+def _http_error_response(request: AdminRequest, error: HttpError) -> AdminResponse:
     if wants_html(request):
-        text = "Nothing is shown at this address. The status page has what there is."
-        link = ("/", "To the status page")
-        response = render_note(error.reason, text, tone="bad", link=link, status=error.status)
+        text = "There is no page at this address."
+        link = ("/", "Go to the status page")
+        response = render_note(error.title, text, tone="bad", link=link, status=error.status)
     else:
-        document = {"type": "about:blank", "title": error.reason, "status": error.status}
-        response = web.json_response(document, status=error.status, content_type="application/problem+json")
-    if "Allow" in error.headers:
-        response.headers["Allow"] = error.headers["Allow"]
+        document = {"type": "about:blank", "title": error.title, "status": error.status}
+        response = json_response(document, status=error.status, content_type="application/problem+json")
+    response.headers |= error.headers
     return response

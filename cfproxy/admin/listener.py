@@ -1,14 +1,9 @@
-"""The admin listener as a part of the process: one application, at whatever address it has now.
-
-Owns: when its application is built, that it lasts to the end, and the address at which it is reached.
-Must not know: what it answers.
-"""
+"""The admin listener of the process: which socket it serves, and when its endpoints are loaded."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -16,120 +11,105 @@ from typing import TYPE_CHECKING
 from structlog.typing import FilteringBoundLogger
 
 from cfproxy.admin.access import AdminRules
+from cfproxy.admin.interfaces import Operations, RunningAccount
+from cfproxy.admin.messages import AdminRequest, AdminResponse
+from cfproxy.admin.server import AdminServer
+from cfproxy.errors import CfproxyError
 from cfproxy.observability.metrics import Metrics
-from cfproxy.server.connection_limits import Connections
 from cfproxy.server.listener import ListeningSocket
 
 if TYPE_CHECKING:
-    from aiohttp import web
+    from cfproxy.admin.app import AdminApp
 
-    from cfproxy.admin.actions import Operations
-    from cfproxy.admin.app import Account, Admin
-
-CUT_S = 0.5  # for answers under way when everything else has ended
-# What the first requests to the API are ahead of it: importing it takes as long as a tenth of the start.
+# Importing these takes about a tenth of the start, so the first requests to the API go first.
 LEAD_S = 0.5
-_IMPORTED_LATE = ("cfproxy.admin.app", "cfproxy.admin.connection", "cfproxy.observability.prometheus")
+_IMPORTED_LATE = ("cfproxy.admin.app", "cfproxy.observability.prometheus")
 
 
 class AdminListener:
-    """The admin endpoints of a process; off until it is switched to a door.
+    """The admin endpoints of a process; off until `switch` gives it a socket.
 
-    They are built when somebody asks for them, or soon after the start: who comes before waits at the door.
-    If that fails nobody waits any more, and the next reload tries again.
+    Its endpoints are loaded by the first request, or soon after the start: later their files may belong to
+    another version. If that fails, requests get a problem document and the next reload tries again.
 
     Args:
-        accounts: what they tell of; may change.
-        metrics: what they expose.
-        operations: what the process lets itself be told.
-        log: where it goes that the address changed.
+        accounts: the accounts to report; may change.
+        metrics: the metrics to expose.
+        operations: what requests can do to the process.
+        log: logs changes of the address, and failures.
     """
 
     def __init__(
         self,
-        accounts: Sequence[Account],
+        accounts: Sequence[RunningAccount],
         metrics: Metrics,
         operations: Operations,
         log: FilteringBoundLogger,
     ) -> None:
-        self._parts = (accounts, metrics, operations)
+        self._accounts = accounts
+        self._metrics = metrics
+        self._operations = operations
         self._log = log
-        self._place: tuple[ListeningSocket, AdminRules] | None = None
-        self._building: asyncio.Task[None] | None = None
-        self._runner: web.AppRunner | None = None
-        self._room: Connections | None = None
+        self._rules: AdminRules | None = None
+        self._asked = asyncio.Event()
+        self._loading: asyncio.Task[None] | None = None
+        self._server: AdminServer | None = None
         self._draining = False
-        self.admin: Admin | None = None
+        self.app: AdminApp | None = None  # once it is loaded
         self.url: str | None = None
 
-    def switch(self, door: ListeningSocket | None, rules: AdminRules | None) -> None:
-        """Be reached at `door` by whom `rules` say from now on; None: not at all."""
-        if door is None or rules is None:
-            self._place = self.url = None
+    def switch(self, listening: ListeningSocket | None, rules: AdminRules | None) -> None:
+        """Serve `listening` by `rules` from now on; None turns the listener off."""
+        if listening is None or rules is None:
+            self.url = None
             return
-        self._place = (door, rules)
-        if self._building is None:
-            self._building = asyncio.create_task(self._build(door, rules))
-            self._building.add_done_callback(self._tell_failure)
-        self._serve()
-        if self.url != f"http://{door.address}":
-            self.url = f"http://{door.address}"
-            self._log.info("admin.started", listen=str(door.address))
+        self._rules = rules
+        if self._server is None:
+            self._server = AdminServer(self._respond, self._log)
+        if self.app is not None:
+            self.app.rules = rules
+        elif self._loading is None or self._loading.done():
+            self._loading = asyncio.create_task(self._load())
+        listening.serve(self._server.build_connection)
+        if self.url != f"http://{listening.address}":
+            self.url = f"http://{listening.address}"
+            self._log.info("admin.started", listen=str(listening.address))
 
-    async def _build(self, door: ListeningSocket, rules: AdminRules) -> None:
+    async def _load(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAD_S):
-                await door.asked.wait()
-        for name in _IMPORTED_LATE:
-            await asyncio.to_thread(import_module, name)  # requests go on in the meantime
-        from aiohttp import web  # noqa: PLC0415 - they are there now
-
-        from cfproxy.admin.app import Admin  # noqa: PLC0415
-        from cfproxy.admin.connection import build_room  # noqa: PLC0415
-
-        accounts, metrics, operations = self._parts
-        admin = Admin(accounts, metrics, rules, operations)
-        self._runner = web.AppRunner(
-            admin.build_app(), access_log=None, handle_signals=False, shutdown_timeout=CUT_S
-        )
-        await self._runner.setup()
-        self._room = build_room(self._log)
-        admin.draining = self._draining
-        self.admin = admin
-        self._serve()
-
-    def _tell_failure(self, building: asyncio.Task[None]) -> None:
-        error = None if building.cancelled() else building.exception()
-        if error is not None:
+                await self._asked.wait()
+        try:
+            for name in _IMPORTED_LATE:
+                await asyncio.to_thread(import_module, name)  # meanwhile the loop serves requests
+            from cfproxy.admin.app import AdminApp  # noqa: PLC0415 - imported by now
+        except Exception as error:  # noqa: BLE001 - logged; the proxy itself works without these pages
             self._log.error("admin.failed", exc_info=error)
-            self._building = None
-            if self._place is not None:
-                self._place[0].turn_away()
-
-    def _serve(self) -> None:
-        """Serve the door of the moment, if the application is there."""
-        if self._place is None or self.admin is None or self._runner is None or self._room is None:
             return
-        from cfproxy.admin.connection import build_connection  # noqa: PLC0415 - see `_build`
+        assert self._rules is not None  # noqa: S101 - `switch` has set them
+        self.app = AdminApp(self._accounts, self._metrics, self._operations, self._rules)
+        self.app.draining = self._draining
 
-        door, self.admin.rules = self._place
-        assert self._runner.server is not None  # noqa: S101 - it is set up
-        door.serve(functools.partial(build_connection, self._runner.server, self._room))
-        self.admin.port = door.port or 0
-        self.admin.started = True
+    async def _respond(self, request: AdminRequest) -> AdminResponse:
+        self._asked.set()
+        if self.app is None and self._loading is not None:
+            await asyncio.wait({self._loading})
+        if self.app is None:
+            raise CfproxyError("the admin pages failed to load; the log has the reason under admin.failed")
+        return await self.app.respond(request)
 
     def drain(self) -> None:
-        """Say that the process is not ready any more."""
+        """Report from now on that the process is shutting down."""
         self._draining = True
-        if self.admin is not None:
-            self.admin.draining = True
+        if self.app is not None:
+            self.app.draining = True
 
     async def aclose(self) -> None:
-        """End every connection."""
-        if self._building is not None:
-            self._building.cancel()
-            await asyncio.wait({self._building})
-        if self._runner is not None:
-            await self._runner.cleanup()
-        if self._room is not None:
-            self._room.aclose()
+        """Close every connection."""
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.wait({self._loading})
+        if self.app is not None:
+            await self.app.aclose()
+        if self._server is not None:
+            await self._server.aclose()

@@ -1,9 +1,9 @@
-"""The pages as HTML: templates of `static/` filled with texts.
+"""The pages as HTML: the templates of `static/`, filled with text.
 
-Owns: which template takes which text, the pages' headers, and the files that they load.
-Must not know: requests, logins, where a text comes from.
-Invariants: whatever is put into a template is escaped, except templates; no script and no style stands in
-a page, and what a page may load, send and be framed by is in its Content-Security-Policy.
+Invariants:
+1. Everything put into a template is escaped, except other templates.
+2. No page contains inline scripts or styles; the Content-Security-Policy limits what a page may load and
+   send, and who may frame it.
 """
 
 from __future__ import annotations
@@ -12,33 +12,18 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
+from pathlib import Path
 from string import Template
-
-from aiohttp import web
+from types import MappingProxyType
 
 from cfproxy import __version__
+from cfproxy.admin.messages import AdminResponse, HttpError
 from cfproxy.admin.view import View, clock_text
 
 _TYPES = {"style.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
-# A script can put texts into a page, but can't make markup of them (Trusted Types).
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'"
-)
-SECURITY_HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": _POLICY,
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "Server": "cfproxy",  # else aiohttp tells its version and Python's
-    "X-Content-Type-Options": "nosniff",
-}
-# With no-referrer a browser sends `Origin: null` with our own forms, too (Fetch, section "append a request
-# `Origin` header"), and they could not be told from another site's. Other origins learn nothing either way.
-FORM_HEADERS = SECURITY_HEADERS | {"Referrer-Policy": "same-origin"}
+# With no-referrer, browsers send `Origin: null` even with our own forms (Fetch, "append a request `Origin`
+# header"), so these could not be told from another site's. Other origins learn nothing either way.
+_FORM_HEADERS = {"Referrer-Policy": "same-origin"}
 
 _NO_REQUEST: View = dict.fromkeys(
     ("at", "account", "method", "path", "status", "queue", "token", "upstream", "total", "note", "tone"), ""
@@ -47,15 +32,15 @@ _NO_REQUEST: View = dict.fromkeys(
 
 @dataclass(frozen=True, slots=True)
 class LoginView:
-    """What the login page needs besides the account's texts.
+    """What the login page shows besides the account's view.
 
     Args:
-        name: the account.
-        form_token: proves that a form is ours.
-        redirect_uri: where the browser ends up; None where there is no login in a browser.
-        command: does the same in a terminal; empty where it can't.
-        alert: why the last try failed; empty without one.
-        pasted: whether it was a pasted address.
+        name: the account's name.
+        form_token: the CSRF token.
+        redirect_uri: where the login sends the browser; None without a login in a browser.
+        command: the command that does the same in a terminal; empty if none can.
+        alert: why the last attempt failed; empty if none did.
+        pasted: whether that attempt was a pasted address.
     """
 
     name: str
@@ -74,18 +59,18 @@ def render_status(
     *,
     logins: Sequence[str],
     try_url: str,
-    mark: str,
-) -> web.Response:
+    last_event_id: str,
+) -> AdminResponse:
     """Return the status page.
 
     Args:
-        summary: the first line.
-        accounts: by name.
-        pacing: by upstream.
-        requests: the newest first.
-        logins: the accounts that a person can log in.
-        try_url: an address that a first request could go to.
-        mark: up to where the page tells of requests, for the event stream.
+        summary: see `view_summary`.
+        accounts: by name (see `view_account`).
+        pacing: by upstream (see `view_pacing`).
+        requests: newest first (see `view_request`).
+        logins: names of the accounts that a person can log in.
+        try_url: a URL for the first request.
+        last_event_id: where the event stream continues.
     """
     cards = [_card(name, view, with_login=name in logins) for name, view in accounts.items()]
     body = _fill(
@@ -93,7 +78,7 @@ def render_status(
         summary,
         accounts_title="Account" if len(accounts) == 1 else "Accounts",
         accounts=_Html("".join(cards)),
-        pacing=_Html("".join(_pace(upstream, view) for upstream, view in pacing.items())),
+        pacing=_Html("".join(_pacing_card(upstream, view) for upstream, view in pacing.items())),
         rows=_Html("".join(_row(view) for view in requests)),
         empty_row=_Html(_row(_NO_REQUEST)),
         requests_hidden=_hidden(bool(requests)),
@@ -102,31 +87,31 @@ def render_status(
         many="many" if len(accounts) > 1 else "one",
         try_url=try_url,
     )
-    return _page(str(summary["title"]), body, names=" ".join(accounts), after=mark)
+    return _page(str(summary["title"]), body, names=" ".join(accounts), after=last_event_id)
 
 
-def render_login(login: LoginView, account: View, *, status: int = 200) -> web.Response:
+def render_login(login: LoginView, account: View, *, status: int = 200) -> AdminResponse:
     """Return the login page of one account."""
     texts = {"form_token": login.form_token, "name": login.name, "command": login.command}
     steps = _fill(
         "app.html" if login.redirect_uri is None else "steps.html",
         texts | {"redirect_uri": login.redirect_uri or ""},
         described="alert redirected-hint" if login.pasted else "redirected-hint",
-        # Who hears the page begins at the field that was refused, with the reason.
+        # Screen readers start at the rejected field, and read the reason.
         refused=_Html(' aria-invalid="true" autofocus' if login.pasted else ""),
         command_hidden=_hidden(not login.command),
     )
-    said = f'<p class="alert" id="alert" role="alert"><b>That did not work:</b> {escape(login.alert)}</p>'
+    alert = f'<p class="alert" id="alert" role="alert"><b>Login failed:</b> {escape(login.alert)}</p>'
     body = _fill(
         "login.html",
         account | {"name": login.name},
-        alert=_Html(said if login.alert else ""),
+        alert=_Html(alert if login.alert else ""),
         steps=_Html(steps),
         done_hidden=_hidden(not account["just_now"]),
         detail_hidden=_hidden(not account["detail"]),
     )
     title = f"{'Not logged in' if login.alert else 'Log in'}: {login.name} · cfproxy"
-    return _page(title, body, names=login.name, status=status, headers=FORM_HEADERS)
+    return _page(title, body, names=login.name, status=status, headers=_FORM_HEADERS)
 
 
 def render_note(
@@ -137,16 +122,16 @@ def render_note(
     link: tuple[str, str] | None = None,
     alone: bool = False,
     status: int = 200,
-) -> web.Response:
-    """Return a page that says one thing.
+) -> AdminResponse:
+    """Return a page with one message.
 
     Args:
-        title: its heading.
-        text: what it says.
+        title: the heading.
+        text: the message.
         tone: `good`, `warn` or `bad`.
-        link: address and label of the way on.
-        alone: nothing else can be had where it is shown: no style, no link.
-        status: of the answer.
+        link: URL and label of a link below the message.
+        alone: whether the page must do without our style sheet and script.
+        status: HTTP status.
     """
     more = "" if link is None else f'<p><a href="{escape(link[0])}">{escape(link[1])}</a></p>\n'
     role = "status" if tone == "good" else "alert"
@@ -154,31 +139,33 @@ def render_note(
     return _page(f"{title} · cfproxy", body, status=status, frame="plain.html" if alone else "page.html")
 
 
-def render_departure(authorize_url: str) -> web.Response:
-    """Return the page of the new tab that goes to the authorize URL at once.
+def render_departure(authorize_url: str) -> AdminResponse:
+    """Return a page, for a new tab, that goes to the authorize URL at once.
 
-    Not a redirect: browsers apply the page's `form-action` to every redirect that follows a form, and where
-    the accounts server sends people to log in is its own affair.
+    Not a redirect: browsers apply a page's `form-action` to every redirect that follows a form, and the
+    accounts server may redirect anywhere.
     """
-    link = (authorize_url, "Go on to Creative Force")
-    response = render_note("On the way to Creative Force", "This tab goes there now.", link=link)
+    link = (authorize_url, "Continue to Creative Force")
+    response = render_note(
+        "Opening Creative Force", "This tab opens the login page of Creative Force.", link=link
+    )
     response.headers["Refresh"] = f"0; url={authorize_url}"
     return response
 
 
-def render_file(name: str) -> web.Response:
+def render_file(name: str) -> AdminResponse:
     """Return one of the files that pages load.
 
     Raises:
-        HTTPNotFound: it is none of them.
+        HttpError: there is no such file.
     """
     if name not in _TYPES:
-        raise web.HTTPNotFound
-    return web.Response(text=_read(name), content_type=_TYPES[name], charset="utf-8")
+        raise HttpError(404)
+    return AdminResponse(_read(name).encode(), headers={"Content-Type": f"{_TYPES[name]}; charset=utf-8"})
 
 
 class _Html(str):
-    """A text that is markup already."""
+    """Text that is markup already, and not escaped again."""
 
     __slots__ = ()
 
@@ -190,11 +177,11 @@ def _page(
     names: str = "",
     after: str = "",
     status: int = 200,
-    headers: Mapping[str, str] = SECURITY_HEADERS,
+    headers: Mapping[str, str] = MappingProxyType({}),
     frame: str = "page.html",
-) -> web.Response:
+) -> AdminResponse:
     html = _fill(frame, {}, title=title, body=_Html(body), names=names, after=after, version=__version__)
-    return web.Response(text=html, content_type="text/html", charset="utf-8", status=status, headers=headers)
+    return AdminResponse(html.encode(), status, {"Content-Type": "text/html; charset=utf-8"} | dict(headers))
 
 
 def _card(name: str, view: View, *, with_login: bool) -> str:
@@ -217,7 +204,7 @@ def _card(name: str, view: View, *, with_login: bool) -> str:
     )
 
 
-def _pace(upstream: str, view: View) -> str:
+def _pacing_card(upstream: str, view: View) -> str:
     return _fill("pacing.html", view, upstream=upstream, note_hidden=_hidden(not view["note"]))
 
 
@@ -244,4 +231,4 @@ def _template(name: str) -> Template:
 
 @functools.cache
 def _read(name: str) -> str:
-    return files("cfproxy.admin").joinpath("static", name).read_text(encoding="utf-8")
+    return (Path(__file__).parent / "static" / name).read_text(encoding="utf-8")

@@ -1,10 +1,8 @@
-"""What the pages say of accounts and requests: reports turned into short texts and bar lengths.
+"""What the pages show, as short texts, numbers and SVG paths.
 
-Owns: the words and numbers of the status page. The server fills its HTML with them, and the script puts
-the same ones in place later, so that nothing is worded twice.
-Must not know: HTML, HTTP, plots (`plots.py`).
-Invariants: pure; knows of an account only what its report says, so a page can show no more than
-`/status.json`; every value is a text or a number and becomes text only.
+The server fills its HTML with these views, and the script puts later ones into the same places, so every
+text is written in one place. A view is a pure function of a report, so a page shows no more than
+`/status.json`.
 """
 
 from __future__ import annotations
@@ -21,6 +19,9 @@ from cfproxy.pacing.queue import FULL
 View = dict[str, str | float]
 Tone = Literal["good", "warn", "bad"]
 JUST_NOW_S = 60
+PLOT_WIDTH = 600
+PLOT_HEIGHT = 100
+_HEADROOM = 1.15
 
 _TROUBLE = {
     "login-required": "Log in to go on",
@@ -108,6 +109,49 @@ def view_summary(reports: Sequence[dict[str, Any]], *, draining: bool) -> View:
     else:
         text = f"All {len(reports)} accounts work"
     return {"tone": tone, "text": text, "more": more, "title": f"{text} · cfproxy"}
+
+
+def view_pacing(pacing: dict[str, Any], rates: Sequence[float], waiting: Sequence[int]) -> View:
+    """Return the texts and lines of one upstream's plots.
+
+    Args:
+        pacing: as in `/status.json`.
+        rates: departures per second, oldest first.
+        waiting: the longest queue of each step, likewise.
+    """
+    limit = None if pacing["rate"] is None else pacing["rate"] / pacing["per_s"]
+    recent = sum(rates[-2:]) / 2 if len(rates) > 1 else 0.0
+    top_rate = max([*rates, limit or 0.0, 1.0]) * _HEADROOM
+    top_queue = max([*waiting, 5]) * _HEADROOM
+    most, peak = max(rates, default=0.0), max(waiting, default=0)
+    now = _rate(recent) + ("" if limit is None else f" of {limit:g}") + " per second"
+    queue = f"{number_text(pacing['waiting'])} of {number_text(pacing['capacity'])} waiting"
+    if pacing["waiting"]:
+        queue += f", the first for {pacing['oldest_wait_s']:.1f} s"
+    full = pacing["state"] == "queue-full"
+    notes = ["paused: the API asked for it" if pacing["paused"] else ""]
+    if pacing["shared"] == "alone":
+        notes.append(f"the store is out of reach: one of {pacing['replicas']} parts of the rate")
+    elif pacing["shared"] == "on" and pacing["replicas"] > 1:
+        notes.append(f"{pacing['replicas']} replicas keep the rate together")
+    notes.append("the queue is full: more requests get 503 queue-full" if full else "")
+    return {
+        "tone": "bad" if full else "warn" if pacing["paused"] or pacing["shared"] == "alone" else "good",
+        "rate_text": now,
+        "queue_text": queue,
+        "note": "; ".join(filter(None, notes)),
+        "refusals": f"{number_text(pacing['refusals'])} answered 429 (too many)",
+        "departures": f"Since the start: {count_text(pacing['departures'], 'request')} sent",
+        "rate_line": _line(rates, top_rate),
+        "rate_area": _area(rates, top_rate),
+        "limit_line": "" if limit is None else _line([limit, limit], top_rate),
+        "queue_line": _line(waiting, top_queue),
+        "queue_area": _area(waiting, top_queue),
+        "rate_label": f"Requests sent in the last 10 minutes: now {now}, at most {_rate(most)}",
+        "queue_label": f"Queue in the last 10 minutes: now {queue}, at most {number_text(peak)}",
+        "rate_peak": f"at most {_rate(most)}",
+        "queue_peak": f"at most {number_text(peak)}",
+    }
 
 
 def view_request(finished: Finished) -> View:
@@ -237,3 +281,21 @@ def _milliseconds(seconds: float | None) -> str:
     if seconds >= 10:
         return f"{seconds:.0f} s"
     return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+
+
+def _rate(per_s: float) -> str:
+    # Samples are a second apart, so that a decimal of a large rate would mean nothing.
+    return f"{per_s:.0f}" if per_s >= 10 else f"{per_s:.1f}"
+
+
+def _line(values: Sequence[float], top: float) -> str:
+    """Return an SVG path through the values, from the left edge of the plot to its right one."""
+    step = PLOT_WIDTH / max(1, len(values) - 1)
+    points = (
+        f"{index * step:.0f} {PLOT_HEIGHT * (1 - value / top):.1f}" for index, value in enumerate(values)
+    )
+    return "M" + "L".join(points)
+
+
+def _area(values: Sequence[float], top: float) -> str:
+    return f"{_line(values, top)}V{PLOT_HEIGHT}H0Z"

@@ -1,8 +1,7 @@
-"""The metrics in Prometheus' form, in a registry of our own.
+"""The metrics in Prometheus' text format, in a registry of our own.
 
-Owns: names, help texts and labels. What can be read when it is asked for is read then: from brokers and
-shapers, and from what `traffic.py` has counted. No label has unbounded values: accounts and upstreams are
-the configuration's, methods, status classes, problems and states are fixed sets.
+States and counters are read when the metrics are rendered. Labels have bounded sets of values: accounts and
+upstreams of the configuration; fixed methods, status classes, problems and states.
 """
 
 from __future__ import annotations
@@ -16,103 +15,103 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from cfproxy import __version__
-from cfproxy.auth.models import TokenStatus
 from cfproxy.errors import state_of
-from cfproxy.observability.request_stats import Activity, Durations, RequestStats
+from cfproxy.observability.metrics import Metrics
+from cfproxy.observability.request_stats import Durations, RequestStats
 from cfproxy.observability.status import ACCOUNT_STATES
-from cfproxy.pacing.queue import QueueState
 
 _DURATIONS: tuple[tuple[str, str, Callable[[RequestStats], Durations]], ...] = (
     (
         "cfproxy_request_duration_seconds",
-        "From a request's head to its answer's last byte.",
-        lambda traffic: traffic.total,
+        "From the head of a request to the last byte of its response.",
+        lambda stats: stats.total,
     ),
     (
         "cfproxy_queue_duration_seconds",
-        "Waiting for a slot, all tries of a request together.",
-        lambda traffic: traffic.queued,
+        "Time in the queue, over all attempts of a request.",
+        lambda stats: stats.queued,
     ),
     (
         "cfproxy_token_duration_seconds",
-        "Waiting for a token, all tries of a request together.",
-        lambda traffic: traffic.token,
+        "Time waiting for a token, over all attempts of a request.",
+        lambda stats: stats.token,
     ),
     (
         "cfproxy_upstream_duration_seconds",
-        "From sending to the head of the API's answer, all tries together.",
-        lambda traffic: traffic.upstream,
+        "From sending a request to the head of the API's response, over all attempts.",
+        lambda stats: stats.upstream,
     ),
 )
 
 
-class Exposition:
-    """The metrics of one process, in Prometheus' text format.
+class MetricsCollector(Collector):
+    """Collects the metrics of one process.
 
     Args:
-        accounts: whose states are exposed; may change while it is used.
-        pacing: likewise.
-        activity: what requests came to.
+        metrics: the metrics.
     """
 
-    def __init__(
-        self,
-        accounts: Mapping[str, Callable[[], TokenStatus]],
-        pacing: Mapping[str, Callable[[], QueueState]],
-        activity: Activity,
-    ) -> None:
-        self._registry = CollectorRegistry()
-        self._accounts = accounts
-        self._pacing = pacing
-        self._activity = activity
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
         self._in_flight: Mapping[str, int] = {}
-        build = Gauge("cfproxy_build_info", "Version.", ["version", "python"], registry=self._registry)
+        self._registry = CollectorRegistry()
+        build = Gauge(
+            "cfproxy_build_info",
+            "Versions of cfproxy and Python.",
+            ["version", "python"],
+            registry=self._registry,
+        )
         build.labels(__version__, platform.python_version()).set(1)
         ProcessCollector(registry=self._registry)
-        for collect in (self._collect_requests, self._collect_accounts, self._collect_pacing):
-            self._registry.register(_Reading(collect))
+        self._registry.register(self)
 
     def render(self, in_flight: Mapping[str, int]) -> bytes:
-        """Return it (see `Metrics.render`)."""
+        """Return all metrics as text (see `Metrics.render`)."""
         self._in_flight = in_flight
         return generate_latest(self._registry)
+
+    def collect(self) -> Iterable[Metric]:
+        """Return all metrics; called by the registry."""
+        yield from self._collect_requests()
+        yield from self._collect_accounts()
+        yield from self._collect_pacing()
 
     def _collect_requests(self) -> Iterable[Metric]:
         requests = CounterMetricFamily(
             "cfproxy_requests",
-            "Requests answered, by what the client got; origin: whose answer it was; problem: our slug.",
+            "Finished requests, by response; origin: who responded; problem: the slug of our own responses.",
             labels=["account", "method", "status", "origin", "problem"],
         )
         retries = CounterMetricFamily(
             "cfproxy_retries",
-            "Requests sent again: with another token after a 401 (unauthorized), after a pause that a 429 "
-            "or 503 asked for (too_many_requests).",
+            "Requests sent again: with another token after a 401 (unauthorized), or after the pause that a "
+            "429 or 503 asked for (too_many_requests).",
             labels=["account", "reason"],
         )
         received = CounterMetricFamily(
-            "cfproxy_request_body_bytes", "Of request bodies, from clients.", labels=["account"]
+            "cfproxy_request_body_bytes", "Request body bytes received from clients.", labels=["account"]
         )
         sent = CounterMetricFamily(
-            "cfproxy_response_body_bytes", "Of answers' bodies, to clients.", labels=["account"]
+            "cfproxy_response_body_bytes", "Response body bytes sent to clients.", labels=["account"]
         )
         in_flight = GaugeMetricFamily(
-            "cfproxy_requests_in_flight", "Requests being worked at.", labels=["account"]
+            "cfproxy_requests_in_flight", "Requests in progress.", labels=["account"]
         )
         for account, count in self._in_flight.items():
             in_flight.add_metric([account], count)
-        for account, traffic in self._activity.accounts.items():
-            for (method, first_digit, problem), count in traffic.requests.items():
+        for account, stats in self._metrics.requests.items():
+            for (method, first_digit, problem), count in stats.requests.items():
                 origin = "cfproxy" if problem else "upstream"
                 requests.add_metric([account, method, f"{first_digit}xx", origin, problem], count)
-            for reason, count in traffic.retries.items():
+            for reason, count in stats.retries.items():
                 retries.add_metric([account, reason], count)
-            received.add_metric([account], traffic.received_bytes)
-            sent.add_metric([account], traffic.sent_bytes)
+            received.add_metric([account], stats.received_bytes)
+            sent.add_metric([account], stats.sent_bytes)
         yield from (requests, retries, received, sent, in_flight)
         for name, text, choose in _DURATIONS:
             family = HistogramMetricFamily(name, text, labels=["account"])
-            for account, traffic in self._activity.accounts.items():
-                durations = choose(traffic)
+            for account, stats in self._metrics.requests.items():
+                durations = choose(stats)
                 family.add_metric([account], durations.cumulative(), durations.sum_s)
             yield family
 
@@ -120,32 +119,32 @@ class Exposition:
         label = ["account"]
         refreshes = CounterMetricFamily(
             "cfproxy_token_refreshes",
-            "Attempts to get a token, by result: ok, or what kept it from coming.",
+            "Token requests, by result: ok, or the state that the failure led to.",
             labels=["account", "result"],
         )
         store_errors = CounterMetricFamily(
             "cfproxy_store_errors", "Failed reads and writes of the token store.", labels=label
         )
         unsaved = GaugeMetricFamily(
-            "cfproxy_store_unsaved", "Whether the newest token is in memory only.", labels=label
+            "cfproxy_store_unsaved", "1 if the newest token is in memory only.", labels=label
         )
         token = GaugeMetricFamily(
             "cfproxy_token_expiry_timestamp_seconds", "When the access token expires.", labels=label
         )
         login = GaugeMetricFamily(
-            "cfproxy_login_expiry_timestamp_seconds", "When the login itself dies.", labels=label
+            "cfproxy_login_expiry_timestamp_seconds", "When the login expires.", labels=label
         )
         warning = GaugeMetricFamily(
             "cfproxy_login_expiry_warning",
-            "How near the login's end is: 0 far, 1 from 7 days, 2 from 2 days, 3 from 1 day, 4 over; "
-            "in proportion for logins shorter than 28 days.",
+            "How soon the login expires: 0 not soon, 1 within 7 days, 2 within 2 days, 3 within 1 day, "
+            "4 expired; proportionally less for logins shorter than 28 days.",
             labels=label,
         )
-        ready = GaugeMetricFamily("cfproxy_account_ready", "Whether requests get a token.", labels=label)
+        ready = GaugeMetricFamily("cfproxy_account_ready", "1 if requests get a token.", labels=label)
         states = GaugeMetricFamily(
-            "cfproxy_account_state", "1 for the state that the account is in.", labels=["account", "state"]
+            "cfproxy_account_state", "1 for the current state of the account.", labels=["account", "state"]
         )
-        for name, read in self._accounts.items():
+        for name, read in self._metrics.accounts.items():
             state = read()
             failures = Counter({"ok": state.refreshes})
             for kind, count in state.failures.items():
@@ -167,27 +166,39 @@ class Exposition:
     def _collect_pacing(self) -> Iterable[Metric]:
         label = ["upstream"]
         waiting = GaugeMetricFamily("cfproxy_queue_length", "Requests waiting for a slot.", labels=label)
-        capacity = GaugeMetricFamily("cfproxy_queue_capacity", "How many may wait.", labels=label)
-        oldest = GaugeMetricFamily(
-            "cfproxy_queue_oldest_seconds", "How long the first of them has waited.", labels=label
+        capacity = GaugeMetricFamily(
+            "cfproxy_queue_capacity", "Maximum number of waiting requests.", labels=label
         )
-        departures = CounterMetricFamily("cfproxy_departures", "Slots given out.", labels=label)
-        refusals = CounterMetricFamily("cfproxy_upstream_refusals", "429s of the upstream.", labels=label)
+        oldest = GaugeMetricFamily(
+            "cfproxy_queue_oldest_seconds",
+            "How long the first request in the queue has waited.",
+            labels=label,
+        )
+        departures = CounterMetricFamily("cfproxy_departures", "Slots given to requests.", labels=label)
+        refusals = CounterMetricFamily(
+            "cfproxy_upstream_refusals", "429 responses of the upstream.", labels=label
+        )
         rate = GaugeMetricFamily(
-            "cfproxy_pacing_rate", "Departures per pacing.per in use now; absent when off.", labels=label
+            "cfproxy_pacing_rate",
+            "Current rate, in requests per pacing.per; absent if pacing is off.",
+            labels=label,
         )
         paused = GaugeMetricFamily(
-            "cfproxy_pacing_paused", "Whether nobody may leave because the API asked for it.", labels=label
+            "cfproxy_pacing_paused",
+            "1 while no request is sent because the API asked for a pause.",
+            labels=label,
         )
         replicas = GaugeMetricFamily(
-            "cfproxy_pacing_replicas", "How many keep the rate together; absent: not shared.", labels=label
+            "cfproxy_pacing_replicas",
+            "Replicas that share the rate; absent if it is not shared.",
+            labels=label,
         )
         alone = GaugeMetricFamily(
             "cfproxy_pacing_alone",
-            "Whether this replica keeps to its part of the rate, since the store is out of reach.",
+            "1 while this replica uses only its part of the shared rate because the store is unreachable.",
             labels=label,
         )
-        for upstream, read in self._pacing.items():
+        for upstream, read in self._metrics.pacing.items():
             state = read()
             if state.replicas is not None:
                 replicas.add_metric([upstream], state.replicas)
@@ -201,13 +212,3 @@ class Exposition:
             if state.rate is not None:
                 rate.add_metric([upstream], state.rate)
         yield from (waiting, capacity, oldest, departures, refusals, rate, paused, replicas, alone)
-
-
-class _Reading(Collector):
-    """One of the functions above, as the registry wants it."""
-
-    def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
-        self._read = read
-
-    def collect(self) -> Iterable[Metric]:
-        return self._read()

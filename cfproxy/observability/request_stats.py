@@ -1,10 +1,10 @@
-"""What requests came to: counts and durations for `/metrics`, the latest ones and a trend for the page.
+"""Statistics of finished requests: counters and histograms, the latest requests, a trend for the page.
 
-Owns: the numbers that one finished request leaves behind. They are plain integers and tuples, since
-`RequestStats.record` stands on the path of every request; names and help texts are `exposition.py`'s.
-Must not know: HTTP messages, who looks.
-Invariants: all of it is bounded, whatever callers send (methods, paths, time); only a path's text without
-its query is kept, and of that a bounded length; nothing runs by itself.
+`RequestStats.record` runs for every request, so these are plain integers and tuples.
+
+Invariants:
+1. Everything is bounded, whatever methods and paths clients send, and however long the process runs.
+2. Of a path only its text is stored, without the query and up to `PATH_MAX_CHARS`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import itertools
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from cfproxy.pacing.queue import QueueState
 
-# Queueing takes as long as pacing.max_wait may say, an upstream as long as timeouts.idle.
+# A wait in the queue can last as long as pacing.max_wait, an upstream request as long as timeouts.idle.
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-FRESH_MAX = 1024
+UNCOUNTED_MAX = 1024
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 LATEST_MAX = 200
 PATH_MAX_CHARS = 200
@@ -30,7 +30,7 @@ SAMPLE_EVERY_S = 1.0
 
 
 class Finished(NamedTuple):
-    """One finished request: durations in seconds, `at` on the wall clock, `problem` our slug or empty."""
+    """One finished request; `at` is wall-clock time, `problem` our slug or empty, `tries` counts sendings."""
 
     at: float
     account: str
@@ -46,29 +46,29 @@ class Finished(NamedTuple):
 
 
 class Durations:
-    """A histogram: how many lasted up to each of `BUCKETS_S`, and their sum.
+    """A histogram with the upper bounds `BUCKETS_S`.
 
-    Counting is put off until somebody looks, or `FRESH_MAX` have come: sorting many costs less than a search
-    for each.
+    Values are counted when the histogram is read, or once there are `UNCOUNTED_MAX` of them: sorting many
+    costs less than searching for the bucket of each.
     """
 
-    __slots__ = ("_counts", "_fresh", "_sum_s", "observe")
+    __slots__ = ("_counts", "_sum_s", "_uncounted", "observe")
 
     def __init__(self) -> None:
-        self._counts = [0] * (len(BUCKETS_S) + 1)  # up to each bound
+        self._counts = [0] * (len(BUCKETS_S) + 1)  # cumulative
         self._sum_s = 0.0
-        self._fresh: list[float] = []
-        self.observe = self._fresh.append  # count one duration; whoever calls sees to `FRESH_MAX`
+        self._uncounted: list[float] = []
+        self.observe = self._uncounted.append  # adds one duration; the caller minds `UNCOUNTED_MAX`
 
     @property
-    def fresh(self) -> int:
-        """How many have not been counted yet."""
-        return len(self._fresh)
+    def uncounted(self) -> int:
+        """The number of durations not counted yet."""
+        return len(self._uncounted)
 
     def count(self) -> None:
-        """Count what has come since the last time."""
-        values = sorted(self._fresh)
-        self._fresh.clear()
+        """Count the durations added since the last call."""
+        values = sorted(self._uncounted)
+        self._uncounted.clear()
         self._sum_s += sum(values)
         for at, bound in enumerate(BUCKETS_S):
             self._counts[at] += bisect_right(values, bound)
@@ -76,49 +76,54 @@ class Durations:
 
     @property
     def sum_s(self) -> float:
-        """How long all of them took together."""
+        """The sum of all durations."""
         self.count()
         return self._sum_s
 
     def cumulative(self) -> list[tuple[str, float]]:
-        """Return bucket bounds and counts as Prometheus wants them."""
+        """Return upper bounds and cumulative counts, as Prometheus expects them."""
         self.count()
         bounds = [*map(str, BUCKETS_S), "+Inf"]
         return list(zip(bounds, map(float, self._counts), strict=True))
 
 
 class Latest:
-    """The latest requests of all accounts; each has a serial number, the first one 1."""
+    """The latest requests of all accounts, with serial numbers from 1."""
 
     def __init__(self) -> None:
-        self._kept: deque[tuple[Any, ...]] = deque(maxlen=LATEST_MAX)  # each is the fields of a `Finished`
+        self._requests: deque[tuple[Any, ...]] = deque(
+            maxlen=LATEST_MAX
+        )  # each is the fields of a `Finished`
         self.serial = 0
 
     def add(self, finished: tuple[Any, ...]) -> None:
-        """Remember a request, given as the fields of `Finished`, and forget the oldest one."""
-        self._kept.append(finished)
+        """Add a request, given as the fields of `Finished`; the oldest one is dropped."""
+        self._requests.append(finished)
         self.serial += 1
 
     def refused(self, account: str, since: float) -> int:
-        """Return how many requests of an account the queue refused since a wall-clock instant."""
-        latest = map(Finished._make, reversed(self._kept))
+        """Return how many requests of an account the queue has refused since a wall-clock time."""
+        latest = map(Finished._make, reversed(self._requests))
         recent = itertools.takewhile(lambda finished: finished.at >= since, latest)
         return sum(each.account == account and each.problem.startswith("queue-") for each in recent)
 
     def after(self, serial: int) -> list[Finished]:
-        """Return what came after the one with that number, oldest first, as far as it is remembered."""
-        count = min(len(self._kept), max(0, self.serial - serial))
-        return [Finished._make(each) for each in itertools.islice(self._kept, len(self._kept) - count, None)]
+        """Return the stored requests after a serial number, oldest first."""
+        count = min(len(self._requests), max(0, self.serial - serial))
+        return [
+            Finished._make(each)
+            for each in itertools.islice(self._requests, len(self._requests) - count, None)
+        ]
 
 
 class Trend:
     """Departures and queue length of one upstream over the last 10 minutes, in steps of 5 s.
 
-    Nobody watches a clock for it: whoever finishes a request takes a sample if the last one is a second
-    old, and so does whoever looks. Where no sample was taken nothing happened.
+    There is no timer: finishing a request takes a sample if the last one is a second old, and so does
+    reading the trend. Without a sample, nothing happened.
 
     Args:
-        read: the shaper's state; None where it is gone since a reload.
+        read: returns the queue's state; None if a reload has removed it.
         now: a monotonic clock.
     """
 
@@ -129,11 +134,11 @@ class Trend:
         self._now = now
         self._sample_at = -1.0
         self._departures = 0
-        # Step number, departures in it, most that waited in it.
+        # Of each step: its number, departures, longest queue.
         self._steps: deque[list[int]] = deque(maxlen=int(TREND_S / STEP_S))
 
     def sample(self, *, at_once: bool = False) -> None:
-        """Take a sample if one is due, or in any case."""
+        """Take a sample if one is due; with `at_once` in any case."""
         now = self._now()
         early, number = now < self._sample_at, int(now / STEP_S)
         begins = not self._steps or self._steps[-1][0] != number
@@ -145,7 +150,7 @@ class Trend:
             return
         if begins:
             self._steps.append([number, 0, 0])
-        # In a steady flow, what was not counted yet when a step begins left in the step before.
+        # In a steady flow, departures not counted yet when a step begins belong to the step before.
         left_before = begins and early and len(self._steps) > 1
         self._steps[-2 if left_before else -1][1] += max(0, state.departures - self._departures)
         self._steps[-1][2] = max(self._steps[-1][2], state.waiting)
@@ -160,19 +165,19 @@ class Trend:
         for number, departures, peak in self._steps:
             place = count - 1 - (last - number)
             if place >= 0:
-                # The step that is going on counts by what it has lasted, once that is a second.
+                # The current step is divided by its duration so far, but at least 1 s.
                 lasted_s = STEP_S if number < last else max(1.0, now - last * STEP_S)
                 rates[place], waiting[place] = departures / lasted_s, peak
         return rates, waiting
 
 
 class RequestStats:
-    """What the requests of one account came to.
+    """Statistics of the requests of one account.
 
     Args:
-        account: its name.
-        latest: where its requests are remembered, too.
-        trend: its upstream's.
+        account: the account's name.
+        latest: gets every request, too.
+        trend: the trend of the account's upstream.
     """
 
     def __init__(self, account: str, latest: Latest, trend: Trend) -> None:
@@ -200,20 +205,20 @@ class RequestStats:
         retried: bool = False,
         postponed: int = 0,
     ) -> None:
-        """Take down one finished request.
+        """Record one finished request.
 
         Args:
             method: as the client sent it.
             path: without query.
-            status: what the client got; 499 when it left before that.
-            problem: the slug when the answer, or its end, was ours; empty when it was the upstream's.
-            total_s: from the request's head to the answer's last byte.
-            queued_s: waiting for slots; None where it did not come to that, likewise below.
+            status: of the response; 499 if the client left before.
+            problem: the slug if the response, or its end, was ours; empty if it was the upstream's.
+            total_s: from the request's head to the response's last byte.
+            queued_s: waiting for slots; None if the request did not get that far, likewise below.
             token_s: waiting for tokens.
-            upstream_s: from sending to the head of the answer.
-            received_bytes: of the request's body.
-            sent_bytes: of the answer's body.
-            retried: sent again with another token after a 401.
+            upstream_s: from sending to the head of the response.
+            received_bytes: size of the request's body.
+            sent_bytes: size of the response's body.
+            retried: whether it was sent again with another token after a 401.
             postponed: how often it was sent again after a 429 or 503.
         """
         known = method if method in METHODS else "other"
@@ -229,7 +234,7 @@ class RequestStats:
             self.token.observe(token_s)
         if upstream_s is not None:
             self.upstream.observe(upstream_s)
-        if self.total.fresh >= FRESH_MAX:
+        if self.total.uncounted >= UNCOUNTED_MAX:
             for durations in (self.total, self.queued, self.token, self.upstream):
                 durations.count()
         self.received_bytes += received_bytes
@@ -243,30 +248,3 @@ class RequestStats:
         waits = (queued_s, token_s, upstream_s)
         self._latest.add((now, self._account, known, path, status, problem, total_s, *waits, tries))
         self.trend.sample()
-
-
-class Activity:
-    """All that is known of the requests of one process.
-
-    Args:
-        pacing: the shapers' states, by upstream; may change while it is used.
-    """
-
-    def __init__(self, pacing: Mapping[str, Callable[[], QueueState]]) -> None:
-        self._pacing = pacing
-        self.latest = Latest()
-        self.accounts: dict[str, RequestStats] = {}
-        self.trends: dict[str, Trend] = {}
-
-    def trend(self, upstream: str) -> Trend:
-        """Return the trend of an upstream, `scheme://host:port`."""
-        if upstream not in self.trends:
-            self.trends[upstream] = Trend(lambda: read() if (read := self._pacing.get(upstream)) else None)
-        return self.trends[upstream]
-
-    def traffic(self, account: str, upstream: str) -> RequestStats:
-        """Return where the requests of an account are taken down; its counts outlive a reload."""
-        if account not in self.accounts:
-            self.accounts[account] = RequestStats(account, self.latest, self.trend(upstream))
-        self.accounts[account].trend = self.trend(upstream)
-        return self.accounts[account]

@@ -70,6 +70,11 @@ class RunningAccount:
         return self.parts.store
 
     @property
+    def server(self) -> AccountServer:
+        """Handles its requests."""
+        return self.listener
+
+    @property
     def store_location(self) -> str:
         """Where its login is kept, in words."""
         return self.parts.store.location
@@ -215,4 +220,7 @@ def build_admin_rules(address: TcpAddress | UnixAddress, accounts: Iterable[Acco
             "put one into access.keys at the top level, or set admin to a loopback address"
         )
     hosts = tuple(host for access in all_access for host in access.hosts)
-    return AdminRules(looking=AccessRules(hosts=hosts, keys=() if is_local else keys), keyed=keyed, keys=keys)
+    port = address.port if isinstance(address, TcpAddress) else None
+    return AdminRules(
+        port=port, looking=AccessRules(hosts=hosts, keys=() if is_local else keys), keyed=keyed, keys=keys
+    )

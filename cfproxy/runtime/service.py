@@ -16,11 +16,12 @@ import functools
 import socket
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from structlog.typing import FilteringBoundLogger
 
 from cfproxy.admin.access import AdminRules
+from cfproxy.admin.interfaces import Operations
 from cfproxy.admin.listener import AdminListener
 from cfproxy.auth.interfaces import TokenStore
 from cfproxy.clock import SystemClock
@@ -44,9 +45,6 @@ from cfproxy.runtime.changes import check_live, list_changes
 from cfproxy.runtime.parts import Parts, affordable_share, build_parts, give_up
 from cfproxy.runtime.reload import Control
 from cfproxy.server.listener import ListeningSocket, ListeningSockets
-
-if TYPE_CHECKING:
-    from cfproxy.admin.app import Admin
 
 LINGER_S = 0.05
 
@@ -91,17 +89,13 @@ class Service:
         self._ending: set[asyncio.Task[object]] = set()  # what served before a reload
         self.accounts: list[RunningAccount] = []
         self.control = Control(load, self._change, logs, log, tell)
-        self._admin = AdminListener(self.accounts, self._metrics, self.control, log)
+        operations = Operations(self.control.stop, self.control.reload, self.control.set_log_level)
+        self._admin = AdminListener(self.accounts, self._metrics, operations, log)
 
     @property
     def stopped(self) -> asyncio.Event:
         """Set when the end was asked for; whoever waits for it ends the context."""
         return self.control.stopped
-
-    @property
-    def admin(self) -> Admin | None:
-        """The admin endpoints; None while they are not there (see `AdminListener`)."""
-        return self._admin.admin
 
     @property
     def admin_url(self) -> str | None:
@@ -197,7 +191,7 @@ class Service:
             self._log,
             share=share,
             log_settings=settings.log,
-            record=self._metrics.activity.traffic(account.name, account.upstream_origin).record,
+            record=self._metrics.request_stats(account.name, account.upstream_origin).record,
             keeps_line=(lambda: True) if self._logs is None else self._logs.keeps_request,
             store=self._stores.get(account.name),
         )

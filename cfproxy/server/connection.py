@@ -101,7 +101,7 @@ class ClientConnection(StreamProtocol):
         self.remote_address = remote[0] if isinstance(remote, tuple) else None
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._connections.opened(self)
-        self._idle_timeout.start(self._limits.keep_alive_s)
+        self._idle_timeout.start(self._limits.first_byte_s or self._limits.keep_alive_s)
 
     def data_received(self, data: bytes) -> None:
         """Take what came: of a body, of further requests, or of the next one."""

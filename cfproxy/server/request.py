@@ -21,6 +21,7 @@ class Limits:
         head: size of a request head.
         head_s: time for a complete head, counted from its first byte.
         keep_alive_s: time an idle connection waits for the next request.
+        first_byte_s: time a new connection waits for its first request; None: `keep_alive_s`.
         idle_s: time without a byte while a request body is being read.
         ahead_bytes: how much of a body, or of pipelined requests, is buffered before it is wanted.
     """
@@ -28,6 +29,7 @@ class Limits:
     head: HeadLimits = field(default_factory=HeadLimits)
     head_s: float = 10.0
     keep_alive_s: float = 75.0
+    first_byte_s: float | None = None
     idle_s: float = 300.0
     ahead_bytes: int = 64 * 1024
 

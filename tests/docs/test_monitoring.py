@@ -36,7 +36,7 @@ def exposed() -> dict[str, set[str]]:
     metrics.accounts["default"] = lambda: TokenStatus(a_login(), 30.0, None, 0.0, None, False, 7)
     fair_queue = FairQueue(RateLimit(20.0, 1.0), FakeClock(), 10, 60.0)
     metrics.pacing["https://api"] = lambda: replace(fair_queue.state(), replicas=2)
-    metrics.activity.traffic("default", "https://api").record("GET", "/", 200, "", total_s=0.1)
+    metrics.request_stats("default", "https://api").record("GET", "/", 200, "", total_s=0.1)
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(metrics.render({"default": 1}).decode()):
         for sample in family.samples:
@@ -107,7 +107,7 @@ def test_promtool_accepts_rules_and_exposition() -> None:
     rules = subprocess.run(["promtool", "check", "rules", ALERTS], capture_output=True, check=False)
     assert rules.returncode == 0, rules.stdout + rules.stderr
     metrics = Metrics()
-    metrics.activity.traffic("default", "https://api").record("GET", "/", 200, "", total_s=0.1)
+    metrics.request_stats("default", "https://api").record("GET", "/", 200, "", total_s=0.1)
     judged = subprocess.run(
         ["promtool", "check", "metrics"], input=metrics.render(), capture_output=True, check=False
     )

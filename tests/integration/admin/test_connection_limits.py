@@ -58,7 +58,7 @@ async def test_silent_connections_make_room_for_a_probe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The oldest goes first, and one that has just asked stays."""
-    monkeypatch.setattr("cfproxy.admin.connection.CONNECTIONS_MAX", 8)
+    monkeypatch.setattr("cfproxy.admin.server.CONNECTIONS_MAX", 8)
     async with calling(tmp_path) as callers:
         silent = [await callers.knock() for _ in range(30)]
         probe = await callers.knock(b"")
@@ -69,7 +69,7 @@ async def test_silent_connections_make_room_for_a_probe(
 
 async def test_a_first_request_has_ten_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever connects and does not ask is let go; whoever has asked may keep the connection."""
-    monkeypatch.setattr("cfproxy.admin.connection.HEAD_S", 0.05)
+    monkeypatch.setattr("cfproxy.admin.server.HEAD_S", 0.05)
     async with calling(tmp_path) as callers:
         kept = await callers.knock(b"")
         assert await callers.live(kept) == 200

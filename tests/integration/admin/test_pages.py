@@ -251,7 +251,7 @@ async def test_a_form_needs_the_token_of_this_process() -> None:
         old = await browser.post("/login", {"token": "from-before", "account": "default"})
         assert (old.status, alert(old)) == (
             403,
-            "this form is from before the last start of cfproxy; load the page again",
+            "this form was loaded before cfproxy last started; reload the page",
         )
         none = await browser.post("/login", {"account": "default"})
         assert none.status == 403
@@ -392,7 +392,7 @@ async def test_another_browser_cannot_finish_a_login() -> None:
         browser.cookies.clear()
         page = await browser.get(as_callback(redirected), **ARRIVAL)
         assert page.status == 403
-        assert "not begun in this browser" in alert(page)
+        assert "not started in this browser" in alert(page)
         assert dict(parse_qsl(urlsplit(redirected).query))["code"] not in page.text
         # What the page says to do: the address from its question mark to the end.
         assert (await browser.paste(as_callback(redirected).removeprefix("/callback"))).status == 303

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from cfproxy.admin.plots import view_pacing
-from cfproxy.admin.view import view_account, view_request, view_summary
+from cfproxy.admin.view import view_account, view_pacing, view_request, view_summary
 from cfproxy.auth.expiry import DAY_S
 from cfproxy.auth.models import Token, TokenStatus
 from cfproxy.errors import (

@@ -42,10 +42,10 @@ def read(metrics: Metrics) -> dict[tuple[str, ...], float]:
 def test_requests_are_counted_by_what_the_client_got() -> None:
     """Account, method, status class and whose answer it was; a made-up method does not make a new series."""
     metrics = Metrics()
-    traffic = metrics.activity.traffic("default", "https://api")
+    stats = metrics.request_stats("default", "https://api")
     for method in ("GET", "BREW", "FOO"):
-        traffic.record(method, "/", 204, "", total_s=0.1, received_bytes=3, sent_bytes=5)
-    traffic.record("GET", "/", 503, "queue-full", total_s=0.1)
+        stats.record(method, "/", 204, "", total_s=0.1, received_bytes=3, sent_bytes=5)
+    stats.record("GET", "/", 503, "queue-full", total_s=0.1)
     samples = read(metrics)
     assert samples["cfproxy_requests_total", "default", "GET", "upstream", "", "2xx"] == 1
     assert samples["cfproxy_requests_total", "default", "other", "upstream", "", "2xx"] == 2
@@ -58,7 +58,7 @@ def test_requests_are_counted_by_what_the_client_got() -> None:
 def test_retries_and_waiting_are_counted() -> None:
     """Each wait has its histogram; a retry is told by what it followed."""
     metrics = Metrics()
-    metrics.activity.traffic("default", "https://api").record(
+    metrics.request_stats("default", "https://api").record(
         "GET", "/", 200, "", total_s=3.0, queued_s=2.0, token_s=0.3, upstream_s=0.7, retried=True, postponed=2
     )
     samples = read(metrics)

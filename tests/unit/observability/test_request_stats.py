@@ -7,23 +7,26 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfproxy.observability.request_stats import BUCKETS_S, LATEST_MAX, Activity, Durations, Latest, Trend
+from cfproxy.observability.metrics import Metrics
+from cfproxy.observability.request_stats import BUCKETS_S, LATEST_MAX, Durations, Latest, Trend
 from cfproxy.pacing.queue import FairQueue
 from cfproxy.pacing.rate import RateLimit
 from tests.support.clock import FakeClock
 
 
-def an_activity() -> Activity:
-    return Activity({"https://api:443": FairQueue(RateLimit(None, 1.0), FakeClock(), 10, 60.0).state})
+def build_metrics() -> Metrics:
+    metrics = Metrics()
+    metrics.pacing["https://api:443"] = FairQueue(RateLimit(None, 1.0), FakeClock(), 10, 60.0).state
+    return metrics
 
 
 def test_the_latest_requests_are_kept_and_no_more() -> None:
     """A page that opens sees the last 200; a page that is open sees what came since."""
-    activity = an_activity()
-    traffic = activity.traffic("default", "https://api:443")
+    metrics = build_metrics()
+    stats = metrics.request_stats("default", "https://api:443")
     for number in range(LATEST_MAX + 50):
-        traffic.record("GET", f"/v1/{number}", 200, "", total_s=0.1)
-    latest = activity.latest
+        stats.record("GET", f"/v1/{number}", 200, "", total_s=0.1)
+    latest = metrics.latest
     assert len(latest.after(0)) == LATEST_MAX
     assert [finished.path for finished in latest.after(latest.serial - 2)] == ["/v1/248", "/v1/249"]
     assert latest.after(latest.serial) == latest.after(latest.serial + 5) == Latest().after(0) == []
@@ -31,41 +34,41 @@ def test_the_latest_requests_are_kept_and_no_more() -> None:
 
 def test_what_a_caller_invents_takes_no_room() -> None:
     """A method makes no new series, and a path of any length a row of a bounded one."""
-    activity = an_activity()
-    traffic = activity.traffic("default", "https://api:443")
+    metrics = build_metrics()
+    stats = metrics.request_stats("default", "https://api:443")
     for number in range(100):
-        traffic.record(f"BREW{number}", "/" * 10_000, 200, "", total_s=0.1)
-    assert traffic.requests == {("other", 2, ""): 100}
-    assert {len(finished.path) for finished in activity.latest.after(0)} == {200}
+        stats.record(f"BREW{number}", "/" * 10_000, 200, "", total_s=0.1)
+    assert stats.requests == {("other", 2, ""): 100}
+    assert {len(finished.path) for finished in metrics.latest.after(0)} == {200}
 
 
 def test_a_request_that_was_sent_again_shows_how_often() -> None:
     """Retries are counted by their cause, and each request tells its number of tries."""
-    activity = an_activity()
-    traffic = activity.traffic("default", "https://api:443")
-    traffic.record("GET", "/", 200, "", total_s=3.0, queued_s=1.0, retried=True, postponed=2)
-    assert traffic.retries == {"unauthorized": 1, "too_many_requests": 2}
-    assert activity.latest.after(0)[0].tries == 4
-    assert traffic.queued.sum_s == 1.0
-    assert traffic.upstream.cumulative()[-1] == ("+Inf", 0.0)
+    metrics = build_metrics()
+    stats = metrics.request_stats("default", "https://api:443")
+    stats.record("GET", "/", 200, "", total_s=3.0, queued_s=1.0, retried=True, postponed=2)
+    assert stats.retries == {"unauthorized": 1, "too_many_requests": 2}
+    assert metrics.latest.after(0)[0].tries == 4
+    assert stats.queued.sum_s == 1.0
+    assert stats.upstream.cumulative()[-1] == ("+Inf", 0.0)
 
 
 def test_what_the_queue_refused_of_late_is_known() -> None:
     """By account, and only what came since a given instant."""
-    activity = an_activity()
-    traffic = activity.traffic("default", "https://api:443")
-    traffic.record("GET", "/", 503, "queue-full", total_s=0.1)
-    traffic.record("GET", "/", 504, "upstream-timeout", total_s=0.1)
-    assert activity.latest.refused("default", 0.0) == 1
-    assert activity.latest.refused("another", 0.0) == activity.latest.refused("default", 1e12) == 0
+    metrics = build_metrics()
+    stats = metrics.request_stats("default", "https://api:443")
+    stats.record("GET", "/", 503, "queue-full", total_s=0.1)
+    stats.record("GET", "/", 504, "upstream-timeout", total_s=0.1)
+    assert metrics.latest.refused("default", 0.0) == 1
+    assert metrics.latest.refused("another", 0.0) == metrics.latest.refused("default", 1e12) == 0
 
 
 def test_counts_outlive_a_reload() -> None:
     """An account whose upstream was changed goes on counting, towards another trend."""
-    activity = an_activity()
-    before = activity.traffic("default", "https://api:443")
-    assert activity.traffic("default", "https://other:443") is before
-    assert before.trend is activity.trends["https://other:443"]
+    metrics = build_metrics()
+    before = metrics.request_stats("default", "https://api:443")
+    assert metrics.request_stats("default", "https://other:443") is before
+    assert before.trend is metrics.trend("https://other:443")
     before.record("GET", "/", 200, "", total_s=0.1)  # towards an upstream that nobody paces
     assert sum(before.trend.series()[0]) == 0
 

@@ -1,0 +1,127 @@
+"""The HTTP server of the admin listener: the connections of `cfproxy.server`, with smaller limits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Awaitable, Callable
+from email.utils import formatdate
+from http import HTTPStatus
+
+from structlog.typing import FilteringBoundLogger
+
+from cfproxy.admin.messages import SECURITY_HEADERS, AdminRequest, AdminResponse, problem_response
+from cfproxy.errors import CfproxyError
+from cfproxy.http1.write_batch import WriteBatch
+from cfproxy.server.connection import ClientConnection
+from cfproxy.server.connection_limits import ConnectionLimits, Connections
+from cfproxy.server.hangup import HangupWatch
+from cfproxy.server.request import Limits, Request
+from cfproxy.server.response import Response
+
+HEAD_S = 10.0
+CONNECTIONS_MAX, UNFINISHED_MAX = 256, 64
+CLOSE_S = 0.5  # for responses in progress when the server closes
+
+Respond = Callable[[AdminRequest], Awaitable[AdminResponse]]
+
+
+class AdminServer:
+    """Serves people, probes and scrapers.
+
+    Args:
+        respond: handles a request; every exception that it raises is answered with a problem document.
+        log: logs crashes and connections that were closed for exceeding a limit.
+    """
+
+    def __init__(self, respond: Respond, log: FilteringBoundLogger) -> None:
+        self.respond = respond
+        self.log = log.bind(listen="admin")
+        self.limits = Limits(first_byte_s=HEAD_S, head_s=HEAD_S)
+        self.tasks: set[asyncio.Task[object]] = set()  # of connections with a request in progress
+        self._watch = HangupWatch()
+        self._write_batch = WriteBatch()
+        loop = asyncio.get_running_loop()
+        self._connections = Connections(
+            ConnectionLimits(CONNECTIONS_MAX, UNFINISHED_MAX),
+            loop.time,
+            loop.call_later,
+            lambda causes: self.log.warning("connections.ended", **causes),
+        )
+
+    def build_connection(self) -> ClientConnection:
+        """Return the protocol of a new client connection."""
+        handle = functools.partial(_Exchange, self)
+        return ClientConnection(handle, self._connections, self.limits, self._watch, self._write_batch)
+
+    async def aclose(self) -> None:
+        """Close every connection, once the responses in progress are complete or `CLOSE_S` has passed."""
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=CLOSE_S)
+        tasks = [task for connection in list(self._connections) if (task := connection.cancel()) is not None]
+        if tasks:
+            await asyncio.wait(tasks)
+        self._connections.aclose()
+        self._watch.aclose()
+
+
+class _Exchange:
+    """Handles one request, in a task (see `RequestHandler`)."""
+
+    def __init__(self, server: AdminServer, request: Request) -> None:
+        self._server = server
+        self._request = request
+        self._response = Response(request, server.limits.idle_s)
+
+    def start_now(self) -> bool:
+        return False
+
+    def cancel(self) -> None:
+        pass  # nothing was started
+
+    async def run(self) -> bool:
+        """Handle the request; return whether its connection may serve another one."""
+        response, task = self._response, asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is a coroutine
+        self._server.tasks.add(task)
+        task.add_done_callback(self._server.tasks.discard)
+        try:
+            await self._write(await self._respond())
+        except ConnectionError:
+            response.cut()  # the client left
+        except asyncio.CancelledError:
+            if response.begun:
+                response.cut()
+            raise
+        return response.goes_on
+
+    async def _respond(self) -> AdminResponse:
+        error: CfproxyError | None = self._request.error
+        if error is None:
+            try:
+                return await self._server.respond(AdminRequest(self._request, self._response))
+            except CfproxyError as caught:
+                error = caught
+            except ConnectionError:
+                raise
+            except Exception as fault:  # the client must get a response, whatever went wrong
+                self._server.log.exception("request.crashed", exc_info=fault)
+                error = CfproxyError("internal error; the log has the details under request.crashed")
+        self._response.close_after()
+        return problem_response(error)
+
+    async def _write(self, answer: AdminResponse) -> None:
+        texts = SECURITY_HEADERS | {"Date": formatdate(usegmt=True)} | answer.headers
+        headers = [(name.encode(), value.encode("latin-1")) for name, value in texts.items()]
+        reason = HTTPStatus(answer.status).phrase.encode()
+        if isinstance(answer.body, bytes):
+            headers.append((b"Content-Length", b"%d" % len(answer.body)))
+            self._response.begin(answer.status, reason, headers, answer.body, sized=True)
+            await self._response.drain()
+        else:
+            async with contextlib.aclosing(answer.body) as parts:
+                self._response.begin(answer.status, reason, headers, sized=False)
+                async for part in parts:
+                    await self._response.write(part)
+        self._response.end([])
