@@ -27,7 +27,7 @@ from cfproxy.proxy.request_headers import (
     forwardable_trailers,
     waits_to_go_on,
 )
-from cfproxy.proxy.request_id import REQUEST_ID, RequestIds, parse_request_ids
+from cfproxy.proxy.request_id import REQUEST_ID, RequestIds
 from cfproxy.server.connection import ClientConnection
 from cfproxy.server.request import Request
 
@@ -39,6 +39,7 @@ class Admission:
     """What follows from the header fields of an admitted request, whatever its method and target.
 
     Args:
+        request_ids: that the client sent.
         listener_settings: of the listener that received the request.
         account: the server of the account that the access key selects; by default the listener's own.
         settings: of that account.
@@ -51,6 +52,7 @@ class Admission:
         carries_key: whether a header's value is an access key, which is never forwarded.
     """
 
+    request_ids: RequestIds
     listener_settings: ProxySettings
     account: AccountServer
     settings: ProxySettings
@@ -62,20 +64,20 @@ class Admission:
     idempotency_key: bool
     carries_key: Callable[[bytes], bool] = field(repr=False)
 
-    def build_head(self, request: Request, request_id: bytes | None) -> bytes:
+    def build_head(self, request: Request, request_id: str) -> bytes:
         """Return the request head for the upstream, except `Authorization` and the final empty line.
 
         Args:
             request: with these header fields.
-            request_id: added as `X-Request-Id`; None if the client sent one.
+            request_id: added as `X-Request-Id` unless the client sent one.
 
         Raises:
             BadTarget
         """
         target = build_request_target(request.target, self.settings.origin.base_path)
         head = build_request_head(request.method, target, self.header_lines)
-        if request_id is not None and self.settings.sends_id:
-            head += b"%b: %b\r\n" % (REQUEST_ID, request_id)
+        if self.settings.sends_id and self.request_ids.client_id is None:
+            head += b"%b: %b\r\n" % (REQUEST_ID, request_id.encode("ascii"))
         return head
 
     def build_body(
@@ -93,32 +95,16 @@ class Admission:
         )
 
 
-@dataclass(slots=True)
-class AdmissionCache:
-    """What is cached with header fields (`RequestFields.cache`).
-
-    Args:
-        request_ids: the IDs in them.
-        admission: None until a request with them was admitted.
-    """
-
-    request_ids: RequestIds
-    admission: Admission | None = None
-
-
-def create_cache(fields: RequestFields) -> AdmissionCache:
-    """Return the cache of `fields`, which have none yet."""
-    cache = fields.cache = AdmissionCache(parse_request_ids(fields.raw))
-    return cache
-
-
-def admit(listener: AccountServer, listener_settings: ProxySettings, request: Request) -> Admission:
+def admit(
+    listener: AccountServer, listener_settings: ProxySettings, request: Request, request_ids: RequestIds
+) -> Admission:
     """Check a request against the rules of the listener and of the account that serves it.
 
     Args:
         listener: the server whose listener received the request.
         listener_settings: of that listener.
         request: the request.
+        request_ids: in its header fields.
 
     Raises:
         Refusal, ShuttingDown
@@ -127,10 +113,10 @@ def admit(listener: AccountServer, listener_settings: ProxySettings, request: Re
         raise request.error
     if listener.refusing:
         raise ShuttingDown("cfproxy is shutting down; send the request again in a moment")
-    fields, cache = request.fields, request.fields.cache
-    admission: Admission | None = cache.admission
+    fields = request.fields
+    admission: Admission | None = fields.cache
     if admission is None or admission.listener_settings is not listener_settings:
-        admission = cache.admission = _admit_fields(listener, fields, cache.request_ids, request.connection)
+        admission = fields.cache = _admit_fields(listener, fields, request_ids, request.connection)
     method, settings = check_method(request.method), admission.settings
     for each in (listener_settings,) if settings is listener_settings else (listener_settings, settings):
         if each.rules.methods or each.rules.paths:
@@ -157,6 +143,7 @@ def _admit_fields(
     # User-Agent, which the caller may invent, so the number of flows per caller is limited.
     program = hash(named.get(b"user-agent")) % USER_AGENTS_MAX
     return Admission(
+        request_ids,
         listener_settings,
         account,
         settings,

@@ -24,11 +24,11 @@ from cfproxy.errors import (
 )
 from cfproxy.http1.headers import RawHeaders
 from cfproxy.proxy.account_server import AccountServer
-from cfproxy.proxy.admission import Admission, AdmissionCache, admit, check_caller, create_cache
+from cfproxy.proxy.admission import Admission, admit, check_caller
 from cfproxy.proxy.cors import listed_origin, preflight_origin, render_preflight, with_cors
 from cfproxy.proxy.request_body import ReplayableBody
 from cfproxy.proxy.request_headers import check_fields, forwardable_trailers
-from cfproxy.proxy.request_id import REQUEST_ID
+from cfproxy.proxy.request_id import REQUEST_ID, parse_request_ids
 from cfproxy.proxy.response_headers import build_response_headers
 from cfproxy.proxy.retry import ForwardResult, PendingRequest, Timings
 from cfproxy.server.connection import ClientConnection
@@ -54,24 +54,6 @@ class Exchange:
         request: the request.
     """
 
-    __slots__ = (
-        "_account",
-        "_admission",
-        "_body",
-        "_cache",
-        "_call",
-        "_listener",
-        "_listener_settings",
-        "_pending",
-        "_request",
-        "_request_id",
-        "_response",
-        "_result",
-        "_settings",
-        "_started_at",
-        "_timings",
-    )
-
     _admission: Admission  # set by `_admit`
     _timings: Timings  # set before the request is recorded
 
@@ -82,8 +64,9 @@ class Exchange:
         self._listener_settings = self._settings = listener.settings
         self._request = request
         self._response = Response(request, listener.settings.idle_s)
-        self._cache: AdmissionCache = request.fields.cache or create_cache(request.fields)
-        self._request_id = self._cache.request_ids.client_id or listener.make_request_id()
+        admission: Admission | None = request.fields.cache
+        self._ids = parse_request_ids(request.fields.raw) if admission is None else admission.request_ids
+        self._request_id = self._ids.client_id or listener.make_request_id()
         self._body: ReplayableBody | None = None
         self._call: Call | None = None
         self._pending: PendingRequest | None = None
@@ -219,10 +202,9 @@ class Exchange:
     def _admit(self) -> Call:
         """Check the request and build what is sent to the upstream."""
         request = self._request
-        admission = admit(self._listener, self._listener_settings, request)
+        admission = admit(self._listener, self._listener_settings, request, self._ids)
         self._admission, self._account, self._settings = admission, admission.account, admission.settings
-        client_id = self._cache.request_ids.client_id
-        head = admission.build_head(request, None if client_id else self._request_id.encode("ascii"))
+        head = admission.build_head(request, self._request_id)
         if request.body is not None:
             self._response.client_waits = admission.expects_continue
             self._body = admission.build_body(request, request.body, self._response.go_on)
@@ -336,7 +318,7 @@ class Exchange:
             "status": response.status,
             "bytes": response.body_bytes,
         }
-        if (trace_id := self._cache.request_ids.trace_id) is not None:
+        if (trace_id := self._ids.trace_id) is not None:
             event["trace_id"] = trace_id
         if result is not None:
             if timings.queued_s:

@@ -46,7 +46,6 @@ class ReplayableBody:
         self._copied_bytes = 0
         self._replayed_bytes = 0
         self._started = False
-        self._at_end = False
         self._dropped = max_bytes <= 0
         self.received_bytes = 0  # from the client; replays don't count
 
@@ -79,7 +78,7 @@ class ReplayableBody:
         """Return the whole body if it has arrived and nothing of it was read yet; None otherwise."""
         if self._started or not self._stream.complete:
             return None
-        self._started = self._at_end = True
+        self._started = True
         data = self._stream.take()
         self._note_received(data)
         return data
@@ -98,12 +97,9 @@ class ReplayableBody:
             if self._dropped:
                 self.stop_copying()
             return data
-        if self._at_end:
-            return b""
         self._before_read()
         data = await self._stream.read()
         self._started = True
-        self._at_end = not data
         self._note_received(data)
         return data
 

@@ -171,10 +171,11 @@ async def test_a_request_that_has_to_wait_begins_with_the_settings_in_use() -> N
         assert world.origin.requests[0].target == b"/v2/a"
 
 
-async def test_a_token_that_no_head_can_hold_is_a_fault_that_is_told() -> None:
-    """It costs neither the connection to the API nor the answer."""
+async def test_a_fault_while_the_head_is_built_is_reported() -> None:
+    """It costs neither the connection to the API nor the response."""
     async with proxied(answering(OK), warm=True) as world:
-        good, world.source.token = world.source.token, Token(Secret("tok\u00e9n"), 0.0, 3600.0)
+        good, world.source.token = world.source.token, Token(Secret("token"), 0.0, 3600.0)
+        object.__setattr__(world.source.token, "authorization", None)  # which no head can hold
         client = await world.client()
         assert problem(await client.ask(GET)) == (500, "misconfigured")
         world.source.token = good
