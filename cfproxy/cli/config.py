@@ -12,7 +12,7 @@ import click
 
 from cfproxy.cli.options import common, config_path, load
 from cfproxy.config import filled_file, json_schema, problem_with, render_settings, starter_file
-from cfproxy.config.template import SECRET_VARIABLE
+from cfproxy.config.render import SECRET_VARIABLE
 from cfproxy.errors import UsageError
 
 

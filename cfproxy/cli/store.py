@@ -26,8 +26,8 @@ from cfproxy.auth.models import Login
 from cfproxy.cli.options import account_option, choose, common, load
 from cfproxy.cli.run import run_loop
 from cfproxy.config import Account, RedisAddress, Store
-from cfproxy.config.conflicts import own_conflicts
-from cfproxy.config.references import Context
+from cfproxy.config.conflicts import account_conflicts
+from cfproxy.config.references import ValidationContext
 from cfproxy.errors import LoginRequired, StoreUnusable, UsageError
 from cfproxy.runtime.factory import build_app, build_store
 
@@ -138,7 +138,7 @@ def _account_at(account: Account, words: str, which: str) -> Account:
         except yaml.YAMLError:
             raise UsageError(f"{which} must be {_WORDS}") from None
     try:
-        store = Store.model_validate(keys, context=Context(os.environ, Path()))
+        store = Store.model_validate(keys, context=ValidationContext(os.environ, Path()))
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(map(str, problem["loc"]))
@@ -152,7 +152,7 @@ def _account_at(account: Account, words: str, which: str) -> Account:
     if store.url == "memory":
         raise UsageError(f"{which}: memory ends with each process; name {_WORDS}")
     moved = account.model_copy(update={"store": store})
-    for involved, loc, text in own_conflicts(moved):
+    for involved, loc, text in account_conflicts(moved):
         if involved == {"store"}:
             raise UsageError(f"{which}: {'.'.join(loc[1:])}: {text}")
     return moved

@@ -1,9 +1,7 @@
-"""Where to listen, and where the servers and the web pages are.
+"""Listen addresses, URLs, redirect URIs, Host values and origins: a parser and a JSON Schema for each.
 
-Owns: listen addresses, URLs, redirect URIs, Host values and origins: parser, form and JSON Schema of each.
-Must not know: which setting uses it, which of them have to agree (`agreement.py`).
-Invariants: a URL to which tokens may go is https, or http to this machine, and has neither credentials
-nor dot segments; no parser's message holds the value; what `str` of an address writes reads back.
+A URL to which tokens may be sent is https, or http to this machine, and has neither credentials nor dot
+segments. No message contains the value. What `str` of an address writes can be read back.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from typing import Annotated
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
-from cfproxy.config.types import STRING, is_off, text_of
+from cfproxy.config.types import STRING, is_off, parse_text
 from cfproxy.hosts import is_loopback, parse_authority, render_authority
 
 UNIX_PATH_MAX_BYTES = 103  # macOS has room for 104 with the final NUL, Linux for 108
@@ -27,7 +25,7 @@ _PORT_SCHEMA = {"type": "integer", "minimum": 0, "maximum": 65_535}
 
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
-    """Where to listen: `host` without brackets; port 0 lets the system choose."""
+    """A TCP listen address: `host` without brackets; port 0 lets the system choose."""
 
     host: str
     port: int
@@ -43,7 +41,7 @@ class TcpAddress:
 
 @dataclass(frozen=True, slots=True)
 class UnixAddress:
-    """Where to listen: an absolute path."""
+    """A Unix socket to listen on: an absolute path."""
 
     path: str
 
@@ -56,7 +54,7 @@ def parse_tcp_address(value: object) -> TcpAddress:
     if isinstance(value, TcpAddress):
         return value
     want = "must be an address such as 127.0.0.1:8080, :8080, localhost:8080 or [::1]:8080"
-    text = text_of(value, want).removeprefix(":")
+    text = parse_text(value, want).removeprefix(":")
     host, port = parse_authority(f"127.0.0.1:{text}" if text.isdigit() else text, want)
     if port is None:
         raise ValueError(want)
@@ -75,11 +73,13 @@ def parse_listen(value: object) -> TcpAddress | UnixAddress | None:
     if not path.startswith("/") or not path.isprintable():
         raise ValueError("must name an absolute path: unix:/path/to.sock")
     if len(os.fsencode(path)) > UNIX_PATH_MAX_BYTES:
-        raise ValueError(f"has a path longer than {UNIX_PATH_MAX_BYTES} bytes, too long for a socket")
+        raise ValueError(
+            f"has a path longer than {UNIX_PATH_MAX_BYTES} bytes, which is too long for a socket"
+        )
     return UnixAddress(path)
 
 
-def _shown_address(address: TcpAddress | UnixAddress | None) -> str:
+def _render_address(address: TcpAddress | UnixAddress | None) -> str:
     return "off" if address is None else str(address)
 
 
@@ -95,13 +95,13 @@ def parse_admin(value: object) -> TcpAddress | None:
 Listen = Annotated[
     TcpAddress | UnixAddress | None,
     PlainValidator(parse_listen),
-    PlainSerializer(_shown_address),
+    PlainSerializer(_render_address),
     WithJsonSchema({"anyOf": [STRING, _PORT_SCHEMA, {"const": False}]}),
 ]
 Admin = Annotated[
     TcpAddress | None,
     PlainValidator(parse_admin),
-    PlainSerializer(_shown_address),
+    PlainSerializer(_render_address),
     WithJsonSchema({"anyOf": [STRING, _PORT_SCHEMA, {"const": False}]}),
 ]
 
@@ -110,13 +110,13 @@ Admin = Annotated[
 
 
 def _split_url(value: object, want: str) -> tuple[str, str, int | None, str]:
-    text = text_of(value, want)
+    text = parse_text(value, want)
     scheme, colon, rest = text.partition("://")
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if not _VISIBLE.fullmatch(text) or not colon or scheme.lower() not in {"http", "https"} or "\\" in text:
         raise ValueError(want)
     if "@" in authority:
-        raise ValueError("must not hold a user name or password")
+        raise ValueError("must not contain a user name or password")
     host, port = parse_authority(authority, want)
     if port == 0:
         raise ValueError(want)
@@ -124,7 +124,7 @@ def _split_url(value: object, want: str) -> tuple[str, str, int | None, str]:
 
 
 def parse_url(value: object) -> str:
-    """Return a URL to which tokens may go: https, or http to this machine only (RFC 6749 §3.1, §3.2)."""
+    """Return a URL to which tokens may be sent: https, or http to this machine (RFC 6749 §3.1, §3.2)."""
     want = "must be an https:// URL (http:// only to localhost, 127.0.0.1 or [::1])"
     scheme, host, port, path = _split_url(value, want)
     if scheme == "http" and not is_loopback(host):
@@ -137,7 +137,7 @@ def parse_url(value: object) -> str:
 
 
 def parse_upstream(value: object) -> str:
-    """Return a URL without a trailing slash, ready to have a target put behind it."""
+    """Return a URL without a trailing slash, so that a request target can follow."""
     return parse_url(value).rstrip("/")
 
 
@@ -146,26 +146,26 @@ def parse_redirect_uri(value: object) -> str:
     want = "must be an absolute http:// or https:// URL"
     if "#" in _split_url(value, want)[3]:
         raise ValueError("must have no fragment")
-    return text_of(value, want)
+    return parse_text(value, want)
 
 
 def url_origin(url: str) -> str:
-    """Return `scheme://host:port` of a parsed URL, the port always there."""
+    """Return `scheme://host:port` of a parsed URL, always with the port."""
     scheme, host, port, _ = _split_url(url, "must be a URL")
     return f"{scheme}://{render_authority(host, port or _DEFAULT_PORTS[scheme])}"
 
 
 def parse_host(value: object) -> str:
-    """Return `host` or `host:port` in lower case, as a Host header has it."""
+    """Return `host` or `host:port` in lower case, as in a Host header."""
     want = "must be host or host:port, without http://"
-    host, port = parse_authority(text_of(value, want), want)
+    host, port = parse_authority(parse_text(value, want), want)
     return render_authority(host, port)
 
 
 def parse_origin(value: object) -> str:
     """Return the origin as browsers send it: lower case, no default port (RFC 6454 §6.2)."""
     want = "must be an origin such as https://app.example.com, without a path ('null' is never allowed)"
-    match = re.fullmatch(r"([a-z][a-z0-9+.-]*)://([^/]+)", text_of(value, want).lower())
+    match = re.fullmatch(r"([a-z][a-z0-9+.-]*)://([^/]+)", parse_text(value, want).lower())
     if not match:
         raise ValueError(want)
     host, port = parse_authority(match[2], want)

@@ -1,8 +1,6 @@
-"""Which settings have to agree with each other.
+"""Settings that contradict each other, within one account and between accounts.
 
-Owns: the conflicts within one account and between accounts, as functions that yield them.
-Must not know: where a setting is written, which values were broken (`assembly.py`).
-Invariant: no text holds a secret.
+No message contains a secret.
 """
 
 from __future__ import annotations
@@ -16,26 +14,26 @@ from cfproxy.config.settings import Access, Account
 
 EXPOSED = (
     "can be reached from other machines, and whoever reaches this port acts as you; "
-    "set access.keys, or access.allow_remote: true if that is meant"
+    "set access.keys, or access.allow_remote: true if that is intended"
 )
 
-# What the starter file and the example say where only the user knows the value.
+# In the starter file and the example, where only the user knows the value.
 CLIENT_ID_PLACEHOLDER = "your-client-id"
 REDIRECT_URI_PLACEHOLDER = "https://example.com/callback"
 
 _WILDCARDS = {"0.0.0.0": ".", "::": ":"}  # noqa: S104 - recognised here, not listened on
 
 
-def own_conflicts(account: Account) -> Iterator[tuple[set[str], tuple[str, ...], str]]:
-    """Yield what contradicts itself in one account: the keys involved, the place and the text."""
+def account_conflicts(account: Account) -> Iterator[tuple[set[str], tuple[str, ...], str]]:
+    """Yield the conflicts within one account: the keys involved, the path to report, and the message."""
     if account.grant == "authorization_code" and account.redirect_uri is None:
         text = "needed for login: the redirect URI as registered with the app (or grant: client_credentials)"
         yield {"client_id", "grant", "redirect_uri"}, ("redirect_uri",), text
     if account.client_id == CLIENT_ID_PLACEHOLDER:
-        text = "is still the placeholder; put in the id of the app registered with Creative Force"
+        text = "is still the placeholder; replace it with the id of the app registered with Creative Force"
         yield {"client_id"}, ("client_id",), text
     if account.grant == "authorization_code" and account.redirect_uri == REDIRECT_URI_PLACEHOLDER:
-        text = "is still the placeholder; put in the redirect URI exactly as registered with the app"
+        text = "is still the placeholder; replace it with the redirect URI exactly as registered with the app"
         yield {"grant", "redirect_uri"}, ("redirect_uri",), text
     if account.grant == "client_credentials" and account.client_secret is None:
         text = "needed with grant: client_credentials"
@@ -53,9 +51,7 @@ def own_conflicts(account: Account) -> Iterator[tuple[set[str], tuple[str, ...],
     if address is not None and find_spec("redis") is None:
         yield {"store"}, ("store", "url"), "needs a library; run: pip install 'cfproxy[redis]'"
     if account.store.password is not None and (address is None or address.password is not None):
-        text = (
-            "is for a Redis store only" if address is None else "stands in store.url, too; keep one of them"
-        )
+        text = "is for a Redis store only" if address is None else "is also in store.url; keep one of them"
         yield {"store"}, ("store", "password"), text
     if account.pacing.shared and (address is None or account.pacing.rate is None):
         text = (
@@ -69,13 +65,13 @@ def own_conflicts(account: Account) -> Iterator[tuple[set[str], tuple[str, ...],
 
 
 def is_exposed(address: TcpAddress | UnixAddress | None, access: Access) -> bool:
-    """Return whether other machines can reach an address although nobody said that they may."""
-    open_to_all = not access.keys and not access.allow_remote
-    return isinstance(address, TcpAddress) and not address.is_loopback and open_to_all
+    """Return whether other machines can reach an address without a key and without `allow_remote`."""
+    unprotected = not access.keys and not access.allow_remote
+    return isinstance(address, TcpAddress) and not address.is_loopback and unprotected
 
 
 def key_conflicts(accounts: Mapping[str, Account]) -> Iterator[tuple[str, int, str]]:
-    """Yield the access keys that lead nowhere or to two places: account, index and the text."""
+    """Yield access keys for an unknown account or for two accounts: account, index and message."""
     for name, account in accounts.items():
         keys = account.access.keys
         for index, key in enumerate(keys):
@@ -88,20 +84,20 @@ def key_conflicts(accounts: Mapping[str, Account]) -> Iterator[tuple[str, int, s
 
 
 def listen_conflicts(admin: TcpAddress | None, accounts: Mapping[str, Account]) -> Iterator[tuple[str, str]]:
-    """Yield the accounts whose listen address somebody before them has, and the text."""
-    taken: list[tuple[str, TcpAddress | UnixAddress]] = [("admin", admin)] if admin else []
+    """Yield each account whose listen address is already taken, and the message."""
+    seen: list[tuple[str, TcpAddress | UnixAddress]] = [("admin", admin)] if admin else []
     for name, account in accounts.items():
         if account.listen is None:
             continue
-        owner = next((owner for owner, address in taken if _overlap(address, account.listen)), None)
+        owner = next((owner for owner, address in seen if _overlap(address, account.listen)), None)
         if owner:
             text = f"{account.listen} is taken by {owner}; give this account a listen address of its own"
             yield name, text
-        taken.append((f"account '{name}'", account.listen))
+        seen.append((f"account '{name}'", account.listen))
 
 
 def _overlap(one: TcpAddress | UnixAddress, other: TcpAddress | UnixAddress) -> bool:
-    """Tell whether two listeners would want the same place, wildcards and localhost considered."""
+    """Return whether two listen addresses collide, including wildcards and localhost."""
     if not isinstance(one, TcpAddress) or not isinstance(other, TcpAddress):
         return one == other
     if one.port != other.port or one.port == 0:
@@ -115,15 +111,15 @@ def _overlap(one: TcpAddress | UnixAddress, other: TcpAddress | UnixAddress) -> 
 
 
 def pacing_conflicts(accounts: Mapping[str, Account]) -> Iterator[tuple[str, str]]:
-    """Yield the accounts that pace an upstream otherwise than one before them, or elsewhere, and the text."""
+    """Yield each account whose pacing differs from another's for the same upstream, and the message."""
     first: dict[str, Account] = {}
     for name, account in accounts.items():
         other = first.setdefault(account.upstream_origin, account)
         if other.pacing != account.pacing:
             text = (
-                f"must be as in account '{other.name}': the upstream is the same, its limit is per IP address"
+                f"must be as in account '{other.name}': both use one upstream, whose limit is per IP address"
             )
             yield name, text
         elif account.pacing.shared and str(account.store.url) != str(other.store.url):
-            text = f"is shared in the store of account '{other.name}', and this account has another one"
+            text = f"is shared in the store of account '{other.name}', but this account has another store"
             yield name, text

@@ -1,8 +1,6 @@
-"""What is wrong in the configuration, each thing at the place where somebody can mend it.
+"""Collects what is wrong in the configuration, each problem at the key or variable that has to change.
 
-Owns: collecting the problems, and how a key is named in them.
-Must not know: what is checked.
-Invariant: no problem holds a value, and a key that is not known shows only if it looks like a word.
+No problem contains a value, and an unknown key is shown only if it looks like a word.
 """
 
 from __future__ import annotations
@@ -11,48 +9,55 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from cfproxy.config.settings import ACCOUNT_NAME, SECRET_KEYS
-from cfproxy.config.tree import Keys
 from cfproxy.errors import ConfigError, Problem
+
+Keys = tuple[str, ...]
+Tree = dict[str, Any]
 
 ENVIRONMENT = "environment"
 
 _SHOWABLE = re.compile(r"[A-Za-z][A-Za-z_-]{0,31}|[0-9]{1,4}")
 
 
+class BadYaml(Exception):
+    """The text can't be read. The message is our own: PyYAML's messages quote the text."""
+
+
 @dataclass(slots=True)
 class Problems:
-    """The problems found so far, each at the place where somebody can mend it.
+    """The problems found so far.
 
     Args:
         source: the file's name.
-        variables: which variable set which key.
-        short: sections in whose place a value stands, which is one of their keys.
+        variables: the environment variable that set each key.
+        shorthands: the sections that were given as a single value, which stands for one of their keys.
     """
 
     source: str
     variables: dict[Keys, str] = field(default_factory=dict)
-    short: set[Keys] = field(default_factory=set)
-    found: dict[Problem, None] = field(default_factory=dict)
+    shorthands: set[Keys] = field(default_factory=set)
+    found: dict[Problem, None] = field(default_factory=dict)  # without duplicates, in order
 
     def add(self, path: Keys, text: str) -> None:
-        """Tell that the key at `path` is wrong, naming the variable if one has set it."""
+        """Report a problem with the key at `path`; if a variable set it, name the variable."""
         variable = self._variable(path)
-        if path[:-1] in self.short:
+        if path[:-1] in self.shorthands:
             path = path[:-1]
-        self._put(self.source if variable is None else ENVIRONMENT, variable or shown(path), text)
+        if variable is None:
+            self.found[Problem(self.source, render_path(path), text)] = None
+        else:
+            self.add_variable(variable, text)
 
     def add_variable(self, name: str, text: str) -> None:
-        """Tell that a variable is wrong."""
-        self._put(ENVIRONMENT, name, text)
+        """Report a problem with an environment variable."""
+        self.found[Problem(ENVIRONMENT, name, text)] = None
 
     def error(self) -> ConfigError:
-        """Return everything that was found as one error."""
+        """Return all problems as one error."""
         return ConfigError(f"the configuration has problems: {len(self.found)}", tuple(self.found))
-
-    def _put(self, source: str, path: str, text: str) -> None:
-        self.found[Problem(source, path, text)] = None
 
     def _variable(self, path: Keys) -> str | None:
         for length in range(len(path), 0, -1):
@@ -61,8 +66,8 @@ class Problems:
         return next((name for leaf, name in self.variables.items() if leaf[: len(path)] == path), None)
 
 
-def shown(path: Keys) -> str:
-    """Return the dotted path; a part that may be a misplaced secret is shown as `?`."""
+def render_path(path: Keys) -> str:
+    """Return the dotted path, with `?` for every part that may be a misplaced secret."""
     parts = []
     for index, part in enumerate(path):
         is_name = index == 1 and path[0] == "accounts" and ACCOUNT_NAME.fullmatch(part)
@@ -71,7 +76,7 @@ def shown(path: Keys) -> str:
     return ".".join(parts)
 
 
-def hint(word: str, known: Iterable[str]) -> str:
-    """Return a question after the known word that is closest; empty when none is close."""
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return a suggestion of the closest known word; empty if none is close."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""

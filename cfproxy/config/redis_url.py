@@ -1,9 +1,7 @@
-"""Where a Redis or Valkey server is, as one URL.
+"""The URL of a Redis or Valkey server: `redis://`, `rediss://`, `redis+sentinel://`, `rediss+sentinel://`.
 
-Owns: the forms `redis://`, `rediss://` and, through Sentinels, `redis+sentinel://`, `rediss+sentinel://`.
-Must not know: how a client is made.
-Invariants: neither a message nor `str` of an address holds the password; what `str` writes reads back as
-the same address, but for that.
+Neither a message nor `str` of an address contains the password. Apart from it, what `str` writes reads back
+as the same address.
 """
 
 from __future__ import annotations
@@ -32,16 +30,16 @@ REPLICAS_MAX = 16
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """A server, or the Sentinels that know which one it is.
+    """A server, or the Sentinels that know its address.
 
     Args:
-        hosts: `(host, port)`: one server, or at least one Sentinel.
-        database: its number.
+        hosts: `(host, port)` of one server, or of at least one Sentinel.
+        database: the number of the database.
         username: None for the default user.
-        password: None where none is wanted.
-        tls: whether connections are encrypted and the server is verified.
-        service: the name under which Sentinels know the server; None without Sentinels.
-        replicas: how many replicas must have acknowledged a record before it counts as saved.
+        password: None for none.
+        tls: whether connections use TLS, which also verifies the server.
+        service: the server's name in the Sentinels; None without Sentinels.
+        replicas: how many replicas must acknowledge a record before it counts as saved.
     """
 
     hosts: tuple[tuple[str, int], ...]
@@ -62,15 +60,15 @@ class RedisAddress:
 
 
 def is_redis_url(text: str) -> bool:
-    """Return whether `text` is meant to be one of these URLs."""
+    """Return whether `text` has one of these schemes."""
     return text.lower().startswith(("redis:", "rediss:", "redis+", "rediss+"))
 
 
 def parse_redis_url(text: str) -> RedisAddress:
-    """Return the address that a URL names; `%` escapes count in user and password.
+    """Return the address of a URL; user and password are percent-decoded.
 
     Raises:
-        ValueError: it is not such a URL; the text says what is wanted and holds nothing of it.
+        ValueError: it is not such a URL; the message says what is valid and contains none of it.
     """
     match = _URL.fullmatch(text)
     if match is None or not text.isascii() or not text.isprintable():
@@ -84,7 +82,7 @@ def parse_redis_url(text: str) -> RedisAddress:
         raise ValueError(_WANT)
     hosts = tuple(_host(part, 26379 if sentinel else 6379) for part in match["hosts"].split(","))
     if len(hosts) > 1 and not sentinel:
-        raise ValueError("names several hosts: several are for redis+sentinel:// only")
+        raise ValueError("names several hosts, which only redis+sentinel:// allows")
     given = unquote(match["password"] or "")
     return RedisAddress(
         hosts=hosts,

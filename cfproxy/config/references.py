@@ -1,13 +1,12 @@
-"""Values that refer to something outside: secrets in variables and files, certificates, the store.
+"""Values that refer to something outside the configuration: secrets, access keys, users, files, the store.
 
-Owns: how such a reference is written and resolved: parser and JSON Schema of each.
-Must not know: which setting uses it; how a store works.
-Invariants: a relative path starts at the configuration's folder; a file is read up to a bound; no message
-holds a secret, a variable's name or a path.
+Each type has a parser and a JSON Schema. A relative path starts at the configuration's folder. A file is
+read up to a limit. No message contains a secret, a variable's name or a path.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,26 +15,48 @@ from typing import Annotated, Any
 from pydantic import PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema
 
 from cfproxy.config.redis_url import RedisAddress, is_redis_url, parse_redis_url
-from cfproxy.config.types import STRING, text_of
+from cfproxy.config.types import STRING, parse_text
 from cfproxy.secret import REDACTED, Secret
 
 SECRET_MAX_BYTES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
-    """What a value may refer to: variables by `{env: …}`, files relative to `folder`.
+class ValidationContext:
+    """What references resolve against; passed to pydantic as the validation context.
 
-    `named` is the configuration file's name as somebody gave it, if somebody did.
+    Args:
+        environ: the variables for `{env: NAME}`.
+        folder: the configuration file's folder, for relative paths.
+        config_file: the file as it was named on the command line, if it was.
     """
 
     environ: Mapping[str, str] = field(default_factory=dict)
     folder: Path = Path()
-    named: str | None = None
+    config_file: str | None = None
 
 
-def _context(info: ValidationInfo) -> Context:
-    return info.context if isinstance(info.context, Context) else Context()
+@dataclass(frozen=True, slots=True)
+class AccessKey:
+    """A key that gives access to a listener and to `account`; None stands for the listener's own account."""
+
+    secret: Secret
+    account: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LocalUser:
+    """A user of this machine: the name or number as it was written, and the number."""
+
+    name: str
+    uid: int
+
+
+def _context(info: ValidationInfo) -> ValidationContext:
+    return info.context if isinstance(info.context, ValidationContext) else ValidationContext()
+
+
+# --- files and the store ----------------------------------------------------------------------
 
 
 def _parse_path(text: str, info: ValidationInfo) -> Path:
@@ -46,7 +67,9 @@ def _parse_path(text: str, info: ValidationInfo) -> Path:
     except RuntimeError:
         raise ValueError("starts with ~, but that user's home folder is unknown") from None
     except OSError:
-        raise ValueError("is relative, but the working folder is gone; change to one that exists") from None
+        raise ValueError(
+            "is relative, but the working folder no longer exists; change to another one"
+        ) from None
 
 
 def _read_start(path: Path, size_bytes: int) -> bytes:
@@ -59,18 +82,18 @@ def _read_start(path: Path, size_bytes: int) -> bytes:
 
 
 def parse_ca_file(value: object, info: ValidationInfo) -> Path:
-    """Return the absolute path of a file that can be read."""
-    path = _parse_path(text_of(value, "must be the path of a PEM file"), info)
+    """Return the absolute path of a readable file."""
+    path = _parse_path(parse_text(value, "must be the path of a PEM file"), info)
     _read_start(path, 1)
     return path
 
 
 def parse_store(value: object, info: ValidationInfo) -> str | RedisAddress:
-    """Return `file`, `memory`, `file:` and an absolute folder, or where a Redis server is."""
+    """Return `file`, `memory`, `file:` and an absolute folder, or a Redis address."""
     want = "must be file, file:DIR, memory or redis://host:port/0"
     if isinstance(value, RedisAddress):
         return value
-    text = text_of(value, want)
+    text = parse_text(value, want)
     if text.lower() in {"file", "memory"}:
         return text.lower()
     if is_redis_url(text):
@@ -78,6 +101,18 @@ def parse_store(value: object, info: ValidationInfo) -> str | RedisAddress:
     if not text.startswith("file:"):
         raise ValueError(want)
     return f"file:{_parse_path(text.removeprefix('file:'), info)}"
+
+
+CaFile = Annotated[Path, PlainValidator(parse_ca_file), PlainSerializer(str), WithJsonSchema(STRING)]
+StoreUrl = Annotated[
+    str | RedisAddress,
+    PlainValidator(parse_store),
+    PlainSerializer(str),
+    WithJsonSchema({**STRING, "pattern": "^(file|file:.+|memory|rediss?(\\+sentinel)?://.+)$"}),
+]
+
+
+# --- secrets and access keys ------------------------------------------------------------------
 
 
 def parse_secret(value: object, info: ValidationInfo) -> Secret:
@@ -95,7 +130,7 @@ def parse_secret(value: object, info: ValidationInfo) -> Secret:
     if not value.strip():
         raise ValueError("must not be empty")
     if not value.isprintable():
-        raise ValueError("must not hold line breaks or other control characters")
+        raise ValueError("must not contain line breaks or other control characters")
     return Secret(value)
 
 
@@ -116,33 +151,88 @@ def _resolve_secret(kind: object, name: str, info: ValidationInfo) -> str | None
     return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
 
 
-CaFile = Annotated[Path, PlainValidator(parse_ca_file), PlainSerializer(str), WithJsonSchema(STRING)]
-StoreUrl = Annotated[
-    str | RedisAddress,
-    PlainValidator(parse_store),
-    PlainSerializer(str),
-    WithJsonSchema({**STRING, "pattern": "^(file|file:.+|memory|rediss?(\\+sentinel)?://.+)$"}),
+def parse_access_key(value: object, info: ValidationInfo) -> AccessKey:
+    """Return the key of a secret, or of `{key: SECRET, account: NAME}`."""
+    if isinstance(value, AccessKey):
+        return value
+    if not isinstance(value, Mapping) or "key" not in value:
+        try:
+            return AccessKey(parse_secret(value, info))
+        except ValueError as error:
+            more = ", or {key: one of these, account: NAME}" if "{file: PATH}" in str(error) else ""
+            raise ValueError(f"{error}{more}") from None
+    account = value.get("account")
+    if set(value) - {"key", "account"} or not isinstance(account, str | None):
+        raise ValueError("must have no other keys than key and account, which is a name")
+    return AccessKey(parse_secret(value["key"], info), account)
+
+
+def _render_access_key(key: AccessKey) -> str | dict[str, str]:
+    return REDACTED if key.account is None else {"key": REDACTED, "account": key.account}
+
+
+def _object_schema(properties: dict[str, Any], required: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [required],
+        "additionalProperties": False,
+    }
+
+
+_NAME = {**STRING, "minLength": 1}
+_SECRET_FORMS: list[dict[str, Any]] = [
+    _NAME,
+    _object_schema({"env": {**_NAME, "description": "the environment variable that contains it"}}, "env"),
+    _object_schema(
+        {"file": {**_NAME, "description": "the file that contains it; one trailing newline is removed"}},
+        "file",
+    ),
 ]
-SECRET_SCHEMA: dict[str, Any] = {
-    "anyOf": [
-        {**STRING, "minLength": 1},
-        *(
-            {
-                "type": "object",
-                "properties": {kind: {**STRING, "minLength": 1, "description": text}},
-                "required": [kind],
-                "additionalProperties": False,
-            }
-            for kind, text in (
-                ("env", "the environment variable that holds it"),
-                ("file", "the file that holds it; one trailing newline is cut"),
-            )
-        ),
-    ]
+_KEY_PROPERTIES = {
+    "key": {"anyOf": _SECRET_FORMS, "description": "the key itself"},
+    "account": {**STRING, "description": "the account that its caller uses"},
 }
+
 SecretText = Annotated[
     Secret,
     PlainValidator(parse_secret),
     PlainSerializer(lambda _: REDACTED),
-    WithJsonSchema(SECRET_SCHEMA),
+    WithJsonSchema({"anyOf": _SECRET_FORMS}),
+]
+Key = Annotated[
+    AccessKey,
+    PlainValidator(parse_access_key),
+    PlainSerializer(_render_access_key),
+    WithJsonSchema({"anyOf": [*_SECRET_FORMS, _object_schema(_KEY_PROPERTIES, "key")]}),
+]
+
+
+# --- users ------------------------------------------------------------------------------------
+
+
+def parse_user(value: object) -> LocalUser:
+    """Return the user of this machine with this name or number."""
+    if isinstance(value, LocalUser):
+        return value
+    if sys.platform != "linux":
+        raise ValueError(
+            "works on Linux only: elsewhere a socket does not identify the caller; use access.keys"
+        )
+    import pwd  # noqa: PLC0415 - not on Windows
+
+    name = parse_text(value, "must be a user's name or number")
+    if name.isascii() and name.isdigit() and len(name) <= 10:
+        return LocalUser(name, int(name))
+    try:
+        return LocalUser(name, pwd.getpwnam(name).pw_uid)
+    except (KeyError, ValueError):
+        raise ValueError("is not a user of this machine") from None
+
+
+User = Annotated[
+    LocalUser,
+    PlainValidator(parse_user),
+    PlainSerializer(lambda user: user.name),
+    WithJsonSchema({"anyOf": [_NAME, {"type": "integer", "minimum": 0}]}),
 ]

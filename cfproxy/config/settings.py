@@ -1,9 +1,7 @@
-"""What each setting is: its key, type, default and description.
+"""Every setting: its key, type, default and description, as frozen pydantic models.
 
-Owns: the settings as frozen models.
-Must not know: how a value is written (`notation.py`, `addresses.py`, `references.py`), where it comes from,
-and which other settings it has to agree with.
-Invariant: a description stands here and nowhere else in the code.
+How values are written is in `types.py`, `addresses.py` and `references.py`; which settings have to agree is
+in `conflicts.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ from typing import Annotated, Any, ClassVar, Literal
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
-from cfproxy.config.access import Key, User
 from cfproxy.config.addresses import (
     Admin,
     Host,
@@ -29,7 +26,7 @@ from cfproxy.config.addresses import (
     url_origin,
 )
 from cfproxy.config.redis_url import RedisAddress
-from cfproxy.config.references import CaFile, SecretText, StoreUrl
+from cfproxy.config.references import CaFile, Key, SecretText, StoreUrl, User
 from cfproxy.config.types import ClientId, Duration, Flag, Method, PathPattern, Rate, Scope, Size, Word
 
 SECRET_KEYS = frozenset({"client_secret", "keys", "key"})
@@ -37,7 +34,7 @@ ACCOUNT_NAME = re.compile(r"(?!(con|prn|aux|nul|com[0-9]|lpt[0-9])$)[a-z0-9][a-z
 
 
 class Model(BaseModel):
-    """Base of the settings: unknown keys are refused, nothing can be changed, no input in errors."""
+    """Base of the settings: immutable, without unknown keys, and without the input in errors."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -45,85 +42,86 @@ class Model(BaseModel):
         hide_input_in_errors=True,
         arbitrary_types_allowed=True,
         populate_by_name=True,
-        defer_build=True,  # what nobody asks for by itself is not built by itself
+        defer_build=True,  # a section is only validated as part of a larger model
     )
-    shorthand: ClassVar[str | None] = None  # the key that is meant where a value stands for the section
+    shorthand: ClassVar[str | None] = None  # the key that a plain value in place of the section sets
 
 
 def _key(default: Any, description: str, name: str | None = None) -> Any:
-    """Describe one key; `name` is the key in the file where the attribute carries a unit."""
+    """Describe a key; `name` is the key in the file if the attribute has a unit suffix."""
     return Field(default=default, description=description, validation_alias=name, serialization_alias=name)
 
 
 def _section(model: type[Model], description: str) -> Any:
-    """Describe a section; its defaults hold as they stand there."""
-    return _key(model.model_construct(), description)  # without the validator that `model()` would build
+    """Describe a section whose keys all have their defaults."""
+    return _key(model.model_construct(), description)  # `model()` would build a validator
 
 
 class Pacing(Model):
-    """How fast requests leave. All accounts that share an upstream share it: the limit is per IP."""
+    """The rate limit. Accounts that share an upstream share it, because the API counts per IP address."""
 
     rate: Rate = _key(20.0, "requests per `per`; off for no limit")
-    per_s: Duration = _key(1.0, "the period that `rate` counts", "per")
+    per_s: Duration = _key(1.0, "the period of `rate`", "per")
     queue: Annotated[int, Field(ge=0, le=1_000_000)] = _key(
-        1000, "requests that may wait; one more is answered 503 at once; 0: none waits"
+        1000, "how many requests may wait; further ones get 503 at once; 0: none may wait"
     )
-    max_wait_s: Duration = _key(60.0, "the longest that a request waits for its turn", "max_wait")
-    shared: Flag = _key(False, "all replicas with the same Redis store keep the rate together")
+    max_wait_s: Duration = _key(60.0, "the longest that a request may wait for a slot", "max_wait")
+    shared: Flag = _key(False, "all replicas with the same Redis store share the rate")
 
 
 class Retry(Model):
-    """When a request is sent again."""
+    """When a request is retried."""
 
-    unauthorized: Flag = _key(True, "after a 401: once, with a new token")
-    body_memory_bytes: Size = _key(
-        262_144, "a body up to this size is kept in memory for that retry", "body_memory"
-    )
-    body_max_bytes: Size = _key(67_108_864, "a larger body is streamed and never sent twice", "body_max")
+    unauthorized: Flag = _key(True, "retry once after a 401, with a new token")
+    body_memory_bytes: Size = _key(262_144, "the largest body kept in memory for a retry", "body_memory")
+    body_max_bytes: Size = _key(67_108_864, "a larger body is streamed and never retried", "body_max")
     too_many_requests: Flag = _key(
         True,
-        "after a 429 all requests of that upstream pause as the answer says; the request itself goes "
-        "again, at most twice, within pacing.max_wait",
+        "after a 429 all requests to that upstream pause as long as the response asks; the request itself is "
+        "retried at most twice, within pacing.max_wait",
     )
 
 
 class Access(Model):
-    """Who may use the listener, and for what."""
+    """Who may use the listener, and for which requests."""
 
-    hosts: tuple[Host, ...] = _key((), "more Host headers to accept, as host or host:port")
-    origins: tuple[Origin, ...] = _key((), "web origins whose pages may call and read the answers (CORS)")
+    hosts: tuple[Host, ...] = _key((), "further Host headers to accept, as host or host:port")
+    origins: tuple[Origin, ...] = _key(
+        (), "web origins whose pages may send requests and read the responses (CORS)"
+    )
     keys: tuple[Key, ...] = _key(
-        (), "access keys; when there are any, each request needs one; {key: …, account: NAME} leads there"
+        (),
+        "access keys; if there are any, each request needs one; {key: …, account: NAME} selects an account",
     )
     users: tuple[User, ...] = _key(
-        (), "names or numbers of the users who may call a Unix socket; empty: who runs cfproxy (Linux)"
+        (), "users, by name or number, who may use a Unix socket; empty: the user who runs cfproxy (Linux)"
     )
     methods: tuple[Method, ...] = _key((), "allowed methods; empty: all")
     paths: tuple[PathPattern, ...] = _key(
-        (), "allowed paths; `*` within a segment, `**` across, `!` in front forbids; empty: all"
+        (), "allowed paths; `*` matches within a segment, `**` across, a leading `!` forbids; empty: all"
     )
-    allow_remote: Flag = _key(False, "listen beyond this machine although no key is asked for")
+    allow_remote: Flag = _key(False, "allow a listener that other machines can reach without an access key")
 
 
 class Timeouts(Model):
     """How long to wait."""
 
-    connect_s: Duration = _key(10.0, "for a connection to the upstream, TLS included", "connect")
+    connect_s: Duration = _key(10.0, "for a connection to the upstream, including TLS", "connect")
     idle_s: Duration = _key(300.0, "without a byte in either direction", "idle")
     head_s: Duration = _key(10.0, "for the whole head of a client's request", "head")
     keep_alive_s: Duration = _key(75.0, "for a client's next request on the same connection", "keep_alive")
-    token_s: Duration = _key(30.0, "for an answer of the token endpoint", "token")
+    token_s: Duration = _key(30.0, "for a response from the token endpoint", "token")
     drain_s: Duration = _key(9.0, "for running requests when the proxy stops", "drain")
 
 
 class Limits(Model):
-    """How much the clients of one listener may take up, and how many connections the upstream gets."""
+    """Limits for the clients of one listener, and for connections to the upstream."""
 
     connections: Annotated[int, Field(ge=1, le=1_000_000)] = _key(
-        4096, "client connections; one more ends the one that has been idle the longest"
+        4096, "client connections; a further one closes the one that has been idle the longest"
     )
     unfinished: Annotated[int, Field(ge=1, le=1_000_000)] = _key(
-        512, "of these, such as have not sent a whole request head for a second; the oldest go first"
+        512, "connections still sending a request head after a second; beyond it the oldest is closed"
     )
     line_bytes: Annotated[Size, Field(ge=1024, le=1_048_576)] = _key(
         32_768, "the request line, or one header line", "line"
@@ -133,21 +131,21 @@ class Limits(Model):
     )
     headers: Annotated[int, Field(ge=1, le=10_000)] = _key(128, "header lines of a request")
     read_ahead_bytes: Annotated[Size, Field(ge=1024, le=67_108_864)] = _key(
-        65_536, "of a request's body, read before the upstream takes it", "read_ahead"
+        65_536, "bytes of a request body read before the upstream accepts them", "read_ahead"
     )
     upstream: Annotated[int, Field(ge=1, le=1_000_000)] = _key(
-        1000, "connections to the upstream; one more request waits for a free one, up to timeouts.connect"
+        1000, "connections to the upstream; further requests wait up to timeouts.connect for a free one"
     )
 
 
 class Tls(Model):
-    """Whom to trust. Verification can't be switched off."""
+    """Certificate verification, which can't be switched off."""
 
-    ca_file: CaFile | None = _key(None, "a PEM file of certificate authorities to trust in addition")
+    ca_file: CaFile | None = _key(None, "a PEM file of additional certificate authorities to trust")
 
 
 class Store(Model):
-    """Where tokens are kept. A value in place of the section is its `url`."""
+    """Where tokens are stored. A plain value in place of the section sets `url`."""
 
     shorthand = "url"
 
@@ -156,34 +154,34 @@ class Store(Model):
         "file (user state folder), file:DIR (one document per account), memory, redis://host:port/0, "
         "rediss://… (TLS) or redis+sentinel://host,host/service/0",
     )
-    password: SecretText | None = _key(None, "of a Redis store: text, {env: NAME} or {file: PATH}")
+    password: SecretText | None = _key(None, "password of a Redis store: text, {env: NAME} or {file: PATH}")
     key: SecretText | None = _key(
         None,
-        "encrypts what is kept: a passphrase, or {file: PATH} for a key file; needs the extra [encrypt]",
+        "encrypts stored logins: a passphrase, or {file: PATH} for a key file; needs the extra [encrypt]",
     )
 
 
-def _shown_store(store: Store) -> Any:
+def _render_store(store: Store) -> Any:
     short = store.key is None and store.password is None
     return str(store.url) if short else store.model_dump(mode="json")
 
 
 class Log(Model):
-    """What is logged, and how it looks."""
+    """What is logged, and in which format."""
 
     level: Annotated[Literal["debug", "info", "warning", "error"], Word] = _key(
-        "info", "the least important level that is written"
+        "info", "the lowest level that is logged"
     )
     format: Annotated[Literal["auto", "console", "json"], Word] = _key(
         "auto", "auto: console on a terminal, JSON lines elsewhere"
     )
     sample: Annotated[float, Field(ge=0, le=1)] = _key(
-        1.0, "the share of ordinary request lines (2xx) that is written; all others always are"
+        1.0, "the fraction of successful requests (2xx) that is logged; all others always are"
     )
     request_id: Flag = _key(
-        True, "tell the upstream and the caller each request's id, in an X-Request-Id header"
+        True, "send each request's ID to the upstream and the client in an X-Request-Id header"
     )
-    server_timing: Flag = _key(False, "tell each caller where the time went, in a Server-Timing header")
+    server_timing: Flag = _key(False, "tell the client where the time went in a Server-Timing header")
 
 
 class AccountKeys(Model):
@@ -198,18 +196,18 @@ class AccountKeys(Model):
     )
     redirect_uri: RedirectUri | None = _key(
         None,
-        "the redirect URI exactly as registered; authorization_code needs it, client_credentials has none",
+        "the redirect URI exactly as registered; needed for authorization_code only",
     )
     scope: Scope = _key(
-        "cfgateway offline_access", "what to ask for; with client_credentials the default is cfgateway"
+        "cfgateway offline_access", "the scopes to request; with client_credentials the default is cfgateway"
     )
     pkce: Flag = _key(True, "protect the login with PKCE (RFC 7636)")
     environment: Annotated[Literal["production", "sandbox"], Word] = _key(
-        "production", "which of Creative Force's hosts; any URL below overrides it"
+        "production", "selects Creative Force's hosts; any URL below overrides it"
     )
     upstream: Upstream = _key("https://gateway.creativeforce.io", "the API; may have a base path")
-    authorize_url: Url = _key("https://accounts.creativeforce.io/connect/authorize", "where people log in")
-    token_url: Url = _key("https://accounts.creativeforce.io/connect/token", "where tokens come from")
+    authorize_url: Url = _key("https://accounts.creativeforce.io/connect/authorize", "where users log in")
+    token_url: Url = _key("https://accounts.creativeforce.io/connect/token", "the token endpoint")
     revocation_url: Url = _key(
         "https://accounts.creativeforce.io/connect/revocation", "where logout revokes tokens"
     )
@@ -218,25 +216,25 @@ class AccountKeys(Model):
     )
     listen: Listen = _key(
         TcpAddress("127.0.0.1", 8080),
-        "where clients connect: host:port or unix:/path; off: with a key of another account's listener only",
+        "where clients connect: host:port or unix:/path; off: only through another listener, by access key",
     )
-    store: Annotated[Store, PlainSerializer(_shown_store)] = _section(
-        Store, "where tokens are kept: file, file:DIR, memory or redis://host:port/0"
+    store: Annotated[Store, PlainSerializer(_render_store)] = _section(
+        Store, "where tokens are stored: file, file:DIR, memory or redis://host:port/0"
     )
-    pacing: Pacing = _section(Pacing, "how fast requests leave")
-    retry: Retry = _section(Retry, "when a request is sent again")
-    access: Access = _section(Access, "who may use the listener, and for what")
+    pacing: Pacing = _section(Pacing, "the rate limit and its queue")
+    retry: Retry = _section(Retry, "when a request is retried")
+    access: Access = _section(Access, "who may use the listener, and for which requests")
     timeouts: Timeouts = _section(Timeouts, "how long to wait")
-    limits: Limits = _section(Limits, "how much the clients of one listener may take up")
-    tls: Tls = _section(Tls, "whom to trust; verification can't be switched off")
+    limits: Limits = _section(Limits, "limits for the clients of one listener")
+    tls: Tls = _section(Tls, "certificate verification, which can't be switched off")
 
 
 class Account(AccountKeys):
-    """One account, complete: its own listener, tokens and login."""
+    """One account with all its settings: its own listener, tokens and login."""
 
     name: str
     client_id: ClientId
-    config_file: str | None = None  # as `-c` named it: messages repeat it
+    config_file: str | None = None  # as `-c` named it, for messages
 
     @property
     def store_dir(self) -> Path | None:
@@ -248,7 +246,7 @@ class Account(AccountKeys):
 
     @property
     def store_url(self) -> str | RedisAddress:
-        """The store, with the password that stands beside its address."""
+        """The store, with the password that is configured beside its address."""
         url, password = self.store.url, self.store.password
         return replace(url, password=password) if isinstance(url, RedisAddress) and password else url
 
@@ -259,20 +257,20 @@ class Account(AccountKeys):
 
 
 class ProcessKeys(Model):
-    """The keys that exist once, whatever the number of accounts."""
+    """The keys that apply to the whole process."""
 
     admin: Admin = _key(
         TcpAddress("127.0.0.1", 8081),
         "health, status and metrics: host:port; off for none",
     )
-    log: Log = _section(Log, "what is logged, and how it looks")
+    log: Log = _section(Log, "what is logged, and in which format")
 
 
 class FileKeys(AccountKeys, ProcessKeys):
     """Settings of cfproxy. The top level is the account `default` when it has a client_id."""
 
     accounts: dict[str, AccountKeys] = _key(
-        {}, "more accounts by name; each inherits whatever it does not set"
+        {}, "further accounts by name; each inherits what it does not set"
     )
 
 

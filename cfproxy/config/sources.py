@@ -1,27 +1,31 @@
-"""The two places that settings come from: a YAML file and the environment.
+"""Where settings come from: finding and reading the YAML file, and reading the environment.
 
-Owns: reading each of them into a tree of known keys.
-Must not know: what a value means, which source wins.
-Invariant: whatever a source holds, it gives a tree or findings, never an exception.
+Each source is read into a tree of known keys. Whatever it contains, the result is a tree or problems, never
+another exception.
 """
 
 from __future__ import annotations
 
 import codecs
+import os
 import re
-from collections.abc import Mapping
+import shlex
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_origin
 
-from cfproxy.config.keys import check_keys, leaves_of, merge, nest, paths_of, section_of
-from cfproxy.config.problems import Problems, hint
-from cfproxy.config.settings import AccountKeys, FileKeys
-from cfproxy.config.tree import BadYaml, Keys, Tree
+import platformdirs
+
+from cfproxy.config.keys import check_keys, merge, paths_of, section_of
+from cfproxy.config.problems import BadYaml, Keys, Problems, Tree, suggest
+from cfproxy.config.settings import SECRET_KEYS, AccountKeys, FileKeys
+from cfproxy.errors import ConfigError, Problem
 
 FILE_MAX_BYTES = 262_144
 PREFIX = "CFPROXY_"
 
-# Where a file would say a secret by reference, so may a variable: a literal does not begin like that.
+# A variable may give a secret by reference, as the file does: no literal secret starts like this.
 _REFERENCE = re.compile(r"\s*\{\s*(?:file|env)\s*:")
 _SECRETS = frozenset({("client_secret",), ("store", "key"), ("store", "password")})
 _SERVICE_LINK = re.compile(
@@ -30,23 +34,74 @@ _SERVICE_LINK = re.compile(
 )
 
 
-def read_file(path: Path, findings: Problems) -> Tree | None:
-    """Return the file's known keys; None when it can't be read at all."""
+# --- the file ---------------------------------------------------------------------------------
+
+
+def find_config(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> Path | None:
+    """Return the file to read: `explicit`, `$CFPROXY_CONFIG`, `config.yaml` in `cwd` or the user's folder.
+
+    Returns None if no file is named and neither folder has one.
+
+    Raises:
+        ConfigError: the named file does not exist, or a file that was not named is not trusted.
+    """
+    for name, origin in ((explicit, "-c"), (environ.get("CFPROXY_CONFIG"), "CFPROXY_CONFIG")):
+        if not name:
+            continue
+        path = cwd / name
+        if _exists(path):
+            return path
+        if path.is_symlink():
+            text = f"is a link to a file that does not exist (named by {origin}); fix the link"
+        else:
+            text = f"does not exist (named by {origin}); run: cfproxy config init -c {shlex.quote(name)}"
+        raise ConfigError("no such configuration file", (Problem(name, "", text),))
+    places = (cwd / "config.yaml", platformdirs.user_config_path("cfproxy") / "config.yaml")
+    found = next((place for place in places if _exists(place)), None)
+    if found is not None and not _is_trusted(found):
+        text = "belongs to another user, or others can write to it; to use it anyway, name it: -c FILE"
+        raise ConfigError("untrusted configuration file", (Problem(str(found), "", text),))
+    return found
+
+
+def _is_trusted(path: Path) -> bool:
+    """Whether a file that was not named belongs to this user or the system, and only they can write to it.
+
+    It decides where tokens and secrets go, and other users may be able to write to the current folder.
+    """
+    if os.name != "posix":
+        return True
     try:
-        tree, twice = _read_yaml(_read_text(path))
+        status = path.stat()
+    except OSError:
+        return True  # reading it will report the problem
+    return status.st_uid in {0, os.geteuid()} and not status.st_mode & stat.S_IWOTH
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return True  # reading it will report the problem
+
+
+def read_file(path: Path, problems: Problems) -> Tree | None:
+    """Return the file's known keys; None if it can't be read at all."""
+    try:
+        tree, duplicates = _read_yaml(_read_text(path))
     except BadYaml as error:
-        findings.add((), str(error))
+        problems.add((), str(error))
         return None
-    for keys, text in twice:
-        findings.add(keys, text)
+    for keys, text in duplicates:
+        problems.add(keys, text)
     if not isinstance(tree, dict | None):
-        findings.add((), "must consist of lines such as `key: value`, with a space after the colon")
+        problems.add((), "must consist of lines such as `key: value`, with a space after the colon")
         return None
-    return check_keys(FileKeys, tree or {}, (), findings)
+    return check_keys(FileKeys, tree or {}, (), problems)
 
 
 def _read_yaml(text: str) -> tuple[Any, list[tuple[Keys, str]]]:
-    from cfproxy.config.yaml import read_yaml  # noqa: PLC0415 - a start without a file needs no PyYAML
+    from cfproxy.config.yaml import read_yaml  # noqa: PLC0415 - only a configuration file needs PyYAML: the rest starts sooner
 
     return read_yaml(text)
 
@@ -68,59 +123,81 @@ def _read_text(path: Path) -> str:
         raise BadYaml("is not UTF-8 text; save it as UTF-8") from None
 
 
-def read_environment(environ: Mapping[str, str], findings: Problems) -> Tree:
-    """Return the known keys that variables set; an empty variable sets nothing."""
+# --- the environment --------------------------------------------------------------------------
+
+
+def read_environment(environ: Mapping[str, str], problems: Problems) -> Tree:
+    """Return the known keys set by environment variables; an empty variable sets nothing."""
     tree: Tree = {}
     for name, value in sorted(environ.items()):
         if not name.startswith(PREFIX) or name == f"{PREFIX}CONFIG" or not value:
             continue
-        # Kubernetes and Docker describe a service that is called "cfproxy" with such variables.
+        # Kubernetes and Docker set such variables for a service called "cfproxy".
         if _SERVICE_LINK.fullmatch(f"{name}={value}"):
             continue
         try:
             addition = _read_variable(name, value)
         except ValueError as error:
-            findings.add_variable(name, str(error))
+            problems.add_variable(name, str(error))
             continue
-        for leaf in leaves_of(addition):
-            if leaf in findings.variables:
-                findings.add_variable(name, f"sets the same as {findings.variables[leaf]}; keep one of them")
-            findings.variables.setdefault(leaf, name)
+        for leaf in _leaves(addition):
+            if leaf in problems.variables:
+                problems.add_variable(
+                    name, f"sets the same key as {problems.variables[leaf]}; keep one of them"
+                )
+            problems.variables.setdefault(leaf, name)
         tree = merge(tree, addition)
-    return check_keys(FileKeys, tree, (), findings)
+    return check_keys(FileKeys, tree, (), problems)
 
 
 def _read_variable(name: str, value: str) -> Tree:
-    """Return the tree that one variable stands for; raises ValueError with our own words."""
+    """Return the tree that one variable stands for; the messages of its ValueErrors are our own."""
     path = tuple(name.removeprefix(PREFIX).lower().split("__"))
     depth = 2 if path[0] == "accounts" and len(path) > 1 else 0
-    owner, rest = path[:depth], path[depth:]
-    known = paths_of(AccountKeys if owner else FileKeys)
+    account, rest = path[:depth], path[depth:]
+    known = paths_of(AccountKeys if account else FileKeys)
     if name != name.upper():
-        raise ValueError("is not a known variable: their names are in capitals")
+        raise ValueError("is not a known variable: their names are in upper case")
     section = section_of(known.get(rest))
     if section is not None and section.shorthand is not None and not value.lstrip().startswith("{"):
-        return nest((*path, section.shorthand), value)
+        return _nest((*path, section.shorthand), value)
     if not rest or rest == ("accounts",) or section is not None:
-        return nest(path, _flow(value, dict, "{key: value}"))
+        return _nest(path, _parse_flow(value, dict, "{key: value}"))
     if rest in known and get_origin(known[rest].annotation) is tuple:
         is_flow = value.lstrip().startswith("[")
         parts = [part.strip() for part in value.split(",") if part.strip()]
-        return nest(path, _flow(value, list, "[a, b]") if is_flow else parts)
+        return _nest(path, _parse_flow(value, list, "[a, b]") if is_flow else parts)
     if rest in _SECRETS and _REFERENCE.match(value):
-        return nest(path, _flow(value, dict, "{file: PATH}"))
+        return _nest(path, _parse_flow(value, dict, "{file: PATH}"))
     if rest in known or (rest[:-1] in _SECRETS and rest[-1] in {"env", "file"}):
-        return nest(path, value)
-    names = [PREFIX + "__".join(owner + keys).upper() for keys in known]
-    raise ValueError(f"is not a known variable{hint(name, names)}")
+        return _nest(path, value)
+    names = [PREFIX + "__".join(account + keys).upper() for keys in known]
+    raise ValueError(f"is not a known variable{suggest(name, names)}")
 
 
-def _flow(value: str, kind: type[dict[Any, Any] | list[Any]], example: str) -> Any:
-    want = f"must be a {'mapping' if kind is dict else 'list'} in one line, such as {example}"
+def _parse_flow(value: str, kind: type[dict[Any, Any] | list[Any]], example: str) -> Any:
+    want = f"must be a {'mapping' if kind is dict else 'list'} on one line, such as {example}"
     try:
-        tree, twice = _read_yaml(value)
+        tree, duplicates = _read_yaml(value)
     except BadYaml:
         raise ValueError(want) from None
-    if twice or not isinstance(tree, kind):
+    if duplicates or not isinstance(tree, kind):
         raise ValueError(want)
     return tree
+
+
+def _nest(path: Keys, value: Any) -> Tree:
+    """Return a tree with one value, at `path`."""
+    for key in reversed(path):
+        value = {key: value}
+    tree: Tree = value
+    return tree
+
+
+def _leaves(tree: Tree, path: Keys = ()) -> Iterator[Keys]:
+    """Yield the path of every value."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value and key not in SECRET_KEYS:
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key)

@@ -93,7 +93,7 @@ def test_a_user_is_a_name_or_a_number(load: Loader) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("listen: unix:/s\naccess: {users: [no-such-user-here]}", "0: names no user of this machine"),
+        ("listen: unix:/s\naccess: {users: [no-such-user-here]}", "0: is not a user of this machine"),
         ("listen: unix:/s\naccess: {users: [['root']]}", "0: must be a user's name or number"),
         ("access: {users: [0]}", " works with a Unix socket only (listen: unix:/path)"),
     ],

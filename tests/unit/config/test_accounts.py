@@ -62,7 +62,7 @@ def test_default_is_the_top_level(load: Loader) -> None:
 def test_process_wide_keys_are_for_the_top_level(load: Loader, key: str) -> None:
     """An account can't have its own admin page, log or accounts."""
     assert load.problem(f"accounts: {{a: {{listen: 8090, {key}: {{}}}}}}") == (
-        f"config.yaml: accounts.a.{key}: belongs to the top level: it holds for all accounts"
+        f"config.yaml: accounts.a.{key}: belongs to the top level: it applies to all accounts"
     )
 
 

@@ -196,7 +196,7 @@ def test_a_file_of_somebody_else_is_used_only_when_it_is_named(
     place.write_text("")
     assert find_config(None, {}, tmp_path) == place
     place.chmod(0o666)
-    with pytest.raises(ConfigError, match="others may write it"):
+    with pytest.raises(ConfigError, match="others can write to it"):
         find_config(None, {}, tmp_path)
     assert find_config("config.yaml", {}, tmp_path) == place
     place.chmod(0o664)
@@ -215,6 +215,6 @@ def test_a_link_to_nowhere_is_called_that(tmp_path: Path) -> None:
     """`config init` would not write through it, so it is not what is advised."""
     link = tmp_path / "config.yaml"
     link.symlink_to("nowhere.yaml")
-    with pytest.raises(ConfigError, match=r"is a link to something that does not exist") as caught:
+    with pytest.raises(ConfigError, match=r"is a link to a file that does not exist") as caught:
         find_config(str(link), {}, tmp_path)
     assert "config init" not in str(caught.value)

@@ -85,7 +85,7 @@ def test_a_password_needs_a_redis_store_and_one_place(load: Loader) -> None:
     path = "config.yaml: store.password"
     assert load.problem("store: {password: p}") == f"{path}: is for a Redis store only"
     twice = f"store: {{url: 'redis://:{MARKER}@h', password: p}}"
-    assert load.problem(twice) == f"{path}: stands in store.url, too; keep one of them"
+    assert load.problem(twice) == f"{path}: is also in store.url; keep one of them"
 
 
 def test_no_form_of_an_address_shows_the_password(load: Loader) -> None:

@@ -184,15 +184,15 @@ def test_a_service_named_cfproxy_does_no_harm() -> None:
     ("name", "value", "problem"),
     [
         ("CFPROXY_PACING_RATE", "1", "is not a known variable; did you mean CFPROXY_PACING__RATE?"),
-        ("CFPROXY_client_id", "1", "is not a known variable: their names are in capitals"),
+        ("CFPROXY_client_id", "1", "is not a known variable: their names are in upper case"),
         ("CFPROXY_ACCOUNTS__A__PKC", "x", "is not a known variable; did you mean CFPROXY_ACCOUNTS__A__PKCE?"),
         ("CFPROXY_", "x", "is not a known variable"),
         ("CFPROXY_PACING__RATE__ENV", "x", "is not a known variable"),
         ("CFPROXY_ACCOUNTS__A.B__PKCE", "x", "is not an account name"),
-        ("CFPROXY_PACING", "5", "must be a mapping in one line, such as {key: value}"),
-        ("CFPROXY_PACING", "{rate: 1, rate: 2}", "must be a mapping in one line"),
+        ("CFPROXY_PACING", "5", "must be a mapping on one line, such as {key: value}"),
+        ("CFPROXY_PACING", "{rate: 1, rate: 2}", "must be a mapping on one line"),
         ("CFPROXY_PACING", "{rtae: 1}", "is not a known key; did you mean rate?"),
-        ("CFPROXY_ACCESS__HOSTS", "[a", "must be a list in one line, such as [a, b]"),
+        ("CFPROXY_ACCESS__HOSTS", "[a", "must be a list on one line, such as [a, b]"),
         ("CFPROXY_ACCESS__HOSTS", "a, http://b", "must be host or host:port"),
         ("CFPROXY_CLIENT_SECRET__ENV", "NOPE", "the variable that {env: …} names is not set"),
         ("CFPROXY_LISTEN", "0.0.0.0:80", "can be reached from other machines"),
@@ -210,7 +210,7 @@ def test_one_key_is_set_by_one_variable() -> None:
     """Two variables for one key are a contradiction, also when one is the {file} form."""
     environ = {**ENVIRON, "CFPROXY_CLIENT_SECRET": "x", "CFPROXY_CLIENT_SECRET__FILE": "/x"}
     with pytest.raises(
-        ConfigError, match="CFPROXY_CLIENT_SECRET__FILE: sets the same as CFPROXY_CLIENT_SECRET;"
+        ConfigError, match="CFPROXY_CLIENT_SECRET__FILE: sets the same key as CFPROXY_CLIENT_SECRET;"
     ):
         load_settings(None, environ)
 
