@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 
-from cfproxy.runtime.core_dumps import forbid_core_dumps
+from cfproxy.runtime.process import forbid_core_dumps
 
 # More objects than a start makes: what is imported stays, and looking it over again and again for garbage
 # would take a tenth of the start. `running.serve` sets another threshold for what comes after.

@@ -114,7 +114,7 @@ async def _reload_when_asked(service: Service, asked: asyncio.Event) -> None:
         await asked.wait()
         asked.clear()
         with contextlib.suppress(CfproxyError):  # the log has told why, and the old configuration serves on
-            await service.control.reload()
+            await service.reload()
 
 
 async def _say_alive(notifier: Notifier, watchdog_s: float) -> None:

@@ -21,7 +21,7 @@ from cfproxy.config import Account, Settings
 from cfproxy.errors import CfproxyError, LoginRequired, StoreUnavailable, StoreUnusable, UsageError
 from cfproxy.observability.logs import build_logger
 from cfproxy.observability.status import report_beside, report_stored
-from cfproxy.runtime.factory import build_app, build_store, build_token_source
+from cfproxy.runtime.factory import build_app, build_endpoint, build_store, build_token_source
 
 BESIDE_S = 1.0
 _COLORS = {
@@ -122,7 +122,7 @@ def token_command(account: str | None) -> int:
     chosen = load_account(account)
     log = build_logger("debug" if is_debug() else "silent", "console")
     store = build_store(chosen)
-    token_source = build_token_source(chosen, store, log)
+    token_source = build_token_source(chosen, store, build_endpoint(chosen), log)
     token, unsaved = run_loop(closing(store, _token(token_source, store, chosen.name)))
     click.echo(token.value.reveal())
     if unsaved is not None:

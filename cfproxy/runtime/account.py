@@ -1,226 +1,304 @@
-"""The accounts of a running proxy: how what serves one is replaced while it serves, and how it ends.
+"""One account of a running proxy: the parts that serve it, and how a reload replaces them.
 
-Owns: the exchange of an account's parts, the end of those that were exchanged, the warnings of dying logins,
-and who may use the admin listener, which concerns all accounts.
-Must not know: how settings are read, how listening sockets are opened.
-Invariant: a request is served to its end with the parts that it began with.
+Invariants:
+1. The store is never replaced, nor is the token source of the same app: they hold the newest token.
+2. Building changes nothing about the parts in use, so a reload can be abandoned at any point.
+3. A reload rebuilds only the parts whose settings changed; if none did, the account stays the same object.
+4. A request is served to its end by the parts that it began with.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterable
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
-from cfproxy.admin.access import AdminRules
 from cfproxy.auth.expiry import WarnOnce
 from cfproxy.auth.interfaces import TokenStore
 from cfproxy.auth.login import LoginPlan
-from cfproxy.auth.models import App, TokenStatus
+from cfproxy.auth.models import App
+from cfproxy.auth.token_endpoint import HttpTokenEndpoint
 from cfproxy.auth.token_source import TokenSource
 from cfproxy.clock import Clock
-from cfproxy.config import Account, TcpAddress, UnixAddress
-from cfproxy.config.conflicts import is_exposed
-from cfproxy.errors import CfproxyError, ListenError
-from cfproxy.proxy.access import AccessRules
-from cfproxy.proxy.account_server import AccountServer
-from cfproxy.runtime.factory import build_login_plan
-from cfproxy.runtime.parts import Parts, give_up
+from cfproxy.config import Account
+from cfproxy.pacing.queue import FairQueue
+from cfproxy.proxy.account_server import AccountServer, ProxySettings
+from cfproxy.proxy.exchange import build_connection
+from cfproxy.proxy.retry import Forwarder
+from cfproxy.runtime.factory import (
+    ServerOptions,
+    build_app,
+    build_endpoint,
+    build_forwarder,
+    build_login_plan,
+    build_origin,
+    build_proxy_settings,
+    build_rules,
+    build_store,
+    build_token_source,
+    build_upstream,
+    read_ca_file,
+)
 from cfproxy.secret import Secret
 from cfproxy.server.listener import ListeningSocket
+from cfproxy.upstream.client import HttpUpstream
 
 EXPIRY_LOOK_S = 60.0
-EXPOSED_SOCKET = (
-    "the socket that was handed over for {} at {} can be reached from other machines, and whoever reaches "
-    "it acts as you; set access.keys, or access.allow_remote: true if that is meant"
-)
+
+# The settings that a part depends on. A token source and its endpoint also depend on the app.
+_OF_ENDPOINT = attrgetter("client_secret", "timeouts.token_s", "timeouts.connect_s")
+_OF_UPSTREAM = attrgetter("upstream", "limits.upstream")
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class RunningAccount:
-    """One account of a running proxy (see `web.admin.Account`)."""
+    """One account of a running proxy.
 
-    parts: Parts
-    door: ListeningSocket | None  # None: it is reached by a key at another account's listener only
-    listener: AccountServer
+    Args:
+        settings: its configuration.
+        app: its OAuth app.
+        store: keeps its login.
+        endpoint: its token endpoint.
+        token_source: its access token.
+        ca_file: content of `tls.ca_file`.
+        queue: the queue of its upstream, which other accounts may share.
+        upstream: client of its upstream.
+        forwarder: sends its requests.
+        options: see there.
+        proxy_settings: the settings of `server` once this is in use.
+        socket: where its server listens; None if other accounts' listeners lead to it, by access key.
+        server: handles its requests.
+        warnings: which warnings of the login's end were given.
+    """
+
+    settings: Account
+    app: App
+    store: TokenStore
+    endpoint: HttpTokenEndpoint
+    token_source: TokenSource
+    ca_file: bytes | None
+    queue: FairQueue
+    upstream: HttpUpstream
+    forwarder: Forwarder
+    options: ServerOptions
+    proxy_settings: ProxySettings
+    socket: ListeningSocket | None
+    server: AccountServer
     warnings: WarnOnce = field(default_factory=WarnOnce)
 
     @property
-    def settings(self) -> Account:
-        """Its settings."""
-        return self.parts.settings
-
-    @property
-    def app(self) -> App:
-        """Its app."""
-        return self.parts.app
-
-    @property
-    def token_source(self) -> TokenSource:
-        """Its token source."""
-        return self.parts.token_source
-
-    @property
-    def store(self) -> TokenStore:
-        """Where its login is kept."""
-        return self.parts.store
-
-    @property
-    def server(self) -> AccountServer:
-        """Handles its requests."""
-        return self.listener
-
-    @property
-    def store_location(self) -> str:
-        """Where its login is kept, in words."""
-        return self.parts.store.location
+    def name(self) -> str:
+        """The account's name."""
+        return self.settings.name
 
     @property
     def redirect_uri(self) -> str | None:
-        """Where its login brings the browser; None without a login in a browser."""
+        """Where its login sends the browser; None without a login in a browser."""
         return None if self.app.grant == "client_credentials" else self.settings.redirect_uri
 
     @property
     def login_plan(self) -> LoginPlan:
-        """How it logs in."""
+        """What a login needs."""
         return build_login_plan(self.settings, self.store)
 
     @property
     def access_keys(self) -> tuple[Secret, ...]:
-        """The keys that open this account."""
-        own = (None, self.app.account)
-        return tuple(key.secret for key in self.settings.access.keys if key.account in own)
-
-    @property
-    def asks_for_key(self) -> bool:
-        """Whether its callers need one."""
-        return bool(self.settings.access.keys)
-
-    @property
-    def in_flight(self) -> int:
-        """How many of its requests are being worked at."""
-        return self.listener.in_flight
-
-    @property
-    def failure(self) -> CfproxyError | None:
-        """Why the API did not answer the latest request; None if it did."""
-        return self.listener.failure
+        """The access keys that lead to this account."""
+        return tuple(key.secret for key in self.settings.access.keys if key.account in {None, self.name})
 
     @property
     def listen(self) -> str:
-        """Where its proxy listens."""
-        return "off" if self.door is None else str(self.door.address)
-
-    @property
-    def upstream_url(self) -> str:
-        """Where requests go."""
-        return self.settings.upstream
+        """The address of its listener, or `off`."""
+        return "off" if self.socket is None else str(self.socket.address)
 
     @property
     def url(self) -> str:
-        """Where clients call; a Unix socket's path for one."""
+        """Where clients call; the path of a Unix socket as `unix:PATH`."""
         return self.listen if self.listen.startswith("unix:") else f"http://{self.listen}"
 
-    async def look(self, *, at_once: bool = False) -> TokenStatus:
-        """Take over changes in the store (see `TokenSource.check_store`), and return the state."""
-        await self.token_source.check_store(at_once=at_once)
-        return self.token_source.state()
-
-    def switch(self, parts: Parts) -> Coroutine[Any, Any, None] | None:
-        """Serve requests that come from now on with `parts`.
+    def activate(self, before: RunningAccount | None) -> Coroutine[Any, Any, None] | None:
+        """Serve every request that comes from now on; nothing here fails or waits.
 
         Returns:
-            what ends the parts not in use any more, once the last request before this has its answer;
-            None when all of them stay.
+            what closes the parts of `before` that are not used any more, once its last request has its
+            answer; None if all parts stay.
         """
-        before, self.parts = self.parts, parts
-        if parts.token_source is before.token_source and _asks_otherwise(before, parts):
-            parts.token_source.use_endpoint(parts.endpoint, parts.settings.timeouts.token_s)
-        ended = self.listener.switch(parts.listener_settings, parts.forwarder)
-        if parts.token_source is before.token_source and parts.upstream is before.upstream:
+        timeouts = self.settings.timeouts
+        if self.socket is not None:
+            self.socket.admit(self.proxy_settings.rules.uids)
+            if before is None or self.server is not before.server:
+                self.server.port = self.socket.port
+                self.socket.serve(functools.partial(build_connection, self.server))
+        if before is None:
             return None
-        return _retire(before, parts, ended)
+        if self.token_source is before.token_source and self.endpoint is not before.endpoint:
+            self.token_source.use_endpoint(self.endpoint, timeouts.token_s)
+        if self.upstream is before.upstream and timeouts != before.settings.timeouts:
+            self.upstream.set_timeouts(timeouts.connect_s, timeouts.idle_s)
+        answered = before.server.switch(self.proxy_settings, self.forwarder)
+        if self.token_source is before.token_source and self.upstream is before.upstream:
+            return None
+        return _close_after(answered, before, self)
 
 
-def _asks_otherwise(before: Parts, parts: Parts) -> bool:
-    """Whether the token endpoint is asked in another way; a mere reload must not end a back-off."""
-    old, new = before.settings, parts.settings
-    return (old.client_secret, old.timeouts, before.trusted) != (
-        new.client_secret,
-        new.timeouts,
-        parts.trusted,
+def build_account(
+    settings: Account,
+    before: RunningAccount | None,
+    socket: ListeningSocket | None,
+    queue: FairQueue,
+    options: ServerOptions,
+    log: FilteringBoundLogger,
+    *,
+    servers: Mapping[str, AccountServer],
+    store: TokenStore | None = None,
+) -> RunningAccount:
+    """Return what serves an account from now on, with the parts of `before` that stay as they are.
+
+    Args:
+        settings: its configuration.
+        before: what serves it now; returned itself if nothing has changed.
+        socket: where its server is to listen.
+        queue: its upstream's.
+        options: see there.
+        log: where events go.
+        servers: those of all accounts, by name; may change.
+        store: used instead of the configured one.
+
+    Raises:
+        ListenError: `tls.ca_file` holds no certificate.
+    """
+    if before is not None:
+        return _rebuild(before, settings, socket, queue, options, log, servers)
+    store = store or build_store(settings)
+    endpoint = build_endpoint(settings)
+    token_source = build_token_source(settings, store, endpoint, log)
+    upstream = build_upstream(settings)
+    forwarder = build_forwarder(settings, token_source, queue, upstream)
+    origin = build_origin(settings.upstream)
+    proxy_settings = build_proxy_settings(settings, origin, build_rules(settings), options)
+    return RunningAccount(
+        settings=settings,
+        app=build_app(settings),
+        store=store,
+        endpoint=endpoint,
+        token_source=token_source,
+        ca_file=read_ca_file(settings),
+        queue=queue,
+        upstream=upstream,
+        forwarder=forwarder,
+        options=options,
+        proxy_settings=proxy_settings,
+        socket=socket,
+        server=AccountServer(proxy_settings, forwarder, log, servers),
     )
 
 
-async def _retire(before: Parts, parts: Parts, ended: asyncio.Event) -> None:
-    await ended.wait()
-    await give_up(before, parts)
+def _rebuild(
+    before: RunningAccount,
+    settings: Account,
+    socket: ListeningSocket | None,
+    queue: FairQueue,
+    options: ServerOptions,
+    log: FilteringBoundLogger,
+    servers: Mapping[str, AccountServer],
+) -> RunningAccount:
+    old, ca_file = before.settings, read_ca_file(settings)
+    same_ca = ca_file == before.ca_file
+    if old == settings and same_ca and socket is before.socket and options == before.options:
+        return before
+    app, endpoint, token_source = build_app(settings), before.endpoint, before.token_source
+    upstream, forwarder, server = before.upstream, before.forwarder, before.server
+    origin, rules = before.proxy_settings.origin, before.proxy_settings.rules
+    if not same_ca or app != before.app or _OF_ENDPOINT(settings) != _OF_ENDPOINT(old):
+        endpoint = build_endpoint(settings)
+    if app != before.app:
+        token_source = build_token_source(settings, before.store, endpoint, log)
+    if not same_ca or _OF_UPSTREAM(settings) != _OF_UPSTREAM(old):
+        upstream = build_upstream(settings)
+    if settings.upstream != old.upstream:
+        origin = build_origin(settings.upstream)
+    if settings.access != old.access:
+        rules = build_rules(settings)
+    sends_as_before = token_source is before.token_source and upstream is before.upstream
+    if not sends_as_before or settings.retry != old.retry:
+        forwarder = build_forwarder(settings, token_source, queue, upstream)
+    proxy_settings = build_proxy_settings(settings, origin, rules, options)
+    if socket is not before.socket:
+        server = AccountServer(proxy_settings, forwarder, log, servers)
+    return replace(
+        before,
+        settings=settings,
+        app=app,
+        endpoint=endpoint,
+        token_source=token_source,
+        ca_file=ca_file,
+        queue=queue,
+        upstream=upstream,
+        forwarder=forwarder,
+        options=options,
+        proxy_settings=proxy_settings,
+        socket=socket,
+        server=server,
+    )
 
 
-async def let_go(listener: AccountServer, limit_s: float, *, refuse: bool) -> int:
-    """End a listener's connections as their requests end, at the latest after `limit_s` seconds.
+async def close_account(account: RunningAccount, other: RunningAccount | None) -> None:
+    """Close the parts of `account` that `other` does not use."""
+    async with contextlib.AsyncExitStack() as stack:
+        if other is None:
+            stack.push_async_callback(account.store.aclose)
+        if other is None or account.upstream is not other.upstream:
+            stack.push_async_callback(account.upstream.aclose)
+        if other is None or account.token_source is not other.token_source:
+            stack.push_async_callback(account.token_source.aclose)
+
+
+async def _close_after(answered: asyncio.Event, before: RunningAccount, after: RunningAccount) -> None:
+    await answered.wait()
+    await close_account(before, after)
+
+
+async def drain_server(server: AccountServer, limit_s: float, *, refuse: bool) -> int:
+    """Close a server's connections as their requests end, at the latest after `limit_s` seconds.
 
     Args:
-        listener: whose socket takes no more connections.
-        limit_s: what is still under way then is cut.
-        refuse: whether requests that still come on its connections are refused.
+        server: takes no new connections any more.
+        limit_s: requests that take longer are cut.
+        refuse: whether to refuse requests that still come on its connections.
 
     Returns:
-        how many requests were cut.
+        the number of requests that were cut.
     """
-    listener.drain(refuse=refuse)
+    server.drain(refuse=refuse)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(limit_s):
-            while listener.in_flight:
-                listener.idle.clear()
-                await listener.idle.wait()
-    left = listener.in_flight
-    await listener.aclose()
+            while server.in_flight:
+                server.idle.clear()
+                await server.idle.wait()
+    left = server.in_flight
+    await server.aclose()
     return left
 
 
-async def remove(account: RunningAccount, log: FilteringBoundLogger) -> None:
-    """End an account that the configuration does not have any more; its connections are served no further."""
-    await let_go(account.listener, account.settings.timeouts.drain_s, refuse=True)
-    await give_up(account.parts, None)
-    log.info("proxy.removed", account=account.app.account)
+async def remove_account(account: RunningAccount, log: FilteringBoundLogger) -> None:
+    """Drain and close an account that the configuration no longer has."""
+    await drain_server(account.server, account.settings.timeouts.drain_s, refuse=True)
+    await close_account(account, None)
+    log.info("proxy.removed", account=account.name)
 
 
-async def watch_logins(accounts: list[RunningAccount], clock: Clock, log: FilteringBoundLogger) -> None:
-    """Warn of each login that is going to die, of each step once, until cancelled."""
+async def watch_logins(accounts: Sequence[RunningAccount], clock: Clock, log: FilteringBoundLogger) -> None:
+    """Warn of each login that is about to end, once at each step, until cancelled."""
     while True:
         for account in accounts:
-            state = await account.look()
-            warning = account.warnings.due(state.login, account.app, clock.time())
+            await account.token_source.check_store()
+            warning = account.warnings.due(account.token_source.state().login, account.app, clock.time())
             if warning is not None:
                 log.warning("login.expiry_neared", account=account.app.account, reason=warning.message)
         await clock.sleep(EXPIRY_LOOK_S)
-
-
-def build_admin_rules(address: TcpAddress | UnixAddress, accounts: Iterable[Account]) -> AdminRules:
-    """Return who may ask and act: all accounts are concerned, so only keys that all of them share.
-
-    Raises:
-        ListenError: other machines reach it, and no key would do.
-    """
-    all_access = [account.access for account in accounts]
-    everywhere = [{key.secret for key in access.keys if key.account is None} for access in all_access]
-    keys = tuple(set.intersection(*everywhere))
-    keyed = any(access.keys for access in all_access)
-    is_local = isinstance(address, UnixAddress) or address.is_loopback
-    if not is_local and any(is_exposed(address, access) for access in all_access):
-        raise ListenError(EXPOSED_SOCKET.format("admin", address))
-    if keyed and not keys and not is_local:
-        raise ListenError(
-            f"admin {address} is reachable from other machines and no key is shared by all accounts; "
-            "put one into access.keys at the top level, or set admin to a loopback address"
-        )
-    hosts = tuple(host for access in all_access for host in access.hosts)
-    port = address.port if isinstance(address, TcpAddress) else None
-    return AdminRules(
-        port=port, looking=AccessRules(hosts=hosts, keys=() if is_local else keys), keyed=keyed, keys=keys
-    )

@@ -1,91 +1,100 @@
-"""What a running proxy lets itself be told: to end, to reload, to log more or less.
+"""Compares the configuration in use with its replacement: what may not change, and what has changed.
 
-Owns: that one reload is done at a time and none after the end was asked for, and what is told of it.
-Must not know: who asks (a signal, the admin listener), how a change is carried out (`service.py`).
+Only keys are named, never values. `service.py` carries the change out.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from structlog.typing import FilteringBoundLogger
+from pydantic import BaseModel
 
-from cfproxy.config import Settings
-from cfproxy.errors import BadTarget, CfproxyError, ConfigError, Problem, ShuttingDown
-from cfproxy.observability.logs import LEVELS, LogOutput
+from cfproxy.config import Account, Settings
+from cfproxy.errors import ConfigError, Problem
 
-_NO_RELOAD = "this proxy was started without a configuration that could be read again; restart it"
+STORE_STAYS = (
+    "can't change while the account is served, because only the old store may have its newest token; "
+    "restart cfproxy to change it"
+)
+SHARED_STAYS = (
+    "can't change while the upstream is served, because its requests are counted in one place; "
+    "restart cfproxy to change it"
+)
+GONE = "is missing, but cfproxy was started to serve it (--account); restore it, or restart cfproxy"
+PACE_STAYS = (
+    "can't change while the account is served, because waiting requests can't move to another queue; "
+    "restart cfproxy to change it"
+)
+UNSAVED = (
+    "can't change now: the account's newest token is not saved yet and would be lost; "
+    "repair the store first (run: cfproxy doctor)"
+)
 
 
-class Control:
-    """`web.actions.Operations` of one process.
+def check_reload(
+    old: Settings, new: Settings, names: tuple[str, ...], is_unsaved: Callable[[str], bool]
+) -> None:
+    """Check that no setting has changed that needs a restart.
 
     Args:
-        load: reads the configuration again; None where it can't be.
-        change: puts settings in use as a whole, or raises and changes nothing; returns the keys that changed.
-        logs: the log's output; None where its level is not ours.
-        log: where events go.
-        tell: called with `reloading`, and `ready` afterwards.
+        old: the settings in use.
+        new: their replacement.
+        names: the accounts that `serve --account` asked for.
+        is_unsaved: whether an account's newest token is in memory only.
+
+    Raises:
+        ConfigError: with all such settings.
     """
+    problems = [Problem(new.source, f"accounts.{name}", GONE) for name in names if name not in new.accounts]
+    for name, account in old.accounts.items():
+        successor = new.accounts.get(name)
+        if successor is not None and successor.store != account.store:
+            problems.append(Problem(new.source, _path(name, "store"), STORE_STAYS))
+        if successor is not None and _shares_rate(account) != _shares_rate(successor):
+            problems.append(Problem(new.source, _path(name, "pacing.shared"), PACE_STAYS))
+        if (successor is None or _identity(successor) != _identity(account)) and is_unsaved(name):
+            problems.append(Problem(new.source, _path(name, "client_id"), UNSAVED))
+    shared = {account.upstream_origin: account.pacing.shared for account in old.accounts.values()}
+    for name, account in new.accounts.items():
+        if account.pacing.shared != shared.get(account.upstream_origin, account.pacing.shared):
+            problems.append(Problem(new.source, _path(name, "pacing", "shared"), SHARED_STAYS))
+    if problems:
+        raise ConfigError("the configuration can't be used without a restart", tuple(problems))
 
-    def __init__(
-        self,
-        load: Callable[[], Settings] | None,
-        change: Callable[[Settings], Awaitable[list[str]]],
-        logs: LogOutput | None,
-        log: FilteringBoundLogger,
-        tell: Callable[[str], None],
-    ) -> None:
-        self._load = load
-        self._change = change
-        self._logs = logs
-        self._log = log
-        self._tell = tell
-        self.stopped = asyncio.Event()  # set when the end was asked for
-        self.reloading = asyncio.Lock()
 
-    def stop(self) -> None:
-        """Ask for the end; whoever waits on `stopped` brings it about."""
-        self.stopped.set()
+def _shares_rate(account: Account) -> bool:
+    """Whether other replicas count against the same rate."""
+    return account.pacing.shared and account.pacing.rate is not None
 
-    def set_log_level(self, level: str) -> None:
-        """Write lines of `level` and above until the next reload (see `web.actions`)."""
-        if level not in LEVELS or level == "silent" or self._logs is None:
-            raise BadTarget("there is no such level; take debug, info, warning or error")
-        self._logs.set_level(level)
-        self._log.warning("log.level_changed", to=level)
 
-    async def reload(self) -> list[str]:
-        """Read the configuration again and use it; on any problem the present one stays in use.
+def _identity(account: Account) -> tuple[str, str, str]:
+    """Return what a stored token belongs to."""
+    return account.client_id, account.token_url, account.upstream_origin
 
-        Returns:
-            the keys that changed.
 
-        Raises:
-            ConfigError, ListenError, ShuttingDown: nothing was changed.
-        """
-        async with self.reloading:
-            if self.stopped.is_set():
-                raise ShuttingDown("the proxy is shutting down; start it with the new configuration")
-            self._tell("reloading")
-            try:
-                changed = await self._change(await self._read())
-            except CfproxyError as error:
-                problems: tuple[object, ...] = error.problems if isinstance(error, ConfigError) else (error,)
-                for problem in problems:
-                    self._log.error("config.refused", reason=str(problem))
-                raise
-            except Exception:  # noqa: BLE001 - logged whole; the token in hand does not depend on it
-                self._log.exception("config.reload_crashed")
-                raise CfproxyError("an internal fault; the log has it under config.reload_crashed") from None
-            finally:
-                self._tell("ready")
-            self._log.info("config.reloaded", changed=changed)
-            return changed
+def list_changes(old: Settings, new: Settings) -> list[str]:
+    """Return the keys whose values differ, as the file has them, sorted."""
+    # The objects are compared, because all secrets look the same when they are rendered.
+    return sorted(_differences(old, new, ()))
 
-    async def _read(self) -> Settings:
-        if self._load is None:
-            raise ConfigError(_NO_RELOAD, (Problem("", "", _NO_RELOAD),))
-        # In a thread: the file of a secret may be on a disk that is slow today.
-        return await asyncio.to_thread(self._load)
+
+def _differences(old: Any, new: Any, path: tuple[str, ...]) -> Iterator[str]:
+    before, after = _items(old), _items(new)
+    if before is not None and after is not None:
+        for key in {**before, **after}:
+            if path or key != "source":
+                yield from _differences(before.get(key), after.get(key), (*path, key))
+    elif old != new:
+        yield _path(path[1], *path[2:]) if path[0] == "accounts" else ".".join(path)
+
+
+def _items(value: Any) -> dict[str, Any] | None:
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields.items()
+        return {field.serialization_alias or name: getattr(value, name) for name, field in fields}
+    return value if isinstance(value, dict) else None
+
+
+def _path(account: str, *keys: str) -> str:
+    return ".".join(keys if account == "default" and keys else ("accounts", account, *keys))

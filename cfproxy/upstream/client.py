@@ -62,6 +62,12 @@ class HttpUpstream:
         self._idle_s = idle_s
         self._upload_slots = UploadSlots(max(1, limit // 2), connect_s)
 
+    def set_timeouts(self, connect_s: float, idle_s: float) -> None:
+        """Use other timeouts from the next request on."""
+        self._idle_s = idle_s
+        self._upload_slots.wait_s = connect_s
+        self.pool.set_timeouts(connect_s, idle_s)
+
     def warm(self) -> None:
         """Open connections in the background, ahead of the first requests (see `Pool.warm`)."""
         self.pool.warm(WARM)

@@ -59,7 +59,7 @@ class UpstreamConnection(StreamProtocol):
         self.idle_since = 0.0
         self.idle_timeout = IdleTimeout(self._overdue)
         self.body_stream: BodyStream | None = None  # the answer's body, once its head is there
-        self._idle_s = idle_s
+        self.idle_s = idle_s
         self._asked = False
         self._to_head = False
         self._on_interim: Callable[[int, bytes, RawHeaders], None] | None = None
@@ -137,7 +137,7 @@ class UpstreamConnection(StreamProtocol):
     def expect_answer(self) -> None:
         """Count the silence from now on: everything has been sent."""
         if self.head is None:
-            self.idle_timeout.start(self._idle_s)
+            self.idle_timeout.start(self.idle_s)
 
     def fail(self, error: BaseException) -> None:
         """Let whoever waits have `error`; within an answer it can only be told that this one broke off."""
@@ -203,7 +203,7 @@ class UpstreamConnection(StreamProtocol):
 
     def _take_final(self, head: AnswerHead, data: bytes) -> None:
         self.head = head
-        self.body_stream = BodyStream(self, head.build_reader(), self.idle_timeout, self._idle_s)
+        self.body_stream = BodyStream(self, head.build_reader(), self.idle_timeout, self.idle_s)
         if data:
             self._surplus |= bool(self.body_stream.feed(data))
         self._wake()

@@ -80,6 +80,12 @@ class Pool:
         """How many there are."""
         return len(self._all)
 
+    def set_timeouts(self, connect_s: float, idle_s: float) -> None:
+        """Use other timeouts from now on; a connection in use gets them when it is given back."""
+        self._connect_s, self._idle_s = connect_s, idle_s
+        for connection in self._idle:
+            connection.idle_s = idle_s
+
     async def take(self) -> UpstreamConnection:
         """Return a kept connection or a new one.
 
@@ -189,6 +195,7 @@ class Pool:
     def _keep(self, connection: UpstreamConnection) -> None:
         """Keep a usable connection, or give it to who waits for one."""
         connection.kept = True
+        connection.idle_s = self._idle_s
         if self._waiting and (waiter := self._next_waiter()) is not None:
             waiter.set_result(connection)
             return

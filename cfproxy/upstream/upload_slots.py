@@ -30,7 +30,7 @@ class UploadSlots:
 
     def __init__(self, most: int, wait_s: float) -> None:
         self._free = most
-        self._wait_s = wait_s
+        self.wait_s = wait_s
 
     async def take_place(self, body: RequestBody) -> UploadSlot | None:
         """Wait until `body` may be under way; return its place, if it needs one.
@@ -39,7 +39,7 @@ class UploadSlots:
             UpstreamTimeout: none became free in time, and the body did not come; `unsent`.
         """
         loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + self._wait_s
+        give_up_at = loop.time() + self.wait_s
         pause_s = FIRST_LOOK_S
         while not body.arrived:
             if self._free:

@@ -25,7 +25,7 @@ import structlog
 from cfproxy.auth.models import TokenReply
 from cfproxy.auth.token_endpoint import HttpTokenEndpoint
 from cfproxy.config import load_settings
-from cfproxy.runtime.factory import build_store, build_token_source
+from cfproxy.runtime.factory import build_endpoint, build_store, build_token_source
 
 CALLS = ("open", "write", "utime", "fsync", "close", "replace", "unlink")
 
@@ -78,7 +78,8 @@ class Countdown:
 
 async def refresh_once(config: Path, countdown: Countdown) -> None:
     account = load_settings(config, {}).accounts["default"]
-    token_source = build_token_source(account, build_store(account), structlog.get_logger())
+    store, endpoint = build_store(account), build_endpoint(account)
+    token_source = build_token_source(account, store, endpoint, structlog.get_logger())
     countdown.armed = True
     await token_source.get()
     countdown.armed = False

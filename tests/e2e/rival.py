@@ -12,12 +12,13 @@ from pathlib import Path
 import structlog
 
 from cfproxy.config import load_settings
-from cfproxy.runtime.factory import build_store, build_token_source
+from cfproxy.runtime.factory import build_endpoint, build_store, build_token_source
 
 
 async def refresh(config: Path, count: int) -> None:
     account = load_settings(config, {}).accounts["default"]
-    token_source = build_token_source(account, build_store(account), structlog.get_logger())
+    store, endpoint = build_store(account), build_endpoint(account)
+    token_source = build_token_source(account, store, endpoint, structlog.get_logger())
     await token_source.start()
     while token_source.state().refreshes < count:
         await token_source.replace(await token_source.get())

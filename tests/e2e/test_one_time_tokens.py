@@ -17,7 +17,7 @@ import structlog
 
 from cfproxy.auth.token_source import TokenSource
 from cfproxy.errors import LoginRequired
-from cfproxy.runtime.factory import build_store, build_token_source
+from cfproxy.runtime.factory import build_endpoint, build_store, build_token_source
 from cfproxy.sandbox import Fault
 from tests.e2e.kit import World
 from tests.e2e.processes import PATIENCE_S
@@ -34,7 +34,7 @@ def open_broker(world: World) -> TokenSource:
     account = world.account()
     silent = structlog.make_filtering_bound_logger(50)
     log = structlog.wrap_logger(structlog.PrintLogger(), wrapper_class=silent)
-    return build_token_source(account, build_store(account), log)
+    return build_token_source(account, build_store(account), build_endpoint(account), log)
 
 
 def issued(world: World) -> int:

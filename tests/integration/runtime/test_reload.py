@@ -18,7 +18,7 @@ import structlog
 from cfproxy.config import Settings, load_settings
 from cfproxy.errors import BadTarget, ConfigError, ListenError, ShuttingDown
 from cfproxy.observability.logs import LogOutput
-from cfproxy.runtime.changes import check_live, list_changes
+from cfproxy.runtime.reload import check_reload, list_changes
 from cfproxy.runtime.service import Service
 from cfproxy.sandbox import Behaviour, Fault, Sandbox
 from tests.support.redis_server import free_port
@@ -49,7 +49,7 @@ class World:
                 self.environ.pop(f"CFPROXY_{key}", None)
             else:
                 self.environ[f"CFPROXY_{key}"] = value
-        return await self.service.control.reload()
+        return await self.service.reload()
 
     def url(self, account: str = "default") -> str:
         assert self.service is not None
@@ -100,12 +100,60 @@ async def test_a_reload_changes_what_the_next_request_meets_on_the_same_connecti
     assert world.service is not None
     assert world.client is not None
     assert await world.call() == 200
-    connections = list(world.service.accounts[0].listener.connections)
+    connections = list(world.service.accounts[0].server.connections)
     assert await world.reload(ACCESS__KEYS="sesame") == ["access.keys"]
     assert await world.call() == 401
     assert await world.call(**{"X-Cfproxy-Key": "sesame"}) == 200
-    assert list(world.service.accounts[0].listener.connections) == connections
+    assert list(world.service.accounts[0].server.connections) == connections
     assert world.events("config.reloaded")[-1]["changed"] == ["access.keys"]
+
+
+async def test_a_reload_leaves_accounts_alone_whose_settings_are_equal(world: World) -> None:
+    """Another account's change rebuilds nothing of them."""
+    assert world.service is not None
+    await world.reload(ACCOUNTS__ACME__LISTEN="127.0.0.1:0")
+    default, acme = world.service.accounts
+    await world.reload(ACCOUNTS__ACME__ACCESS__METHODS="GET")
+    assert world.service.accounts[0] is default
+    assert world.service.accounts[1] is not acme
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rebuilt"),
+    [
+        ("ACCESS__METHODS", "GET", set()),
+        ("TIMEOUTS__IDLE", "200s", set()),
+        ("TIMEOUTS__TOKEN", "7s", {"endpoint"}),
+        ("RETRY__UNAUTHORIZED", "off", {"forwarder"}),
+        ("LIMITS__UPSTREAM", "7", {"upstream", "forwarder"}),
+        ("SCOPE", "cfgateway extra", {"endpoint", "token_source", "forwarder"}),
+    ],
+)
+async def test_a_reload_rebuilds_only_what_depends_on_the_key(
+    world: World, key: str, value: str, rebuilt: set[str]
+) -> None:
+    """Warm connections and the token in memory outlive a change of something else."""
+    assert world.service is not None
+    assert await world.call() == 200
+    (before,) = world.service.accounts
+    await world.reload(**{key: value})
+    (after,) = world.service.accounts
+    parts = ("store", "endpoint", "token_source", "queue", "upstream", "forwarder", "socket", "server")
+    assert {part for part in parts if getattr(after, part) is not getattr(before, part)} == rebuilt
+    assert await world.call() == 200
+
+
+async def test_another_idle_timeout_holds_for_kept_connections_too(world: World) -> None:
+    """The pool keeps its connections, and the next request on one of them goes by the new timeout."""
+    assert world.service is not None
+    assert await world.call() == 200
+    pool = world.service.accounts[0].upstream.pool
+    count = pool.connections
+    await world.reload(TIMEOUTS__IDLE="200ms")
+    world.sandbox.inject("api", Fault("slow", delay_s=5.0))
+    assert await world.call() == 504
+    assert world.service.accounts[0].upstream.pool is pool
+    assert count > 0
 
 
 async def test_a_wrong_configuration_changes_nothing_and_all_its_problems_are_told(world: World) -> None:
@@ -162,9 +210,9 @@ def test_whether_replicas_share_a_rate_can_not_change() -> None:
         load_settings(None, redis | {"CFPROXY_PACING__SHARED": "true"}),
     )
     with pytest.raises(ConfigError, match=r"pacing.shared: can't change"):
-        check_live(alone, shared, (), set())
+        check_reload(alone, shared, (), lambda _: False)
     off = {"CFPROXY_PACING__RATE": "off"}
-    check_live(load_settings(None, redis | off), load_settings(None, redis | off), (), set())
+    check_reload(load_settings(None, redis | off), load_settings(None, redis | off), (), lambda _: False)
 
 
 async def test_accounts_come_and_go(world: World) -> None:
@@ -272,7 +320,7 @@ async def test_the_admin_listener_moves_and_can_be_switched_off(world: World) ->
 async def test_nothing_is_reloaded_after_the_end_was_asked_for(world: World) -> None:
     """A reload must not bring anything up that the end would miss."""
     assert world.service is not None
-    world.service.control.stop()
+    world.service.stop()
     with pytest.raises(ShuttingDown):
         await world.reload(ACCOUNTS__ACME__LISTEN="127.0.0.1:0")
 
@@ -294,6 +342,7 @@ async def test_reloads_under_load_cost_no_request(world: World) -> None:
     for turn in range(60):
         await world.reload(
             TIMEOUTS__CONNECT=f"{5 + turn % 3}s",
+            LIMITS__UPSTREAM=str(900 + turn % 2),
             PACING__RATE="off" if turn % 2 else "100000",
             ACCOUNTS__ACME__LISTEN="127.0.0.1:0" if turn % 4 == 0 else None,
         )
@@ -351,9 +400,9 @@ async def test_the_log_level_changes_at_run_time(tmp_path: Path) -> None:
             async with client.post(url, headers=ACTION) as answer:
                 assert answer.status == 400
             with pytest.raises(BadTarget):
-                service.control.set_log_level("silent")
+                service.set_log_level("silent")
             environ["CFPROXY_LOG__LEVEL"] = "debug"
-            await service.control.reload()
+            await service.reload()
             assert logs.level == "debug"
     assert "proxy.started" in path.read_text(encoding="utf-8")
     assert os.environ.get("CFPROXY_LOG__LEVEL") is None

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from cfproxy.runtime.core_dumps import forbid_core_dumps
+from cfproxy.runtime.process import forbid_core_dumps
 
 ASK = """
 import ctypes, resource
-from cfproxy.runtime.core_dumps import forbid_core_dumps
+from cfproxy.runtime.process import forbid_core_dumps
 resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2)
 %s
 print(resource.getrlimit(resource.RLIMIT_CORE)[0], ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))

@@ -11,9 +11,8 @@ import trustme
 from cfproxy.config import Account, load_settings
 from cfproxy.errors import ListenError
 from cfproxy.http1.parser import HeadLimits
-from cfproxy.runtime import parts
-from cfproxy.runtime.factory import build_endpoint, build_limits, build_origin, build_tls
-from cfproxy.runtime.parts import SPARE_FILES
+from cfproxy.runtime import factory
+from cfproxy.runtime.factory import SPARE_FILES, build_endpoint, build_limits, build_origin, build_tls
 from cfproxy.secret import Secret
 from cfproxy.server.request import Limits
 
@@ -114,6 +113,6 @@ def test_as_many_connections_are_let_in_as_there_are_open_files_for(
     monkeypatch: pytest.MonkeyPatch, allowed: int, connections: int, upstream: int, share: float
 ) -> None:
     """A file for each connection of a client, and one for each that these can have to the API."""
-    monkeypatch.setattr(parts, "open_files_for", lambda wanted: min(wanted, allowed))
+    monkeypatch.setattr(factory, "open_files_for", lambda wanted: min(wanted, allowed))
     made = account(CFPROXY_LIMITS__CONNECTIONS=str(connections), CFPROXY_LIMITS__UPSTREAM=str(upstream))
-    assert parts.affordable_share([made]) == pytest.approx(share)
+    assert factory.affordable_share([made]) == pytest.approx(share)

@@ -1,4 +1,4 @@
-"""A login that dies is told of in the log: at each step, once, whatever is refreshed meanwhile."""
+"""Warnings of a login's end: one log line at each step, whatever is refreshed meanwhile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DAY_S = 86_400.0
 
 
 class Days:
-    """A clock on which a sleep takes no time, and that ends after some days."""
+    """A clock whose sleeps take no time, and which stops after some days."""
 
     def __init__(self, days: float) -> None:
         self._now, self._end = 0.0, days * DAY_S
@@ -40,47 +40,57 @@ class Days:
 
 
 @dataclass
-class Account:
-    """An account whose token is refreshed each hour, and whose login lasts 30 days."""
+class Source:
+    """A token source that refreshes its token each hour, and whose login lasts 30 days."""
 
     clock: Days
-    app: App = APP
-    warnings: WarnOnce = field(default_factory=WarnOnce)
 
     def login(self) -> Login:
         hour_at = self.clock.time() // 3600 * 3600
         token = Token(Secret(f"access-{hour_at}"), hour_at, 3600.0)
         return Fakes().login(token=token, login_at=0.0, login_expires_at=30 * DAY_S)
 
-    async def look(self) -> TokenStatus:
+    async def check_store(self) -> None:
+        """Nothing else uses the store."""
+
+    def state(self) -> TokenStatus:
         return cast("TokenStatus", type("State", (), {"login": self.login()}))
 
 
-async def warned(days: float) -> list[tuple[float, Any]]:
+@dataclass
+class Account:
+    """The account of such a token source."""
+
+    token_source: Source
+    app: App = APP
+    warnings: WarnOnce = field(default_factory=WarnOnce)
+
+
+async def warnings_within(days: float) -> list[tuple[float, Any]]:
     clock = Days(days)
-    told: list[tuple[float, Any]] = []
+    events: list[tuple[float, Any]] = []
 
     def note(_logger: Any, _name: str, event: Any) -> Any:
-        told.append((round(clock.time() / DAY_S, 2), event))
+        events.append((round(clock.time() / DAY_S, 2), event))
         raise structlog.DropEvent
 
     log = structlog.wrap_logger(None, processors=[note])
-    accounts = cast("list[RunningAccount]", [Account(clock)])
+    accounts = cast("list[RunningAccount]", [Account(Source(clock))])
     with contextlib.suppress(asyncio.CancelledError):
         await watch_logins(accounts, clock, log)
-    return told
+    return events
 
 
 @pytest.mark.slow
-async def test_each_step_is_told_once_in_a_month() -> None:
-    """7, 2 and 1 days before the end, and at the end; not again with each of 720 refreshes."""
-    told = await warned(31)
-    assert [at for at, _ in told] == [23.0, 28.0, 29.0, 30.0]
-    assert {event["event"] for _, event in told} == {"login.expiry_neared"}
-    assert all("cfproxy login" in event["reason"] for _, event in told)
+async def test_each_step_is_logged_once_in_a_month() -> None:
+    """7, 2 and 1 days before the end, and at the end; the 720 refreshes repeat nothing."""
+    events = await warnings_within(31)
+    assert [at for at, _ in events] == [23.0, 28.0, 29.0, 30.0]
+    assert {event["event"] for _, event in events} == {"login.expiry_neared"}
+    assert all("cfproxy login" in event["reason"] for _, event in events)
     assert EXPIRY_LOOK_S < 3600
 
 
-async def test_while_there_is_time_nothing_is_told() -> None:
-    """Three weeks are quiet."""
-    assert await warned(22.9) == []
+async def test_nothing_is_logged_while_the_end_is_far() -> None:
+    """The first three weeks pass without a warning."""
+    assert await warnings_within(22.9) == []
