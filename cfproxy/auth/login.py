@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from cfproxy.auth import oauth2
 from cfproxy.auth.interfaces import TokenEndpoint, TokenStore
-from cfproxy.auth.models import UNKNOWN_LIFETIME_S, App, Attempt, AttemptGone, Login, Token, TokenReply
+from cfproxy.auth.models import App, Attempt, AttemptGone, Login, TokenReply, new_login
 from cfproxy.auth.redirect import check_redirect, explain_error, parse_redirect
 from cfproxy.clock import Clock
 from cfproxy.errors import (
@@ -152,8 +152,7 @@ async def login_app(plan: LoginPlan) -> Login:
         before = await _load_before(plan)
         asked_at = plan.clock.time()
         reply = await plan.endpoint.client_credentials()
-        # RFC 6749 §4.4.3: no refresh token; the app itself can log in again at any time.
-        login = replace(_new_login(plan, reply, asked_at, before), refresh_token=None, login_expires_at=None)
+        login = _new_login(plan, reply, asked_at, before)
         await plan.store.save(login)
         return login
 
@@ -253,20 +252,10 @@ def _refusal(plan: LoginPlan, description: str) -> str:
 
 
 def _new_login(plan: LoginPlan, reply: TokenReply, asked_at: float, before: Login | None) -> Login:
-    token = Token(reply.access_token, asked_at, reply.lifetime_s or UNKNOWN_LIFETIME_S)
-    lasts_s = token.lifetime_s if reply.refresh_token is None else plan.refresh_token_lifetime_s
-    return Login(
-        account=plan.app.account,
-        client_id=plan.app.client_id,
-        token_url=plan.app.token_url,
-        upstream=plan.app.upstream,
-        scope=reply.scope or plan.app.scope,
-        token=token,
-        refresh_token=reply.refresh_token,
-        serial=1 if before is None else before.serial + 1,
-        login_at=asked_at,
-        login_expires_at=asked_at + lasts_s,
-    )
+    serial = 1 if before is None else before.serial + 1
+    # Without a refresh token the login ends with its access token.
+    lasts_s = plan.refresh_token_lifetime_s if reply.refresh_token else reply.token(asked_at).lifetime_s
+    return new_login(plan.app, reply, asked_at, serial=serial, expires_at=asked_at + lasts_s)
 
 
 async def _revoke(plan: LoginPlan, login: Login) -> bool | None:

@@ -72,6 +72,11 @@ class TokenReply:
     refresh_token: Secret | None
     scope: str | None
 
+    def token(self, asked_at: float) -> Token:
+        """Return the access token; its lifetime counts from when it was requested."""
+        lifetime_s = UNKNOWN_LIFETIME_S if self.lifetime_s is None else self.lifetime_s
+        return Token(self.access_token, asked_at, lifetime_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Login:
@@ -168,6 +173,7 @@ class Attempt:
         redirect_uri: as sent to the authorize endpoint; the token endpoint compares it.
         client_id: the app.
         created_at: wall-clock instant; the attempt expires `ATTEMPT_LIFETIME_S` later.
+        used: it was claimed; what is left only tells that, until it expires.
     """
 
     account: str
@@ -176,6 +182,19 @@ class Attempt:
     redirect_uri: str
     client_id: str
     created_at: float
+    used: bool = False
+
+    def spent(self) -> Self:
+        """Return what is left of it once it was claimed; without the verifier."""
+        return replace(self, verifier=None, used=True)
+
+    def expired(self, now: float) -> bool:
+        """Return whether it has expired at wall-clock `now`.
+
+        One from as far in the future was written before the clock was set back. It has expired too, or it
+        would stay forever.
+        """
+        return abs(now - self.created_at) >= ATTEMPT_LIFETIME_S
 
 
 class AttemptGone(Exception):
@@ -218,6 +237,34 @@ class TokenStatus:
     def ready(self) -> bool:
         """Whether a request that came now could be given a token."""
         return self.usable_s > 0 or self.error is None
+
+
+def new_login(
+    app: App, reply: TokenReply, asked_at: float, *, serial: int = 1, expires_at: float | None = None
+) -> Login:
+    """Return the first record of a login.
+
+    Args:
+        app: the app that has logged in.
+        reply: what the token endpoint gave it.
+        asked_at: wall-clock instant of the request.
+        serial: greater than that of the record that it replaces.
+        expires_at: wall-clock instant at which the login ends.
+    """
+    # RFC 6749 §4.4.3: client credentials need no refresh token; the app can log in again at any time.
+    renewable = app.grant == "authorization_code"
+    return Login(
+        account=app.account,
+        client_id=app.client_id,
+        token_url=app.token_url,
+        upstream=app.upstream,
+        scope=reply.scope or app.scope,
+        token=reply.token(asked_at),
+        refresh_token=reply.refresh_token if renewable else None,
+        serial=serial,
+        login_at=asked_at,
+        login_expires_at=expires_at if renewable else None,
+    )
 
 
 def login_problem(login: Login | None, app: App) -> LoginRequired | None:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 import secrets
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -102,60 +103,18 @@ def build_authorize_url(
 # --- the forms ---------------------------------------------------------------------------
 
 
-def refresh_form(
-    client_id: str, client_secret: Secret | None, scope: str, refresh_token: Secret
-) -> dict[str, str]:
-    """Return the form that exchanges a refresh token (RFC 6749 §6)."""
-    return _form(
-        client_id,
-        client_secret,
-        grant_type="refresh_token",
-        refresh_token=refresh_token.reveal(),
-        scope=scope,
-    )
+Fields = Mapping[str, str | Secret | None]
 
 
-def exchange_form(
-    client_id: str,
-    client_secret: Secret | None,
-    scope: str,
-    *,
-    code: Secret,
-    redirect_uri: str,
-    verifier: Secret | None,
-) -> dict[str, str]:
-    """Return the form that exchanges an authorization code (RFC 6749 §4.1.3, RFC 7636 §4.5)."""
-    proof = {} if verifier is None else {"code_verifier": verifier.reveal()}
-    return _form(
-        client_id,
-        client_secret,
-        grant_type="authorization_code",
-        code=code.reveal(),
-        redirect_uri=redirect_uri,
-        scope=scope,
-        **proof,
-    )
-
-
-def client_credentials_form(client_id: str, client_secret: Secret | None, scope: str) -> dict[str, str]:
-    """Return the form that requests a token in the app's own name (RFC 6749 §4.4.2)."""
-    return _form(client_id, client_secret, grant_type="client_credentials", scope=scope)
-
-
-def revoke_form(client_id: str, client_secret: Secret | None, token: Secret, kind: str) -> dict[str, str]:
-    """Return the form that revokes `token`; `kind` is its token_type_hint (RFC 7009 §2.1)."""
-    return _form(client_id, client_secret, token=token.reveal(), token_type_hint=kind)
-
-
-def probe_form(client_id: str, client_secret: Secret | None, _scope: str) -> dict[str, str]:
-    """Return a form with a grant type that does not exist, so that nothing can be used up."""
-    return _form(client_id, client_secret, grant_type=PROBE_GRANT)
-
-
-def _form(client_id: str, client_secret: Secret | None, **fields: str) -> dict[str, str]:
+def build_form(client_id: str, client_secret: Secret | None, fields: Fields) -> dict[str, str]:
+    """Return the form of a request, with the app's credentials; empty fields are left out."""
     # Client authentication is always in form fields: trying the other style could use the grant up twice.
-    secret = {} if client_secret is None else {"client_secret": client_secret.reveal()}
-    return {name: value for name, value in fields.items() if value} | {"client_id": client_id} | secret
+    values = {**fields, "client_id": client_id, "client_secret": client_secret}
+    return {
+        name: value.reveal() if isinstance(value, Secret) else value
+        for name, value in values.items()
+        if value
+    }
 
 
 # --- the replies -------------------------------------------------------------------------

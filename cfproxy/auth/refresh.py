@@ -17,7 +17,7 @@ from structlog.typing import FilteringBoundLogger
 
 from cfproxy.auth.cached_login import CachedLogin
 from cfproxy.auth.interfaces import Lease, TokenEndpoint
-from cfproxy.auth.models import UNKNOWN_LIFETIME_S, App, Login, Token, TokenReply, instant
+from cfproxy.auth.models import App, Login, Token, TokenReply, instant, new_login
 from cfproxy.clock import Clock
 from cfproxy.errors import (
     GrantRefused,
@@ -193,10 +193,22 @@ class Refresh:
         asked_mono: float,
         unlocked: StoreUnavailable | None = None,
     ) -> None:
-        lifetime_s = UNKNOWN_LIFETIME_S if reply.lifetime_s is None else reply.lifetime_s
-        login = self._next_login(reply, Token(reply.access_token, asked_at, lifetime_s))
+        token = reply.token(asked_at)
+        before = self._cached.login
+        if before is None:
+            login = new_login(self._app, reply, asked_at)
+        else:
+            login = before.next(
+                token=token,
+                # RFC 6749 §6: without a new one the old one stays valid.
+                refresh_token=reply.refresh_token or before.refresh_token,
+                scope=reply.scope or before.scope,
+                presented_at=None,
+                refused_at=None,
+                answer_lost=False,
+            )
         self.count += 1
-        expires_at = asked_mono + lifetime_s
+        expires_at = asked_mono + token.lifetime_s
         if unlocked is None:
             await self._cached.keep(login, expires_at=expires_at)
         else:
@@ -204,27 +216,3 @@ class Refresh:
         self._log.info("token.refreshed", serial=login.serial, expires_at=instant(login.token.expires_at))
         if self._cached.usable() is None:
             raise TokenEndpointUnavailable("the token endpoint gave a token that had expired when it arrived")
-
-    def _next_login(self, reply: TokenReply, token: Token) -> Login:
-        login = self._cached.login
-        if login is None:
-            return Login(
-                account=self._app.account,
-                client_id=self._app.client_id,
-                token_url=self._app.token_url,
-                upstream=self._app.upstream,
-                scope=reply.scope or self._app.scope,
-                token=token,
-                refresh_token=None,
-                serial=1,
-                login_at=token.obtained_at,
-            )
-        return login.next(
-            token=token,
-            # RFC 6749 §6: without a new one the old one stays valid.
-            refresh_token=reply.refresh_token or login.refresh_token,
-            scope=reply.scope or login.scope,
-            presented_at=None,
-            refused_at=None,
-            answer_lost=False,
-        )

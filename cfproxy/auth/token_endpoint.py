@@ -47,11 +47,19 @@ class _Response:
 
 
 @dataclass(slots=True)
-class _Progress:
-    """How far a request has come; `sent` becomes true just before its first byte is written."""
+class _Request:
+    """One form and how far it has come; `sent` becomes true just before its first byte is written."""
 
+    url: URL
+    name: str  # of the endpoint
+    fields: oauth2.Fields
     may_send: Callable[[], bool] | None = None
     sent: bool = False
+
+    @property
+    def where(self) -> str:
+        port = None if self.url.is_default_port() else self.url.port
+        return f"the {self.name} endpoint at {render_authority(self.url.raw_host or '', port)}"
 
 
 class _Unreadable(Exception):
@@ -89,7 +97,9 @@ class HttpTokenEndpoint:
     ) -> None:
         self._token_url = _checked("token_url", token_url)
         self._revocation_url = None if revocation_url is None else _checked("revocation_url", revocation_url)
-        self._app = (client_id, client_secret, scope)
+        self._client_id = client_id
+        self._client_secret = client_secret
+        self._scope = scope
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
         if ssl_context is None and self._token_url.scheme == "https":
@@ -97,19 +107,23 @@ class HttpTokenEndpoint:
         self._ssl: ssl.SSLContext | bool = True if ssl_context is None else ssl_context
 
     async def refresh(self, refresh_token: Secret, may_send: Callable[[], bool] | None = None) -> TokenReply:
-        """Send `refresh_token` and return its successor (see `TokenEndpoint`)."""
-        return _unwrap(await self._ask_token(oauth2.refresh_form(*self._app, refresh_token), may_send))
+        """Send `refresh_token` and return its successor (RFC 6749 §6)."""
+        return await self._request_token(
+            may_send, grant_type="refresh_token", refresh_token=refresh_token, scope=self._scope
+        )
 
     async def client_credentials(self) -> TokenReply:
-        """Request a token in the app's own name (see `TokenEndpoint`)."""
-        return _unwrap(await self._ask_token(oauth2.client_credentials_form(*self._app)))
+        """Request a token in the app's own name (RFC 6749 §4.4.2)."""
+        return await self._request_token(grant_type="client_credentials", scope=self._scope)
 
     async def exchange(self, code: Secret, redirect_uri: str, verifier: Secret | None) -> TokenReply:
-        """Exchange an authorization code (see `TokenEndpoint`)."""
-        return _unwrap(
-            await self._ask_token(
-                oauth2.exchange_form(*self._app, code=code, redirect_uri=redirect_uri, verifier=verifier)
-            )
+        """Exchange an authorization code (RFC 6749 §4.1.3, RFC 7636 §4.5)."""
+        return await self._request_token(
+            grant_type="authorization_code",
+            code=code,
+            redirect_uri=redirect_uri,
+            scope=self._scope,
+            code_verifier=verifier,
         )
 
     async def probe(self) -> None:
@@ -118,68 +132,60 @@ class HttpTokenEndpoint:
         Raises:
             Misconfigured, TokenEndpointUnavailable
         """
-        _unwrap(await self._ask(self._token_url, "token", oauth2.probe_form(*self._app), oauth2.parse_probe))
+        fields: oauth2.Fields = {"grant_type": oauth2.PROBE_GRANT}
+        await self._parsed(oauth2.parse_probe, _Request(self._token_url, "token", fields))
 
     async def revoke(self, token: Secret, kind: str) -> bool:
-        """Revoke `token` (see `TokenEndpoint`)."""
+        """Revoke `token`; `kind` is its token_type_hint (RFC 7009 §2.1)."""
         if self._revocation_url is None:
             return False
-        return _unwrap(
-            await self._ask(
-                self._revocation_url,
-                "revocation",
-                oauth2.revoke_form(*self._app[:2], token, kind),
-                oauth2.parse_revocation,
-            )
+        fields: oauth2.Fields = {"token": token, "token_type_hint": kind}
+        return await self._parsed(
+            oauth2.parse_revocation, _Request(self._revocation_url, "revocation", fields)
         )
 
-    # Below here errors are returned, not raised, to keep frames that hold a form out of tracebacks.
+    async def _request_token(
+        self, may_send: Callable[[], bool] | None = None, **fields: str | Secret | None
+    ) -> TokenReply:
+        return await self._parsed(oauth2.parse_reply, _Request(self._token_url, "token", fields, may_send))
 
-    async def _ask_token(
-        self, form: dict[str, str], may_send: Callable[[], bool] | None = None
-    ) -> TokenReply | CfproxyError:
-        return await self._ask(self._token_url, "token", form, oauth2.parse_reply, may_send)
+    async def _parsed(self, parse: Callable[..., _T], request: _Request) -> _T:
+        # Errors are raised here only. The methods below return them, which keeps their frames, with the form
+        # and the response, out of the traceback.
+        outcome = await self._outcome(parse, request)
+        if isinstance(outcome, CfproxyError):
+            raise outcome
+        return outcome
 
-    async def _ask(
-        self,
-        url: URL,
-        name: str,
-        form: dict[str, str],
-        parse: Callable[..., _T],
-        may_send: Callable[[], bool] | None = None,
-    ) -> _T | CfproxyError:
-        port = None if url.is_default_port() else url.port
-        where = f"the {name} endpoint at {render_authority(url.raw_host or '', port)}"
-        answer = await self._send(url, where, form, _Progress(may_send))
-        if isinstance(answer, CfproxyError):
-            return answer
+    async def _outcome(self, parse: Callable[..., _T], request: _Request) -> _T | CfproxyError:
+        response = await self._send(request)
+        if isinstance(response, CfproxyError):
+            return response
         try:
             return parse(
-                answer.status,
-                answer.content_type,
-                answer.body,
-                retry_after=answer.retry_after,
-                where=where,
+                response.status,
+                response.content_type,
+                response.body,
+                retry_after=response.retry_after,
+                where=request.where,
             )
         except CfproxyError as error:
             return without_traceback(error)
 
-    async def _send(
-        self, url: URL, where: str, form: dict[str, str], progress: _Progress
-    ) -> _Response | TokenEndpointUnavailable:
-        posting = asyncio.create_task(self._post(url, form, progress))
+    async def _send(self, request: _Request) -> _Response | TokenEndpointUnavailable:
+        posting = asyncio.create_task(self._post(request))
         try:
-            await self._wait(posting, progress)
+            await self._wait(posting, request)
             return await posting
         except (aiohttp.ClientError, OSError, ValueError, _Unreadable) as error:
-            what = _explain(error, sent=progress.sent)
-            # Without a request there is no response, although `may_send` raises `_Unreadable` too.
-            answered = progress.sent and isinstance(error, _Unreadable)
+            what = _explain(error, sent=request.sent)
+            # `may_send` raises `_Unreadable` too, before the request.
+            answered = request.sent and isinstance(error, _Unreadable)
         finally:
             await _end(posting)
-        return TokenEndpointUnavailable(f"{where} {what}", sent=progress.sent, answered=answered)
+        return TokenEndpointUnavailable(f"{request.where} {what}", sent=request.sent, answered=answered)
 
-    async def _wait(self, posting: asyncio.Task[_Response], progress: _Progress) -> None:
+    async def _wait(self, posting: asyncio.Task[_Response], request: _Request) -> None:
         """Wait until `posting` is over.
 
         The time is counted in steps, each of them once, however long it took. After a suspend the response
@@ -192,12 +198,13 @@ class HttpTokenEndpoint:
         step_s = connect_s / STEPS
         waited_s = 0.0
         while not posting.done():
-            if waited_s >= (self._timeout_s if progress.sent else connect_s):
+            if waited_s >= (self._timeout_s if request.sent else connect_s):
                 raise TimeoutError
             await asyncio.wait({posting}, timeout=step_s)
             waited_s += step_s
 
-    async def _post(self, url: URL, form: dict[str, str], progress: _Progress) -> _Response:
+    async def _post(self, request: _Request) -> _Response:
+        form = oauth2.build_form(self._client_id, self._client_secret, request.fields)
         # A session for each request. Token requests are rare, and nothing may linger between two of them: no
         # cookie, and no stale connection that leaves the fate of a request unclear.
         async with (
@@ -207,10 +214,10 @@ class HttpTokenEndpoint:
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
                 auto_decompress=False,
                 trust_env=False,
-                trace_configs=[_trace(progress)],
+                trace_configs=[_trace(request)],
             ) as session,
             session.post(
-                url,
+                request.url,
                 # Not strict: a UnicodeError would hold the secret. The server refuses it anyway.
                 data=urlencode(form, errors="surrogatepass").encode("ascii"),
                 headers=_HEADERS,
@@ -235,12 +242,6 @@ async def _end(posting: asyncio.Task[_Response]) -> None:
         posting.exception()  # retrieved, or asyncio would log it with its frames
 
 
-def _unwrap(outcome: _T | CfproxyError) -> _T:
-    if isinstance(outcome, CfproxyError):
-        raise outcome
-    return outcome
-
-
 def _checked(key: str, text: str) -> URL:
     try:
         url = URL(text)
@@ -256,13 +257,13 @@ def _checked(key: str, text: str) -> URL:
     return url
 
 
-def _trace(progress: _Progress) -> aiohttp.TraceConfig:
+def _trace(request: _Request) -> aiohttp.TraceConfig:
     """Return the hook that aiohttp calls after connecting, before it writes anything."""
 
     async def on_request_headers_sent(*_: object) -> None:
-        if progress.may_send is not None and not progress.may_send():
+        if request.may_send is not None and not request.may_send():
             raise _Unreadable("was not asked: another cfproxy has taken this refresh over")
-        progress.sent = True
+        request.sent = True
 
     config = aiohttp.TraceConfig()
     config.on_request_headers_sent.append(on_request_headers_sent)

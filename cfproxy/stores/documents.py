@@ -18,7 +18,6 @@ from typing import Any
 from cfproxy.auth.models import Attempt, Login, Token
 from cfproxy.errors import StoreUnusable
 from cfproxy.secret import Secret
-from cfproxy.stores.attempts import Entry
 from cfproxy.stores.encryption import Encryption
 
 DOCUMENT_VERSION = 1
@@ -52,11 +51,11 @@ class DocumentCodec:
             )
         return login
 
-    def encode_attempt(self, entry: Entry, purpose: str) -> bytes:
+    def encode_attempt(self, attempt: Attempt, purpose: str) -> bytes:
         """Return the bytes to store; `purpose` is as for `encode`."""
-        return self.encode(attempt_to_document(entry), purpose)
+        return self.encode(attempt_to_document(attempt), purpose)
 
-    def decode_attempt(self, content: bytes, purpose: str, where: str) -> Entry:
+    def decode_attempt(self, content: bytes, purpose: str, where: str) -> Attempt:
         """Return the attempt; `purpose` and `where` are as for `decode`."""
         return attempt_from_document(self.decode(content, purpose, where), where)
 
@@ -131,9 +130,8 @@ def login_from_document(document: object, where: str) -> Login:
     )
 
 
-def attempt_to_document(entry: Entry) -> dict[str, Any]:
+def attempt_to_document(attempt: Attempt) -> dict[str, Any]:
     """Return the stored form: JSON types only, secrets in clear."""
-    attempt = entry.attempt
     return {
         "version": DOCUMENT_VERSION,
         "account": attempt.account,
@@ -142,22 +140,22 @@ def attempt_to_document(entry: Entry) -> dict[str, Any]:
         "redirect_uri": attempt.redirect_uri,
         "client_id": attempt.client_id,
         "created_at": attempt.created_at,
-        "used": entry.used,
+        "used": attempt.used,
     }
 
 
-def attempt_from_document(document: object, where: str) -> Entry:
+def attempt_from_document(document: object, where: str) -> Attempt:
     """Return the attempt in a parsed document; raises `StoreUnusable`."""
     fields = _Fields(document, where)
-    attempt = Attempt(
+    return Attempt(
         account=fields.text("account"),
         state=Secret(fields.text("state")),
         verifier=fields.secret_or_none("verifier"),
         redirect_uri=fields.text("redirect_uri"),
         client_id=fields.text("client_id"),
         created_at=fields.number("created_at"),
+        used=fields.flag("used"),
     )
-    return Entry(attempt, fields.flag("used"))
 
 
 class _Fields:

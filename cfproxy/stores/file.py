@@ -21,7 +21,7 @@ from cfproxy.auth.models import Attempt, Login
 from cfproxy.errors import StoreUnavailable, StoreUnusable
 from cfproxy.secret import Secret
 from cfproxy.stores.atomic_files import FILE_MAX_BYTES, Folder
-from cfproxy.stores.attempts import Entry, choose
+from cfproxy.stores.attempts import choose
 from cfproxy.stores.documents import DocumentCodec
 from cfproxy.stores.file_lock import acquire
 
@@ -124,57 +124,57 @@ class FileStore:
     def _save_attempt(self, attempt: Attempt) -> None:
         self._prune(attempt.account, attempt.created_at)
         name, used_name = _names_of_state(attempt.account, attempt.state)
-        self._write_attempt(name, Entry(attempt))
+        self._write_attempt(name, attempt)
         # An attempt that is saved again becomes unused; until this line it counts as used.
         self._folder.remove([used_name])
 
     def _claim_attempt(self, account: str, state: str | None, now: float) -> Attempt:
         while True:
             try:
-                entry = choose(self._attempts(account, state), state, now)
+                attempt = choose(self._attempts(account, state), state, now)
             finally:
                 self._prune(account, now)
-            name, used_name = _names_of_state(account, entry.attempt.state)
+            name, used_name = _names_of_state(account, attempt.state)
             # Not under the account's lock, which the login may already hold: the rename is the claim.
             # Whoever loses it looks again, and finds the attempt used.
             if self._folder.claim(name, used_name):
                 break
         # The claim stands without this, which removes the verifier from the disk half an hour earlier.
         with suppress(StoreUnavailable):
-            self._write_attempt(used_name, entry.spent())
-        return entry.attempt
+            self._write_attempt(used_name, attempt.spent())
+        return attempt
 
-    def _attempts(self, account: str, state: str | None) -> list[Entry]:
+    def _attempts(self, account: str, state: str | None) -> list[Attempt]:
         if state is None:
             names = self._attempt_names(account)
         else:
             # In the order in which an attempt has these names, so that none slips through in between.
             names = list(_names_of_state(account, Secret(state)))
-        entries = (self._attempt(name, account) for name in names)
-        return [entry for entry in entries if entry is not None and entry.attempt.account == account]
+        attempts = (self._attempt(name, account) for name in names)
+        return [attempt for attempt in attempts if attempt is not None and attempt.account == account]
 
-    def _attempt(self, name: str, account: str) -> Entry | None:
+    def _attempt(self, name: str, account: str) -> Attempt | None:
         content = self._folder.read(name)
         if content is None:
             return None
-        entry = self._codec.decode_attempt(content, _attempt_purpose(account), self._where(name))
+        attempt = self._codec.decode_attempt(content, _attempt_purpose(account), self._where(name))
         # The name decides: a claim that was killed, or found the disk full, left the content as it was.
-        return entry.spent() if name.endswith(USED_SUFFIX) else entry
+        return attempt.spent() if name.endswith(USED_SUFFIX) else attempt
 
     def _prune(self, account: str, now: float) -> None:
         """Remove expired attempts where possible; what can't be read is left alone."""
         for name in self._attempt_names(account):
             with suppress(StoreUnavailable, StoreUnusable):
-                entry = self._attempt(name, account)
-                if entry is not None and entry.expired(now):
+                attempt = self._attempt(name, account)
+                if attempt is not None and attempt.expired(now):
                     self._folder.remove([name])
 
     def _attempt_names(self, account: str) -> list[str]:
         prefix = f"{_stem(account)}.login-"
         return [name for name in self._folder.names() if name.startswith(prefix) and name.endswith(".json")]
 
-    def _write_attempt(self, name: str, entry: Entry) -> None:
-        self._write(name, self._codec.encode_attempt(entry, _attempt_purpose(entry.attempt.account)))
+    def _write_attempt(self, name: str, attempt: Attempt) -> None:
+        self._write(name, self._codec.encode_attempt(attempt, _attempt_purpose(attempt.account)))
 
     def _write(self, name: str, content: bytes) -> None:
         if len(content) > FILE_MAX_BYTES:

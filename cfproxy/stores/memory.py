@@ -13,7 +13,7 @@ from itertools import count
 from cfproxy.auth.interfaces import Lease
 from cfproxy.auth.models import Attempt, Login
 from cfproxy.errors import StoreUnavailable
-from cfproxy.stores.attempts import Entry, choose
+from cfproxy.stores.attempts import choose
 
 
 class MemoryStore:
@@ -26,7 +26,7 @@ class MemoryStore:
         self._logins: dict[str, Login] = {}
         self._stamps: dict[str, int] = {}
         self._changes = count(1)
-        self._attempts: dict[str, list[Entry]] = {}
+        self._attempts: dict[str, list[Attempt]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
 
     @asynccontextmanager
@@ -74,28 +74,24 @@ class MemoryStore:
 
     async def save_attempt(self, attempt: Attempt) -> None:
         """Keep an attempt until it expires."""
-        self._prune(attempt.account, attempt.created_at)
-        entries = self._attempts.setdefault(attempt.account, [])
+        attempts = self._alive(attempt.account, attempt.created_at)
         # An attempt that is saved again becomes unused.
-        entries[:] = [entry for entry in entries if entry.attempt.state != attempt.state]
-        entries.append(Entry(attempt))
+        self._attempts[attempt.account] = [each for each in attempts if each.state != attempt.state] + [
+            attempt
+        ]
 
     async def claim_attempt(self, account: str, state: str | None, now: float) -> Attempt:
         """Return an attempt and mark it used."""
         try:
             claimed = choose(self._attempts.get(account, ()), state, now)
         finally:
-            self._prune(account, now)
-        entries = self._attempts[account]
-        entries[entries.index(claimed)] = claimed.spent()
-        return claimed.attempt
+            self._attempts[account] = self._alive(account, now)
+        attempts = self._attempts[account]
+        attempts[attempts.index(claimed)] = claimed.spent()
+        return claimed
 
     async def aclose(self) -> None:
         """Do nothing: the logins stay as long as this object."""
 
-    def _prune(self, account: str, now: float) -> None:
-        alive = [entry for entry in self._attempts.get(account, ()) if not entry.expired(now)]
-        if alive:
-            self._attempts[account] = alive
-        else:
-            self._attempts.pop(account, None)
+    def _alive(self, account: str, now: float) -> list[Attempt]:
+        return [attempt for attempt in self._attempts.get(account, ()) if not attempt.expired(now)]

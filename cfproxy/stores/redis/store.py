@@ -31,7 +31,7 @@ from cfproxy.auth.interfaces import Lease
 from cfproxy.auth.models import ATTEMPT_LIFETIME_S, Attempt, Login
 from cfproxy.config.redis_url import RedisAddress
 from cfproxy.errors import StoreUnavailable, StoreUnusable
-from cfproxy.stores.attempts import Entry, choose
+from cfproxy.stores.attempts import choose
 from cfproxy.stores.documents import DocumentCodec
 from cfproxy.stores.redis.client import close_client, naming_errors, open_client
 from cfproxy.stores.redis.lock import LIFE_S, RedisLease, RedisLock
@@ -184,7 +184,7 @@ class RedisStore:
         """Keep an attempt until it expires."""
         account = attempt.account
         await self._prune(account, attempt.created_at)
-        content = await self._encode_attempt(Entry(attempt))
+        content = await self._encode_attempt(attempt)
         key = _key(account, "attempts")
         with naming_errors(self._where):
             await self._client.hset(key, attempt.state.fingerprint(), content)
@@ -194,17 +194,17 @@ class RedisStore:
     async def claim_attempt(self, account: str, state: str | None, now: float) -> Attempt:
         """Return an attempt and mark it used."""
         while True:
-            found = await self._entries(account)
+            found = await self._stored_attempts(account)
             try:
-                entry = choose((entry for entry, _ in found.values()), state, now)
+                attempt = choose((attempt for attempt, _ in found.values()), state, now)
             finally:
                 await self._prune(account, now)
-            field = entry.attempt.state.fingerprint()
-            spent = await self._encode_attempt(entry.spent())
+            field = attempt.state.fingerprint()
+            spent = await self._encode_attempt(attempt.spent())
             # Whoever loses the claim looks again, and finds the attempt used.
             with naming_errors(self._where):
                 if await self._claim_script([_key(account, "attempts")], [field, found[field][1], spent]):
-                    return entry.attempt
+                    return attempt
 
     async def aclose(self) -> None:
         """Stop listening and close connections; later calls open new ones."""
@@ -295,11 +295,11 @@ class RedisStore:
 
     # --- attempts ------------------------------------------------------------------------
 
-    async def _encode_attempt(self, entry: Entry) -> bytes:
-        purpose = _attempt_purpose(entry.attempt.account)
-        return await asyncio.to_thread(self._codec.encode_attempt, entry, purpose)
+    async def _encode_attempt(self, attempt: Attempt) -> bytes:
+        purpose = _attempt_purpose(attempt.account)
+        return await asyncio.to_thread(self._codec.encode_attempt, attempt, purpose)
 
-    async def _entries(self, account: str) -> dict[str, tuple[Entry, bytes]]:
+    async def _stored_attempts(self, account: str) -> dict[str, tuple[Attempt, bytes]]:
         with naming_errors(self._where):
             contents: Any = await self._client.hgetall(_key(account, "attempts"))
         where, purpose = f"a login attempt in {self.location}", _attempt_purpose(account)
@@ -310,9 +310,8 @@ class RedisStore:
         }
 
     async def _prune(self, account: str, now: float) -> None:
-        expired = [
-            field for field, (entry, _) in (await self._entries(account)).items() if entry.expired(now)
-        ]
+        found = await self._stored_attempts(account)
+        expired = [field for field, (attempt, _) in found.items() if attempt.expired(now)]
         if expired:
             with naming_errors(self._where):
                 await self._client.hdel(_key(account, "attempts"), *expired)

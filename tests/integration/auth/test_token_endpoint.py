@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 import trustme
+from oauthlib.oauth2 import BackendApplicationClient, WebApplicationClient
 
 from cfproxy import __version__
 from cfproxy.auth.interfaces import TokenEndpoint
@@ -115,6 +116,36 @@ def assert_silent(error: CfproxyError) -> None:
 
 
 # --- what goes out -------------------------------------------------------------------------
+
+
+async def test_forms_agree_with_oauthlib() -> None:
+    """Another client library sends the same fields for an exchange, a refresh and client credentials."""
+    app = {"client_id": "app 1", "client_secret": "s&1"}
+    scope, redirect_uri = "cfgateway offline_access", "https://integration.example/cb?kind=cf&x=1"
+    web = WebApplicationClient("app 1")
+    bodies = [
+        web.prepare_request_body(
+            code="c/1", redirect_uri=redirect_uri, client_secret="s&1", code_verifier="v" * 43, scope=scope
+        ),
+        web.prepare_refresh_body(refresh_token="r=1", scope=scope, **app),
+        BackendApplicationClient("app 1").prepare_request_body(
+            scope=scope, client_secret="s&1", include_client_id=True
+        ),
+    ]
+    async with listening(GOOD) as server:
+        endpoint = endpoint_at(server.origin, client_id="app 1", client_secret=Secret("s&1"), scope=scope)
+        await endpoint.exchange(Secret("c/1"), redirect_uri, Secret("v" * 43))
+        await endpoint.refresh(Secret("r=1"))
+        await endpoint.client_credentials()
+    assert server.forms == [dict(parse_qsl(body)) for body in bodies]
+
+
+async def test_app_without_a_secret_sends_none() -> None:
+    """A public client's form has no client_secret field, and one without PKCE has no verifier."""
+    async with listening(GOOD) as server:
+        endpoint = endpoint_at(server.origin, client_secret=None)
+        await endpoint.exchange(Secret("x"), "https://integration.example/cb", None)
+    assert set(server.forms[0]) == {"grant_type", "client_id", "scope", "code", "redirect_uri"}
 
 
 async def test_a_refresh_is_one_plain_form() -> None:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from cfproxy.auth.models import AttemptGone, Login, Token
 from cfproxy.errors import StoreUnavailable, StoreUnusable
 from cfproxy.secret import Secret
-from cfproxy.stores.attempts import Entry
 from cfproxy.stores.documents import DOCUMENT_VERSION, attempt_to_document, login_to_document
 from cfproxy.stores.file import FileStore
 from tests.support.store_examples import NOW, build_attempt, build_login, put, refusal
@@ -133,7 +132,7 @@ def test_no_bytes_break_the_store(one_folder: Path, content: bytes) -> None:
         assert isinstance(FileStore(one_folder)._load("default"), Login)
 
 
-@given(content=st.binary() | changed(attempt_to_document(Entry(build_attempt()))))
+@given(content=st.binary() | changed(attempt_to_document(build_attempt())))
 def test_no_bytes_break_an_attempt(one_folder: Path, content: bytes) -> None:
     """Whatever an attempt's file holds, it is taken, gone or one of our two errors."""
     name = f"default.login-{build_attempt().state.fingerprint()}"

@@ -234,8 +234,9 @@ async def test_a_bare_code_finishes_the_newest_attempt() -> None:
 async def test_an_app_logs_in_again_and_again() -> None:
     """With client credentials there is no refresh token, and no day on which the login ends."""
     world = World(REPLY, REPLY, redirect_uri=None)
-    await login_app(world.plan)
-    login = await login_app(world.plan)
+    plan = replace(world.plan, app=replace(world.plan.app, grant="client_credentials"))
+    await login_app(plan)
+    login = await login_app(plan)
     assert (login.serial, login.refresh_token, login.login_expires_at) == (2, None, None)
     with pytest.raises(LoginFailed, match="redirect_uri"):
         await start(world.plan)
@@ -426,8 +427,9 @@ async def test_logging_out_forgets_whatever_the_server_says(
 async def test_an_apps_logout_revokes_its_one_token() -> None:
     """With client credentials there is only an access token to revoke."""
     world = World(REPLY, True)
-    await login_app(world.plan)
-    assert await logout(world.plan) == LoggedOut(found=True, revoked=True)
+    plan = replace(world.plan, app=replace(world.plan.app, grant="client_credentials"))
+    await login_app(plan)
+    assert await logout(plan) == LoggedOut(found=True, revoked=True)
     assert world.endpoint.presented[1:] == [("at-1", "access_token")]
 
 

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from oauthlib.oauth2 import BackendApplicationClient, WebApplicationClient
+from oauthlib.oauth2 import WebApplicationClient
 
 from cfproxy.auth import oauth2 as oauth
 from cfproxy.auth.models import TokenReply
@@ -120,37 +120,12 @@ def test_a_query_of_the_authorize_url_is_kept() -> None:
 # --- the forms -----------------------------------------------------------------------------
 
 
-def test_the_forms_agree_with_oauthlib() -> None:
-    """Another client library sends the same fields for an exchange, a refresh and client credentials."""
-    web = WebApplicationClient("app 1")
-    exchange = web.prepare_request_body(
-        code="c/1", redirect_uri=REDIRECT, client_secret="s&1", code_verifier="v" * 43, scope=SCOPE
-    )
-    ours = oauth.exchange_form(
-        "app 1", Secret("s&1"), SCOPE, code=Secret("c/1"), redirect_uri=REDIRECT, verifier=Secret("v" * 43)
-    )
-    assert dict(parse_qsl(exchange)) == ours
-
-    refresh = web.prepare_refresh_body(
-        refresh_token="r=1", scope=SCOPE, client_id="app 1", client_secret="s&1"
-    )
-    assert dict(parse_qsl(refresh)) == oauth.refresh_form("app 1", Secret("s&1"), SCOPE, Secret("r=1"))
-
-    app = BackendApplicationClient("app 1").prepare_request_body(
-        scope="cfgateway", client_secret="s&1", include_client_id=True
-    )
-    assert dict(parse_qsl(app)) == oauth.client_credentials_form("app 1", Secret("s&1"), "cfgateway")
-
-
-def test_an_app_without_a_secret_sends_none() -> None:
-    """A public client's forms have no client_secret field, and none without PKCE has a verifier."""
-    exchange = oauth.exchange_form("c", None, SCOPE, code=Secret("x"), redirect_uri=REDIRECT, verifier=None)
-    assert set(exchange) == {"grant_type", "client_id", "scope", "code", "redirect_uri"}
-    assert oauth.revoke_form("c", None, Secret("t"), "access_token") == {
-        "token": "t",
-        "token_type_hint": "access_token",
-        "client_id": "c",
-    }
+def test_form_has_the_credentials_of_the_app() -> None:
+    """Secrets are revealed, empty fields are left out, and a public client sends no client_secret."""
+    fields: oauth.Fields = {"token": Secret("t"), "token_type_hint": "access_token", "code_verifier": None}
+    public = {"token": "t", "token_type_hint": "access_token", "client_id": "c"}
+    assert oauth.build_form("c", None, fields) == public
+    assert oauth.build_form("c", Secret("s"), fields) == public | {"client_secret": "s"}
 
 
 # --- replies -------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Login attempts: the stored form and the choice, as pure functions."""
+"""Login attempts: their stored form, and which one a claim gets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cfproxy.auth.models import ATTEMPT_LIFETIME_S, Attempt, AttemptGone
 from cfproxy.errors import StoreUnusable
 from cfproxy.secret import Secret
-from cfproxy.stores.attempts import Entry, choose
+from cfproxy.stores.attempts import choose
 from cfproxy.stores.documents import attempt_from_document, attempt_to_document
 from tests.support.store_examples import NOW, build_attempt
 
@@ -28,23 +28,23 @@ attempts = st.builds(
     redirect_uri=texts,
     client_id=texts,
     created_at=instants,
+    used=st.booleans(),
 )
-entries = st.builds(Entry, attempts, st.booleans())
 
 
-@given(entries)
-def test_the_stored_form_holds_everything(entry: Entry) -> None:
-    """Any attempt comes back from JSON as it was."""
-    assert attempt_from_document(json.loads(json.dumps(attempt_to_document(entry))), "here") == entry
+@given(attempts)
+def test_stored_form_holds_all_fields(attempt: Attempt) -> None:
+    """An attempt survives the round trip through JSON."""
+    assert attempt_from_document(json.loads(json.dumps(attempt_to_document(attempt))), "here") == attempt
 
 
-@given(entries)
-def test_a_spent_attempt_holds_no_verifier(entry: Entry) -> None:
-    """The marker of a used attempt has nothing left that could finish a login."""
-    spent = entry.spent()
+@given(attempts)
+def test_spent_attempt_holds_no_verifier(attempt: Attempt) -> None:
+    """The marker of a used attempt holds nothing that could finish a login."""
+    spent = attempt.spent()
     assert spent.used
-    assert spent.attempt.verifier is None
-    assert spent.attempt.state == entry.attempt.state
+    assert spent.verifier is None
+    assert spent.state == attempt.state
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,9 @@ def test_a_spent_attempt_holds_no_verifier(entry: Entry) -> None:
         {"used": None},
     ],
 )
-def test_a_damaged_attempt_is_refused_as_a_whole(change: dict[str, Any]) -> None:
-    """One wrong field, or another version, and nothing of the document is believed; no secret is shown."""
-    document = attempt_to_document(Entry(build_attempt(state="marker", verifier="marker"))) | change
+def test_damaged_attempt_is_refused(change: dict[str, Any]) -> None:
+    """One wrong field, or another version, makes the document unusable; the message holds no secret."""
+    document = attempt_to_document(build_attempt(state="marker", verifier="marker")) | change
     [field] = change
     message = (
         "here was written by a newer cfproxy" if change == {"version": 2} else f"here is damaged at '{field}'"
@@ -74,34 +74,34 @@ def test_a_damaged_attempt_is_refused_as_a_whole(change: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("document", [None, [], "text", {}])
-def test_what_is_no_attempt_at_all_is_refused(document: object) -> None:
-    """Other JSON is not an attempt."""
+def test_other_json_is_refused(document: object) -> None:
+    """JSON of any other shape is not an attempt."""
     with pytest.raises(StoreUnusable):
         attempt_from_document(document, "here")
 
 
-def test_a_clock_that_was_set_back_does_not_keep_an_attempt_for_ever() -> None:
-    """An attempt from the far future is over; one from the near future is not."""
-    assert Entry(build_attempt(created_at=NOW + ATTEMPT_LIFETIME_S)).expired(NOW)
-    assert not Entry(build_attempt(created_at=NOW + 60)).expired(NOW)
+def test_attempt_from_the_far_future_has_expired() -> None:
+    """If the clock was set back, no attempt stays forever; one from the near future is fine."""
+    assert build_attempt(created_at=NOW + ATTEMPT_LIFETIME_S).expired(NOW)
+    assert not build_attempt(created_at=NOW + 60).expired(NOW)
 
 
-def test_a_state_seen_both_ways_is_used() -> None:
-    """An attempt that was taken between two looks at the store is not taken again."""
-    entry = Entry(build_attempt())
+def test_attempt_that_was_read_as_unused_and_used_is_used() -> None:
+    """An attempt that was claimed between two reads of the store can't be claimed again."""
+    attempt = build_attempt()
     with pytest.raises(AttemptGone, match="used"):
-        choose([entry, entry.spent()], "state-1", NOW)
+        choose([attempt, attempt.spent()], "state-1", NOW)
 
 
-@given(st.lists(entries, max_size=6), st.none() | st.sampled_from(["", "0"]), instants)
-def test_only_an_open_attempt_is_ever_chosen(kept: list[Entry], state: str | None, now: float) -> None:
-    """Whatever is kept, the chosen one is unused, in time, and the one asked for; else the reason fits."""
-    matching = [entry for entry in kept if state is None or entry.attempt.state.reveal() == state]
-    alive = [entry for entry in matching if not entry.expired(now)]
-    unused = [entry for entry in alive if not entry.used]
+@given(st.lists(attempts, max_size=6), st.none() | st.sampled_from(["", "0"]), instants)
+def test_only_an_unused_attempt_is_chosen(stored: list[Attempt], state: str | None, now: float) -> None:
+    """The chosen attempt is unused, not expired, and has the state; otherwise the reason fits."""
+    matching = [attempt for attempt in stored if state is None or attempt.state.reveal() == state]
+    alive = [attempt for attempt in matching if not attempt.expired(now)]
+    unused = [attempt for attempt in alive if not attempt.used]
     if unused and (state is None or unused == alive):
-        assert choose(kept, state, now) in unused
+        assert choose(stored, state, now) in unused
     else:
         with pytest.raises(AttemptGone) as caught:
-            choose(kept, state, now)
+            choose(stored, state, now)
         assert caught.value.reason == ("used" if alive else "expired" if matching else "unknown")
