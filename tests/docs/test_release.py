@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from importlib.metadata import requires, version
+from importlib.metadata import metadata, requires, version
+from importlib.resources import files
 
 import pytest
 from packaging.requirements import Requirement
@@ -47,6 +48,17 @@ def test_the_changelog_begins_with_what_is_not_released() -> None:
         released.append(match[1])
     assert released == sorted(released, key=_number, reverse=True)
     assert all(_number(cfproxy.__version__) >= _number(number) for number in released)
+
+
+def test_the_changelog_describes_the_version_that_the_program_prints() -> None:
+    """A version is not released without its section."""
+    assert re.search(rf"(?m)^## \[{re.escape(cfproxy.__version__)}\] - ", _changelog())
+
+
+def test_the_package_is_marked_as_typed() -> None:
+    """Type checkers use the hints of a package with `py.typed` (PEP 561), as the classifier promises."""
+    assert files("cfproxy").joinpath("py.typed").is_file()
+    assert "Typing :: Typed" in (metadata("cfproxy").get_all("Classifier") or [])
 
 
 def test_the_changelog_has_only_the_sections_that_readers_know() -> None:
