@@ -114,7 +114,7 @@ class AdminRequest:
         data = b""
         if self._body is None:
             return data
-        self._response.go_on()
+        self._response.send_continue()
         try:
             async with asyncio.timeout(BODY_S):
                 while piece := await self._body.read():

@@ -13,7 +13,7 @@ from structlog.typing import FilteringBoundLogger
 
 from cfproxy.admin.messages import SECURITY_HEADERS, AdminRequest, AdminResponse, problem_response
 from cfproxy.errors import CfproxyError
-from cfproxy.http1.write_batch import WriteBatch
+from cfproxy.http1.stream import WriteBatch
 from cfproxy.server.connection import ClientConnection
 from cfproxy.server.connection_limits import ConnectionLimits, Connections
 from cfproxy.server.hangup import HangupWatch
@@ -89,12 +89,12 @@ class _Exchange:
         try:
             await self._write(await self._respond())
         except ConnectionError:
-            response.cut()  # the client left
+            response.abort()  # the client left
         except asyncio.CancelledError:
-            if response.begun:
-                response.cut()
+            if response.started:
+                response.abort()
             raise
-        return response.goes_on
+        return response.keep_alive
 
     async def _respond(self) -> AdminResponse:
         error: CfproxyError | None = self._request.error
@@ -117,11 +117,11 @@ class _Exchange:
         reason = HTTPStatus(answer.status).phrase.encode()
         if isinstance(answer.body, bytes):
             headers.append((b"Content-Length", b"%d" % len(answer.body)))
-            self._response.begin(answer.status, reason, headers, answer.body, sized=True)
+            self._response.start(answer.status, reason, headers, answer.body, sized=True)
             await self._response.drain()
         else:
             async with contextlib.aclosing(answer.body) as parts:
-                self._response.begin(answer.status, reason, headers, sized=False)
+                self._response.start(answer.status, reason, headers, sized=False)
                 async for part in parts:
                     await self._response.write(part)
-        self._response.end([])
+        self._response.finish([])

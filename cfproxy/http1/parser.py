@@ -1,12 +1,11 @@
-"""The heads of requests and answers, parsed: bytes in, facts out.
+"""Parses the heads of requests and responses.
 
-Owns: what is a head, and what it says of its message's framing and of its connection.
-Must not know: sockets, bodies; which headers pass (`wire.py`) and who may call (`access.py`).
+The parser is aiohttp's: llhttp where its C extension is available. Each complete head gets a new parser,
+which never sees a body, so that nothing of one message can affect the next.
 
-The parser is aiohttp's, llhttp where its C extension is there. It gets one whole head at a time, from a
-fresh state, and no body, so that nothing of one message is left over for the next. Invariants:
-1. The request target never meets the parser: it goes on as it came, bytes above 0x7f included.
-2. A head is one message with one body, whose framing is certain, or it is refused.
+Invariants:
+1. The request target never reaches the parser: it is forwarded byte for byte, including bytes above 0x7f.
+2. A head describes exactly one message whose body has one unambiguous framing; anything else is refused.
 """
 
 from __future__ import annotations
@@ -23,25 +22,29 @@ from cfproxy.http1.framing import BodyReader, ChunkReader, CloseReader, Framing,
 from cfproxy.http1.headers import NameMemo
 
 _HEAD_END = b"\r\n\r\n"
-_LENIENT_END = re.compile(rb"\n\r?\n")  # of whoever sends this nothing more is to be expected
+_LENIENT_END = re.compile(rb"\n\r?\n")  # the sender takes its head for complete, and will send no more of it
 _REQUEST_LINE = re.compile(rb"[^ ]+ [^ ]+ HTTP/1\.[01]")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _NO_BODY = frozenset({204, 304})
+_BEFORE_HEAD = (b"", b"\r")
+_EMPTY_LINES = re.compile(rb"\A(?:\r\n)+")
+# Larger heads are not cached: the cache lives as long as its connection, also while that is idle.
+CACHED_HEAD_BYTES = 8 * 1024
 
 
 class MalformedHead(Exception):
-    """What came is not a head of HTTP/1.x, or it is too long."""
+    """The data is not an HTTP/1.x head, or the head is too long."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadLimits:
-    """How large a head may be.
+    """The maximum size of a head.
 
     Args:
-        line_bytes: its first line, or one header line.
-        head_bytes: all together.
-        headers: header lines.
+        line_bytes: of the first line and of each header line.
+        head_bytes: of the whole head.
+        headers: number of header lines.
     """
 
     line_bytes: int = 32 * 1024
@@ -62,13 +65,13 @@ class HeadLimits:
 
 @dataclass(slots=True)
 class RequestFields:
-    """A request head without its method and target: the same for one request after another, often.
+    """A request head without its method and target; often the same for many requests of a client.
 
     Args:
         version: of HTTP.
-        raw: names and values as they came, in order.
+        raw: names and values as received, in order.
         framing: of the body.
-        keep_alive: whether the client wants its connection to go on.
+        keep_alive: whether the client wants to reuse the connection.
         cache: for what a handler derives from these fields alone.
     """
 
@@ -80,21 +83,19 @@ class RequestFields:
 
 
 def parse_fields(fields: bytes, limits: HeadLimits) -> RequestFields:
-    """Parse a request head from behind its target.
+    """Parse what follows the target in a request head.
 
     Args:
         fields: from `HTTP/1.` to the empty line.
-        limits: how large it may be.
+        limits: of the head.
 
     Raises:
         MalformedHead
-        BadTarget: the body's framing is not certain.
+        BadTarget: the framing of the body is ambiguous.
     """
-    parser = HttpRequestParser(
-        None, None, 0, **limits.options
-    )  # without a body protocol and loop are not used
+    parser = HttpRequestParser(None, None, 0, **limits.options)  # protocol and loop are used for bodies only
     message = _only_message(parser, b"GET / " + fields)
-    assert isinstance(message, RawRequestMessage)  # noqa: S101 - the one kind that this parser makes
+    assert isinstance(message, RawRequestMessage)  # noqa: S101 - the only kind that this parser returns
     version = (message.version.major, message.version.minor)
     if version not in {(1, 0), (1, 1)}:
         raise MalformedHead
@@ -103,16 +104,16 @@ def parse_fields(fields: bytes, limits: HeadLimits) -> RequestFields:
 
 
 def build_reader(framing: Framing) -> BodyReader:
-    """Return what finds a request's body."""
+    """Return a reader for a request's body."""
     return ChunkReader() if framing.chunked else LengthReader(framing.length or 0)
 
 
 def _frames(name: bytes) -> bool:
-    """Return whether a header of that name frames.
+    """Return whether a header of this name is a framing header.
 
     Raises:
-        MalformedHead: no name. The parser takes `Content-Length : 5` for a length and leaves the space in the
-            name, with which it would be none to us, and perhaps one to the client.
+        MalformedHead: it is not a header name. The parser accepts `Content-Length : 5` as a length and keeps
+            the space in the name. We would not recognize that name, but the client might.
     """
     if not _NAME.fullmatch(name):
         raise MalformedHead
@@ -124,23 +125,23 @@ _NAME_OF = operator.itemgetter(0)
 
 
 def _framing_at(headers: tuple[tuple[bytes, bytes], ...]) -> list[int]:
-    """Return the places of the headers that frame.
+    """Return the indices of the framing headers.
 
     Raises:
-        MalformedHead: a header has no name (see `_frames`).
+        MalformedHead: a header name is invalid (see `_frames`).
     """
     frames = list(map(_FRAMES.__getitem__, map(_NAME_OF, headers)))
-    if frames.count(True) == 1:  # nearly always
+    if frames.count(True) == 1:  # nearly always; faster than the comprehension
         return [frames.index(True)]
     return [at for at, one in enumerate(frames) if one]
 
 
-class AnswerHead:
-    """The head of an answer.
+class ResponseHead:
+    """The head of a response.
 
     Args:
-        message: as parsed.
-        to_head: whether it answers a HEAD.
+        message: the parser's result.
+        to_head: whether the request was a HEAD.
     """
 
     __slots__ = ("_message", "chunked", "keep_alive", "length", "raw_headers", "reason", "status", "to_head")
@@ -156,7 +157,7 @@ class AnswerHead:
             name, value = message.raw_headers[at]
             low = name.lower()
             if low == b"transfer-encoding":
-                # Another coding would have to be undone, or named to a client that did not ask for it.
+                # We would have to decode another coding, or pass it on to a client that did not ask for it.
                 if value.lower() != b"chunked" or self.chunked:
                     raise MalformedHead
                 self.chunked = True
@@ -166,7 +167,7 @@ class AnswerHead:
                 self.length = int(value)
         if _CONTROL.search(self.reason):
             raise MalformedHead
-        # HTTP/1.0 knows no chunks: who sends them all the same may mean another end (RFC 9112 §6.1).
+        # HTTP/1.0 has no chunks: a server that sends them may mean another end of the body (RFC 9112 §6.1).
         old = message.version < (1, 1)
         self.keep_alive = not (message.should_close or (old and self.chunked))
 
@@ -176,7 +177,7 @@ class AnswerHead:
         return not (self.to_head or self.status in _NO_BODY)
 
     def build_reader(self) -> BodyReader:
-        """Return what finds the body."""
+        """Return a reader for the body."""
         if not self.has_body:
             return LengthReader(0)
         if self.chunked:
@@ -184,31 +185,29 @@ class AnswerHead:
         return CloseReader() if self.length is None else LengthReader(self.length)
 
 
-def parse_answer(head: bytes, limits: HeadLimits, *, to_head: bool) -> AnswerHead:
-    """Parse an answer's head, from its status line to the empty line.
+def parse_response_head(head: bytes, limits: HeadLimits, *, to_head: bool) -> ResponseHead:
+    """Parse the head of a response, from its status line to the empty line.
 
     Raises:
         MalformedHead
     """
-    parser = HttpResponseParser(
-        None, None, 0, **limits.options
-    )  # without a body protocol and loop are not used
+    parser = HttpResponseParser(None, None, 0, **limits.options)  # protocol and loop are used for bodies only
     message = _only_message(parser, head)
-    assert isinstance(message, RawResponseMessage)  # noqa: S101 - the one kind that this parser makes
-    return AnswerHead(message, to_head=to_head)
+    assert isinstance(message, RawResponseMessage)  # noqa: S101 - the only kind that this parser returns
+    return ResponseHead(message, to_head=to_head)
 
 
-def request_end(data: bytes | bytearray, limits: HeadLimits, seen: int = 0) -> int:
-    """Return where the request head that `data` begins with ends; 0 while that is not to be seen.
+def request_head_end(data: bytes | bytearray, limits: HeadLimits, seen: int = 0) -> int:
+    """Return the length of the request head that `data` starts with; 0 while it is incomplete.
 
     Args:
-        data: what came.
-        limits: how large it may be.
-        seen: of so much of it the answer was 0: a head that comes byte by byte is not looked through anew
-            for each.
+        data: the received bytes.
+        limits: of the head.
+        seen: how many of them a previous call has seen, so that a head that arrives byte by byte is not
+            searched from the start each time.
 
     Raises:
-        MalformedHead: it is too long, or nothing that could follow would make a head of it.
+        MalformedHead: the head is too long, or can't become valid whatever follows.
     """
     end = data.find(_HEAD_END, max(0, seen - 3)) + 4
     if end > 3:
@@ -227,9 +226,9 @@ def request_end(data: bytes | bytearray, limits: HeadLimits, seen: int = 0) -> i
 
 
 def _has_bare_line_end(data: bytes | bytearray, start: int) -> bool:
-    """Return whether a CR or LF stands alone from `start` on; a CR at the very end may get its LF yet.
+    """Return whether a CR or LF stands alone from `start` on; a CR at the very end may still get its LF.
 
-    By counting: an expression that looks at each byte takes milliseconds for a large head, from everybody.
+    It counts, because a regular expression that tests each byte blocks the loop for milliseconds per head.
     """
     start -= data[start - 1 : start] == b"\r"
     pairs = data.count(b"\r\n", start)
@@ -237,8 +236,8 @@ def _has_bare_line_end(data: bytes | bytearray, start: int) -> bool:
     return data.count(b"\n", start) != pairs or lone != pairs
 
 
-def split_request(head: bytes, limits: HeadLimits) -> tuple[bytes, bytes, bytes]:
-    """Return method, target and the rest, for `parse_fields`, of a whole request head.
+def split_request_head(head: bytes, limits: HeadLimits) -> tuple[bytes, bytes, bytes]:
+    """Split a complete request head into method, target and the fields for `parse_fields`.
 
     Raises:
         MalformedHead
@@ -252,11 +251,82 @@ def split_request(head: bytes, limits: HeadLimits) -> tuple[bytes, bytes, bytes]
     return method, target, rest
 
 
-def answer_end(data: bytes, limits: HeadLimits) -> int:
-    """Return where the answer's head that `data` begins with ends; 0 while that is not to be seen.
+class RequestBuffer:
+    """Received bytes of a client connection that were not parsed yet: the next head, and what follows it.
+
+    Args:
+        limits: of a head.
+    """
+
+    __slots__ = ("_cached", "_head_bytes", "_limits", "_malformed", "_seen", "data")
+
+    def __init__(self, limits: HeadLimits) -> None:
+        self._limits = limits
+        self.data: bytes | bytearray = b""
+        self._head_bytes = 0  # of the next head, once it is complete
+        self._malformed = False
+        self._seen = 0  # length of the start of a head that is not complete yet
+        self._cached: tuple[bytes, RequestFields | None] = (b"", None)  # of the head before
+
+    @property
+    def started(self) -> bool:
+        """Whether a head has started; an empty line may come before it (RFC 9112 §2.2)."""
+        return self.data not in _BEFORE_HEAD
+
+    def append(self, data: bytes) -> None:
+        """Add received bytes."""
+        if not self.data:
+            self.data = data
+        else:  # a bytearray, so that a head that arrives byte by byte is not copied for each byte
+            self.data = bytearray(self.data) if isinstance(self.data, bytes) else self.data
+            self.data += data
+
+    def has_head(self) -> bool:
+        """Return whether `pop_head` can be called: for a complete head, or for one that is malformed."""
+        if self._head_bytes or self._malformed:
+            return True
+        if not self.started:
+            return False
+        if self.data.startswith(b"\r\n"):
+            self.data = _EMPTY_LINES.sub(b"", self.data, count=1)
+        try:
+            self._head_bytes = request_head_end(self.data, self._limits, self._seen)
+        except MalformedHead:
+            self._malformed = True
+        self._seen = 0 if self._head_bytes else len(self.data)
+        return self._malformed or self._head_bytes != 0
+
+    def pop_head(self) -> tuple[bytes, bytes, RequestFields]:
+        """Remove the next head; return its method, its target and its fields.
+
+        Raises:
+            MalformedHead
+            BadTarget: the framing of the body is ambiguous.
+        """
+        if self._malformed:
+            raise MalformedHead
+        head, self.data = bytes(self.data[: self._head_bytes]), bytes(self.data[self._head_bytes :])
+        self._head_bytes = 0
+        method, target, rest = split_request_head(head, self._limits)
+        cached, fields = self._cached
+        if fields is None or rest != cached:
+            fields = parse_fields(rest, self._limits)
+            if len(rest) <= CACHED_HEAD_BYTES:
+                self._cached = (rest, fields)
+        return method, target, fields
+
+    def clear(self) -> None:
+        """Discard everything."""
+        self.data = b""
+        self._head_bytes = self._seen = 0
+        self._malformed = False
+
+
+def response_head_end(data: bytes, limits: HeadLimits) -> int:
+    """Return the length of the response head that `data` starts with; 0 while it is incomplete.
 
     Raises:
-        MalformedHead: it is too long, or nothing that could follow would make a head of it.
+        MalformedHead: the head is too long, or can't become valid whatever follows.
     """
     end = data.find(_HEAD_END) + 4
     if max(end, len(data) if end == 3 else 0) > limits.head_bytes or data[:7] != b"HTTP/1."[: len(data)]:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from structlog.typing import FilteringBoundLogger
 
 from cfproxy.errors import NotAllowed, UpstreamError
-from cfproxy.http1.write_batch import WriteBatch
+from cfproxy.http1.stream import WriteBatch
 from cfproxy.proxy.access import AccessRules
 from cfproxy.proxy.request_headers import Origin
 from cfproxy.proxy.request_id import request_id_factory

@@ -35,8 +35,8 @@ from cfproxy.server.connection import ClientConnection
 from cfproxy.server.problem_details import render_problem
 from cfproxy.server.request import Request
 from cfproxy.server.response import Response
-from cfproxy.upstream.client import HttpAnswer
-from cfproxy.upstream.interfaces import Call
+from cfproxy.upstream.client import UpstreamResponse
+from cfproxy.upstream.request import Call
 
 _TOO_LARGE = b'cfproxy; received-status=401; details="request body too large to replay after the 401"'
 
@@ -116,10 +116,10 @@ class Exchange:
                 self._account.failure = without_traceback(caught)
             self._refuse(error)
         except ConnectionError:
-            response.cut()  # the client left
+            response.abort()  # the client left
         except asyncio.CancelledError:
-            if response.begun:
-                response.cut()
+            if response.started:
+                response.abort()
             raise
         except Exception as fault:  # a bug; the client must get an answer all the same
             self._listener.log.exception("request.crashed", request_id=self._request_id, exc_info=fault)
@@ -133,7 +133,7 @@ class Exchange:
                 await self._result.answer.aclose()
             self._finish(error)
             error = None  # its traceback refers to this frame
-        return response.goes_on and not listener.draining
+        return response.keep_alive and not listener.draining
 
     async def _forward(self) -> None:
         call, pending = self._call, self._pending
@@ -148,10 +148,10 @@ class Exchange:
         self._account.failure = None
         answer, response = self._start_response(result), self._response
         await response.drain()
-        if not answer.exhausted:  # most answers have arrived completely by now
-            while piece := await answer.read():
+        if not answer.body.exhausted:  # most answers have arrived completely by now
+            while piece := await answer.body.read():
                 await response.write(piece)
-        response.end(forwardable_trailers(answer.trailers, answer.raw_headers))
+        response.finish(forwardable_trailers(answer.body.trailers, answer.head.raw_headers))
         await answer.finish_upload()
 
     def _on_answer(self) -> None:
@@ -166,22 +166,22 @@ class Exchange:
         self._account.failure = None
         try:
             answer = self._start_response(result)
-            response.end(forwardable_trailers(answer.trailers, answer.raw_headers))
+            response.finish(forwardable_trailers(answer.body.trailers, answer.head.raw_headers))
         except ConnectionError:
-            response.cut()  # the client left
+            response.abort()  # the client left
         except Exception as fault:
-            if not response.begun:
+            if not response.started:
                 connection.start_task()  # `run` meets it again and reports it
                 return
-            response.cut()
+            response.abort()
             self._listener.log.exception("request.crashed", request_id=self._request_id, exc_info=fault)
-        goes_on = False
+        keep_alive = False
         try:
             pending.answer.close()
             self._finish(None)
-            goes_on = response.goes_on and not self._listener.draining
+            keep_alive = response.keep_alive and not self._listener.draining
         finally:
-            connection.request_finished(keep_alive=goes_on)
+            connection.request_finished(keep_alive=keep_alive)
 
     def _note_started(self) -> None:
         self._listener.request_started(self._request.connection)
@@ -207,7 +207,7 @@ class Exchange:
         head = admission.build_head(request, self._request_id)
         if request.body is not None:
             self._response.client_waits = admission.expects_continue
-            self._body = admission.build_body(request, request.body, self._response.go_on)
+            self._body = admission.build_body(request, request.body, self._response.send_continue)
         return Call(
             request.method.decode("ascii"),
             head,
@@ -238,12 +238,11 @@ class Exchange:
         """Relay an interim answer (1xx)."""
         headers = build_response_headers(headers, self._settings.origin, self._admission.caller_url)
         with contextlib.suppress(ConnectionError):  # the connection reports a client that left
-            self._response.tell(status, reason, headers)
+            self._response.send_interim(status, reason, headers)
 
-    def _start_response(self, result: ForwardResult) -> HttpAnswer:
+    def _start_response(self, result: ForwardResult) -> UpstreamResponse:
         """Write the head of an answer, and as much of its body as has arrived."""
         answer, settings, admission = result.answer, self._settings, self._admission
-        assert isinstance(answer, HttpAnswer)  # noqa: S101 - the one adapter there is
         head = answer.head
         headers = build_response_headers(
             head.raw_headers,
@@ -260,13 +259,14 @@ class Exchange:
             headers = with_cors(headers, admission.web_origin, origins)
         if self._listener.draining:
             self._response.close_after()
-        self._response.begin(head.status, head.reason, headers, answer.take(), sized=head.length is not None)
+        first = answer.body.read_available()
+        self._response.start(head.status, head.reason, headers, first, sized=head.length is not None)
         return answer
 
     def _refuse(self, error: CfproxyError) -> None:
         """Answer with a problem document, or cut the connection if an answer has begun."""
-        if self._response.begun:
-            self._response.cut()
+        if self._response.started:
+            self._response.abort()
             return
         headers, document = render_problem(error, self._request_id)
         headers.append((REQUEST_ID, self._request_id.encode("ascii")))
@@ -282,8 +282,8 @@ class Exchange:
         """Write a complete response of our own."""
         if self._listener.draining:
             self._response.close_after()
-        self._response.begin(status, HTTPStatus(status).phrase.encode(), headers, body, sized=sized)
-        self._response.end([])
+        self._response.start(status, HTTPStatus(status).phrase.encode(), headers, body, sized=sized)
+        self._response.finish([])
 
     # --- metrics and log ------------------------------------------------------------------
 
@@ -329,7 +329,7 @@ class Exchange:
                 event["postponed"] = result.postponed
         log = self._account.log
         if isinstance(error, UpstreamError):
-            log.warning("request.failed", problem=problem, cut=response.cut_off, **event)
+            log.warning("request.failed", problem=problem, cut=response.aborted, **event)
         elif error is not None:
             log.info("request.refused", problem=problem, **event)
         elif not response.complete:

@@ -79,7 +79,7 @@ class ReplayableBody:
         if self._started or not self._stream.complete:
             return None
         self._started = True
-        data = self._stream.take()
+        data = self._stream.read_available()
         self._note_received(data)
         return data
 

@@ -17,7 +17,8 @@ from cfproxy.auth.token_source import TokenSource
 from cfproxy.errors import QueueRefusal
 from cfproxy.pacing.queue import FairQueue
 from cfproxy.proxy.response_headers import retry_after_s
-from cfproxy.upstream.interfaces import Answer, BegunAnswer, Call, Upstream
+from cfproxy.upstream.client import UpstreamClient, UpstreamResponse
+from cfproxy.upstream.request import Call
 
 # The API limits requests per second; a header that asks for hours may be wrong.
 RETRY_AFTER_DEFAULT_S = 1.0
@@ -60,7 +61,7 @@ class ForwardResult:
         too_large: whether a 401 was not retried because the body was too large to be replayed.
     """
 
-    answer: Answer
+    answer: UpstreamResponse
     timings: Timings
     retried: bool = False
     postponed: int = 0
@@ -79,13 +80,13 @@ class PendingRequest:
     """
 
     token: Token
-    answer: BegunAnswer
+    answer: UpstreamResponse
     sent_at: float
     forwarder: Forwarder
 
     def result(self) -> ForwardResult | None:
         """Return the result if the answer is complete and final; None if `Forwarder.send` must go on."""
-        if not self.answer.arrived_whole() or self.answer.status in _RETRYABLE:
+        if not self.answer.arrived() or self.answer.status in _RETRYABLE:
             return None
         return ForwardResult(self.answer, Timings(0.0, 0.0, time.perf_counter() - self.sent_at))
 
@@ -106,7 +107,7 @@ class Forwarder:
         self,
         source: TokenSource,
         fair_queue: FairQueue,
-        upstream: Upstream,
+        upstream: UpstreamClient,
         *,
         retry_unauthorized: bool,
         retry_too_many: bool,
@@ -132,7 +133,7 @@ class Forwarder:
         token = self._source.current() if call.body is None else None
         if token is None:
             return None
-        answer = self._upstream.begin(call, token, self._fair_queue.try_acquire, on_answer)
+        answer = self._upstream.try_send_now(call, token, self._fair_queue.try_acquire, on_answer)
         return None if answer is None else PendingRequest(token, answer, time.perf_counter(), self)
 
     async def send(
@@ -152,7 +153,7 @@ class Forwarder:
             pending: the first attempt, if `send_now` has sent it.
 
         Raises:
-            what `TokenSource.get`, `FairQueue.acquire` and `Upstream.send` raise
+            what `TokenSource.get`, `FairQueue.acquire` and `UpstreamClient.send` raise
         """
         timings, started_at = Timings() if timings is None else timings, time.perf_counter()
         try:
@@ -173,7 +174,7 @@ class Forwarder:
 
     async def _attempt(
         self, call: Call, token: Token, timings: Timings, pending: PendingRequest | None = None
-    ) -> Answer:
+    ) -> UpstreamResponse:
         sent_at = time.perf_counter() if pending is None else pending.sent_at
         try:
             return await self._upstream.send(call, token, None if pending is None else pending.answer)
@@ -214,7 +215,7 @@ class Forwarder:
 
     async def _after_too_many(self, result: ForwardResult, call: Call, flow: Hashable) -> Token | None:
         status = result.answer.status
-        asked_s = retry_after_s(result.answer.raw_headers, self._now())
+        asked_s = retry_after_s(result.answer.head.raw_headers, self._now())
         if status == 503 and asked_s is None:
             return None  # out of service rather than overloaded
         pause_s = RETRY_AFTER_DEFAULT_S if asked_s is None else min(asked_s, RETRY_AFTER_MAX_S)

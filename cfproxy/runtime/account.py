@@ -47,7 +47,7 @@ from cfproxy.runtime.factory import (
 )
 from cfproxy.secret import Secret
 from cfproxy.server.listener import ListeningSocket
-from cfproxy.upstream.client import HttpUpstream
+from cfproxy.upstream.client import UpstreamClient
 
 EXPIRY_LOOK_S = 60.0
 
@@ -84,7 +84,7 @@ class RunningAccount:
     token_source: TokenSource
     ca_file: bytes | None
     queue: FairQueue
-    upstream: HttpUpstream
+    upstream: UpstreamClient
     forwarder: Forwarder
     options: ServerOptions
     proxy_settings: ProxySettings

@@ -37,7 +37,7 @@ from cfproxy.runtime.process import open_files_for
 from cfproxy.server.connection_limits import ConnectionLimits
 from cfproxy.server.request import Limits
 from cfproxy.stores import open_store
-from cfproxy.upstream.client import HttpUpstream
+from cfproxy.upstream.client import UpstreamClient
 
 SPARE_FILES = 128  # for listeners, the store, request bodies on disk and libraries
 
@@ -187,9 +187,9 @@ def build_origin(upstream: str) -> Origin:
     )
 
 
-def build_upstream(account: Account) -> HttpUpstream:
+def build_upstream(account: Account) -> UpstreamClient:
     """Return the client of the account's upstream, without a connection yet."""
-    return HttpUpstream(
+    return UpstreamClient(
         account.upstream,
         tls=build_tls(account),
         connect_s=account.timeouts.connect_s,
@@ -199,7 +199,7 @@ def build_upstream(account: Account) -> HttpUpstream:
 
 
 def build_forwarder(
-    account: Account, token_source: TokenSource, queue: FairQueue, upstream: HttpUpstream
+    account: Account, token_source: TokenSource, queue: FairQueue, upstream: UpstreamClient
 ) -> Forwarder:
     """Return what sends the account's requests."""
     return Forwarder(

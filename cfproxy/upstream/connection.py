@@ -1,14 +1,10 @@
-"""One connection to the API, and the exchange that is on it.
-
-Owns: reading answers, interim ones included; whether the connection can serve another exchange.
-Must not know: how connections are opened and kept (`pool.py`), what is sent and what is sent again
-(`upstream.py`), the client's side.
+"""One connection to the API, and the exchange in progress on it.
 
 Invariants:
-1. One exchange at a time: `begin`, one final head, its body, `finish`.
-2. A connection is used again only after a complete answer and nothing behind it. What comes while nobody
-   asked is no answer: it would be taken for the next one's, so it ends the connection.
-3. Whoever waits is woken by the answer, by the end of the connection or by the deadline.
+1. One exchange at a time: `start_exchange`, one final head, its body, `finish_exchange`.
+2. A connection is reused only after a complete response with nothing behind it. Data that arrives outside an
+   exchange ends the connection: it would be taken for the response to the next request.
+3. Every wait ends with the response, with the end of the connection, or with the timeout.
 """
 
 from __future__ import annotations
@@ -26,94 +22,92 @@ from cfproxy.errors import (
 )
 from cfproxy.http1.framing import MalformedBody
 from cfproxy.http1.headers import RawHeaders
-from cfproxy.http1.parser import AnswerHead, HeadLimits, MalformedHead, answer_end, parse_answer
-from cfproxy.http1.stream import BodyStream, StreamProtocol
-from cfproxy.http1.timeout import IdleTimeout
-from cfproxy.http1.write_batch import WriteBatch
+from cfproxy.http1.parser import (
+    HeadLimits,
+    MalformedHead,
+    ResponseHead,
+    parse_response_head,
+    response_head_end,
+)
+from cfproxy.http1.stream import BodyStream, IdleTimeout, StreamProtocol, WriteBatch
 
 LIMITS = HeadLimits(headers=1000)
-# All interim answers to one request together: a flood of them is not an answer that takes its time.
-INTERIM_MAX = 64 * 1024
-_BROKE_OFF = "the API's answer broke off in the middle"
+INTERIM_MAX_BYTES = 64 * 1024  # of all interim responses to one request, so that they can't go on for ever
+_INCOMPLETE = "the API's answer broke off in the middle"
 
 
 class UpstreamConnection(StreamProtocol):
     """A connection to the API.
 
     Args:
-        idle_s: seconds without a byte after which a wait for the answer is given up.
         on_lost: called when the connection has ended.
-        outbox: of the connections that it sends side by side with; its own when None.
+        write_batch: shared with other connections; its own when None.
     """
 
     def __init__(
         self,
-        idle_s: float,
         on_lost: Callable[[UpstreamConnection], None],
         write_batch: WriteBatch | None = None,
     ) -> None:
         super().__init__(write_batch)
         self._on_lost = on_lost
-        self.kept = False  # whether it has lain idle, so that the other side may have closed it
-        self.heard = False  # whether anything came since `begin`
+        self.timeout = IdleTimeout(self._timed_out)
+        self.reused = False  # whether it has been idle, so that the API may have closed it
         self.idle_since = 0.0
-        self.idle_timeout = IdleTimeout(self._overdue)
-        self.body_stream: BodyStream | None = None  # the answer's body, once its head is there
-        self.idle_s = idle_s
-        self._asked = False
+        # The exchange in progress.
+        self.received_any = False
+        self.head: ResponseHead | None = None  # the final one, once it has arrived
+        self.body: BodyStream | None = None  # likewise
+        self.on_response: Callable[[], None] | None = None  # called once `read_head` would not wait
+        self._in_exchange = False
+        self._idle_s = 0.0
         self._to_head = False
         self._on_interim: Callable[[int, bytes, RawHeaders], None] | None = None
         self._unread = b""
         self._interim_bytes = 0
-        self._surplus = False
-        self.head: AnswerHead | None = None  # of the final answer, once it is there
+        self._surplus = False  # there were bytes behind the response
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._on_arrival: Callable[[], None] | None = None
-        self._told_to_go_on = asyncio.Event()  # 100 Continue, or an answer instead of it
+        self._continue = asyncio.Event()  # set by 100 Continue, or by a final response
 
     @property
     def usable(self) -> bool:
         """Whether a request can be sent."""
-        return not self._surplus and self._open_transport() is not None
+        return not self._surplus and self.writable
 
-    def begin(self, *, to_head: bool, on_interim: Callable[[int, bytes, RawHeaders], None] | None) -> None:
-        """Expect an answer.
+    def start_exchange(
+        self, idle_s: float, *, to_head: bool, on_interim: Callable[[int, bytes, RawHeaders], None] | None
+    ) -> None:
+        """Expect a response.
 
         Args:
-            to_head: to a HEAD, so that no body follows.
+            idle_s: how long to wait for each byte of it.
+            to_head: whether the request is a HEAD, whose response has no body.
             on_interim: called with status, reason and headers of each 1xx.
         """
-        self._asked = True
-        self.heard = False
+        self._in_exchange = True
+        self.received_any = False
         self._interim_bytes = 0
+        self._idle_s = idle_s
         self._to_head = to_head
         self._on_interim = on_interim
-        if self._told_to_go_on.is_set():
-            self._told_to_go_on.clear()
+        if self._continue.is_set():
+            self._continue.clear()
 
-    def finish(self) -> bool:
-        """End the exchange; return whether there can be another one."""
-        head, body_stream = self.head, self.body_stream
-        self._asked = False
-        self.head = self.body_stream = self._on_interim = self._on_arrival = None
-        if (
-            head is None
-            or body_stream is None
-            or not (body_stream.exhausted and head.keep_alive and self.usable)
-        ):
+    def finish_exchange(self) -> bool:
+        """End the exchange; return whether the connection can be reused."""
+        head, body = self.head, self.body
+        self._in_exchange = False
+        self.head = self.body = self._on_interim = self.on_response = None
+        if head is None or body is None:
             return False
-        return not self.reading_held
+        return body.exhausted and head.keep_alive and self.usable and not self.reading_held
 
-    def when_arrived(self, on_arrival: Callable[[], None] | None) -> None:
-        """Have `on_arrival` called, once, as soon as `read_head` need not wait; None takes that back."""
-        self._on_arrival = on_arrival
-
-    async def read_head(self) -> AnswerHead:
-        """Return the final answer's head.
+    async def read_head(self) -> ResponseHead:
+        """Return the head of the final response.
 
         Raises:
-            UpstreamUnreachable, UpstreamProtocol, UpstreamTimeout, and what `fail` was given.
+            UpstreamUnreachable, UpstreamProtocol, UpstreamTimeout, or the error that `fail` was given.
         """
         if self.head is None and self._error is None:
             self._waiter = self.loop.create_future()
@@ -121,38 +115,38 @@ class UpstreamConnection(StreamProtocol):
                 await self._waiter
             finally:
                 self._waiter = None
-                self.idle_timeout.stop()
+                self.timeout.stop()
         if self.head is None:
-            assert self._error is not None  # noqa: S101 - what else would have woken us
+            assert self._error is not None  # noqa: S101 - only a head or an error wakes the waiter
             raise without_traceback(self._error)
         return self.head
 
-    async def wait_to_go_on(self, limit_s: float) -> bool:
-        """Wait for 100 Continue, `limit_s` seconds at most; return whether the body is to be sent."""
+    async def wait_for_continue(self, limit_s: float) -> bool:
+        """Wait at most `limit_s` seconds for 100 Continue; return whether to send the body."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                await self._told_to_go_on.wait()
+                await self._continue.wait()
         return self.head is None
 
-    def expect_answer(self) -> None:
-        """Count the silence from now on: everything has been sent."""
+    def start_timeout(self) -> None:
+        """Start the idle timeout, once the whole request has been sent."""
         if self.head is None:
-            self.idle_timeout.start(self.idle_s)
+            self.timeout.start(self._idle_s)
 
     def fail(self, error: BaseException) -> None:
-        """Let whoever waits have `error`; within an answer it can only be told that this one broke off."""
+        """Raise `error` in `read_head`; once the head was read, report an incomplete body instead."""
         self._error = self._error or without_traceback(error)
-        if self.body_stream is not None:
-            self.body_stream.fail(UpstreamProtocol(_BROKE_OFF))
+        if self.body is not None:
+            self.body.fail(UpstreamProtocol(_INCOMPLETE))
         self._wake()
 
     def data_received(self, data: bytes) -> None:
-        """Take what came."""
-        self.heard = True
+        """Handle received data: heads, a part of the body, or data that should not be there."""
+        self.received_any = True
         try:
-            if self.body_stream is not None:
-                self._surplus |= bool(self.body_stream.feed(data))
-            elif self._asked and not self.unsent:
+            if self.body is not None:
+                self._surplus |= bool(self.body.feed(data))
+            elif self._in_exchange and not self.unsent:
                 self._read_heads(self._unread + data if self._unread else data)
             else:
                 self._surplus = True
@@ -165,19 +159,19 @@ class UpstreamConnection(StreamProtocol):
             self.abort()
 
     def eof_received(self) -> None:
-        """Take note of an orderly end, which may be the end of the body."""
-        if self.body_stream is not None:
+        """Handle an orderly end, which may be the end of the body."""
+        if self.body is not None:
             try:
-                self.body_stream.end()
+                self.body.end()
             except MalformedBody:
-                self.body_stream.fail(UpstreamProtocol(_BROKE_OFF))
+                self.body.fail(UpstreamProtocol(_INCOMPLETE))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell whoever waits."""
+        """Wake whatever waits, with an error."""
         super().connection_lost(exc)
-        self.idle_timeout.aclose()
-        if self.body_stream is not None or self._unread:
-            self.fail(UpstreamProtocol(_BROKE_OFF))
+        self.timeout.aclose()
+        if self.body is not None or self._unread:
+            self.fail(UpstreamProtocol(_INCOMPLETE))
         else:
             self.fail(
                 UpstreamUnreachable(
@@ -187,48 +181,48 @@ class UpstreamConnection(StreamProtocol):
         self._on_lost(self)
 
     def _read_heads(self, data: bytes) -> None:
-        while end := answer_end(data, LIMITS):
-            head = parse_answer(data[:end], LIMITS, to_head=self._to_head)
+        while end := response_head_end(data, LIMITS):
+            head = parse_response_head(data[:end], LIMITS, to_head=self._to_head)
             data = data[end:]
             if head.status >= 200:
                 self._unread = b""
-                self._take_final(head, data)
+                self._start_body(head, data)
                 return
             self._interim_bytes += end
-            if self._interim_bytes > INTERIM_MAX:
+            if self._interim_bytes > INTERIM_MAX_BYTES:
                 raise UpstreamProtocol("the API sends interim answers without end")
-            self._take_interim(head)
+            self._handle_interim(head)
         self._unread = data
-        self.idle_timeout.touch()
+        self.timeout.restart()
 
-    def _take_final(self, head: AnswerHead, data: bytes) -> None:
+    def _start_body(self, head: ResponseHead, data: bytes) -> None:
         self.head = head
-        self.body_stream = BodyStream(self, head.build_reader(), self.idle_timeout, self.idle_s)
+        self.body = BodyStream(self, head.build_reader(), self.timeout, self._idle_s)
         if data:
-            self._surplus |= bool(self.body_stream.feed(data))
+            self._surplus |= bool(self.body.feed(data))
         self._wake()
 
-    def _take_interim(self, head: AnswerHead) -> None:
+    def _handle_interim(self, head: ResponseHead) -> None:
         if head.status < 100:
             raise UpstreamProtocol("the API's answer has no status code")
         if head.status == 101:
             raise UpstreamProtocol("the API switched protocols although nobody asked")
         if head.status == 100:
-            self._told_to_go_on.set()
+            self._continue.set()
         if self._on_interim is not None:
             self._on_interim(head.status, head.reason, head.raw_headers)
 
-    def _overdue(self) -> None:
-        if self.body_stream is not None:
-            self.body_stream.fail(UpstreamTimeout("the API stopped sending in the middle of its answer"))
+    def _timed_out(self) -> None:
+        if self.body is not None:
+            self.body.fail(UpstreamTimeout("the API stopped sending in the middle of its answer"))
         else:
             self.fail(UpstreamTimeout("the API did not answer within timeouts.idle"))
 
     def _wake(self) -> None:
-        self._told_to_go_on.set()
+        self._continue.set()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-        if self._on_arrival is not None:
-            on_arrival, self._on_arrival = self._on_arrival, None
-            self.idle_timeout.stop()
-            on_arrival()
+        if self.on_response is not None:
+            on_response, self.on_response = self.on_response, None
+            self.timeout.stop()
+            on_response()

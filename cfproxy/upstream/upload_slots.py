@@ -1,12 +1,9 @@
-"""How many request bodies may be under way at once while their clients are still sending them.
-
-Owns: the places for such bodies, and who waits for one.
-Must not know: sockets, what is sent.
+"""Limits how many request bodies are uploaded at once while their clients are still sending them.
 
 Invariants:
-1. Clients that go silent in the middle of a body keep only each other out: whoever has sent all of it needs
-   no place, also one who waits for a place when the rest comes.
-2. A place is given back once, whoever ends the upload.
+1. Clients that stall in the middle of a body block only each other: a body that has arrived completely
+   needs no slot, even if it was waiting for one.
+2. A slot is released exactly once, however the upload ends.
 """
 
 from __future__ import annotations
@@ -14,62 +11,57 @@ from __future__ import annotations
 import asyncio
 
 from cfproxy.errors import UpstreamTimeout
-from cfproxy.upstream.interfaces import RequestBody
+from cfproxy.upstream.request import RequestBody
 
-# How long one waits before one looks again; longer each time, since under an attack thousands do.
-FIRST_LOOK_S, LATER_LOOK_S = 0.01, 1.0
+# Waiting is polling, with growing pauses: under attack, thousands wait, and a body may arrive at any time.
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.01, 1.0
 
 
 class UploadSlots:
-    """The places.
+    """The slots.
 
     Args:
-        most: how many there are.
-        wait_s: seconds to wait for one.
+        limit: how many there are.
+        wait_s: how long to wait for one.
     """
 
-    def __init__(self, most: int, wait_s: float) -> None:
-        self._free = most
+    def __init__(self, limit: int, wait_s: float) -> None:
+        self.free = limit
         self.wait_s = wait_s
 
-    async def take_place(self, body: RequestBody) -> UploadSlot | None:
-        """Wait until `body` may be under way; return its place, if it needs one.
+    async def acquire(self, body: RequestBody) -> UploadSlot | None:
+        """Wait for a slot; return None if `body` arrives completely and needs none.
 
         Raises:
-            UpstreamTimeout: none became free in time, and the body did not come; `unsent`.
+            UpstreamTimeout: no slot became free and the body did not arrive in time; `unsent`.
         """
         loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + self.wait_s
-        pause_s = FIRST_LOOK_S
+        deadline = loop.time() + self.wait_s
+        pause_s = FIRST_PAUSE_S
         while not body.arrived:
-            if self._free:
-                self._free -= 1
+            if self.free:
+                self.free -= 1
                 return UploadSlot(self)
-            if loop.time() >= give_up_at:
+            if loop.time() >= deadline:
                 raise UpstreamTimeout(
-                    "too many request bodies come slowly; send this one faster, or raise limits.upstream",
+                    "too many slow uploads at once; send the body faster, or raise limits.upstream",
                     unsent=True,
                 )
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, LATER_LOOK_S)
+            pause_s = min(2 * pause_s, LAST_PAUSE_S)
         return None
-
-    def give_back(self) -> None:
-        """Take note of a place that is free again; for `UploadSlot`."""
-        self._free += 1
 
 
 class UploadSlot:
-    """What one body under way takes up."""
+    """A slot in use."""
 
-    __slots__ = ("_left", "_upload_slots")
+    __slots__ = ("_slots",)
 
-    def __init__(self, uploads: UploadSlots) -> None:
-        self._upload_slots = uploads
-        self._left = False
+    def __init__(self, slots: UploadSlots) -> None:
+        self._slots: UploadSlots | None = slots
 
-    def leave(self) -> None:
-        """Give the place back; once is enough."""
-        if not self._left:
-            self._left = True
-            self._upload_slots.give_back()
+    def release(self) -> None:
+        """Give the slot back; further calls do nothing."""
+        if self._slots is not None:
+            self._slots.free += 1
+            self._slots = None

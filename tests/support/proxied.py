@@ -32,7 +32,7 @@ from cfproxy.proxy.retry import Forwarder
 from cfproxy.secret import Secret
 from cfproxy.server.connection_limits import ConnectionLimits
 from cfproxy.server.request import Limits
-from cfproxy.upstream.client import HttpUpstream
+from cfproxy.upstream.client import UpstreamClient
 from tests.support.origin import LIMIT_BYTES, Message, Origin, Script, Wire, serving
 
 LIMIT_S = 30.0  # only a hang takes that long
@@ -235,7 +235,7 @@ async def proxied(
         url = upstream_url or origin.url
         scheme, _, authority = url.partition("://")
         source, pacer = FakeSource(), FakePacer()
-        upstream = HttpUpstream(url, tls=tls, connect_s=5.0, idle_s=idle_s, limit=connections)
+        upstream = UpstreamClient(url, tls=tls, connect_s=5.0, idle_s=idle_s, limit=connections)
         settings = ProxySettings(
             account="default",
             origin=UpstreamOrigin(scheme, authority.encode(), base_path, via=b"cfproxy-test"),
@@ -264,7 +264,7 @@ async def proxied(
         loop.set_exception_handler(lambda _, context: world.crashes.append(context))
         if warm:
             upstream.warm()
-            while not upstream.pool.ready:
+            while not upstream.pool.has_idle():
                 await asyncio.sleep(0)
         try:
             yield world

@@ -24,8 +24,8 @@ from cfproxy.errors import CfproxyError, StoreUnavailable, StoreUnusable
 from cfproxy.http1.framing import Framing
 from cfproxy.proxy.request_headers import build_request_head, build_request_headers, build_request_target
 from cfproxy.runtime.factory import build_app, build_endpoint, build_origin, build_store, build_tls
-from cfproxy.upstream.client import HttpUpstream
-from cfproxy.upstream.interfaces import Call
+from cfproxy.upstream.client import UpstreamClient
+from cfproxy.upstream.request import Call
 
 API_PATH = b"/v1/jobs?pageSize=1"
 
@@ -101,7 +101,7 @@ async def check_token_endpoint(account: Account) -> Finding:
 
 async def check_api(account: Account, login: Login) -> Finding:
     """Send the API one GET with the stored token."""
-    upstream = HttpUpstream(
+    upstream = UpstreamClient(
         account.upstream,
         tls=build_tls(account),
         connect_s=account.timeouts.connect_s,

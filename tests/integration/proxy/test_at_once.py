@@ -17,7 +17,7 @@ from cfproxy.proxy.exchange import Exchange
 from cfproxy.proxy.retry import Forwarder
 from cfproxy.secret import Secret
 from cfproxy.server.connection import ClientConnection
-from cfproxy.upstream.client import HttpAnswer, HttpUpstream
+from cfproxy.upstream.client import UpstreamClient, UpstreamResponse
 from tests.integration.proxy.test_proxy import problem
 from tests.support.origin import OK, Peer, answering, serving, until, until_still
 from tests.support.proxied import Proxied, proxied
@@ -34,9 +34,9 @@ def _nobody_waits(world: Proxied) -> bool:
     return not (world.listener.in_flight or world.listener.connections)
 
 
-def _pool(world: Proxied) -> HttpUpstream:
+def _pool(world: Proxied) -> UpstreamClient:
     upstream = world.listener.forwarder._upstream
-    assert isinstance(upstream, HttpUpstream)
+    assert isinstance(upstream, UpstreamClient)
     return upstream
 
 
@@ -64,11 +64,11 @@ async def test_a_client_that_left_leaves_no_timer() -> None:
         exchange = connection._handler
         assert isinstance(exchange, Exchange)
         assert exchange._pending is not None
-        assert isinstance(exchange._pending.answer, HttpAnswer)
+        assert isinstance(exchange._pending.answer, UpstreamResponse)
         upward = exchange._pending.answer.connection
         client.abort()
         await until(lambda: _nobody_waits(world) and upward.lost)
-        assert connection._idle_timeout._timer is None
+        assert connection._timeout._timer is None
         assert connection._task is None
 
 
@@ -139,7 +139,7 @@ async def test_a_request_is_sent_again_to_whom_it_was_sent() -> None:
         client = await world.client()
         await client.send(client.compose(GET))
         await until(lambda: world.origin.requests)
-        upstream = HttpUpstream(other.url, tls=None, connect_s=5.0, idle_s=20.0)
+        upstream = UpstreamClient(other.url, tls=None, connect_s=5.0, idle_s=20.0)
         forwarder = Forwarder(
             cast("TokenSource", world.source),
             cast("FairQueue", world.pacer),

@@ -13,7 +13,7 @@ from unittest.mock import patch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfproxy.upstream.client import HttpUpstream
+from cfproxy.upstream.client import UpstreamClient
 from tests.support.examples import examples
 from tests.support.origin import Peer, until, until_still
 from tests.support.proxied import Client, Proxied, proxied
@@ -129,7 +129,7 @@ class _Stage:
             hearing.cancel()
             await until_still(lambda: self.progress(world), TURNS)
             upstream = world.listener.forwarder._upstream
-            assert isinstance(upstream, HttpUpstream)
+            assert isinstance(upstream, UpstreamClient)
             assert upstream.pool._all == set(upstream.pool._idle)
             self.seen.counted = world.counted
             told = ("ms", "request_id", "queued_ms", "exc_info")

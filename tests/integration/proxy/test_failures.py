@@ -12,6 +12,7 @@ import pytest
 import trustme
 
 from cfproxy.errors import UpstreamTimeout
+from cfproxy.http1.stream import BodyStream
 from cfproxy.proxy import exchange
 from tests.integration.proxy.test_proxy import problem
 from tests.support.origin import OK, Peer, Script, answering, chunked, reply, serving, until
@@ -238,17 +239,16 @@ async def test_an_unforeseen_fault_after_the_first_byte_is_cut_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A bug of ours is logged, and nothing but the answer ever follows the answer's first byte."""
-    from cfproxy.upstream.client import HttpAnswer
 
     async def script(peer: Peer) -> None:
         await peer.take()
         await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\nhalf")
         await peer.ended()
 
-    async def faulty(_: HttpAnswer) -> bytes:
+    async def faulty(_: BodyStream) -> bytes:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(HttpAnswer, "read", faulty)
+    monkeypatch.setattr(BodyStream, "read", faulty)
     async with proxied(script) as world:
         client = await world.client()
         await client.send(client.compose(b"GET / HTTP/1.1"))

@@ -8,9 +8,8 @@ import time
 
 import pytest
 
-from cfproxy.http1.parser import HeadLimits, MalformedHead, request_end
+from cfproxy.http1.parser import CACHED_HEAD_BYTES, HeadLimits, MalformedHead, request_head_end
 from cfproxy.proxy.exchange import Exchange
-from cfproxy.server.connection import REMEMBERED_BYTES
 from tests.support.origin import OK, Peer, answering, reply, until, until_still
 from tests.support.proxied import proxied
 
@@ -27,7 +26,7 @@ async def test_a_body_behind_many_requests_is_read() -> None:
         await until(lambda: world.pacer.waiting)
         await client.send(get * (count - 1) + post)
         [connection] = world.listener.connections
-        await until(lambda: len(connection._unread) == len(get) * (count - 1) + len(post))
+        await until(lambda: len(connection._buffer.data) == len(get) * (count - 1) + len(post))
         assert connection.reading_held
         world.pacer.gate.set()
         for _ in range(count):
@@ -69,7 +68,7 @@ async def test_a_head_is_remembered_if_it_is_small() -> None:
         for size in (100, 20_000):
             assert (await client.ask(b"GET / HTTP/1.1", b"X-Fill: " + b"x" * size)).status == 200
         [connection] = world.listener.connections
-        assert 100 < len(connection._last_fields[0]) <= REMEMBERED_BYTES
+        assert 100 < len(connection._buffer._cached[0]) <= CACHED_HEAD_BYTES
 
 
 async def test_empty_lines_are_no_beginning_of_a_request() -> None:
@@ -78,12 +77,12 @@ async def test_empty_lines_are_no_beginning_of_a_request() -> None:
         client = await world.client()
         await client.ask(b"GET / HTTP/1.1")
         [connection] = world.listener.connections
-        due_at = connection._idle_timeout._due_at
+        due_at = connection._timeout._due_at
         for _ in range(3):
             await client.send(b"\r\n")
-            await until_still(lambda: len(connection._unread))
+            await until_still(lambda: len(connection._buffer.data))
         assert world.listener.connections.counts()["idle"] == 1
-        assert connection._idle_timeout._due_at == due_at
+        assert connection._timeout._due_at == due_at
         assert (await client.ask(b"GET / HTTP/1.1")).status == 200
 
 
@@ -151,7 +150,7 @@ def test_a_head_that_comes_byte_by_byte_is_looked_at_once() -> None:
             verdicts: list[object] = []
             for seen in (0, size - 1):
                 try:
-                    verdicts.append(request_end(whole[:size], limits, seen))
+                    verdicts.append(request_head_end(whole[:size], limits, seen))
                 except MalformedHead:
                     verdicts.append("malformed")
             assert verdicts[0] == verdicts[1]
@@ -162,7 +161,7 @@ def test_a_head_that_comes_byte_by_byte_is_looked_at_once() -> None:
     def took_s(seen: int) -> float:
         began_at = time.perf_counter()
         for _ in range(50):
-            request_end(long, limits, seen)
+            request_head_end(long, limits, seen)
         return time.perf_counter() - began_at
 
     assert took_s(len(long) - 1) * 10 < took_s(0)

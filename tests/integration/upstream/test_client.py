@@ -13,8 +13,8 @@ import pytest
 
 from cfproxy.errors import BadTarget, UpstreamError, UpstreamProtocol, UpstreamTimeout, UpstreamUnreachable
 from cfproxy.proxy.request_body import ReplayableBody
-from cfproxy.upstream.client import HttpAnswer, HttpUpstream
-from cfproxy.upstream.interfaces import Call
+from cfproxy.upstream.client import UpstreamClient, UpstreamResponse
+from cfproxy.upstream.request import Call
 from tests.support.origin import OK, Origin, Peer, Script, answering, chunked, reply, serving, until
 from tests.support.proxied import LIMIT_S, a_body, a_token
 
@@ -29,8 +29,8 @@ async def dialling(
     connect_s: float = 10.0,
     idle_s: float = 10.0,
     limit: int = 1000,
-) -> AsyncIterator[HttpUpstream]:
-    upstream = HttpUpstream(url, tls=tls, connect_s=connect_s, idle_s=idle_s, limit=limit)
+) -> AsyncIterator[UpstreamClient]:
+    upstream = UpstreamClient(url, tls=tls, connect_s=connect_s, idle_s=idle_s, limit=limit)
     try:
         async with asyncio.timeout(LIMIT_S):
             yield upstream
@@ -39,7 +39,9 @@ async def dialling(
 
 
 @asynccontextmanager
-async def upstream_of(script: Script, *, idle_s: float = 10.0) -> AsyncIterator[tuple[Origin, HttpUpstream]]:
+async def upstream_of(
+    script: Script, *, idle_s: float = 10.0
+) -> AsyncIterator[tuple[Origin, UpstreamClient]]:
     async with serving(script) as origin, dialling(origin.url, idle_s=idle_s) as upstream:
         yield origin, upstream
 
@@ -51,18 +53,18 @@ def call(method: str = "GET", body: ReplayableBody | None = None) -> Call:
     )
 
 
-async def whole(answer: HttpAnswer) -> bytes:
+async def whole(answer: UpstreamResponse) -> bytes:
     """Read an answer to its end and let it go."""
     try:
         out = b""
-        while piece := await answer.read():
+        while piece := await answer.body.read():
             out += piece
         return out
     finally:
         await answer.aclose()
 
 
-async def fetch(upstream: HttpUpstream, what: Call | None = None) -> bytes:
+async def fetch(upstream: UpstreamClient, what: Call | None = None) -> bytes:
     return await whole(await upstream.send(what or call(), TOKEN))
 
 
@@ -132,7 +134,7 @@ async def test_an_answer_that_was_not_read_to_its_end_is_not_followed_by_another
         upstream,
     ):
         answer = await upstream.send(call(), TOKEN)
-        assert await answer.read() == b"half"
+        assert await answer.body.read() == b"half"
         await answer.aclose()
         assert await fetch(upstream) == b"ok"
     assert origin.connections == 2
@@ -294,10 +296,10 @@ async def test_a_malformed_body_fails_the_request_wherever_the_answer_is() -> No
     async with upstream_of(early) as (_, upstream):
         with closing(a_body(b"x", then=broken)) as body:
             answer = await upstream.send(call("POST", body), TOKEN)
-            assert await answer.read() == b"half"
+            assert await answer.body.read() == b"half"
             begun.set()
             with pytest.raises(UpstreamProtocol):
-                await answer.read()
+                await answer.body.read()
             await answer.aclose()
     async with upstream_of(never) as (_, upstream):
         with closing(a_body(b"x", then=broken)) as body, pytest.raises(BadTarget):
@@ -324,9 +326,9 @@ async def test_a_place_that_comes_free_at_the_last_instant_is_not_lost(as_new: b
     """Who was given it the instant its time was over gives it on, and gets a 504."""
     async with serving(answering(OK)) as origin, dialling(origin.url, connect_s=0.05, limit=1) as upstream:
         pool, loop = upstream.pool, asyncio.get_running_loop()
-        connection = await pool.take()
-        connection.begin(to_head=False, on_interim=None)
-        late = asyncio.create_task(pool.take())
+        connection = await pool.acquire()
+        connection.start_exchange(60.0, to_head=False, on_interim=None)
+        late = asyncio.create_task(pool.acquire())
         await until(lambda: pool._waiting)
         [waiter] = pool._waiting
         timeouts = [handle.when() for handle in loop._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
@@ -334,13 +336,13 @@ async def test_a_place_that_comes_free_at_the_last_instant_is_not_lost(as_new: b
         if as_new:
             loop.call_at(min(timeouts) - 0.001, pool._forget, connection)
         else:
-            loop.call_at(min(timeouts) - 0.001, pool._keep, connection)
+            loop.call_at(min(timeouts) - 0.001, pool._add_idle, connection)
         time.sleep(0.1)
         with pytest.raises(UpstreamTimeout):
             await late
         assert waiter.done()
         assert not waiter.cancelled()
-        again = await pool.take()
+        again = await pool.acquire()
         assert again is not None
         connection.abort()
 

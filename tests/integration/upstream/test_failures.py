@@ -237,7 +237,7 @@ async def test_after_a_refusal_no_more_of_the_body_is_read() -> None:
         with closing(a_body(then=more)) as body:
             answer = await upstream.send(call("POST", body), TOKEN)
             seen = pieces
-            assert await answer.read() == b"half"
+            assert await answer.body.read() == b"half"
             assert await until_still(lambda: pieces) == seen
             await answer.aclose()
 
@@ -257,10 +257,10 @@ async def test_an_answer_that_breaks_off_is_never_taken_for_a_whole_one(head: by
     read = asyncio.Event()
     async with upstream_of(script) as (_, upstream):
         answer = await upstream.send(call(), TOKEN)
-        assert await answer.read() == b"half"
+        assert await answer.body.read() == b"half"
         read.set()
         with pytest.raises(UpstreamProtocol):
-            await answer.read()
+            await answer.body.read()
         await answer.aclose()
 
 

@@ -37,7 +37,7 @@ async def pool_of(limit: int = 10, connect_s: float = 10.0) -> AsyncIterator[tup
     server = Server()
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
     server.port = listening.sockets[0].getsockname()[1]
-    pool = Pool(f"http://127.0.0.1:{server.port}", tls=None, connect_s=connect_s, idle_s=10.0, limit=limit)
+    pool = Pool(f"http://127.0.0.1:{server.port}", tls=None, connect_s=connect_s, limit=limit)
     async with asyncio.timeout(LIMIT_S):
         yield pool, server
         await pool.aclose()
@@ -53,7 +53,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def keep(pool: Pool, connection: UpstreamConnection) -> None:
     """Give a connection back that can serve another exchange."""
-    pool._keep(connection)
+    pool._add_idle(connection)
 
 
 async def test_there_are_never_more_than_the_limit() -> None:
@@ -63,7 +63,7 @@ async def test_there_are_never_more_than_the_limit() -> None:
 
         async def use() -> None:
             nonlocal most
-            connection = await pool.take()
+            connection = await pool.acquire()
             most = max(most, pool.connections)
             await asyncio.sleep(0)
             keep(pool, connection)
@@ -78,11 +78,11 @@ async def test_who_waits_is_served_in_the_order_of_asking() -> None:
         served: list[int] = []
 
         async def use(number: int) -> None:
-            connection = await pool.take()
+            connection = await pool.acquire()
             served.append(number)
             keep(pool, connection)
 
-        first = await pool.take()
+        first = await pool.acquire()
         waiting = [asyncio.create_task(use(number)) for number in range(5)]
         await asyncio.sleep(0)
         keep(pool, first)
@@ -93,19 +93,19 @@ async def test_who_waits_is_served_in_the_order_of_asking() -> None:
 async def test_waiting_for_a_connection_has_a_limit() -> None:
     """It says what to change; nothing was sent, so nothing happened twice."""
     async with pool_of(limit=1, connect_s=0.05) as (pool, _):
-        held = await pool.take()
+        held = await pool.acquire()
         with pytest.raises(UpstreamTimeout, match=r"limits\.upstream") as caught:
-            await pool.take()
+            await pool.acquire()
         assert caught.value.unsent
         keep(pool, held)
-        assert await pool.take() is held
+        assert await pool.acquire() is held
 
 
 async def test_who_leaves_while_waiting_takes_nothing_along() -> None:
     """A request that is cancelled just as its turn came hands the connection on."""
     async with pool_of(limit=1) as (pool, server):
-        held = await pool.take()
-        leaver, stayer = asyncio.create_task(pool.take()), asyncio.create_task(pool.take())
+        held = await pool.acquire()
+        leaver, stayer = asyncio.create_task(pool.acquire()), asyncio.create_task(pool.acquire())
         await asyncio.sleep(0)
         keep(pool, held)
         leaver.cancel()
@@ -117,8 +117,8 @@ async def test_who_leaves_while_waiting_takes_nothing_along() -> None:
 async def test_an_ended_connection_makes_room() -> None:
     """Whoever waits gets a new one in the place of one that ended."""
     async with pool_of(limit=1) as (pool, server):
-        held = await pool.take()
-        waiting = asyncio.create_task(pool.take())
+        held = await pool.acquire()
+        waiting = asyncio.create_task(pool.acquire())
         await asyncio.sleep(0)
         held.abort()
         assert (await waiting) is not held
@@ -128,21 +128,21 @@ async def test_an_ended_connection_makes_room() -> None:
 async def test_the_latest_used_is_used_first() -> None:
     """So the others grow old, and there are as many as are needed."""
     async with pool_of() as (pool, _):
-        first, second = await pool.take(), await pool.take()
+        first, second = await pool.acquire(), await pool.acquire()
         keep(pool, first)
         keep(pool, second)
-        assert await pool.take() is second
-        assert await pool.take() is first
+        assert await pool.acquire() is second
+        assert await pool.acquire() is first
 
 
 async def test_an_idle_connection_is_closed_before_the_api_would(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without being used it does not outlive its time, and nobody gets it afterwards."""
     monkeypatch.setattr("cfproxy.upstream.pool.KEEPALIVE_S", 0.02)
     async with pool_of() as (pool, server):
-        old = await pool.take()
+        old = await pool.acquire()
         keep(pool, old)
         await until(lambda: server.open == 0)
-        assert await pool.take() is not old
+        assert await pool.acquire() is not old
 
 
 async def test_connections_are_opened_ahead_of_the_first_requests() -> None:
@@ -152,18 +152,18 @@ async def test_connections_are_opened_ahead_of_the_first_requests() -> None:
         pool.warm(2)
         await until(lambda: server.open == 2)
         await asyncio.sleep(0)
-        await pool.take()
+        await pool.acquire()
         assert server.accepted == 2
 
 
 async def test_warming_in_vain_is_silent_and_costs_no_place() -> None:
     """An API that is away is told of when a request needs it, not before."""
-    pool = Pool("http://127.0.0.1:1", tls=None, connect_s=1.0, idle_s=1.0, limit=1)
+    pool = Pool("http://127.0.0.1:1", tls=None, connect_s=1.0, limit=1)
     pool.warm(2)
     await until(lambda: pool._warming is None)
     for _ in range(2):
         with pytest.raises(UpstreamUnreachable):
-            await pool.take()
+            await pool.acquire()
     await pool.aclose()
 
 
@@ -180,8 +180,8 @@ async def test_only_so_many_are_opened_at_once() -> None:
         await asyncio.start_server(never_shake_hands, "127.0.0.1", 0, backlog=1000) as server,
     ):
         url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        pool = Pool(url, tls=None, connect_s=60.0, idle_s=10.0, limit=2 * OPENING_MAX)
-        asking = [asyncio.create_task(pool.take()) for _ in range(OPENING_MAX + 3)]
+        pool = Pool(url, tls=None, connect_s=60.0, limit=2 * OPENING_MAX)
+        asking = [asyncio.create_task(pool.acquire()) for _ in range(OPENING_MAX + 3)]
         assert await until_still(lambda: len(accepted)) == OPENING_MAX
         accepted[0].close()
         await until(lambda: len(accepted) == OPENING_MAX + 1)

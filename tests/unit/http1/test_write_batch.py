@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfproxy.errors import UpstreamUnreachable
-from cfproxy.http1.stream import StreamProtocol
-from cfproxy.http1.write_batch import WriteBatch
+from cfproxy.http1.stream import StreamProtocol, WriteBatch
 from cfproxy.server.connection import ClientConnection
 from cfproxy.server.request import Limits
 from cfproxy.upstream.connection import UpstreamConnection
@@ -27,9 +26,9 @@ def opened(write_batch: WriteBatch) -> tuple[StreamProtocol, FakeTransport]:
 
 def asked(write_batch: WriteBatch) -> tuple[UpstreamConnection, FakeTransport]:
     """A kept connection to the API whose request waits for the end of the turn."""
-    connection, transport = UpstreamConnection(60.0, lambda _: None, write_batch), FakeTransport()
+    connection, transport = UpstreamConnection(lambda _: None, write_batch), FakeTransport()
     connection.connection_made(transport)
-    connection.begin(to_head=False, on_interim=None)
+    connection.start_exchange(60.0, to_head=False, on_interim=None)
     opened(write_batch)[0].write_soon(b"the turn's first")
     connection.write_soon(b"POST / HTTP/1.1\r\n\r\n")
     assert transport.written == b""

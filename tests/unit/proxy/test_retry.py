@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import closing
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -22,7 +23,8 @@ from cfproxy.errors import (
 from cfproxy.pacing.queue import FairQueue
 from cfproxy.proxy.request_body import ReplayableBody
 from cfproxy.proxy.retry import Forwarder, Timings
-from cfproxy.upstream.interfaces import BegunAnswer, Call
+from cfproxy.upstream.client import UpstreamClient, UpstreamResponse
+from cfproxy.upstream.request import Call
 from tests.support.proxied import FakePacer, FakeSource, a_body
 
 GET = Call("GET", b"", None, chunked=False)
@@ -33,7 +35,7 @@ class FakeAnswer:
 
     def __init__(self, status: int, journal: list[str]) -> None:
         self.status = status
-        self.raw_headers: list[tuple[bytes, bytes]] = []
+        self.head = SimpleNamespace(raw_headers=[])
         self._journal = journal
         self._closed = False
 
@@ -64,17 +66,17 @@ class Scene:
         self.forwarder = Forwarder(
             cast("TokenSource", self.source),
             cast("FairQueue", self.pacer),
-            self,
+            cast("UpstreamClient", self),
             retry_unauthorized=retry,
             retry_too_many=retry,
         )
 
-    def begin(
+    def try_send_now(
         self, call: Call, token: Token, acquire_slot: Callable[[], bool], on_arrival: Callable[[], None]
     ) -> None:
         return None
 
-    async def send(self, call: Call, token: Token, begun: BegunAnswer | None = None) -> FakeAnswer:
+    async def send(self, call: Call, token: Token, response: UpstreamResponse | None = None) -> FakeAnswer:
         self.journal.append(f"send {token.value.reveal()}")
         if call.body is not None:
             self.bodies.append(b"")

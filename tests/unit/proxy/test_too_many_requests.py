@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from email.utils import formatdate
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -18,7 +19,8 @@ from cfproxy.pacing.queue import FairQueue
 from cfproxy.proxy.request_body import ReplayableBody
 from cfproxy.proxy.response_headers import retry_after_s
 from cfproxy.proxy.retry import POSTPONED_MAX, RETRY_AFTER_MAX_S, Forwarder, ForwardResult
-from cfproxy.upstream.interfaces import BegunAnswer, Call
+from cfproxy.upstream.client import UpstreamClient, UpstreamResponse
+from cfproxy.upstream.request import Call
 from tests.support.proxied import FakePacer, FakeSource, a_body
 
 NOW = 1_800_000_000.0
@@ -34,7 +36,8 @@ class Refusal:
 
     def __init__(self, status: int, retry_after: str | None = None) -> None:
         self.status = status
-        self.raw_headers = [] if retry_after is None else [(b"Retry-After", retry_after.encode())]
+        headers = [] if retry_after is None else [(b"Retry-After", retry_after.encode())]
+        self.head = SimpleNamespace(raw_headers=headers)
         self.closed = False
 
     async def read(self) -> bytes:
@@ -56,18 +59,18 @@ class Scene:
         self.forwarder = Forwarder(
             cast("TokenSource", self.source),
             cast("FairQueue", self.pacer),
-            self,
+            cast("UpstreamClient", self),
             retry_unauthorized=True,
             retry_too_many=retry,
             now=lambda: NOW,
         )
 
-    def begin(
+    def try_send_now(
         self, call: Call, token: Token, acquire_slot: Callable[[], bool], on_arrival: Callable[[], None]
     ) -> None:
         return None
 
-    async def send(self, call: Call, token: Token, begun: BegunAnswer | None = None) -> Refusal:
+    async def send(self, call: Call, token: Token, response: UpstreamResponse | None = None) -> Refusal:
         self.journal.append("send")
         if call.body is not None:
             self.sent.append(await call.body.read())
@@ -124,7 +127,7 @@ async def test_a_request_goes_again_twice_at_the_most() -> None:
     last = Refusal(429, "1")
     scene = Scene(Refusal(429, "1"), Refusal(429, "1"), last)
     result = await scene.ask()
-    assert result.answer is last
+    assert cast("object", result.answer) is last
     assert result.postponed == POSTPONED_MAX
     assert not last.closed
     assert len(scene.pauses) == 3
@@ -135,7 +138,7 @@ async def test_a_429_passes_when_the_wait_would_be_too_long() -> None:
     only = Refusal(429, "200")
     scene = Scene(only)
     result = await scene_with_a_full_queue(scene).ask()
-    assert result.answer is only
+    assert cast("object", result.answer) is only
     assert not only.closed
 
 

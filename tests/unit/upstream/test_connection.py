@@ -10,9 +10,8 @@ import pytest
 
 from cfproxy.errors import UpstreamError, UpstreamProtocol, UpstreamUnreachable
 from cfproxy.http1.framing import CloseReader, LengthReader
-from cfproxy.http1.stream import HIGH_BYTES, LARGE_BYTES, BodyStream, StreamProtocol
-from cfproxy.http1.timeout import IdleTimeout
-from cfproxy.upstream.connection import INTERIM_MAX, UpstreamConnection
+from cfproxy.http1.stream import HIGH_BYTES, LARGE_BYTES, BodyStream, IdleTimeout, StreamProtocol
+from cfproxy.upstream.connection import INTERIM_MAX_BYTES, UpstreamConnection
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 HINT = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
@@ -47,15 +46,15 @@ class FakeTransport(asyncio.Transport):
 
 
 def opened() -> tuple[UpstreamConnection, FakeTransport]:
-    connection, transport = UpstreamConnection(60.0, lambda _: None), FakeTransport()
+    connection, transport = UpstreamConnection(lambda _: None), FakeTransport()
     connection.connection_made(transport)
     return connection, transport
 
 
 async def read_whole(connection: UpstreamConnection) -> None:
     await connection.read_head()
-    assert connection.body_stream is not None
-    while await connection.body_stream.read():
+    assert connection.body is not None
+    while await connection.body.read():
         pass
 
 
@@ -63,14 +62,16 @@ async def test_interim_answers_are_told_in_order_and_the_final_one_is_the_answer
     """However they are cut: here byte by byte."""
     connection, _ = opened()
     told: list[int] = []
-    connection.begin(to_head=False, on_interim=lambda status, _reason, _headers: told.append(status))
+    connection.start_exchange(
+        60.0, to_head=False, on_interim=lambda status, _reason, _headers: told.append(status)
+    )
     for byte in b"HTTP/1.1 100 Continue\r\n\r\n" + HINT * 2 + OK:
         connection.data_received(bytes([byte]))
     assert (await connection.read_head()).status == 200
-    assert connection.body_stream is not None
-    assert connection.body_stream.take() == b"ok"
+    assert connection.body is not None
+    assert connection.body.read_available() == b"ok"
     assert told == [100, 103, 103]
-    assert connection.finish()
+    assert connection.finish_exchange()
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -78,8 +79,10 @@ async def test_a_flood_of_interim_answers_ends_the_exchange(at_once: bool) -> No
     """Together they are bounded, so that none can go on for ever."""
     connection, transport = opened()
     told: list[int] = []
-    connection.begin(to_head=False, on_interim=lambda status, _reason, _headers: told.append(status))
-    most = INTERIM_MAX // len(HINT)
+    connection.start_exchange(
+        60.0, to_head=False, on_interim=lambda status, _reason, _headers: told.append(status)
+    )
+    most = INTERIM_MAX_BYTES // len(HINT)
     for piece in [HINT * (most + 1)] if at_once else [HINT] * (most + 1):
         connection.data_received(piece)
     assert transport.closed
@@ -92,12 +95,12 @@ async def test_interim_answers_are_counted_for_each_exchange() -> None:
     """A kept connection is not worn out by them."""
     connection, _ = opened()
     for _ in range(2):
-        connection.begin(to_head=False, on_interim=None)
-        connection.data_received(HINT * (INTERIM_MAX // len(HINT)) + OK)
+        connection.start_exchange(60.0, to_head=False, on_interim=None)
+        connection.data_received(HINT * (INTERIM_MAX_BYTES // len(HINT)) + OK)
         assert (await connection.read_head()).status == 200
-        assert connection.body_stream is not None
-        connection.body_stream.take()
-        assert connection.finish()
+        assert connection.body is not None
+        connection.body.read_available()
+        assert connection.finish_exchange()
 
 
 @pytest.mark.parametrize("surplus", [b"\r\n", b"x", OK])
@@ -108,13 +111,13 @@ async def test_a_connection_with_bytes_behind_the_answer_is_not_used_again(
 ) -> None:
     """They would be taken for the beginning of the next answer."""
     connection, _ = opened()
-    connection.begin(to_head=False, on_interim=None)
+    connection.start_exchange(60.0, to_head=False, on_interim=None)
     for piece in [OK + surplus] if at_once else [OK, surplus]:
         connection.data_received(piece)
     await connection.read_head()
-    assert connection.body_stream is not None
-    assert connection.body_stream.take() == b"ok"
-    assert not connection.finish()
+    assert connection.body is not None
+    assert connection.body.read_available() == b"ok"
+    assert not connection.finish_exchange()
     assert not connection.usable
 
 
@@ -130,7 +133,7 @@ async def test_what_comes_while_nobody_asked_ends_the_connection() -> None:
 async def test_an_end_before_the_answer_is_whole_is_an_error(came: bytes) -> None:
     """Only one before the first byte of an answer's head is told as no answer at all."""
     connection, _ = opened()
-    connection.begin(to_head=False, on_interim=None)
+    connection.start_exchange(60.0, to_head=False, on_interim=None)
     if came:
         connection.data_received(came)
     connection.eof_received()
@@ -139,7 +142,7 @@ async def test_an_end_before_the_answer_is_whole_is_an_error(came: bytes) -> Non
     with pytest.raises(UpstreamError) as caught:
         await read_whole(connection)
     assert type(caught.value) is expected
-    assert not connection.finish()
+    assert not connection.finish_exchange()
 
 
 # --- bodies on their way in ---------------------------------------------------------------
@@ -154,7 +157,7 @@ async def test_reading_is_held_while_too_much_lies_untaken() -> None:
     assert transport.reading
     body_stream.feed(b"y")
     assert not transport.reading
-    assert body_stream.take() == b"x" * HIGH_BYTES + b"y"
+    assert body_stream.read_available() == b"x" * HIGH_BYTES + b"y"
     assert cast("bool", transport.reading)
 
 
@@ -188,7 +191,8 @@ async def test_small_pieces_are_given_out_as_one_and_large_ones_as_they_came() -
 
 async def test_what_came_whole_is_given_out_before_an_error() -> None:
     """The first error counts, and none that comes behind the body's end."""
-    connection = StreamProtocol()
+    connection, transport = StreamProtocol(), FakeTransport()
+    connection.connection_made(transport)
     body_stream = BodyStream(connection, LengthReader(4), IdleTimeout(Mock()), 60.0)
     body_stream.feed(b"ab")
     body_stream.fail(ConnectionResetError("first"))
@@ -212,7 +216,7 @@ async def test_a_deadline_rings_once_and_only_while_it_runs() -> None:
     idle_timeout = IdleTimeout(calls)
     idle_timeout.start(0.0)
     idle_timeout.stop()
-    idle_timeout.touch()
+    idle_timeout.restart()
     for _ in range(5):
         await asyncio.sleep(0)
     assert not calls.called
