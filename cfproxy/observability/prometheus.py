@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -57,7 +58,7 @@ class MetricsCollector(Collector):
         self._registry = CollectorRegistry()
         build = Gauge(
             "cfproxy_build_info",
-            "Versions of cfproxy and Python.",
+            "Versions.",
             ["version", "python"],
             registry=self._registry,
         )
@@ -77,6 +78,7 @@ class MetricsCollector(Collector):
         yield from self._collect_pacing()
 
     def _collect_requests(self) -> Iterable[Metric]:
+        counter, gauge = _kinds("account")
         requests = CounterMetricFamily(
             "cfproxy_requests",
             "Finished requests, by response; origin: who responded; problem: the slug of our own responses.",
@@ -88,15 +90,9 @@ class MetricsCollector(Collector):
             "429 or 503 asked for (too_many_requests).",
             labels=["account", "reason"],
         )
-        received = CounterMetricFamily(
-            "cfproxy_request_body_bytes", "Request body bytes received from clients.", labels=["account"]
-        )
-        sent = CounterMetricFamily(
-            "cfproxy_response_body_bytes", "Response body bytes sent to clients.", labels=["account"]
-        )
-        in_flight = GaugeMetricFamily(
-            "cfproxy_requests_in_flight", "Requests in progress.", labels=["account"]
-        )
+        received = counter("cfproxy_request_body_bytes", "Request body bytes received from clients.")
+        sent = counter("cfproxy_response_body_bytes", "Response body bytes sent to clients.")
+        in_flight = gauge("cfproxy_requests_in_flight", "Requests in progress.")
         for account, count in self._in_flight.items():
             in_flight.add_metric([account], count)
         for account, stats in self._metrics.requests.items():
@@ -116,31 +112,22 @@ class MetricsCollector(Collector):
             yield family
 
     def _collect_accounts(self) -> Iterable[Metric]:
-        label = ["account"]
+        counter, gauge = _kinds("account")
         refreshes = CounterMetricFamily(
             "cfproxy_token_refreshes",
             "Token requests, by result: ok, or the state that the failure led to.",
             labels=["account", "result"],
         )
-        store_errors = CounterMetricFamily(
-            "cfproxy_store_errors", "Failed reads and writes of the token store.", labels=label
-        )
-        unsaved = GaugeMetricFamily(
-            "cfproxy_store_unsaved", "1 if the newest token is in memory only.", labels=label
-        )
-        token = GaugeMetricFamily(
-            "cfproxy_token_expiry_timestamp_seconds", "When the access token expires.", labels=label
-        )
-        login = GaugeMetricFamily(
-            "cfproxy_login_expiry_timestamp_seconds", "When the login expires.", labels=label
-        )
-        warning = GaugeMetricFamily(
+        store_errors = counter("cfproxy_store_errors", "Failed reads and writes of the token store.")
+        unsaved = gauge("cfproxy_store_unsaved", "1 if the newest token is in memory only.")
+        token = gauge("cfproxy_token_expiry_timestamp_seconds", "When the access token expires.")
+        login = gauge("cfproxy_login_expiry_timestamp_seconds", "When the login expires.")
+        warning = gauge(
             "cfproxy_login_expiry_warning",
             "How soon the login expires: 0 not soon, 1 within 7 days, 2 within 2 days, 3 within 1 day, "
             "4 expired; proportionally less for logins shorter than 28 days.",
-            labels=label,
         )
-        ready = GaugeMetricFamily("cfproxy_account_ready", "1 if requests get a token.", labels=label)
+        ready = gauge("cfproxy_account_ready", "1 if requests get a token.")
         states = GaugeMetricFamily(
             "cfproxy_account_state", "1 for the current state of the account.", labels=["account", "state"]
         )
@@ -164,39 +151,24 @@ class MetricsCollector(Collector):
         yield from (refreshes, store_errors, unsaved, token, login, warning, ready, states)
 
     def _collect_pacing(self) -> Iterable[Metric]:
-        label = ["upstream"]
-        waiting = GaugeMetricFamily("cfproxy_queue_length", "Requests waiting for a slot.", labels=label)
-        capacity = GaugeMetricFamily(
-            "cfproxy_queue_capacity", "Maximum number of waiting requests.", labels=label
+        counter, gauge = _kinds("upstream")
+        waiting = gauge("cfproxy_queue_length", "Requests waiting for a slot.")
+        capacity = gauge("cfproxy_queue_capacity", "Maximum number of waiting requests.")
+        oldest = gauge("cfproxy_queue_oldest_seconds", "How long the first request in the queue has waited.")
+        departures = counter("cfproxy_departures", "Slots given to requests.")
+        refusals = counter("cfproxy_upstream_refusals", "429 responses of the upstream.")
+        rate = gauge(
+            "cfproxy_pacing_rate", "Current rate, in requests per pacing.per; absent if pacing is off."
         )
-        oldest = GaugeMetricFamily(
-            "cfproxy_queue_oldest_seconds",
-            "How long the first request in the queue has waited.",
-            labels=label,
+        paused = gauge(
+            "cfproxy_pacing_paused", "1 while no request is sent because the API asked for a pause."
         )
-        departures = CounterMetricFamily("cfproxy_departures", "Slots given to requests.", labels=label)
-        refusals = CounterMetricFamily(
-            "cfproxy_upstream_refusals", "429 responses of the upstream.", labels=label
+        replicas = gauge(
+            "cfproxy_pacing_replicas", "Replicas that share the rate; absent if it is not shared."
         )
-        rate = GaugeMetricFamily(
-            "cfproxy_pacing_rate",
-            "Current rate, in requests per pacing.per; absent if pacing is off.",
-            labels=label,
-        )
-        paused = GaugeMetricFamily(
-            "cfproxy_pacing_paused",
-            "1 while no request is sent because the API asked for a pause.",
-            labels=label,
-        )
-        replicas = GaugeMetricFamily(
-            "cfproxy_pacing_replicas",
-            "Replicas that share the rate; absent if it is not shared.",
-            labels=label,
-        )
-        alone = GaugeMetricFamily(
+        alone = gauge(
             "cfproxy_pacing_alone",
             "1 while this replica uses only its part of the shared rate because the store is unreachable.",
-            labels=label,
         )
         for upstream, read in self._metrics.pacing.items():
             state = read()
@@ -212,3 +184,9 @@ class MetricsCollector(Collector):
             if state.rate is not None:
                 rate.add_metric([upstream], state.rate)
         yield from (waiting, capacity, oldest, departures, refusals, rate, paused, replicas, alone)
+
+
+def _kinds(label: str) -> tuple[Callable[..., CounterMetricFamily], Callable[..., GaugeMetricFamily]]:
+    """Return what builds counters and gauges with one label."""
+    labels = [label]
+    return partial(CounterMetricFamily, labels=labels), partial(GaugeMetricFamily, labels=labels)
