@@ -24,30 +24,30 @@ PLOT_HEIGHT = 100
 _HEADROOM = 1.15
 
 _TROUBLE = {
-    "login-required": "Log in to go on",
-    "misconfigured": "The token endpoint refuses this app",
-    "store-unusable": "The token store can't be used",
-    "store-unavailable": "The token store is out of reach",
-    "token-endpoint-unavailable": "No token: the token endpoint gives none",
+    "login-required": "Log in to continue",
+    "misconfigured": "The token endpoint rejects this app",
+    "store-unusable": "The token store is unusable",
+    "store-unavailable": "The token store is unreachable",
+    "token-endpoint-unavailable": "No token: the token endpoint is unavailable",
 }
 _TROUBLE_AHEAD = {
-    "login-required": "Works for {left} more, then a login is needed",
-    "misconfigured": "Works for {left} more; the token endpoint refuses this app",
-    "store-unusable": "Works; the token store can't be used",
-    "store-unavailable": "Works; the token store is out of reach",
-    "token-endpoint-unavailable": "Works for {left} more; the token endpoint gives no new token",
+    "login-required": "Works for {left}, then needs a login",
+    "misconfigured": "Works for {left}; the token endpoint rejects this app",
+    "store-unusable": "Works; the token store is unusable",
+    "store-unavailable": "Works; the token store is unreachable",
+    "token-endpoint-unavailable": "Works for {left}; the token endpoint is unavailable",
 }
 _API = {
-    "upstream-unreachable": "The API is out of reach",
+    "upstream-unreachable": "The API is unreachable",
     "upstream-tls": "The API's certificate is not trusted",
-    "upstream-protocol": "The API's answers can't be used",
-    "upstream-timeout": "The API does not answer in time",
+    "upstream-protocol": "The API's responses are invalid",
+    "upstream-timeout": "The API does not respond in time",
 }
-_GRANTS = {"authorization_code": "in the name of a person", "client_credentials": "in the app's own name"}
+_GRANTS = {"authorization_code": "on behalf of a user", "client_credentials": "on its own behalf"}
 
 
 def view_account(report: dict[str, Any]) -> View:
-    """Return the texts of one account's card.
+    """Return the view of one account.
 
     Args:
         report: as in `/status.json`.
@@ -63,7 +63,7 @@ def view_account(report: dict[str, Any]) -> View:
         "tone": tone,
         "headline": headline,
         "detail": detail,
-        # What another process logs in would not reach a store in this one's memory; this page does.
+        # A login by another process would not reach a store in this process's memory; one by this page does.
         "command": "" if login_helps and store["location"] == "memory" else command,
         "login_helps": "yes" if login_helps else "",
         "app": report["client_id"],
@@ -73,7 +73,7 @@ def view_account(report: dict[str, Any]) -> View:
         "token_text": _token_text(report, usable_s),
         "token_left": usable_s,
         "token_life": 1 if token is None else max(1, token["lifetime_s"]),
-        "token_word": "until" if usable_s > 0 else "since",
+        "token_word": "until" if usable_s > 0 else "at",
         "token_at": "" if token is None else token["expires_at"],
         "login_text": _login_text(report),
         "login_left": _login_left_s(login),
@@ -82,14 +82,14 @@ def view_account(report: dict[str, Any]) -> View:
         "just_now": "yes" if login is not None and login["age_s"] < JUST_NOW_S else "",
         "refreshed_at": "" if token is None else token["obtained_at"],
         "refreshes": _refreshes_text(report["refreshes"]),
-        "retry": f"next try in {span_text(report['retry_in_s'])}" if report["retry_in_s"] >= 1 else "",
+        "retry": f"next attempt in {span_text(report['retry_in_s'])}" if report["retry_in_s"] >= 1 else "",
         "store": _store_text(store),
         "store_tone": "good" if store["state"] == "ok" and not store["unsaved"] else "warn",
     }
 
 
 def view_summary(reports: Sequence[dict[str, Any]], *, draining: bool) -> View:
-    """Return the page's first line: whether everything works, else who needs help."""
+    """Return the first line of the page: whether everything works, or which accounts need attention."""
     if draining:
         return {"tone": "warn", "text": "Shutting down", "more": "", "title": "Shutting down · cfproxy"}
     judged = {report["account"]: _judge(report) for report in reports}
@@ -101,23 +101,23 @@ def view_summary(reports: Sequence[dict[str, Any]], *, draining: bool) -> View:
         (only,) = reports
         text = judged[only["account"]][1]
         if tone != "bad":
-            more = f"Calls to {only['url']} reach {only['upstream']}"
+            more = f"Requests to {only['url']} go to {only['upstream']}"
     elif bad:
-        text = f"{len(bad)} of {len(reports)} accounts can't work: {', '.join(bad)}"
+        text = f"{len(bad)} of {len(reports)} accounts do not work: {', '.join(bad)}"
     elif warn:
-        text = f"All {len(reports)} accounts work; look at {', '.join(warn)}"
+        text = f"All {len(reports)} accounts work; check {', '.join(warn)}"
     else:
         text = f"All {len(reports)} accounts work"
     return {"tone": tone, "text": text, "more": more, "title": f"{text} · cfproxy"}
 
 
 def view_pacing(pacing: dict[str, Any], rates: Sequence[float], waiting: Sequence[int]) -> View:
-    """Return the texts and lines of one upstream's plots.
+    """Return the view of one upstream.
 
     Args:
         pacing: as in `/status.json`.
         rates: departures per second, oldest first.
-        waiting: the longest queue of each step, likewise.
+        waiting: the longest queue of each step, oldest first.
     """
     limit = None if pacing["rate"] is None else pacing["rate"] / pacing["per_s"]
     recent = sum(rates[-2:]) / 2 if len(rates) > 1 else 0.0
@@ -127,40 +127,40 @@ def view_pacing(pacing: dict[str, Any], rates: Sequence[float], waiting: Sequenc
     now = _rate(recent) + ("" if limit is None else f" of {limit:g}") + " per second"
     queue = f"{number_text(pacing['waiting'])} of {number_text(pacing['capacity'])} waiting"
     if pacing["waiting"]:
-        queue += f", the first for {pacing['oldest_wait_s']:.1f} s"
+        queue += f", the oldest for {pacing['oldest_wait_s']:.1f} s"
     full = pacing["state"] == "queue-full"
-    notes = ["paused: the API asked for it" if pacing["paused"] else ""]
+    notes = ["paused at the API's request" if pacing["paused"] else ""]
     if pacing["shared"] == "alone":
-        notes.append(f"the store is out of reach: one of {pacing['replicas']} parts of the rate")
+        notes.append(f"the store is unreachable: using 1/{pacing['replicas']} of the rate")
     elif pacing["shared"] == "on" and pacing["replicas"] > 1:
-        notes.append(f"{pacing['replicas']} replicas keep the rate together")
-    notes.append("the queue is full: more requests get 503 queue-full" if full else "")
+        notes.append(f"{pacing['replicas']} replicas share the rate")
+    notes.append("the queue is full: further requests get 503 queue-full" if full else "")
     return {
         "tone": "bad" if full else "warn" if pacing["paused"] or pacing["shared"] == "alone" else "good",
         "rate_text": now,
         "queue_text": queue,
         "note": "; ".join(filter(None, notes)),
-        "refusals": f"{number_text(pacing['refusals'])} answered 429 (too many)",
-        "departures": f"Since the start: {count_text(pacing['departures'], 'request')} sent",
+        "refusals": f"{number_text(pacing['refusals'])} answered 429 by the API",
+        "departures": f"{count_text(pacing['departures'], 'request')} sent since the start",
         "rate_line": _line(rates, top_rate),
         "rate_area": _area(rates, top_rate),
         "limit_line": "" if limit is None else _line([limit, limit], top_rate),
         "queue_line": _line(waiting, top_queue),
         "queue_area": _area(waiting, top_queue),
-        "rate_label": f"Requests sent in the last 10 minutes: now {now}, at most {_rate(most)}",
-        "queue_label": f"Queue in the last 10 minutes: now {queue}, at most {number_text(peak)}",
-        "rate_peak": f"at most {_rate(most)}",
-        "queue_peak": f"at most {number_text(peak)}",
+        "rate_label": f"Requests sent in the last 10 minutes: now {now}, peak {_rate(most)}",
+        "queue_label": f"Queue in the last 10 minutes: now {queue}, peak {number_text(peak)}",
+        "rate_peak": f"peak {_rate(most)}",
+        "queue_peak": f"peak {number_text(peak)}",
     }
 
 
 def view_request(finished: Finished) -> View:
-    """Return the cells of one request's row."""
+    """Return the view of one request."""
     note = []
     if finished.tries > 1:
         note.append("sent twice" if finished.tries == 2 else f"sent {finished.tries} times")
     if finished.status == 499:
-        note.append("the client left")
+        note.append("the client disconnected")
     elif finished.problem:
         note.append(f"cfproxy: {finished.problem}")
     bad, ours = finished.status >= 500, bool(finished.problem)
@@ -180,11 +180,8 @@ def view_request(finished: Finished) -> View:
 
 
 def clock_text(at: str) -> str:
-    """Return the time of day of an instant, until the script shows it in the reader's own zone."""
+    """Return the time of day (UTC) of an instant; the script converts it to the reader's time zone."""
     return at[11:]
-
-
-# --- parts ------------------------------------------------------------------------------------
 
 
 def _judge(report: dict[str, Any]) -> tuple[Tone, str]:
@@ -203,7 +200,7 @@ def _judge(report: dict[str, Any]) -> tuple[Tone, str]:
     if report["warning"] is not None:
         return "warn", "Works; log in again soon"
     if report["refused"]:
-        return "warn", "Works; the queue is full and refuses requests"
+        return "warn", "Works, but the queue is full and refuses requests"
     return "good", "Works"
 
 
@@ -218,7 +215,7 @@ def _token_text(report: dict[str, Any], usable_s: int) -> str:
         return "none yet"
     if usable_s <= 0:
         return "expired"
-    return f"good for {span_text(usable_s)} of {span_text(report['access_token']['lifetime_s'])}"
+    return f"valid for {span_text(usable_s)} of {span_text(report['access_token']['lifetime_s'])}"
 
 
 def _login_left_s(login: dict[str, Any] | None) -> int:
@@ -234,15 +231,15 @@ def _login_life_s(login: dict[str, Any] | None) -> int:
 def _login_text(report: dict[str, Any]) -> str:
     login = report["login"]
     if report["grant"] == "client_credentials":
-        return "the app logs in by itself; nothing dies"
+        return "not needed: the app logs in by itself"
     if login is None:
         return "none"
     if report["state"] == "login-required":
-        return "over"
+        return "ended"
     if login["expires_at"] is None:
-        return "without an end that is known"
+        return "no known expiry date"
     left_s = _login_left_s(login)
-    return f"ends in {span_text(left_s)}" if left_s else "past its life time"
+    return f"expires in {span_text(left_s)}" if left_s else "past its lifetime"
 
 
 def _store_text(store: dict[str, Any]) -> str:
@@ -261,7 +258,7 @@ def _refreshes_text(count: int) -> str:
 
 
 def number_text(number: int) -> str:
-    """Return a number with its thousands set apart, by a narrow space that does not break."""
+    """Return a number with narrow no-break spaces between thousands."""
     return f"{number:,}".replace(",", "\u202f")
 
 
@@ -271,7 +268,7 @@ def count_text(number: int, thing: str) -> str:
 
 
 def _shortened(path: str) -> str:
-    """Return a path that may have been cut, and then says so."""
+    """Return a path, with an ellipsis if it was cut."""
     return path if len(path) < PATH_MAX_CHARS else f"{path[: PATH_MAX_CHARS - 1]}…"
 
 
@@ -284,12 +281,12 @@ def _milliseconds(seconds: float | None) -> str:
 
 
 def _rate(per_s: float) -> str:
-    # Samples are a second apart, so that a decimal of a large rate would mean nothing.
+    # Samples are a second apart, so decimals of a large rate would mean nothing.
     return f"{per_s:.0f}" if per_s >= 10 else f"{per_s:.1f}"
 
 
 def _line(values: Sequence[float], top: float) -> str:
-    """Return an SVG path through the values, from the left edge of the plot to its right one."""
+    """Return an SVG path through the values, from the left edge of the plot to the right edge."""
     step = PLOT_WIDTH / max(1, len(values) - 1)
     points = (
         f"{index * step:.0f} {PLOT_HEIGHT * (1 - value / top):.1f}" for index, value in enumerate(values)

@@ -1,4 +1,4 @@
-// Logs in on the page, watches it live, looks at it in every appearance, and lets axe look for barriers.
+// Logs in on the page, watches it update, takes screenshots in every appearance, and runs axe.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 
@@ -10,7 +10,7 @@ const LOOKS = {
 };
 
 async function violations(browser, url, look, dead = false) {
-  // axe itself writes markup into elements that it makes, which the page's policy rightly forbids.
+  // axe creates markup in its own elements, which the page's policy forbids.
   const context = await browser.newContext({ ...LOOKS[look], bypassCSP: true, reducedMotion: "reduce" });
   const page = await context.newPage();
   if (dead) await page.route("**/events*", (route) => route.abort());
@@ -49,11 +49,11 @@ export default async ({ browser, context, page, input }) => {
     seen.opener = await consent.evaluate(() => window.opener === null);
   } else {
     const address = await consent.locator("pre").innerText();
-    await page.getByLabel("The whole address").fill("https://nowhere.example/?code=12345678&state=x");
+    await page.getByLabel("The full address").fill("https://nowhere.example/?code=12345678&state=x");
     await page.getByRole("button", { name: "Finish the login" }).click();
     seen.alert = await page.getByRole("alert").innerText();
-    seen.refused = errors.splice(0); // the browser notes the status
-    await page.getByLabel("The whole address").fill(address);
+    seen.refused = errors.splice(0); // the browser logs the status
+    await page.getByLabel("The full address").fill(address);
     await page.getByRole("button", { name: "Finish the login" }).click();
   }
   await page.getByText("Logged in just now").waitFor();
@@ -131,6 +131,6 @@ export default async ({ browser, context, page, input }) => {
   await page.locator("#live[data-tone=bad]").waitFor();
   seen.ended = await page.locator("#live").innerText();
   seen.endedTitle = await page.title();
-  errors.length = errorsBefore; // the browser notes that nobody answers any more
+  errors.length = errorsBefore; // the browser logs failed connections
   return seen;
 };

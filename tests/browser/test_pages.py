@@ -1,4 +1,4 @@
-"""The pages in a real browser: a login, news without a reload, every appearance, no barrier."""
+"""The pages in a real browser: a login, live updates, every appearance, accessibility."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cfproxy.sandbox import Behaviour, Sandbox
 from tests.browser.driver import HERE, needs_browser, run_script
 
 LOG = structlog.wrap_logger(None, processors=[structlog.testing.LogCapture()])
-# A name that JavaScript takes for an index, and puts before the others.
+# JavaScript treats this name as an index, and sorts it first.
 OWN = {
     "CFPROXY_ACCOUNTS__7__GRANT": "client_credentials",
     "CFPROXY_ACCOUNTS__7__LISTEN": "127.0.0.1:0",
@@ -28,7 +28,7 @@ pytestmark = needs_browser
 
 @contextlib.asynccontextmanager
 async def running(redirect_uri: str | None = None, **changes: str) -> AsyncIterator[tuple[Sandbox, Service]]:
-    """A proxy in front of a sandbox whose tokens live a minute, not logged in."""
+    """A proxy in front of a sandbox whose tokens last a minute, not logged in."""
     async with Sandbox(Behaviour(limiter="off", access_lifetime_s=60.0)) as sandbox:
         if redirect_uri is not None:
             sandbox.behaviour.redirect_uris = (redirect_uri,)
@@ -54,8 +54,8 @@ async def until_stopped(service: Service, script: asyncio.Task[Any]) -> None:
     stopped.cancel()
 
 
-async def test_a_person_logs_in_and_watches(tmp_path: Path) -> None:
-    """The whole of it: from "Log in" to a page that lives, in light, dark and at 360 px, and its end."""
+async def test_a_person_logs_in_and_watches_the_page(tmp_path: Path) -> None:
+    """From "Log in" to a live page, in light, dark and at 360 px, to the shutdown."""
     async with running(**OWN) as (_, service):
         given = {
             "url": service.admin_url,
@@ -67,7 +67,7 @@ async def test_a_person_logs_in_and_watches(tmp_path: Path) -> None:
         await until_stopped(service, script)
     seen = await script
     assert seen["errors"] == []
-    assert seen["before"] == "1 of 2 accounts can't work: default"
+    assert seen["before"] == "1 of 2 accounts do not work: default"
     assert "that address is not at redirect_uri" in seen["alert"]
     assert len(seen["refused"]) == 1
     assert seen["after"] == "All 2 accounts work"
@@ -78,15 +78,15 @@ async def test_a_person_logs_in_and_watches(tmp_path: Path) -> None:
     assert seen["focused"][:3] == ["Skip to the content", "cfproxy", "Log in again"]
     assert seen["violations"] == []
     assert set(seen["widths"].values()) == {True}
-    assert seen["still"] == "All 2 accounts work"  # and a login can be begun without a script
-    assert "does not answer" in seen["ended"]
+    assert seen["still"] == "All 2 accounts work"  # and a login can be started without JavaScript
+    assert "has not responded" in seen["ended"]
     assert "cfproxy serve" in seen["ended"]
     assert seen["endedTitle"] == "Not live · cfproxy"
     assert sum(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png")) == 6
 
 
-async def test_a_public_address_that_forwards_finishes_the_login_by_itself() -> None:
-    """Another site sends the browser to /callback, and the cookie of the one that began comes along."""
+async def test_a_redirect_uri_that_forwards_finishes_the_login() -> None:
+    """Another site sends the browser to /callback, with the cookie of the browser that started the login."""
     admin = ""
 
     async def forward(request: web.Request) -> web.Response:
@@ -107,4 +107,4 @@ async def test_a_public_address_that_forwards_finishes_the_login_by_itself() -> 
             seen = await run_script(HERE / "pages.mjs", {"url": admin, "forwarded": True}, names=names)
     finally:
         await runner.cleanup()
-    assert seen == {"errors": [], "before": "Log in to go on", "opener": True}
+    assert seen == {"errors": [], "before": "Log in to continue", "opener": True}

@@ -1,5 +1,5 @@
-// Keeps the open page as it would be if it were loaded anew: the server sends texts, bar lengths and lines,
-// and this puts them where the page says. Nothing here words anything, and nothing becomes markup.
+// Keeps an open page up to date: the server sends texts, bar lengths and plot lines, and this script puts
+// them into the elements that name them. It never creates markup from them.
 "use strict";
 
 const live = document.getElementById("live");
@@ -47,7 +47,7 @@ function show(root, view) {
 function showState(state) {
   const names = document.body.dataset.names.split(" ");
   const summary = document.getElementById("summary");
-  // Another configuration has another page. Sorted, since JavaScript puts names like "7" first.
+  // A different set of accounts needs a new page. Sorted, because JavaScript puts names like "7" first.
   if (summary && names.sort().join() !== Object.keys(state.accounts).sort().join()) return location.reload();
   for (const name of names) {
     const card = document.getElementById(`account-${name}`);
@@ -103,9 +103,9 @@ function listen() {
     if (document.getElementById("summary")) document.title = "Not live · cfproxy";
     const since = lostAt.toLocaleTimeString([], { hourCycle: "h23" });
     if (source.readyState === EventSource.CLOSED) {
-      tellConnection(`not live since ${since}: load the page again`, "warn");
+      tellConnection(`not live since ${since}: reload the page`, "warn");
     } else {
-      tellConnection(`cfproxy does not answer since ${since}; start it: cfproxy serve`, "bad");
+      tellConnection(`cfproxy has not responded since ${since}; start it with: cfproxy serve`, "bad");
     }
   });
 }

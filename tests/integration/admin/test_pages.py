@@ -117,7 +117,7 @@ async def test_the_page_tells_without_a_script_what_is_wrong_and_what_to_do() ->
     async with browsing(CFPROXY_STORE="memory") as browser:
         page = await browser.get("/")
         assert page.status == 200
-        assert "Log in to go on" in page.text
+        assert "Log in to continue" in page.text
         assert "is not logged in" in page.text
         assert '<a class="button primary" href="/login?account=default">Log in</a>' in page.text
         assert not re.search(r"<style|style=|<script(?! src=)|\son[a-z]+=|javascript:", page.text)

@@ -1,4 +1,4 @@
-"""What the pages say of an account, of the pace and of a request."""
+"""The views of accounts, pacing and requests."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_an_account_that_works_says_so_in_one_word() -> None:
     """No detail, no command: there is nothing to do."""
     view = view_account(a_report())
     assert (view["tone"], view["headline"], view["detail"], view["command"]) == ("good", "Works", "", "")
-    assert view["token_text"] == "good for 50 min of 1 h"
-    assert view["login_text"] == "ends in 29 d 23 h"
+    assert view["token_text"] == "valid for 50 min of 1 h"
+    assert view["login_text"] == "expires in 29 d 23 h"
     assert (view["token_left"], view["token_life"]) == (3000, 3600)
 
 
@@ -77,7 +77,7 @@ def test_an_api_that_failed_the_last_request_is_told() -> None:
     report = report_running(APP, GOOD, NOW, "file:/state", UpstreamUnreachable("no route; mend it"))
     view = view_account(report | PLACES)
     assert (view["tone"], view["detail"], view["command"]) == ("bad", "no route; mend it", "cfproxy doctor")
-    assert view["headline"] == "The API is out of reach"
+    assert view["headline"] == "The API is unreachable"
     check = report_checks(report)[-1]
     assert (check["check"], check["state"], check["ok"]) == ("api", "upstream-unreachable", False)
 
@@ -96,7 +96,7 @@ def test_the_next_step_reads_the_same_file_for_the_same_account() -> None:
 def test_a_queue_that_refuses_is_told_for_a_minute() -> None:
     """Everything else works, so it is a warning."""
     view = view_account(a_report() | {"refused": 3})
-    assert (view["tone"], view["headline"]) == ("warn", "Works; the queue is full and refuses requests")
+    assert (view["tone"], view["headline"]) == ("warn", "Works, but the queue is full and refuses requests")
     assert str(view["detail"]).startswith("3 requests refused in the last minute; ")
 
 
@@ -117,7 +117,7 @@ def test_a_token_that_could_not_be_saved_is_told() -> None:
     assert view["headline"] == "Works; the newest token is not saved yet"
     assert "in memory only" in str(view["store"])
     unread = view_account(a_report(replace(GOOD, store_error=StoreUnavailable("no route"))))
-    assert (unread["tone"], unread["headline"]) == ("warn", "Works; the token store is out of reach")
+    assert (unread["tone"], unread["headline"]) == ("warn", "Works; the token store is unreachable")
 
 
 def test_a_login_in_memory_is_not_sent_to_the_command_line() -> None:
@@ -136,7 +136,7 @@ def test_an_account_that_never_had_a_token_is_told_as_such() -> None:
         replace(APP, grant="client_credentials"), replace(GOOD, login=a_login(None)), NOW, "memory"
     )
     own = view_account(app | PLACES)
-    assert own["login_text"] == "the app logs in by itself; nothing dies"
+    assert own["login_text"] == "not needed: the app logs in by itself"
 
 
 def test_the_first_line_names_who_needs_help() -> None:
@@ -144,9 +144,9 @@ def test_the_first_line_names_who_needs_help() -> None:
     good, bad = a_report(), a_report(replace(GOOD, usable_s=0.0, error=Misconfigured("x")), account="acme")
     old = a_report(now=LOGIN_AT + 29 * DAY_S, account="old")
     assert view_summary([good], draining=False)["text"] == "Works"
-    assert view_summary([good, old], draining=False)["text"] == "All 2 accounts work; look at old"
+    assert view_summary([good, old], draining=False)["text"] == "All 2 accounts work; check old"
     assert view_summary([good, good | {"account": "two"}], draining=False)["tone"] == "good"
-    assert view_summary([good, old, bad], draining=False)["text"] == "1 of 3 accounts can't work: acme"
+    assert view_summary([good, old, bad], draining=False)["text"] == "1 of 3 accounts do not work: acme"
     assert view_summary([good], draining=True)["text"] == "Shutting down"
 
 
@@ -167,7 +167,7 @@ def test_a_full_queue_and_a_pause_are_told() -> None:
     view = view_pacing(full, [], [])
     assert (full["state"], view["tone"]) == ("queue-full", "bad")
     assert "queue-full" in str(view["note"])
-    assert view["queue_text"] == "1\u202f000 of 1\u202f000 waiting, the first for 2.0 s"
+    assert view["queue_text"] == "1\u202f000 of 1\u202f000 waiting, the oldest for 2.0 s"
     paused = view_pacing(report_pacing(replace(QUIET, paused_until=5.0, rate=None)), [1.0], [0])
     assert (paused["tone"], paused["limit_line"]) == ("warn", "")
 
@@ -176,11 +176,11 @@ def test_a_pace_that_is_shared_tells_with_how_many() -> None:
     """And when this replica is alone with its part, since the store is out of reach."""
     shared = report_pacing(replace(QUIET, replicas=8))
     assert (shared["shared"], shared["replicas"]) == ("on", 8)
-    assert view_pacing(shared, [], [])["note"] == "8 replicas keep the rate together"
+    assert view_pacing(shared, [], [])["note"] == "8 replicas share the rate"
     alone = report_pacing(replace(QUIET, replicas=8, alone=True, rate=2.5))
     assert alone["shared"] == "alone"
     view = view_pacing(alone, [], [])
-    assert (view["tone"], view["note"]) == ("warn", "the store is out of reach: one of 8 parts of the rate")
+    assert (view["tone"], view["note"]) == ("warn", "the store is unreachable: using 1/8 of the rate")
     assert report_pacing(QUIET)["shared"] == "off"
 
 
@@ -229,7 +229,9 @@ def test_a_request_is_told_in_a_row() -> None:
     assert slow["note"] == "sent twice, cfproxy: queue-full"
     assert view_request(plain._replace(tries=3, total_s=1.26))["note"] == "sent 3 times"
     assert view_request(plain._replace(tries=1, total_s=1.26))["total"] == "1.3 s"
-    assert view_request(plain._replace(status=499, problem="client-left"))["note"] == "the client left"
+    assert (
+        view_request(plain._replace(status=499, problem="client-left"))["note"] == "the client disconnected"
+    )
 
 
 def test_a_view_holds_no_secret() -> None:
