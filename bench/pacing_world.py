@@ -201,7 +201,12 @@ async def _serve_origin(limiter: str, delay_s: float) -> None:
             line = f"http://127.0.0.1:{relay.sockets[0].getsockname()[1]}"
         print(json.dumps({"sandbox": sandbox.url, "line": line}), flush=True)
         await asyncio.to_thread(sys.stdin.read)
-        print(json.dumps({"arrivals_at": sandbox.api_arrivals, "statuses": sandbox.api_statuses}), flush=True)
+        print(
+            json.dumps(
+                {"arrivals_at": list(sandbox.journal.api_arrivals), "statuses": sandbox.journal.api_statuses}
+            ),
+            flush=True,
+        )
 
 
 async def _relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:

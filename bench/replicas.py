@@ -95,7 +95,7 @@ class Case:
     async def saved(self) -> bool:
         """Whether the store has the newest refresh token that the server gave."""
         document = json.loads(await self.raw.hget("cfproxy:{default}:login", "document") or b"{}")
-        return document.get("refresh_token") == next(reversed(self.world.sandbox._grants.refresh_tokens))
+        return document.get("refresh_token") == next(reversed(self.world.sandbox.grants.refresh_tokens))
 
     async def holder(self, proxies: list[Proxy]) -> Proxy:
         """Wait until one of them refreshes, and return it."""
@@ -426,7 +426,7 @@ async def pace(rounds: int) -> dict[str, object]:
         await case.traffic.stop()
         await asyncio.sleep(1.5)
         await case.raw.config_resetstat()
-        before, count = len(case.world.sandbox.api_arrivals), 2000
+        before, count = len(case.world.sandbox.journal.api_arrivals), 2000
         got: Counter[int] = Counter()
 
         async def work(proxy: Proxy) -> None:
@@ -437,7 +437,7 @@ async def pace(rounds: int) -> dict[str, object]:
         async with asyncio.timeout(600):
             await asyncio.gather(*(work(proxy) for proxy in proxies for _ in range(10)))
         took_s = time.monotonic() - began_at
-        arrivals = sorted(case.world.sandbox.api_arrivals[before:])
+        arrivals = sorted(list(case.world.sandbox.journal.api_arrivals)[before:])
         worst = max(
             sum(at <= other < at + 1.0 for other in arrivals[i : i + 40]) for i, at in enumerate(arrivals)
         )

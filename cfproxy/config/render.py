@@ -14,26 +14,27 @@ from cfproxy.config.keys import keys_of, section_of
 from cfproxy.config.settings import AccountKeys, FileKeys, Model, Settings
 
 SECRET_VARIABLE = "CF_CLIENT_SECRET"  # noqa: S105 - the name of the variable
-_STARTER = f"""\
+_STARTER = """\
 # Settings of cfproxy. `cfproxy config check` validates them, `cfproxy config schema` describes every key.
 
 # The app's id, from Creative Force: Studio settings, Integrations, Registered Apps.
-client_id: {CLIENT_ID_PLACEHOLDER}
+client_id: {client_id}
 
 # The app's secret: text, {{env: NAME}} or {{file: PATH}}.
-client_secret: {{env: {SECRET_VARIABLE}}}
+client_secret: {secret}
 
 # The grant that the app is registered with: authorization_code or client_credentials.
-grant: authorization_code
-
+grant: {grant}
+"""
+_REDIRECT_URI = """
 # The redirect URI exactly as registered; remove the line with client_credentials.
-redirect_uri: {REDIRECT_URI_PLACEHOLDER}
+redirect_uri: {redirect_uri}
 """
 
 
 def starter_file() -> str:
     """Return a configuration with the four keys that have no default, as placeholders."""
-    return _STARTER
+    return _fill(CLIENT_ID_PLACEHOLDER, REDIRECT_URI_PLACEHOLDER, None)
 
 
 def filled_file(client_id: str, redirect_uri: str | None, secret: str | None) -> str:
@@ -44,21 +45,15 @@ def filled_file(client_id: str, redirect_uri: str | None, secret: str | None) ->
         redirect_uri: as registered; None selects the client credentials grant.
         secret: the app's secret; None refers to the environment variable instead.
     """
-    values = {
-        "client_id": json.dumps(client_id),
-        "client_secret": f"{{env: {SECRET_VARIABLE}}}" if secret is None else json.dumps(secret),
-        "grant": "client_credentials" if redirect_uri is None else "authorization_code",
-        "redirect_uri": None if redirect_uri is None else json.dumps(redirect_uri),
-    }
-    paragraphs = []
-    for paragraph in _STARTER.strip().split("\n\n"):
-        *comments, setting = paragraph.splitlines()
-        key, separator, _ = setting.partition(": ")
-        if not separator or key not in values:
-            paragraphs.append(paragraph)
-        elif values[key] is not None:
-            paragraphs.append("\n".join([*comments, f"{key}: {values[key]}"]))
-    return "\n\n".join(paragraphs) + "\n"
+    quoted = None if redirect_uri is None else json.dumps(redirect_uri)
+    return _fill(json.dumps(client_id), quoted, None if secret is None else json.dumps(secret))
+
+
+def _fill(client_id: str, redirect_uri: str | None, secret: str | None) -> str:
+    grant = "client_credentials" if redirect_uri is None else "authorization_code"
+    secret = secret or f"{{env: {SECRET_VARIABLE}}}"
+    text = _STARTER.format(client_id=client_id, secret=secret, grant=grant)
+    return text if redirect_uri is None else text + _REDIRECT_URI.format(redirect_uri=redirect_uri)
 
 
 def render_settings(settings: Settings) -> str:
@@ -86,20 +81,16 @@ def json_schema() -> dict[str, Any]:
         # pydantic shows a default as the program holds it; the schema's reader needs the file's notation.
         for key, value in model().model_dump(mode="json", by_alias=True).items():
             part["properties"][key]["default"] = value
-    for holder in (schema, schema["$defs"]["AccountKeys"]):
-        _allow_shorthands(FileKeys, holder["properties"], schema)
+    url = {
+        key: value
+        for key, value in schema["$defs"]["Store"]["properties"]["url"].items()
+        if key != "description"
+    }
+    for holder in (schema, schema["$defs"]["AccountKeys"]):  # the store's URL may stand for its section
+        store = holder["properties"]["store"]
+        store["anyOf"] = [url, {"$ref": store.pop("$ref")}]
     schema["properties"]["accounts"]["propertyNames"] = {"pattern": "^[a-z0-9][a-z0-9_-]{0,63}$"}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "cfproxy", **schema}
-
-
-def _allow_shorthands(model: type[Model], properties: dict[str, Any], schema: dict[str, Any]) -> None:
-    """Allow the value of a section's shorthand key in place of the section."""
-    for key, info in keys_of(model).items():
-        section = section_of(info)
-        if section is not None and section.shorthand is not None and key in properties:
-            value = dict(schema["$defs"][section.__name__]["properties"][section.shorthand])
-            del value["description"]
-            properties[key]["anyOf"] = [value, {"$ref": properties[key].pop("$ref")}]
 
 
 def _without_titles(node: Any) -> Any:

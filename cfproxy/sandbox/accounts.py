@@ -1,9 +1,8 @@
-"""The accounts server over HTTP: authorize, token, revocation, discovery.
+"""The accounts server's endpoints: authorization, token, revocation and discovery.
 
-Owns: how a request becomes a form and how an answer looks.
-Must not know: the rules of grants (`grants.py`), how pages look (`pages.py`).
-Invariants: without a known client and an exactly registered redirect URI nothing is ever
-redirected (RFC 6749 §3.1.2.4); no answer with a code or a token may be cached.
+1. Nothing is redirected without a known client and an exactly registered redirect URI
+   (RFC 6749 §3.1.2.4).
+2. No response with a code or a token may be cached.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from cfproxy.sandbox import pages
 from cfproxy.sandbox.behaviour import Behaviour
 from cfproxy.sandbox.faults import answer_with, next_fault
 from cfproxy.sandbox.grants import Grants
-from cfproxy.sandbox.journal import Journal, TokenRequest
+from cfproxy.sandbox.journal import Journal
 from cfproxy.sandbox.rules import SCOPES, Refused, parse_scope
 
 FORM_MAX_BYTES = 65536
@@ -65,16 +64,16 @@ class Accounts:
         )
 
     async def _authorize(self, request: web.Request) -> web.Response:
-        """Show the consent page, or carry out what was decided on it (RFC 6749 §4.1.1)."""
+        """Show the consent page, or carry out the decision made on it (RFC 6749 §4.1.1)."""
         pairs = parse_qsl(request.rel_url.raw_query_string, keep_blank_values=True)
         asked = dict(pairs)
         redirect_uri = asked.get("redirect_uri", "")
         if len(asked) != len(pairs):
-            return pages.render_refusal("A parameter of the login address stands there twice.")
+            return pages.render_refusal("A parameter of the login address is given twice.")
         if asked.get("client_id") != self.behaviour.client_id:
-            return pages.render_refusal("The sandbox does not know this client_id.")
+            return pages.render_refusal("The client_id is unknown to the sandbox.")
         if redirect_uri not in (*self.behaviour.redirect_uris, f"{self.grants.issuer}/paste"):
-            return pages.render_refusal("This redirect_uri is not registered for the app, letter by letter.")
+            return pages.render_refusal("The redirect_uri is not exactly one that is registered for the app.")
         if error := self._find_error(asked):
             return self._redirect(asked, {"error": error})
         if request.method == "GET":
@@ -94,7 +93,7 @@ class Accounts:
                 return pages.render_refusal("The form says neither Yes nor No.")
 
     def _find_error(self, asked: dict[str, str]) -> str:
-        """Return the error of RFC 6749 §4.1.2.1 that the redirect has to carry; empty for none."""
+        """Return the error code for the redirect (RFC 6749 §4.1.2.1); empty if there is none."""
         challenge = asked.get("code_challenge", "")
         if asked.get("response_type") != "code":
             return "unsupported_response_type"
@@ -117,7 +116,7 @@ class Accounts:
         at = self.clock()
         fault = next_fault(self.behaviour.token_faults)
         if fault is not None and not fault.is_processed:
-            self._note("", f"fault:{fault.kind}", "", at)
+            self.journal.record_token_request("", f"fault:{fault.kind}", "", at)
         return await answer_with(fault, request, lambda: self._issue(request, at))
 
     async def _issue(self, request: web.Request, at: float) -> web.Response:
@@ -126,12 +125,12 @@ class Accounts:
             form = await _read_form(request)
             answer = self.grants.token(form)
         except Refused as refused:
-            self._note(form.get("grant_type", ""), refused.error, refused.reason, at)
+            self.journal.record_token_request(form.get("grant_type", ""), refused.error, refused.reason, at)
             return _refuse(refused)
         except web.HTTPException as error:
-            self._note("", str(error.status), "not a form that can be read", at)
+            self.journal.record_token_request("", str(error.status), "not a readable form", at)
             raise
-        self._note(form["grant_type"], "issued", "", at)
+        self.journal.record_token_request(form["grant_type"], "issued", "", at)
         return web.json_response(answer, headers=_NO_STORE)
 
     async def _revoke(self, request: web.Request) -> web.Response:
@@ -142,12 +141,9 @@ class Accounts:
             return _refuse(refused)
         return web.Response(headers=_NO_STORE)
 
-    def _note(self, grant: str, outcome: str, reason: str, at: float) -> None:
-        self.journal.note_token_request(TokenRequest(grant, outcome, reason, at))
-
 
 async def _read_form(request: web.Request) -> dict[str, str]:
-    """Read a form's fields; raise `Refused` for a doubled one (RFC 6749 §3.2) and for broken encoding."""
+    """Read a form's fields; raise `Refused` for duplicates (RFC 6749 §3.2) and for invalid UTF-8."""
     if request.content_type != "application/x-www-form-urlencoded":
         raise web.HTTPUnsupportedMediaType
     body = bytearray()
@@ -160,7 +156,7 @@ async def _read_form(request: web.Request) -> dict[str, str]:
     except UnicodeDecodeError:
         raise Refused("invalid_request", "not UTF-8") from None
     if len(dict(pairs)) != len(pairs):
-        raise Refused("invalid_request", "a field stands there twice")
+        raise Refused("invalid_request", "a field is given twice")
     return dict(pairs)
 
 

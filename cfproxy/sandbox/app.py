@@ -20,7 +20,7 @@ from cfproxy.sandbox.control import Control
 from cfproxy.sandbox.gateway import Gateway
 from cfproxy.sandbox.grants import AccessToken, Grants
 from cfproxy.sandbox.journal import Journal, TokenRequest
-from cfproxy.sandbox.studio import Record, Studio
+from cfproxy.sandbox.studio import Studio
 
 # A burst of connections has to reach the API's limit before the kernel's.
 _BACKLOG = 4096
@@ -33,18 +33,20 @@ class Sandbox:
     Args:
         behaviour: the settings; they may be changed while the sandbox runs.
         clock: seconds since the epoch, for expiry and limits.
+
+    `behaviour`, `grants`, `journal` and `studio` give access to everything it knows.
     """
 
     def __init__(self, behaviour: Behaviour | None = None, clock: Callable[[], float] = time.time) -> None:
         self.behaviour = behaviour or Behaviour()
         self._initial_settings = self.behaviour.model_dump(mode="json")
-        self._journal = Journal()
-        self._studio = Studio()
-        self._grants = Grants(self.behaviour, clock, self._note_reuse)
-        self._assets = Assets(self._studio, clock)
-        table = [*Api(self._studio, self._assets).routes(), *probes.build_routes()]
-        self._gateway = Gateway(self.behaviour, self._grants, self._journal, clock, table)
-        self._accounts = Accounts(self.behaviour, self._grants, self._journal, clock)
+        self.journal = Journal()
+        self.studio = Studio()
+        self.grants = Grants(self.behaviour, clock, self.journal)
+        self._assets = Assets(self.studio, clock)
+        table = [*Api(self.studio, self._assets).routes(), *probes.build_routes()]
+        self._gateway = Gateway(self.behaviour, self.grants, self.journal, clock, table)
+        self._accounts = Accounts(self.behaviour, self.grants, self.journal, clock)
         self._runner: web.AppRunner | None = None
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
@@ -64,7 +66,7 @@ class Sandbox:
             raise
         self._runner = runner
         bound_port = runner.addresses[0][1]
-        self._grants.issuer = self._assets.base_url = f"http://{_bracket(host)}:{bound_port}"
+        self.grants.issuer = self._assets.base_url = f"http://{_bracket(host)}:{bound_port}"
 
     async def close(self) -> None:
         """Stop listening and close every connection."""
@@ -82,53 +84,38 @@ class Sandbox:
     @property
     def url(self) -> str:
         """`http://HOST:PORT` without a slash at the end; empty before `start`."""
-        return self._grants.issuer
+        return self.grants.issuer
 
     @property
     def token_requests(self) -> list[TokenRequest]:
         """The token endpoint's calls, oldest first."""
-        return list(self._journal.token_requests)
+        return list(self.journal.token_requests)
 
     @property
     def api_requests(self) -> int:
         """The number of API calls, whatever their answer was."""
-        return self._journal.api_requests
-
-    @property
-    def api_arrivals(self) -> list[float]:
-        """When API calls arrived, oldest first; seconds of `clock`."""
-        return list(self._journal.api_arrivals)
-
-    @property
-    def api_statuses(self) -> dict[int, int]:
-        """The number of API calls by response status; 444 stands for a dropped connection."""
-        return dict(self._journal.api_statuses)
+        return self.journal.api_requests
 
     @property
     def reuse_seen(self) -> int:
         """How often a used refresh token was presented again."""
-        return self._journal.reuse_seen
+        return self.journal.reuse_seen
 
     @property
     def access_tokens(self) -> list[AccessToken]:
         """Every access token issued, oldest first."""
-        return list(self._grants.access_tokens.values())
-
-    @property
-    def assets(self) -> list[Record]:
-        """Every announced asset, oldest first; uploaded ones have `sizeBytes` and `sha256`."""
-        return list(self._studio.assets.values())
+        return list(self.grants.access_tokens.values())
 
     def issue_code(
         self, redirect_uri: str | None = None, scope: str = "cfgateway offline_access", challenge: str = ""
     ) -> str:
         """Return a code, as if a user had just consented; without `redirect_uri`, for the first one."""
         registered = (*self.behaviour.redirect_uris, f"{self.url}/paste")
-        return self._grants.issue_code(redirect_uri or registered[0], scope, challenge)
+        return self.grants.issue_code(redirect_uri or registered[0], scope, challenge)
 
     def issue_login(self, scope: str = "cfgateway offline_access") -> dict[str, Any]:
         """Return the token response of a new login, without any request."""
-        return self._grants.start_login(scope)
+        return self.grants.start_login(scope)
 
     def inject(self, on: Literal["token", "api"], fault: Fault) -> None:
         """Queue a fault for the token endpoint or the API."""
@@ -136,31 +123,31 @@ class Sandbox:
 
     def revoke_access_tokens(self) -> int:
         """Revoke every access token issued so far; return how many were still valid."""
-        return self._grants.revoke_access_tokens()
+        return self.grants.revoke_access_tokens()
 
     def reset(self) -> None:
         """Restore the initial settings and studio, and forget tokens and counters."""
         self.behaviour.update(self._initial_settings)
-        self._grants.reset()
+        self.grants.reset()
         self._gateway.limiter.reset()
-        self._journal.reset()
+        self.journal.reset()
         self._assets.reset()
-        self._studio.reset()
+        self.studio.reset()
 
     def to_document(self) -> dict[str, object]:
         """Return settings and counters in JSON types, without tokens."""
         issued = {
-            "codes": len(self._grants.codes),
-            "accessTokens": len(self._grants.access_tokens),
-            "refreshTokens": len(self._grants.refresh_tokens),
+            "codes": len(self.grants.codes),
+            "accessTokens": len(self.grants.access_tokens),
+            "refreshTokens": len(self.grants.refresh_tokens),
         }
-        counters = {**self._journal.to_document(), "issued": issued}
+        counters = {**self.journal.to_document(), "issued": issued}
         return {"url": self.url, "behaviour": self.behaviour.model_dump(mode="json"), "counters": counters}
 
     def _build_app(self) -> web.Application:
         app = web.Application()
         app.add_routes(self._accounts.routes())
-        app.add_routes(Control(self.behaviour, self._grants, self.to_document, self.reset).routes())
+        app.add_routes(Control(self.behaviour, self.grants, self.to_document, self.reset).routes())
         app.add_routes(
             [
                 web.get("/paste", self._paste, allow_head=False),
@@ -174,9 +161,6 @@ class Sandbox:
 
     async def _paste(self, request: web.Request) -> web.Response:
         return pages.render_paste(f"{self.url}{request.raw_path}")
-
-    def _note_reuse(self) -> None:
-        self._journal.reuse_seen += 1
 
 
 def _bracket(host: str) -> str:

@@ -1,8 +1,6 @@
-"""The API server's front: faults, the limit, the bearer token; then the path.
+"""The API's front: faults, the rate limit and the bearer token, in this order, then routing.
 
-Owns: the order of these, and the answers 429, 401, 403, 404 and 405.
-Must not know: what a path does.
-Invariant: paths are matched as they were sent: nothing is decoded or normalised before.
+Paths are matched as they were sent, without decoding or normalisation.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ _TARGET = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*://[^/?]*)?/v1([^?]*)(?:\?.*)?"
 
 @dataclass
 class Gateway:
-    """The API server's one handler."""
+    """The API server's only handler."""
 
     behaviour: Behaviour
     grants: Grants
@@ -44,7 +42,7 @@ class Gateway:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer one API call."""
         at = self.clock()
-        self.journal.note_arrival(at)
+        self.journal.record_api_request(at)
         fault = next_fault(self.behaviour.api_faults)
         response = await answer_with(fault, request, lambda: self._answer(request, at))
         self.journal.api_statuses[response.status] += 1
@@ -53,7 +51,7 @@ class Gateway:
     async def _answer(self, request: web.Request, at: float) -> web.StreamResponse:
         wait_s = self.limiter.admit(request.remote or "", at)
         if wait_s is not None:
-            return self._refuse_call(wait_s)
+            return self._too_many_requests(wait_s)
         try:
             challenge = self._check_bearer(request, at)
             if challenge is not None:
@@ -63,7 +61,7 @@ class Gateway:
         except ApiProblem as problem:
             return problem.render()
 
-    def _refuse_call(self, wait_s: float) -> web.Response:
+    def _too_many_requests(self, wait_s: float) -> web.Response:
         text = (
             f"API calls quota exceeded! maximum admitted {self.behaviour.limit_rate} "
             f"per {self.behaviour.limit_per_s:g}s."
@@ -72,10 +70,10 @@ class Gateway:
         return web.Response(status=429, text=text, headers=headers)
 
     def _check_bearer(self, request: web.Request, now: float) -> str | None:
-        """Return None for a good token, else the challenge of RFC 6750 §3.
+        """Return None for a valid token, else the challenge of RFC 6750 §3.
 
         Raises:
-            ApiProblem: 403, when the token's scope does not hold the API's.
+            ApiProblem: 403 if the token's scope does not include the API's.
         """
         sent = request.headers.getall("Authorization", [])
         scheme, _, value = sent[0].partition(" ") if len(sent) == 1 else ("", "", "")

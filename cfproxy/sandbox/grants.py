@@ -1,10 +1,11 @@
-"""The authorization server's memory and its rules: codes, tokens, and who may have one.
+"""The authorization server's rules and memory: codes and tokens, on a given clock, without HTTP.
 
-Owns: RFC 6749 and RFC 7636 from the server's side, on a given clock, and revocation (RFC 7009).
-Must not know: HTTP.
-Invariants: a code is spent by the first request that names it with the right app credentials,
-whatever else is wrong with that request; a one-time refresh token is marked used before its
-successor is returned; everything issued stays in memory until `reset`.
+Implements the server's side of RFC 6749, RFC 7636 (PKCE) and RFC 7009 (revocation).
+
+1. A code is spent by the first request that has it and the right app credentials, whatever else is wrong
+   with that request.
+2. A one-time refresh token is marked used before its successor is returned.
+3. Everything issued stays in memory until `reset`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cfproxy.sandbox.behaviour import Behaviour
+from cfproxy.sandbox.journal import Journal
 from cfproxy.sandbox.jwt import encode_jwt
 from cfproxy.sandbox.rules import Refused, narrow_scope, need, proves
 
@@ -70,20 +72,20 @@ class Grants:
     Args:
         behaviour: the settings, read at every call.
         clock: seconds since the epoch.
-        note_reuse: called when a used refresh token comes again.
+        journal: counts replays of used refresh tokens.
         issuer: the server's own URL, for JWTs.
     """
 
     behaviour: Behaviour
     clock: Callable[[], float]
-    note_reuse: Callable[[], None]
+    journal: Journal
     issuer: str = ""
     codes: dict[str, Code] = field(default_factory=dict)
     refresh_tokens: dict[str, RefreshToken] = field(default_factory=dict)
     access_tokens: dict[str, AccessToken] = field(default_factory=dict)
 
     def issue_code(self, redirect_uri: str, scope: str, challenge: str = "") -> str:
-        """Return a code, as if a person had just consented; `challenge` is PKCE's, S256."""
+        """Return a code, as if a user had just consented; `challenge` is the S256 code challenge of PKCE."""
         code = Code(
             value=secrets.token_urlsafe(24),
             client_id=self.behaviour.client_id,
@@ -96,7 +98,7 @@ class Grants:
         return code.value
 
     def token(self, form: Mapping[str, str]) -> dict[str, Any]:
-        """Answer the token endpoint (RFC 6749 §4.1.3, §4.4.2, §6).
+        """Return the token response to a request (RFC 6749 §4.1.3, §4.4.2, §6).
 
         Raises:
             Refused
@@ -116,14 +118,14 @@ class Grants:
         return answers[grant](form)
 
     def authenticate(self, form: Mapping[str, str]) -> None:
-        """Check the app's credentials; raise `Refused` when they are wrong."""
+        """Check the app's credentials; raise `Refused` if they are wrong."""
         sent = f"{form.get('client_id')}\n{form.get('client_secret')}".encode()
         right = f"{self.behaviour.client_id}\n{self.behaviour.client_secret}".encode()
         if not hmac.compare_digest(sent, right):
             raise Refused("invalid_client", "wrong client_id or client_secret")
 
     def start_login(self, scope: str) -> dict[str, Any]:
-        """Return the token answer of a fresh login with `scope`."""
+        """Return the token response of a new login with `scope`."""
         family = Family(self.behaviour.client_id, scope)
         if "offline_access" not in scope.split():
             return self._answer(family, scope, None)
@@ -131,12 +133,12 @@ class Grants:
         return self._answer(family, scope, self._new_refresh_token(family, expires_at))
 
     def find_access_token(self, value: str) -> AccessToken | None:
-        """Return the token unless it is unknown or revoked; the caller checks its expiry."""
+        """Return the token, or None if it is unknown or revoked; the caller checks its expiry."""
         token = self.access_tokens.get(value)
         return None if token is None or token.revoked else token
 
     def revoke(self, form: Mapping[str, str]) -> None:
-        """Answer the revocation endpoint (RFC 7009 §2.1); a refresh token takes its whole login along.
+        """Revoke a token (RFC 7009 §2.1); a refresh token revokes its whole login.
 
         Raises:
             Refused
@@ -153,11 +155,11 @@ class Grants:
                 token.revoked |= token.family is refresh.family
 
     def revoke_access_tokens(self) -> int:
-        """Revoke every access token issued so far; return how many were good until now."""
-        good = [token for token in self.access_tokens.values() if not token.revoked]
-        for token in good:
+        """Revoke every access token issued so far; return how many were still valid."""
+        valid = [token for token in self.access_tokens.values() if not token.revoked]
+        for token in valid:
             token.revoked = True
-        return len(good)
+        return len(valid)
 
     def reset(self) -> None:
         """Forget everything."""
@@ -170,16 +172,14 @@ class Grants:
         if code is None:
             raise Refused("invalid_grant", "unknown code")
         was_used, code.used = code.used, True
-        faults = {
+        checks = {
             "code used before": was_used,
             "code expired": self.clock() >= code.expires_at,
             "code of another app": code.client_id != form["client_id"],
             "other redirect_uri than the login's": form.get("redirect_uri") != code.redirect_uri,
             "wrong code_verifier": not proves(form.get("code_verifier", ""), code.challenge),
         }
-        for reason, happened in faults.items():
-            if happened:
-                raise Refused("invalid_grant", reason)
+        _refuse_invalid(checks)
         return self.start_login(code.scope)
 
     def _refresh(self, form: Mapping[str, str]) -> dict[str, Any]:
@@ -187,17 +187,15 @@ class Grants:
         if old is None:
             raise Refused("invalid_grant", "unknown refresh token")
         if old.used:
-            self.note_reuse()
+            self.journal.reuse_seen += 1
             old.family.revoked |= self.behaviour.reuse_detection == "revoke"
             raise Refused("invalid_grant", "refresh token used before")
-        faults = {
+        checks = {
             "login revoked": old.family.revoked,
             "refresh token expired": self.clock() >= old.expires_at,
             "refresh token of another app": old.family.client_id != form["client_id"],
         }
-        for reason, happened in faults.items():
-            if happened:
-                raise Refused("invalid_grant", reason)
+        _refuse_invalid(checks)
         scope = narrow_scope(form.get("scope"), old.family.scope)
         sliding = self.behaviour.refresh_expiry == "sliding"
         expires_at = self.clock() + self.behaviour.refresh_lifetime_s if sliding else old.expires_at
@@ -234,3 +232,9 @@ class Grants:
                 return secrets.token_urlsafe(32)
             case "jwt":
                 return encode_jwt(self.issuer, self.behaviour.client_id, scope, self.clock(), expires_at)
+
+
+def _refuse_invalid(checks: Mapping[str, bool]) -> None:
+    for reason, failed in checks.items():
+        if failed:
+            raise Refused("invalid_grant", reason)

@@ -1,8 +1,6 @@
-"""What happened in the sandbox, for tests and for people who look at `/_sandbox/state`.
+"""What happened in the sandbox, for tests and for `/_sandbox/state`.
 
-Owns: counters and the most recent events.
-Must not know: HTTP, settings.
-Invariant: memory stays bounded: of events the last `KEPT` are kept, counters count all.
+Memory is bounded: only the last `EVENTS_MAX` events are kept; the counters count all.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-KEPT = 100_000
+EVENTS_MAX = 100_000
 _SHOWN = 100
 
 
@@ -20,10 +18,10 @@ class TokenRequest:
     """One call of the token endpoint.
 
     Args:
-        grant: `grant_type` as it was sent, empty when it was not.
-        outcome: `issued`, the error code of the answer, or `fault:<kind>` when a fault answered.
-        reason: what was wrong, in words that the client does not get to see.
-        at: the instant at which it came, in seconds of the sandbox's clock.
+        grant: `grant_type` as it was sent; empty if it was missing.
+        outcome: `issued`, the response's error code, or `fault:<kind>` after a fault.
+        reason: what was wrong; the client does not see it.
+        at: when it arrived, in seconds of the sandbox's clock.
     """
 
     grant: str
@@ -36,20 +34,20 @@ class TokenRequest:
 class Journal:
     """Counters and recent events."""
 
-    token_requests: deque[TokenRequest] = field(default_factory=lambda: deque(maxlen=KEPT))
-    api_arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+    token_requests: deque[TokenRequest] = field(default_factory=lambda: deque(maxlen=EVENTS_MAX))
+    api_arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=EVENTS_MAX))
     api_requests: int = 0
     api_statuses: Counter[int] = field(default_factory=Counter)
     token_outcomes: Counter[str] = field(default_factory=Counter)
     reuse_seen: int = 0
 
-    def note_token_request(self, request: TokenRequest) -> None:
-        """Keep a call of the token endpoint."""
-        self.token_requests.append(request)
-        self.token_outcomes[request.outcome] += 1
+    def record_token_request(self, grant: str, outcome: str, reason: str, at: float) -> None:
+        """Record a call of the token endpoint; see `TokenRequest`."""
+        self.token_requests.append(TokenRequest(grant, outcome, reason, at))
+        self.token_outcomes[outcome] += 1
 
-    def note_arrival(self, at: float) -> None:
-        """Keep the instant at which an API call came."""
+    def record_api_request(self, at: float) -> None:
+        """Record the arrival of an API call."""
         self.api_requests += 1
         self.api_arrivals.append(at)
 
@@ -62,7 +60,7 @@ class Journal:
         self.api_requests = self.reuse_seen = 0
 
     def to_document(self) -> dict[str, Any]:
-        """Return the counters and the last events in JSON types."""
+        """Return the counters and the most recent events in JSON types."""
         return {
             "apiRequests": self.api_requests,
             "apiStatuses": {str(status): count for status, count in sorted(self.api_statuses.items())},

@@ -145,7 +145,7 @@ async def test_each_failure_has_its_own_line(world: World) -> None:
     await fail("replayed", address)
     await fail("denied", await approve(await begin(world), decision="deny"))
     address = await come_back(world)
-    world.sandbox._grants.codes[code_of(address)].used = True
+    world.sandbox.grants.codes[code_of(address)].used = True
     await fail("used code", address)
     world.sandbox.behaviour.code_lifetime_s = 0
     await fail("expired code", await come_back(world))

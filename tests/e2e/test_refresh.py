@@ -113,7 +113,7 @@ async def test_a_rejected_token_is_replaced_and_the_request_sent_again(world: Wo
         world.sandbox.revoke_access_tokens()
         assert await proxy.status() == 200
     assert refreshes(world) == ["issued"]
-    assert world.sandbox.api_statuses == {200: 2, 401: 1}
+    assert world.sandbox.journal.api_statuses == {200: 2, 401: 1}
 
 
 async def test_a_chunked_upload_arrives_whole_on_the_second_try(world: World) -> None:
@@ -132,7 +132,7 @@ async def test_a_chunked_upload_arrives_whole_on_the_second_try(world: World) ->
             seen: dict[str, Any] = await answer.json()
     assert seen["bodyLength"] == sum(map(len, pieces))
     assert seen["bodySha256"] == hashlib.sha256(b"".join(pieces)).hexdigest()
-    assert world.sandbox.api_statuses == {401: 1, 200: 1}
+    assert world.sandbox.journal.api_statuses == {401: 1, 200: 1}
 
 
 async def test_a_hundred_rejected_requests_make_one_refresh(world: World) -> None:

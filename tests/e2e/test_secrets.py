@@ -154,7 +154,7 @@ async def test_no_secret_shows_in_any_output_of_a_whole_session(world: World) ->
     await session.command("status", "--debug", code=3)
     await session.command("logout", "--debug", code=0)
 
-    grants = world.sandbox._grants
+    grants = world.sandbox.grants
     for issued in (grants.codes, grants.access_tokens, grants.refresh_tokens):
         assert len(issued) >= 5
         session.secrets |= set(issued)

@@ -28,6 +28,7 @@ from structlog.testing import LogCapture
 from cfproxy.errors import GrantRefused, LoginFailed
 from cfproxy.sandbox import Behaviour
 from cfproxy.sandbox.grants import Grants
+from cfproxy.sandbox.journal import Journal
 from cfproxy.secret import Secret
 from tests.e2e.kit import TELLING, open_world
 
@@ -123,14 +124,14 @@ def test_leak_of_an_imported_secret():
     print(IMPORTED.reveal())
 
 def test_leak_of_an_issued_code():
-    grants = Grants(Behaviour(), lambda: 0.0, print)
+    grants = Grants(Behaviour(), lambda: 0.0, Journal())
     print(grants.issue_code("https://a.example/", "cfgateway"))
 
 def test_leak_of_an_issued_access_token():
-    print(Grants(Behaviour(token_format="jwt"), lambda: 0.0, print).start_login("cfgateway"))
+    print(Grants(Behaviour(token_format="jwt"), lambda: 0.0, Journal()).start_login("cfgateway"))
 
 def test_leak_of_an_issued_refresh_token():
-    answer = Grants(Behaviour(), lambda: 0.0, print).start_login("cfgateway offline_access")
+    answer = Grants(Behaviour(), lambda: 0.0, Journal()).start_login("cfgateway offline_access")
     print(answer["refresh_token"])
 
 def test_leak_in_output_of_a_child():

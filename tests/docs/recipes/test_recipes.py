@@ -38,15 +38,15 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 def reject_in_the_middle(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every access token invalid when the API call `REJECTED_CALL` arrives."""
-    journal = world.sandbox._journal
-    note = journal.note_arrival
+    journal = world.sandbox.journal
+    note = journal.record_api_request
 
     def note_and_revoke(at: float) -> None:
         note(at)
         if journal.api_requests == REJECTED_CALL:
             world.sandbox.revoke_access_tokens()
 
-    monkeypatch.setattr(journal, "note_arrival", note_and_revoke)
+    monkeypatch.setattr(journal, "record_api_request", note_and_revoke)
 
 
 async def run(client: Client, world: World, url: str, key: str) -> tuple[int, str]:
@@ -91,7 +91,7 @@ async def test_a_recipe_sees_nothing_of_a_rejected_token(
 ) -> None:
     """All of a recipe's calls succeed although the API answers 401 to the change, and one refresh is made."""
     sandbox = world.sandbox
-    job = next(iter(sandbox._studio.jobs.values()))
+    job = next(iter(sandbox.studio.jobs.values()))
     before = f"{job['code']}: {job['name']}"
     reject_in_the_middle(world, monkeypatch)
     async with world.serve() as proxy:
@@ -103,8 +103,10 @@ async def test_a_recipe_sees_nothing_of_a_rejected_token(
         assert line in said
     assert "the API answered 404: {" in said
     assert job["name"].endswith(" é")
-    assert [asset["sha256"] for asset in sandbox.assets] == [hashlib.sha256(PHOTO).hexdigest()]
-    assert sandbox.api_statuses == {200: 6, 401: 1, 404: 1}
+    assert [asset["sha256"] for asset in sandbox.studio.assets.values()] == [
+        hashlib.sha256(PHOTO).hexdigest()
+    ]
+    assert sandbox.journal.api_statuses == {200: 6, 401: 1, 404: 1}
     assert [each.outcome for each in sandbox.token_requests if each.grant == "refresh_token"] == ["issued"]
     assert answered == [200] * 6 + [404]
 

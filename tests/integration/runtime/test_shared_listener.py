@@ -48,7 +48,7 @@ async def test_a_key_leads_to_its_account(tmp_path: Path) -> None:
         assert await world.call(**ACME) == 200
         assert await world.call(**ACME) == 200
         assert (world.sandbox.api_requests, acme.api_requests) == (1, 2)
-        assert set(world.sandbox.api_statuses) == set(acme.api_statuses) == {200}
+        assert set(world.sandbox.journal.api_statuses) == set(acme.journal.api_statuses) == {200}
         for nobody in ({}, {"X-Cfproxy-Key": "acme"}):
             assert await world.call(**nobody) == 401
         accounts = [event["account"] for event in world.events("request.forwarded")]

@@ -20,14 +20,14 @@ async def test_a_file_goes_to_the_object_store_without_a_token(world: World) -> 
     status, slot = await presign(world, fileName="a.jpg", productId=product["id"])
     assert (status, slot["method"]) == (200, "PUT")
     assert slot["url"].startswith(f"{world.sandbox.url}/_objects/")
-    assert [asset["uploaded"] for asset in world.sandbox.assets] == [False]
+    assert [asset["uploaded"] for asset in world.sandbox.studio.assets.values()] == [False]
     async with world.client.put(slot["url"], data=b"picture") as response:
         assert response.status == 200
         assert response.headers["ETag"] == f'"{hashlib.sha256(b"picture").hexdigest()[:32]}"'
     assert (await world.get(f"/v1/products/{product['id']}"))["assetIds"] == [slot["assetId"]]
     uploaded = {"id": slot["assetId"], "fileName": "a.jpg", "productId": product["id"], "uploaded": True}
     sums = {"sizeBytes": 7, "sha256": hashlib.sha256(b"picture").hexdigest()}
-    assert world.sandbox.assets == [uploaded | sums]
+    assert list(world.sandbox.studio.assets.values()) == [uploaded | sums]
 
 
 async def test_the_object_store_refuses_a_token(world: World) -> None:

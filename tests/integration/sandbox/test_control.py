@@ -109,7 +109,7 @@ async def test_a_reset_is_a_fresh_start() -> None:
     started_with = Behaviour(limit_rate=1, api_faults=[Fault("status", status=503)])
     async with open_world(started_with) as world:
         _, before = await control(world, "GET", "state")
-        job_id = (await world.status("GET", "/v1/jobs"), next(iter(world.sandbox._studio.jobs)))[1]
+        job_id = (await world.status("GET", "/v1/jobs"), next(iter(world.sandbox.studio.jobs)))[1]
         assert await world.status("PUT", f"/v1/jobs/{job_id}", json={"name": "Renamed"}) == 200
         await world.exchange(world.sandbox.issue_code())
         world.behaviour.rotation = False

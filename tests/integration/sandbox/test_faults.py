@@ -98,7 +98,7 @@ async def test_a_lost_call_of_the_api_had_its_effect(
     with pytest.raises(aiohttp.ClientConnectionError):
         await world.status("POST", "/v1/assets/get-presigned-url", json=body)
     assert len((await world.get(f"/v1/products/{product_id}"))["assetIds"]) == assets
-    assert world.sandbox.api_statuses == {200: 2, 444: 1}
+    assert world.sandbox.journal.api_statuses == {200: 2, 444: 1}
 
 
 async def test_a_slow_answer_was_processed_before_it_was_late(world: World) -> None:

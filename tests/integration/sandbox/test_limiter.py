@@ -116,7 +116,7 @@ async def test_a_call_over_the_limit_gets_429(world: World) -> None:
         assert response.headers["Retry-After"] == "1"
     world.clock.now += 1.0
     assert await world.status("GET", "/v1/productiontypes") == 200
-    assert world.sandbox.api_statuses == {200: 21, 429: 1}
+    assert world.sandbox.journal.api_statuses == {200: 21, 429: 1}
 
 
 async def test_a_429_can_come_without_retry_after(world: World) -> None:

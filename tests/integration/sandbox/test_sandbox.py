@@ -42,7 +42,7 @@ async def test_it_answers_more_than_a_thousand_connections_at_once() -> None:
 
         statuses = await asyncio.gather(*(call() for _ in range(CONNECTIONS)))
         assert Counter(statuses) == {200: CONNECTIONS}
-        assert world.sandbox.api_requests == len(world.sandbox.api_arrivals) == CONNECTIONS
+        assert world.sandbox.api_requests == len(world.sandbox.journal.api_arrivals) == CONNECTIONS
 
 
 async def test_a_port_that_is_taken_is_an_error() -> None:
