@@ -13,6 +13,7 @@ import socket
 import statistics
 import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,10 +23,23 @@ _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1000.0}
 
 
-def rate(
-    url: str, connections: int, seconds: float, cores: Cores, *, close: bool = False
-) -> tuple[float, float]:
-    """Return requests per second and the p99 in ms of keep-alive (or one-request) connections."""
+@dataclass(frozen=True)
+class Rate:
+    """What wrk measured.
+
+    Attributes:
+        per_s: requests per second.
+        p99_ms: the 99th percentile of their latency.
+        requests: how many were answered.
+    """
+
+    per_s: float
+    p99_ms: float
+    requests: int
+
+
+def rate(url: str, connections: int, seconds: float, cores: Cores, *, close: bool = False) -> Rate:
+    """Measure requests on keep-alive connections, or with `close` on one connection each."""
     command = [
         "taskset",
         "-c",
@@ -44,9 +58,11 @@ def rate(
         raise SystemExit(f"an answer was not 200:\n{out}")
     found = re.search(r"Requests/sec:\s+([\d.]+)", out)
     slow = re.search(r"99%\s+([\d.]+)(us|ms|s)\b", out)
+    total = re.search(r"(\d+) requests in ", out)
     assert found is not None
     assert slow is not None
-    return float(found[1]), float(slow[1]) * _UNITS[slow[2]]
+    assert total is not None
+    return Rate(float(found[1]), float(slow[1]) * _UNITS[slow[2]], int(total[1]))
 
 
 def transfer(url: str, cores: Cores, up: Path | None = None) -> float:

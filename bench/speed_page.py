@@ -15,12 +15,13 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-from bench.speed import render, render_number
+from bench.speed import CPU_PER_REQUEST, render, render_number
 
 BEGIN, END = "<!-- figures: written by bench/speed_page.py -->", "<!-- end of figures -->"
 COLORS = {"cfproxy": "#0072b2", "no proxy": "#cccccc"}
 PLOTS = [
     ("requests/s, 64 connections", "requests/s over 64 connections"),
+    (CPU_PER_REQUEST, "CPU per request over 64 connections, µs"),
     ("added p50 ms at 200/s", "added p50 at 200 requests/s, ms"),
     ("peak memory, MB", "peak memory after all loads, MB"),
 ]
@@ -50,7 +51,7 @@ def figures(document: dict[str, Any]) -> str:
 
 def draw(medians: dict[str, dict[str, float]]) -> str:
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "performance", "font.family": "sans-serif"})
-    figure, axes = plt.subplots(1, len(PLOTS), figsize=(12, 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, len(PLOTS), figsize=(15, 3.6), layout="constrained")
     for axis, (measure, title) in zip(axes, PLOTS, strict=True):
         names = [name for name in medians[f"http {measure}"] if name != "no proxy"]
         for offset, scheme in ((0.2, "http"), (-0.2, "https")):

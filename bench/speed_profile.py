@@ -1,7 +1,7 @@
-"""Where the time of one request goes: `python -m bench.speed_profile`; needs what bench/speed.py needs, and py-spy.
+"""Show where the time of one request goes: `python -m bench.speed_profile`. Needs py-spy and the tools of bench/speed.py.
 
-Puts cfproxy under wrk's 64 connections, samples it 500 times a second for eight seconds, and prints the share of
-each part by the innermost Python frame. What C code does counts for the frame that called it.
+Loads cfproxy with wrk over 64 connections, samples it 500 times a second for eight seconds, and prints each part's
+share by the innermost Python frame. C code counts for the frame that called it.
 """
 
 from __future__ import annotations
@@ -20,25 +20,19 @@ from bench.speed_peers import PEERS, Cores, Origin, running_origin, running_peer
 
 PARTS = [
     ("event loop and reading from sockets (uvloop)", r"asyncio/|uvloop"),
-    ("writing to sockets", r"FlowProtocol\.write(_soon)? "),
+    ("writing to sockets", r"StreamProtocol\.write(_soon)? |http1/write_batch\.py"),
     (
         "the request's log line",
-        r"structlog/|json/|logging/|cfproxy/logs\.py|_take_down|keeps_line",
+        r"structlog/|json/|logging/|cfproxy/observability/logs\.py|Exchange\._record |keeps_request",
     ),
     ("aiohttp's parser (llhttp)", r"_only_message "),
     (
-        "heads: cutting, rules and building them",
-        r"cfproxy/(heads|header_names|wire|answers|access|marks|cors)\.py",
+        "heads: parsing, header rules and rendering",
+        r"cfproxy/(http1/(parser|headers)|proxy/(request_headers|response_headers|access|request_id|cors))\.py",
     ),
-    (
-        "connections and bodies",
-        r"cfproxy/(web/connections?|connection|flow|deadline|outbox|framing|pool|hangups|web/(reply|incoming))\.py",
-    ),
-    (
-        "the request's course: token, slot, retry",
-        r"cfproxy/(web/(proxy|exchange|admission)|forward|kept|uploads|broker|shaper|pacing|ledger|upstream)\.py",
-    ),
-    ("metrics and the page's records", r"cfproxy/(traffic|metrics)\.py"),
+    ("connections and bodies", r"cfproxy/(http1|server)/|cfproxy/upstream/(connection|pool)\.py"),
+    ("the exchange: token, slot, retry", r"cfproxy/(proxy|auth|pacing|upstream)/"),
+    ("metrics and the status page's records", r"cfproxy/observability/"),
 ]
 
 
