@@ -1,8 +1,4 @@
-"""The API's paths over the studio.
-
-Owns: which paths there are, what they take and what they answer.
-Must not know: tokens, limits, faults (`gateway.py`).
-"""
+"""The API's endpoints on the studio's data; tokens, limits and faults are in `gateway.py`."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ _JOB_TEXTS = ("name", "status", "deadline")
 
 
 class Route(NamedTuple):
-    """A path below `/v1`, as a pattern for the whole raw path; its groups go to the handler."""
+    """A path below `/v1`, as a pattern for the whole raw path; its groups are the handler's arguments."""
 
     method: str | None
     pattern: re.Pattern[str]
@@ -81,7 +77,7 @@ class Api:
         return web.json_response(self._studio.summarise_job(find(self._studio.jobs, job_id)["id"]))
 
     async def _put_job(self, request: web.Request, job_id: str) -> web.Response:
-        """Change the fields that were sent; those that can't be changed are ignored."""
+        """Change the fields that were sent; read-only fields are ignored."""
         job = find(self._studio.jobs, job_id)
         body = await read_json(request)
         changes = {name: body[name] for name in _JOB_TEXTS if name in body}

@@ -1,8 +1,6 @@
-"""The object store beside the API: files are uploaded straight to it, without the API's token.
+"""The object store beside the API: presigned URLs, and uploads to them without the API's token.
 
-Owns: presigned URLs and what comes to them.
-Must not know: tokens of the API; an upload that shows one is refused, as object stores do.
-Invariant: bodies are hashed as they stream, never held.
+An upload with a token is refused, as object stores do. Bodies are hashed while they stream, never buffered.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ class Assets:
     """The object store.
 
     Args:
-        studio: where assets are kept.
+        studio: stores the assets.
         clock: seconds since the epoch.
         base_url: the sandbox's own URL.
     """
@@ -43,7 +41,7 @@ class Assets:
     _slots: dict[str, _Slot] = field(default_factory=dict)
 
     def presign(self, file_name: str, product_id: str | None) -> dict[str, Any]:
-        """Announce an asset and return where its bytes go."""
+        """Announce an asset and return the URL to upload it to."""
         asset = self.studio.add_asset(file_name, product_id)
         slot = _Slot(asset, secrets.token_hex(16), self.clock() + URL_LIFETIME_S)
         self._slots[asset["id"]] = slot
@@ -51,11 +49,11 @@ class Assets:
         return {"assetId": asset["id"], "url": url, "method": "PUT", "expiresIn": int(URL_LIFETIME_S)}
 
     def reset(self) -> None:
-        """Forget all presigned URLs."""
+        """Invalidate all presigned URLs."""
         self._slots.clear()
 
     async def receive(self, request: web.Request) -> web.Response:
-        """Take an upload: 400 with an `Authorization` header, 403 for a URL that is not good (any more)."""
+        """Accept an upload: 400 with an `Authorization` header, 403 for an invalid or expired URL."""
         if "Authorization" in request.headers:
             return _refuse(400, "InvalidArgument", "Only one auth mechanism allowed.")
         slot = self._slots.get(request.match_info["key"])
@@ -71,7 +69,7 @@ class Assets:
 
 
 async def hash_body(request: web.BaseRequest) -> tuple[int, str]:
-    """Read a body to its end; return its size in bytes and its SHA-256 in hex."""
+    """Read a whole body; return its size in bytes and its SHA-256 in hex."""
     digest, size_bytes = hashlib.sha256(), 0
     async for chunk in request.content.iter_any():
         digest.update(chunk)

@@ -1,8 +1,4 @@
-"""What a person with a browser does during a login, without either.
-
-Owns: the two requests that end in the redirect.
-Must not know: where the redirect leads; it is never followed.
-"""
+"""Goes through the login page without a browser; the redirect is returned, not followed."""
 
 from __future__ import annotations
 
@@ -20,9 +16,9 @@ async def approve(authorize_url: str, *, decision: Literal["allow", "deny"] = "a
     """Open `authorize_url`, press "Yes, Allow" (or "No") and return the redirected URL.
 
     Raises:
-        LoginFailed: the server shows an error page, or cannot be reached.
+        LoginFailed: the server shows an error page or cannot be reached.
     """
-    # Verbatim: a server may compare the query's values letter by letter.
+    # Unchanged: a server may compare the query's values exactly.
     address = URL(authorize_url, encoded=True)
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
     try:
@@ -37,7 +33,7 @@ async def approve(authorize_url: str, *, decision: Literal["allow", "deny"] = "a
                 return answer.headers["Location"]
     except (aiohttp.ClientError, TimeoutError, KeyError, ValueError) as error:
         raise LoginFailed(
-            "the sandbox's login page gave no usable answer; is the sandbox running?"
+            "the sandbox's login page sent no usable response; is the sandbox running?"
         ) from error
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from cfproxy.sandbox.behaviour import Behaviour
 from cfproxy.sandbox.journal import Journal
 from cfproxy.sandbox.jwt import encode_jwt
-from cfproxy.sandbox.rules import Refused, narrow_scope, need, proves
+from cfproxy.sandbox.rules import Refused, narrow_scope, require_field, verify_pkce
 
 
 @dataclass
@@ -104,7 +104,7 @@ class Grants:
             Refused
         """
         self.authenticate(form)
-        grant = need(form, "grant_type")
+        grant = require_field(form, "grant_type")
         answers = {
             "authorization_code": self._exchange,
             "refresh_token": self._refresh,
@@ -144,7 +144,7 @@ class Grants:
             Refused
         """
         self.authenticate(form)
-        value = need(form, "token")
+        value = require_field(form, "token")
         if form.get("token_type_hint", "refresh_token") not in ("refresh_token", "access_token"):
             raise Refused("unsupported_token_type", "no such type")
         if (access := self.access_tokens.get(value)) is not None:
@@ -168,7 +168,7 @@ class Grants:
         self.access_tokens.clear()
 
     def _exchange(self, form: Mapping[str, str]) -> dict[str, Any]:
-        code = self.codes.get(need(form, "code"))
+        code = self.codes.get(require_field(form, "code"))
         if code is None:
             raise Refused("invalid_grant", "unknown code")
         was_used, code.used = code.used, True
@@ -176,14 +176,14 @@ class Grants:
             "code used before": was_used,
             "code expired": self.clock() >= code.expires_at,
             "code of another app": code.client_id != form["client_id"],
-            "other redirect_uri than the login's": form.get("redirect_uri") != code.redirect_uri,
-            "wrong code_verifier": not proves(form.get("code_verifier", ""), code.challenge),
+            "redirect_uri differs from the login's": form.get("redirect_uri") != code.redirect_uri,
+            "wrong code_verifier": not verify_pkce(form.get("code_verifier", ""), code.challenge),
         }
         _refuse_invalid(checks)
         return self.start_login(code.scope)
 
     def _refresh(self, form: Mapping[str, str]) -> dict[str, Any]:
-        old = self.refresh_tokens.get(need(form, "refresh_token"))
+        old = self.refresh_tokens.get(require_field(form, "refresh_token"))
         if old is None:
             raise Refused("invalid_grant", "unknown refresh token")
         if old.used:

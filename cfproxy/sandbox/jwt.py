@@ -1,8 +1,4 @@
-"""Access tokens that look like JWTs (RFC 9068), for clients that are tempted to read them.
-
-Owns: the encoding. Nothing here verifies: the sandbox knows its tokens by heart.
-Must not know: grants, settings.
-"""
+"""Encodes access tokens as JWTs (RFC 9068). They need no verification: the sandbox stores its tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from typing import Any
 
 
 def encode_jwt(issuer: str, client_id: str, scope: str, issued_at: float, expires_at: float) -> str:
-    """Return a signed token whose key nobody keeps; instants are seconds since the epoch."""
+    """Return a token signed with a random key; instants are seconds since the epoch."""
     head = {"alg": "HS256", "typ": "at+jwt"}
     claims = {
         "iss": issuer,

@@ -1,8 +1,6 @@
-"""The API's limit of calls per time and IP address.
+"""The API's rate limit for each IP address.
 
-Owns: which call is admitted, and how long a refused caller should wait.
-Must not know: HTTP; the clock (each call brings its instant).
-Invariant: with `sliding`, no span of `limit_per_s` holds more than `limit_rate` admitted calls.
+With `sliding`, no span of `limit_per_s` contains more than `limit_rate` admitted calls.
 """
 
 from __future__ import annotations
@@ -21,18 +19,18 @@ class _Caller:
 
 
 class Limiter:
-    """Counts calls as `behaviour` says, per caller."""
+    """Counts calls per address, as configured in `behaviour`."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         self._behaviour = behaviour
         self._callers: dict[str, _Caller] = {}
 
     def admit(self, address: str, now: float) -> float | None:
-        """Return None for an admitted call, else the seconds after which the next one may come.
+        """Return None for an admitted call, else the seconds until the next one may be admitted.
 
         Args:
-            address: whose budget it is.
-            now: the instant of the call, in seconds.
+            address: the caller's IP address.
+            now: when the call arrived, in seconds.
         """
         caller = self._callers.setdefault(address, _Caller())
         match self._behaviour.limiter:
@@ -49,7 +47,7 @@ class Limiter:
 
     def _fixed(self, caller: _Caller, now: float) -> float | None:
         per_s = self._behaviour.limit_per_s
-        # A window in the future means that the clock was set back.
+        # A window that starts in the future means that the clock was set back.
         if not caller.window_from <= now < caller.window_from + per_s:
             caller.window_from, caller.in_window = now, 0
         caller.in_window += 1
@@ -67,5 +65,5 @@ class Limiter:
             counted.append(now)
         if admitted:
             return None
-        # The next call finds room once only rate - 1 of the counted ones are younger than per_s.
+        # The next call is admitted once only rate - 1 of the counted ones are younger than per_s.
         return counted[len(counted) - rate] + per_s - now

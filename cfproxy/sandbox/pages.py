@@ -1,9 +1,7 @@
-"""The pages that a person sees in a browser: consent, paste, refusal.
+"""The pages for the user's browser: consent, paste and refusal.
 
-Owns: their text and their headers.
-Must not know: what is decided on them.
-Invariants: everything that came with a request is escaped; no script runs, no other origin is
-loaded, no other page may frame them, and nobody learns their address as a referrer.
+Everything from a request is escaped. No script runs, nothing is loaded from another origin, no other page can
+frame them, and their address is not sent as a referrer.
 """
 
 from __future__ import annotations
@@ -18,44 +16,45 @@ from aiohttp import web
 
 _SCOPE_TEXTS = {
     "cfgateway": "Read and change the studio's data through the API",
-    "offline_access": "Stay signed in when nobody is there",
+    "offline_access": "Stay signed in while you are away",
 }
 
 
 def render_consent(app_name: str, scopes: list[str], redirect_uri: str) -> web.Response:
-    """Ask for consent; the form goes back to the same address with `decision`."""
-    wishes = "".join(
+    """Return the consent page; its form is sent to the same address with `decision`."""
+    permissions = "".join(
         f"<li>{escape(_SCOPE_TEXTS[scope])} <span class='soft'>({escape(scope)})</span></li>"
         for scope in scopes
     )
     body = (
-        f"<p><strong>{escape(app_name)}</strong> wants to act for you. It may then:</p><ul>{wishes}</ul>"
-        f"<p class='soft'>The answer goes to {escape(redirect_uri)}</p>"
+        f"<p><strong>{escape(app_name)}</strong> asks for permission to act for you. It could then:</p>"
+        f"<ul>{permissions}</ul>"
+        f"<p class='soft'>Your decision is sent to {escape(redirect_uri)}</p>"
         "<form method='post'>"
         "<button class='primary' name='decision' value='allow'>Yes, Allow</button>"
         "<button name='decision' value='deny'>No</button></form>"
     )
-    # Browsers apply form-action to the redirect that follows a form as well.
+    # Browsers apply form-action to the redirect after the form as well.
     return _page("The Demo Studio asks for your consent", body, form_action=f"'self' {_source(redirect_uri)}")
 
 
 def render_paste(redirected_url: str) -> web.Response:
-    """Show the redirected URL, for a person to carry it to `cfproxy login`."""
+    """Return a page with the redirected URL, for the user to paste into `cfproxy login`."""
     body = (
-        "<p>Select this address and copy this into cfproxy login:</p>"
+        "<p>Copy this address and paste it into cfproxy login:</p>"
         f"<pre tabindex='0'>{escape(redirected_url)}</pre>"
-        "<p class='soft'>One click selects all of it. The code in it works once and not for long.</p>"
+        "<p class='soft'>One click selects all of it. Its code works once and expires soon.</p>"
     )
     return _page("Almost there", body)
 
 
 def render_refusal(reason: str) -> web.Response:
-    """Say why a login cannot go on, without redirecting anywhere."""
-    return _page("This login cannot go on", f"<p>{escape(reason)}</p>", status=400)
+    """Return a page that says why a login cannot continue, without a redirect."""
+    return _page("This login cannot continue", f"<p>{escape(reason)}</p>", status=400)
 
 
 async def serve_style(_request: web.Request) -> web.Response:
-    """Answer with the style sheet of all pages."""
+    """Return the style sheet of all pages."""
     return web.Response(text=_read("style.css"), content_type="text/css", charset="utf-8")
 
 
@@ -75,7 +74,7 @@ def _page(title: str, body: str, *, status: int = 200, form_action: str = "'none
 
 
 def _source(url: str) -> str:
-    """Return `url`'s origin as a CSP source, or its scheme where CSP has no way to write the host."""
+    """Return `url`'s origin as a CSP source, or its scheme if CSP has no syntax for the host."""
     parts = urlsplit(url)
     if re.fullmatch(r"[A-Za-z0-9.-]+(:[0-9]+)?", parts.netloc):
         return f"{parts.scheme}://{parts.netloc}"

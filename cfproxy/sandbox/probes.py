@@ -1,8 +1,6 @@
-"""Paths for developers: what arrived here, and answers of every shape.
+"""Endpoints for developers: `/v1/_echo`, `/v1/_bytes/N`, `/v1/_sse` and `/v1/_status/CODE`.
 
-Owns: `/v1/_echo`, `/v1/_bytes/N`, `/v1/_sse`, `/v1/_status/CODE`.
-Must not know: tokens, limits, faults (`gateway.py`).
-Invariants: no answer shows a token; bodies stream, in both directions.
+No response contains a token. Bodies stream in both directions.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ _MASKED = (b"authorization", b"proxy-authorization")
 
 
 def build_routes() -> list[Route]:
-    """Return the routes, each for every method but `_bytes` and `_sse`, which are for GET."""
+    """Return the routes, for every method, except `_bytes` and `_sse`, which accept GET only."""
     return [
         Route(None, re.compile(r"/_echo(?:/.*)?", re.DOTALL), _echo),
         Route("GET", re.compile(r"/_bytes/([0-9]{1,11})"), _bytes),
@@ -34,7 +32,7 @@ def build_routes() -> list[Route]:
 
 
 def build_block(start: int, size_bytes: int) -> bytes:
-    """Return `size_bytes` (64 KiB at most) of what `/v1/_bytes` streams, from offset `start`."""
+    """Return `size_bytes` (at most 64 KiB) of the stream of `/v1/_bytes`, from offset `start`."""
     return (_BLOCK + _BLOCK)[start % 256 :][:size_bytes]
 
 
@@ -53,7 +51,7 @@ async def _echo(request: web.Request) -> web.Response:
 
 
 async def _bytes(request: web.Request, count: str) -> web.StreamResponse:
-    """Stream that many bytes; `chunked=1` leaves the length out, `cut=K` drops the connection after K."""
+    """Stream that many bytes; `chunked=1` omits the length, `cut=K` drops the connection after K."""
     size_bytes = int(count)
     if size_bytes > BYTES_MAX:
         raise invalid("n", f"The field n must be between 0 and {BYTES_MAX}.")
@@ -94,7 +92,7 @@ async def _status(request: web.Request, code: str) -> web.Response:
 
 
 def _show(name: bytes, value: bytes) -> str:
-    """Return a header's value; a credential only as its scheme and a fingerprint."""
+    """Return a header's value, with credentials replaced by a fingerprint."""
     if name.lower() not in _MASKED:
         return _text(value)
     scheme, _, credential = value.partition(b" ")

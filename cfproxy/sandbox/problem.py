@@ -1,8 +1,6 @@
-"""The API's error answers, in the shape of ASP.NET's ProblemDetails.
+"""The API's error responses, in the format of ASP.NET's ProblemDetails, and input checks that raise them.
 
-Owns: `ApiProblem` and its rendering, and the checks of input that end in one.
-Must not know: which paths there are.
-Invariant: every error body has `type`, `title`, `status` and a `traceId` of its own.
+Every error body has `type`, `title`, `status` and a unique `traceId`.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from aiohttp import web
 JSON_MAX_BYTES = 1024 * 1024
 _INVALID = "One or more validation errors occurred."
 _PAGE_SIZE_MAX = 1000
-# RFC 9110 defines each status in a subsection of 15.5 that is counted from 400 on.
+# RFC 9110 defines 4xx statuses in the subsections of 15.5, in order from 400.
 _TYPE = "https://tools.ietf.org/html/rfc9110#section-15.5.{}"
 
 
@@ -28,8 +26,8 @@ class ApiProblem(Exception):
     Args:
         status: HTTP status, 400 to 431.
         title: one sentence.
-        errors: for a 400, what is wrong with which field.
-        headers: more headers of the answer.
+        errors: for a 400, the problems of each field.
+        headers: further headers of the response.
     """
 
     def __init__(
@@ -46,7 +44,7 @@ class ApiProblem(Exception):
         self.headers = headers or {}
 
     def render(self) -> web.Response:
-        """Return the answer."""
+        """Return the response."""
         body: dict[str, Any] = {} if self.errors is None else {"errors": self.errors}
         body |= {"type": _TYPE.format(self.status - 399), "title": self.title, "status": self.status}
         body["traceId"] = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
@@ -61,7 +59,7 @@ def invalid(field: str, text: str) -> ApiProblem:
 
 
 def find(table: Mapping[str, dict[str, Any]], record_id: str) -> dict[str, Any]:
-    """Return a record; raise 400 for what is no UUID and 404 for an unknown one."""
+    """Return a record; raise 400 if the id is not a UUID and 404 if it is unknown."""
     record = table.get(check_id("id", record_id))
     if record is None:
         raise ApiProblem(404, "Not Found")
@@ -69,7 +67,7 @@ def find(table: Mapping[str, dict[str, Any]], record_id: str) -> dict[str, Any]:
 
 
 def check_id(field: str, text: str) -> str:
-    """Return an id in its usual spelling; raise 400 when it is no UUID."""
+    """Return an id in canonical form; raise 400 if it is not a UUID."""
     try:
         return str(uuid.UUID(text))
     except ValueError:
@@ -77,7 +75,7 @@ def check_id(field: str, text: str) -> str:
 
 
 def paginate(records: list[dict[str, Any]], query: Mapping[str, str]) -> web.Response:
-    """Answer with the page of `records` that `pageNumber` (from 1) and `pageSize` (default 10) name."""
+    """Return the page of `records` selected by `pageNumber` (from 1) and `pageSize` (default 10)."""
     number = _count(query, "pageNumber", 1, 2**31 - 1)
     size = _count(query, "pageSize", 10, _PAGE_SIZE_MAX)
     page = records[(number - 1) * size : number * size]
@@ -93,7 +91,7 @@ def _count(query: Mapping[str, str], field: str, default: int, most: int) -> int
 
 
 async def read_json(request: web.Request) -> dict[str, Any]:
-    """Read a JSON object; raise 415 for another type, 413 for more than 1 MiB, 400 for anything else."""
+    """Read a JSON object; raise 415 for another type, 413 beyond 1 MiB, 400 if it is not a JSON object."""
     if request.content_type != "application/json":
         raise ApiProblem(415, "Unsupported Media Type")
     body = bytearray()

@@ -1,8 +1,4 @@
-"""The rules of OAuth that need no memory: scopes, PKCE, required fields.
-
-Owns: `Refused` and the checks that end in one.
-Must not know: what was issued to whom (`grants.py`); HTTP.
-"""
+"""The stateless rules of OAuth: scopes, PKCE, required fields; each check may raise `Refused`."""
 
 from __future__ import annotations
 
@@ -18,11 +14,11 @@ _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
 
 
 class Refused(Exception):
-    """The token endpoint's error answer (RFC 6749 §5.2).
+    """The token endpoint's error response (RFC 6749 §5.2).
 
     Args:
-        error: the code that the client sees.
-        reason: what was wrong, for the journal only: the real server says no more than the code.
+        error: the error code, which the client sees.
+        reason: what was wrong, for the journal only: the real server sends no more than the code.
     """
 
     def __init__(self, error: str, reason: str) -> None:
@@ -32,7 +28,7 @@ class Refused(Exception):
 
 
 def parse_scope(text: str, *, known: str = " ".join(SCOPES)) -> str | None:
-    """Return the scopes of `text` in one spelling; None when there is none, or one that is not known."""
+    """Return the scopes in `text`, normalised; None if there is none or an unknown one."""
     asked = text.split()
     if not asked or not set(asked) <= set(known.split()):
         return None
@@ -40,15 +36,15 @@ def parse_scope(text: str, *, known: str = " ".join(SCOPES)) -> str | None:
 
 
 def narrow_scope(asked: str | None, granted: str) -> str:
-    """Apply RFC 6749 §6: absent means all that was granted, and nothing beyond it."""
+    """Return the scope for a refresh (RFC 6749 §6): by default all that was granted, and never more."""
     scope = granted if asked is None else parse_scope(asked, known=granted)
     if scope is None:
-        raise Refused("invalid_scope", "asks for more than there is")
+        raise Refused("invalid_scope", "asks for more than was granted")
     return scope
 
 
-def proves(verifier: str, challenge: str) -> bool:
-    """Check PKCE (RFC 7636 §4.6); a verifier without a challenge is wrong too (RFC 9700 §4.8.2)."""
+def verify_pkce(verifier: str, challenge: str) -> bool:
+    """Check PKCE (RFC 7636 §4.6); a verifier without a challenge fails too (RFC 9700 §4.8.2)."""
     if not verifier or not challenge:
         return verifier == challenge
     if not _VERIFIER.fullmatch(verifier):
@@ -57,8 +53,8 @@ def proves(verifier: str, challenge: str) -> bool:
     return hmac.compare_digest(base64.urlsafe_b64encode(digest).rstrip(b"="), challenge.encode())
 
 
-def need(form: Mapping[str, str], name: str) -> str:
-    """Return a field of the form; raise `Refused` when it is absent or empty (RFC 6749 §5.2)."""
+def require_field(form: Mapping[str, str], name: str) -> str:
+    """Return a field of the form; raise `Refused` if it is missing or empty (RFC 6749 §5.2)."""
     if not form.get(name):
         raise Refused("invalid_request", f"no {name}")
     return form[name]

@@ -1,9 +1,7 @@
-"""A small studio to play with: clients, jobs, products, work units, outfits, assets.
+"""A small studio with generated data: clients, jobs, products, work units, outfits, assets.
 
-Owns: the generated data and the changes made to it.
-Must not know: HTTP.
-Invariants: the same seed gives the same studio; ids are unique across all kinds. Field names beyond
-those in the API's lists are inventions.
+The same seed gives the same studio, and ids are unique across all types. Field names beyond those in the
+API's lists are invented.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ class Studio:
         self.reset()
 
     def reset(self) -> None:
-        """Put everything back to what the seed gives."""
+        """Restore the generated data."""
         for table in (self.jobs, self.products, self.work_units, self.outfits, self.assets):
             table.clear()
         dice = random.Random(self.seed)  # noqa: S311 - invented data, repeatable on purpose
@@ -52,7 +50,7 @@ class Studio:
             self._add_job(dice, number, *dice.choice(clients))
 
     def summarise_job(self, job_id: str) -> Record:
-        """Return how many of a job's products have which status."""
+        """Return a job's products counted by status."""
         counts = dict.fromkeys(_STATUSES, 0)
         for product in self.products.values():
             if product["jobId"] == job_id:
@@ -60,7 +58,7 @@ class Studio:
         return {"jobId": job_id, "totalProducts": sum(counts.values()), "productsByStatus": counts}
 
     def add_asset(self, file_name: str, product_id: str | None) -> Record:
-        """Announce an asset whose bytes are still to come."""
+        """Add an asset that is not uploaded yet."""
         asset: Record = {
             "id": str(uuid.uuid4()),
             "fileName": file_name,

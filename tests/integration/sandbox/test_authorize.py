@@ -87,7 +87,7 @@ async def test_without_a_registered_redirect_uri_nothing_is_redirected(
     async with world.call(method, target, headers={}) as response:
         assert response.status == 400
         assert "Location" not in response.headers
-        assert "This login cannot go on" in await response.text()
+        assert "This login cannot continue" in await response.text()
 
 
 async def test_a_doubled_parameter_is_refused(world: World) -> None:
@@ -177,7 +177,7 @@ async def test_the_paste_page_shows_where_the_redirect_led(world: World) -> None
     redirected = await approve(world.authorize_url(redirect_uri=f"{world.sandbox.url}/paste"))
     async with world.client.get(redirected) as response:
         page = Page(await response.text())
-    assert "copy this into cfproxy login" in page.text
+    assert "paste it into cfproxy login" in page.text
     shown = next(line for line in page.text.splitlines() if "/paste?" in line)
     code = read_query(redirected)["code"]
     assert f"{world.sandbox.url}/paste?code={code}" in shown

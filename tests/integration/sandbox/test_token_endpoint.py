@@ -81,7 +81,7 @@ async def test_a_wrong_redirect_uri_burns_the_code(world: World) -> None:
     assert await world.exchange(code, redirect_uri=f"{CALLBACK}/") == refused
     assert await world.exchange(code) == refused
     assert [each.reason for each in world.sandbox.token_requests] == [
-        "other redirect_uri than the login's",
+        "redirect_uri differs from the login's",
         "code used before",
     ]
 
