@@ -24,8 +24,8 @@ from cfproxy.proxy.request_headers import (
     build_request_target,
     check_fields,
     check_method,
+    expects_continue,
     forwardable_trailers,
-    waits_to_go_on,
 )
 from cfproxy.proxy.request_id import REQUEST_ID, RequestIds
 from cfproxy.server.connection import ClientConnection
@@ -136,7 +136,7 @@ def _admit_fields(
     check_fields(fields.version, headers, settings.origin.via)
     if settings.sends_id and request_ids.client_id is None:  # an ID of ours replaces invalid ones
         headers = tuple(header for header in headers if normalise(header[0]) != b"x-request-id")
-    expects_continue = fields.framing.has_body and waits_to_go_on(fields.version, headers)
+    expects = fields.framing.has_body and expects_continue(fields.version, headers)
     is_access_key = functools.partial(carries_key, digests=listener.key_digests())
     named = {name.lower(): value for name, value in reversed(headers)}
     # A flow is one program of a caller, whatever its number of connections. The program is identified by its
@@ -153,12 +153,12 @@ def _admit_fields(
             settings.origin,
             fields.framing,
             version=fields.version,
-            expects=expects_continue,
+            expects=expects,
             carries_key=is_access_key,
         ),
         flow=(settings.account, key or connection.remote_address, program),
         caller_url=f"http://{host}".encode("utf-8", "surrogateescape") if host else b"",
-        expects_continue=expects_continue,
+        expects_continue=expects,
         idempotency_key=not IDEMPOTENCY_KEYS.isdisjoint(named),
         carries_key=is_access_key,
     )

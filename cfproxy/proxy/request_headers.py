@@ -1,12 +1,9 @@
-"""Which headers and targets go up, and how bodies are delimited: bytes in, bytes out.
-
-Owns: the head of a request to the API, the trailers of both directions.
-Must not know: sockets, tokens, who may call (that is `access`), what comes down (`answers.py`).
+"""The request head that goes to the upstream, and the trailers in both directions.
 
 Invariants:
-1. The origin is the configuration's: no byte of a request chooses scheme, host or port.
-2. The target goes up as it came; what could be read in two ways is refused, not mended.
-3. Framing is ours: `Content-Length` is the parsed one, `Transfer-Encoding` is never copied.
+1. No byte of a request selects the scheme, host or port: they are those of the configured origin.
+2. The target is forwarded unchanged; what servers could read in two ways is refused, not repaired.
+3. Framing is written anew: `Content-Length` from the parsed length, `Transfer-Encoding` never copied.
 """
 
 from __future__ import annotations
@@ -27,10 +24,10 @@ from cfproxy.http1.headers import (
     normalise,
 )
 
-OWN_COOKIES = b"cfproxy"  # how the names of the admin listener's cookies begin
-_NOT_SENT_UP = HOP_BY_HOP | OWNED
-# Behind a body they would get past what is done with them in a head.
-_NO_TRAILERS = _NOT_SENT_UP | CORS_ANSWERS | {b"content-length", b"cookie", b"location", b"set-cookie"}
+OWN_COOKIES = b"cfproxy"  # prefix of the admin listener's cookies
+_DROPPED = HOP_BY_HOP | OWNED
+# As trailers these would bypass the header rules.
+_DROPPED_TRAILERS = _DROPPED | CORS_ANSWERS | {b"content-length", b"cookie", b"location", b"set-cookie"}
 
 _USUAL_METHODS = {
     name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -38,9 +35,9 @@ _USUAL_METHODS = {
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _BAD_IN_TARGET = re.compile(rb"[\x00-\x20\x7f#\\]")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-# Methods are case-sensitive: what `get` is, some servers read as GET and others don't.
+# Methods are case-sensitive, but some servers take `get` for GET.
 _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Z]+")
-# Encoded once or more often, or overlong: what some server makes a dot or a slash of.
+# What servers decode to a dot or a slash: percent-encoded once or repeatedly, or as overlong UTF-8.
 _SLASH = rb"[/\\]|%(?:25)*(?:2f|5c)|%(?:25)*c0%(?:25)*af"
 _DOT = rb"\.|%(?:25)*2e|%(?:25)*c0%(?:25)*ae"
 _DOT_SEGMENT = re.compile(
@@ -50,13 +47,13 @@ _DOT_SEGMENT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The one place that requests go to.
+    """The upstream that requests are sent to.
 
     Args:
         scheme: `http` or `https`.
-        authority: `host[:port]` as it stands in `Host`.
-        base_path: prefix of every target, without trailing slash; often empty.
-        via: our pseudonym in `Via` (RFC 9110 §7.6.3), unlike any other process's.
+        authority: `host[:port]` for `Host`.
+        base_path: prefix of every target, without a trailing slash; often empty.
+        via: our pseudonym in `Via` (RFC 9110 §7.6.3), unique to this process.
     """
 
     scheme: str
@@ -66,7 +63,7 @@ class Origin:
 
 
 def check_method(method: bytes) -> str:
-    """Return the method of a request that may be forwarded.
+    """Return the method if it may be forwarded.
 
     Raises:
         BadTarget, NotAllowed
@@ -74,17 +71,17 @@ def check_method(method: bytes) -> str:
     if method in _USUAL_METHODS:
         return _USUAL_METHODS[method]
     if not _METHOD.fullmatch(method):
-        raise BadTarget("the request's method is not a token in capitals (RFC 9110 §9.1)")
+        raise BadTarget("the request method is not a token in upper case (RFC 9110 §9.1)")
     if method == b"CONNECT":
         raise BadTarget("this is a reverse proxy: send the request itself, without CONNECT")
     if method in {b"TRACE", b"TRACK"}:
-        # An upstream that echoes the request would show the token (RFC 9110 §9.3.8).
-        raise NotAllowed("TRACE is never forwarded, since its answer would show the access token")
+        # The upstream would echo the request with the token (RFC 9110 §9.3.8).
+        raise NotAllowed("TRACE is never forwarded, since its response would show the access token")
     return method.decode("ascii")
 
 
 def check_fields(version: tuple[int, int], headers: RawHeaders, via: bytes) -> None:
-    """Refuse headers that are not those of a plain HTTP request for an upstream.
+    """Refuse headers that can't be forwarded: malformed, asking for an upgrade, or of a forwarding loop.
 
     Raises:
         BadTarget, UpgradeNotSupported, LoopDetected
@@ -92,35 +89,35 @@ def check_fields(version: tuple[int, int], headers: RawHeaders, via: bytes) -> N
     hosts = 0
     for name, value in headers:
         if _CONTROL.search(value) or not _TOKEN.fullmatch(name):
-            raise BadTarget("a header holds a control byte; remove it")
+            raise BadTarget("a header contains a control byte; remove it")
         low = name.lower()
         if low == b"host":
-            hosts += 1 if value else 2  # an empty one names nobody
+            hosts += 1 if value else 2  # an empty one is not valid
         elif low == b"upgrade":
             raise UpgradeNotSupported("the API speaks plain HTTP only; send the request without Upgrade")
         elif low == b"via" and via in value:
-            raise LoopDetected("this request has come back to the proxy it left; check the upstream setting")
+            raise LoopDetected("this proxy has forwarded the request before; check the upstream setting")
     if hosts > 1 or (not hosts and version >= (1, 1)):
-        raise BadTarget("HTTP/1.1 wants exactly one Host header (RFC 9112 §3.2)")
+        raise BadTarget("HTTP/1.1 requires exactly one Host header (RFC 9112 §3.2)")
 
 
-def waits_to_go_on(version: tuple[int, int], headers: RawHeaders) -> bool:
-    """Return whether the client waits for 100 Continue (RFC 9110 §10.1.1); HTTP/1.0 can't."""
+def expects_continue(version: tuple[int, int], headers: RawHeaders) -> bool:
+    """Return whether the client waits for 100 Continue (RFC 9110 §10.1.1); HTTP/1.0 has no such thing."""
     return version >= (1, 1) and any(
         name.lower() == b"expect" and value.lower() == b"100-continue" for name, value in headers
     )
 
 
 def build_request_target(target: bytes, base_path: bytes) -> bytes:
-    """Return the target to send: `base_path` and the client's bytes, unchanged.
+    """Return the target to send: `base_path` and the client's target, unchanged.
 
     Raises:
-        BadTarget: not origin-form (RFC 9112 §3.2.1), or it would leave `base_path`.
+        BadTarget: it is not in origin form (RFC 9112 §3.2.1), or could leave `base_path`.
     """
     if not target.startswith(b"/"):
         raise BadTarget("the request target is not a path; send 'GET /v1/…', not a whole URL")
     if _BAD_IN_TARGET.search(target):
-        raise BadTarget("the request target holds a byte that must be percent-encoded")
+        raise BadTarget("the request target contains a byte that must be percent-encoded")
     if not base_path:
         return target
     if has_dot_segment(target):
@@ -129,7 +126,7 @@ def build_request_target(target: bytes, base_path: bytes) -> bytes:
 
 
 def has_dot_segment(target: bytes) -> bool:
-    """Return whether the target's path holds `.` or `..` as a segment, encoded or not."""
+    """Return whether the target's path has a segment `.` or `..`, encoded or not."""
     return _DOT_SEGMENT.search(target.partition(b"?")[0]) is not None
 
 
@@ -159,7 +156,7 @@ def build_request_headers(
         expects: whether the client waits for 100 Continue, which is then up to the upstream.
         carries_key: whether a header's value is an access key; such a header is dropped, whatever its name.
     """
-    drop = _NOT_SENT_UP
+    drop = _DROPPED
     listed = listed_in_connection(headers)
     if listed:
         drop = drop | listed
@@ -192,10 +189,10 @@ def build_request_headers(
 
 
 def build_request_head(method: bytes, target: bytes, fields: bytes) -> bytes:
-    """Return a request head up to where `Authorization` and the empty line follow.
+    """Return a request head, except `Authorization` and the final empty line.
 
     Args:
-        method: one that passed `check_method`.
+        method: that passed `check_method`.
         target: from `build_request_target`.
         fields: from `build_request_headers`.
     """
@@ -203,7 +200,7 @@ def build_request_head(method: bytes, target: bytes, fields: bytes) -> bytes:
 
 
 def _without_own_cookies(value: bytes) -> bytes:
-    """Return a `Cookie` without the admin listener's: a browser has one jar for all ports of a host."""
+    """Return a `Cookie` without the admin listener's: browsers send a host's cookies to all its ports."""
     parts = [part for part in value.split(b";") if not is_own_cookie(part)]
     return b";".join(parts).strip(b" ")
 
@@ -227,7 +224,7 @@ def forwardable_trailers(
     """
     if not trailers:
         return trailers
-    drop = _NO_TRAILERS | listed_in_connection(headers)
+    drop = _DROPPED_TRAILERS | listed_in_connection(headers)
     return [
         (name, value)
         for name, value in trailers

@@ -1,4 +1,4 @@
-"""Client connections of a real listener: which one goes when there are too many."""
+"""Limits of a listener's client connections: which one is closed when there are too many."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ async def ended(client: Client) -> bool:
     return True
 
 
-async def test_an_idle_connection_makes_room_and_one_at_work_never() -> None:
-    """A request under way is finished, however many others come; when all are at work a new one is closed."""
+async def test_an_idle_connection_makes_room_but_a_busy_one_never() -> None:
+    """When all connections are busy, a new one is closed."""
     held = asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -44,8 +44,8 @@ async def test_an_idle_connection_makes_room_and_one_at_work_never() -> None:
         assert (await (await world.client()).ask(b"GET / HTTP/1.1")).body == b"ok"
 
 
-async def test_a_head_that_comes_in_parts_is_younger_than_silence() -> None:
-    """A kept connection counts as idle until its next request begins, and again after the answer."""
+async def test_a_connection_with_a_partial_head_outlives_a_silent_one() -> None:
+    """A kept-alive connection is idle until its next request begins, and again after the response."""
     async with proxied(answering(OK), connection_limits=TWO) as world:
         first, second = await world.client(), await world.client()
         for client in (first, second):

@@ -1,4 +1,4 @@
-"""Pages of listed origins, through a real listener: what their browser is told, and what the API sees."""
+"""Pages of listed origins, through a real listener: what their browser gets, and what the API sees."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cors(answer: Message) -> dict[bytes, list[bytes]]:
 
 
 async def test_a_preflight_is_answered_here_without_a_key() -> None:
-    """Browsers send none with it, and the API is not asked."""
+    """Browsers send no key with it, and it is not forwarded."""
     ask = b"Access-Control-Request-Method: PUT"
     private = b"Access-Control-Request-Private-Network: true"
     async with proxied(answering(OK), rules=RULES) as world:
@@ -37,15 +37,15 @@ async def test_a_preflight_is_answered_here_without_a_key() -> None:
         assert answer.all(b"Access-Control-Allow-Private-Network") == [b"true"]
         assert answer.all(b"Proxy-Status") == [b'cfproxy; details="preflight"']
         assert answer.all(b"Content-Length") == []
-        # The connection goes on with the request that the preflight was for.
+        # The actual request follows on the same connection.
         put = await client.ask(b"PUT /v1/jobs HTTP/1.1", FROM_PAGE, KEY, b"Content-Length: 1", body=b"x")
         assert put.body == b"ok"
         assert [request.method for request in world.origin.requests] == [b"PUT"]
         assert ("OPTIONS", 204) in world.counted
 
 
-async def test_a_preflight_is_a_request_like_any_other() -> None:
-    """What is refused elsewhere is refused here, and a body that was not read ends the connection."""
+async def test_a_preflight_is_subject_to_the_usual_checks() -> None:
+    """Bad requests are refused, and an unread body closes the connection."""
     ask = b"Access-Control-Request-Method: PUT"
     async with proxied(answering(OK), rules=RULES) as world:
         twice = await world.ask(b"OPTIONS / HTTP/1.1", FROM_PAGE, ask, b"Host: other.example")
@@ -57,8 +57,8 @@ async def test_a_preflight_is_a_request_like_any_other() -> None:
         assert world.origin.requests == []
 
 
-async def test_an_answer_names_the_listed_origin_once_and_shows_all_headers() -> None:
-    """The API's own word is replaced: it is about another address."""
+async def test_a_response_names_the_listed_origin_once_and_exposes_all_headers() -> None:
+    """The API's own CORS headers are replaced."""
     async with proxied(answering(OK), rules=RULES) as world:
         answer = await world.ask(b"GET / HTTP/1.1", FROM_PAGE, KEY)
         assert cors(answer) == {
@@ -70,7 +70,7 @@ async def test_an_answer_names_the_listed_origin_once_and_shows_all_headers() ->
 
 
 async def test_programs_get_no_cors_headers() -> None:
-    """Without an Origin there is nobody to tell, and the API's word never passes."""
+    """Without an Origin there are none, not even the API's."""
     async with proxied(answering(OK), rules=RULES) as world:
         answer = await world.ask(b"GET / HTTP/1.1", KEY)
         assert (answer.body, cors(answer), answer.all(b"Vary")) == (b"ok", {}, [b"Accept", b"Origin"])
@@ -87,8 +87,8 @@ async def test_programs_get_no_cors_headers() -> None:
         ((b"GET * HTTP/1.1", FROM_PAGE, KEY), 400),
     ],
 )
-async def test_a_listed_page_may_read_why_it_was_refused(lines: tuple[bytes, ...], status: int) -> None:
-    """Our own answers carry the same headers."""
+async def test_a_listed_page_may_read_a_refusal(lines: tuple[bytes, ...], status: int) -> None:
+    """Our own responses carry the same headers."""
     async with proxied(answering(OK), rules=RULES) as world:
         answer = await world.ask(lines[0], *lines[1:])
         assert (answer.status, answer.all(b"Access-Control-Allow-Origin")) == (status, [PAGE])
@@ -97,8 +97,8 @@ async def test_a_listed_page_may_read_why_it_was_refused(lines: tuple[bytes, ...
 
 
 @pytest.mark.parametrize("method", [b"OPTIONS", b"GET"])
-async def test_a_page_that_is_not_listed_is_told_nothing(method: bytes) -> None:
-    """Neither a preflight nor a request of it reaches the API, and it can't read the refusal."""
+async def test_a_page_that_is_not_listed_gets_nothing(method: bytes) -> None:
+    """Neither its preflights nor its requests reach the API, and it can't read the refusal."""
     headers = (b"Origin: https://evil", b"Access-Control-Request-Method: PUT", KEY)
     for rules in (RULES, AccessRules()):
         async with proxied(answering(OK), rules=rules) as world:
@@ -108,7 +108,7 @@ async def test_a_page_that_is_not_listed_is_told_nothing(method: bytes) -> None:
 
 
 async def test_a_preflight_with_a_foreign_host_is_refused() -> None:
-    """DNS rebinding ends before anything is told."""
+    """DNS rebinding fails before anything is revealed."""
     async with proxied(answering(OK), rules=RULES) as world:
         client = await world.client()
         client.host = b"evil.example:%d" % world.port
@@ -116,8 +116,8 @@ async def test_a_preflight_with_a_foreign_host_is_refused() -> None:
         assert answer.status == 421
 
 
-async def test_an_options_of_a_program_goes_to_the_api() -> None:
-    """What is no preflight is a method like any other."""
+async def test_an_options_request_of_a_program_is_forwarded() -> None:
+    """OPTIONS that is no preflight is a method like any other."""
     async with proxied(answering(OK), rules=RULES) as world:
         for headers in ((KEY,), (KEY, FROM_PAGE), (KEY, b"Access-Control-Request-Method: PUT")):
             assert (await world.ask(b"OPTIONS / HTTP/1.1", *headers)).body == b"ok"

@@ -1,4 +1,4 @@
-"""When the API fails: before the first byte the client gets our problem, after it a cut connection."""
+"""Failures of the API: the client gets a problem document, or after the first byte a cut connection."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ async def stalling(peer: Peer) -> None:
     ids=["closed", "reset", "garbage", "two lengths", "switched", "stalled"],
 )
 @pytest.mark.parametrize("line", [b"GET / HTTP/1.1", b"POST / HTTP/1.1"])
-async def test_a_failed_request_gets_its_problem_and_the_connection_lives_on(
+async def test_a_failed_request_gets_its_problem_and_the_connection_stays_open(
     script: Script, expected: tuple[int, str], line: bytes
 ) -> None:
-    """Each failure has its slug and status, is logged under it, and spares the client's connection."""
+    """Each failure has its own slug and status, in the response and in the log."""
     async with proxied(script, idle_s=0.1) as world:
         client = await world.client()
         body = b"ab" if line.startswith(b"POST") else b""
@@ -76,8 +76,8 @@ async def test_a_failed_request_gets_its_problem_and_the_connection_lives_on(
         assert {status for _, status in world.counted} == {expected[0]}
 
 
-async def test_nobody_listening_and_nobody_known_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused connections and unknown names get the same slug."""
+async def test_refused_connections_and_unknown_names_are_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both get the same slug."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         async with proxied(answering(OK), upstream_url=f"http://127.0.0.1:{free.getsockname()[1]}") as world:
@@ -94,7 +94,7 @@ async def test_nobody_listening_and_nobody_known_is_unreachable(monkeypatch: pyt
 
 
 async def test_an_untrusted_certificate_is_upstream_tls() -> None:
-    """A certificate of an unknown authority ends the request before the token is shown."""
+    """The request ends before the token is sent."""
     server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(server_side)
     async with serving(answering(OK), server_side) as secured:
@@ -104,7 +104,7 @@ async def test_an_untrusted_certificate_is_upstream_tls() -> None:
 
 
 async def test_a_stale_connection_costs_a_get_nothing_and_a_post_a_502() -> None:
-    """What may go twice does; what may not is the client's decision (RFC 9110 §9.2.2)."""
+    """Idempotent requests are repeated, others are left to the client (RFC 9110 §9.2.2)."""
 
     async def script(peer: Peer) -> None:
         while True:
@@ -123,10 +123,10 @@ async def test_a_stale_connection_costs_a_get_nothing_and_a_post_a_502() -> None
         assert len(world.pacer.journal) == 3
 
 
-async def test_a_client_that_sends_broken_chunks_gets_400_and_the_api_no_whole_request(
+async def test_broken_chunks_of_a_client_get_400_and_the_api_no_complete_request(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A malformed body is the client's fault, and what the API has of it is visibly not complete."""
+    """What the API got of the body is visibly incomplete."""
 
     async def script(peer: Peer) -> None:
         request = await peer.take_head()
@@ -160,8 +160,8 @@ async def test_a_client_that_sends_broken_chunks_gets_400_and_the_api_no_whole_r
     ids=["length", "chunks"],
 )
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
-async def test_an_answer_that_breaks_off_is_visibly_not_whole(begin: bytes, version: bytes) -> None:
-    """The client sees too few bytes, no last chunk, or a reset: never something that looks complete."""
+async def test_a_response_that_breaks_off_is_visibly_incomplete(begin: bytes, version: bytes) -> None:
+    """The client gets too few bytes, no last chunk, or a reset."""
     for reset in (False, True):
         async with proxied(closing(b"HTTP/1.1 200 OK\r\n" + begin, reset=reset)) as world:
             client = await world.client()
@@ -177,8 +177,8 @@ async def test_an_answer_that_breaks_off_is_visibly_not_whole(begin: bytes, vers
     assert world.events[-1]["cut"] is True
 
 
-async def test_rubbish_between_chunks_is_cut() -> None:
-    """An answer that turns malformed in the middle ends visibly, and at once."""
+async def test_garbage_between_chunks_cuts_the_response() -> None:
+    """At once and visibly."""
 
     async def script(peer: Peer) -> None:
         await peer.take()
@@ -200,8 +200,8 @@ async def test_rubbish_between_chunks_is_cut() -> None:
         assert world.events[-1]["problem"] == "upstream-protocol"
 
 
-async def test_an_answer_of_unknown_length_that_is_reset_is_visibly_not_whole() -> None:
-    """A close-delimited answer that ends in a reset is not passed on as a complete one."""
+async def test_a_close_delimited_response_that_is_reset_is_visibly_incomplete() -> None:
+    """It is not relayed as a complete one."""
 
     async def script(peer: Peer) -> None:
         await peer.take()
@@ -221,7 +221,7 @@ async def test_an_answer_of_unknown_length_that_is_reset_is_visibly_not_whole() 
 
 
 async def test_a_stall_after_the_first_byte_is_cut() -> None:
-    """An API that falls silent in the middle ends the client's wait visibly."""
+    """The client need not wait for an API that falls silent."""
 
     async def script(peer: Peer) -> None:
         await peer.take()
@@ -235,10 +235,10 @@ async def test_a_stall_after_the_first_byte_is_cut() -> None:
         assert world.events[-1]["problem"] == "upstream-timeout"
 
 
-async def test_an_unforeseen_fault_after_the_first_byte_is_cut_too(
+async def test_a_bug_after_the_first_byte_cuts_the_response(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A bug of ours is logged, and nothing but the answer ever follows the answer's first byte."""
+    """It is logged, and nothing else is sent."""
 
     async def script(peer: Peer) -> None:
         await peer.take()
@@ -261,8 +261,8 @@ async def test_an_unforeseen_fault_after_the_first_byte_is_cut_too(
         assert [event["event"] for event in world.events] == ["request.crashed", "request.refused"]
 
 
-async def test_an_unforeseen_fault_before_the_first_byte_is_a_500() -> None:
-    """A bug of ours is logged with its traceback, and the client gets a problem document without it."""
+async def test_a_bug_before_the_first_byte_is_a_500() -> None:
+    """It is logged with its traceback, which the problem document does not contain."""
     async with proxied(answering(OK)) as world:
         world.source.error = RuntimeError("a bug")
         answer = await world.ask(b"GET / HTTP/1.1")
@@ -273,10 +273,10 @@ async def test_an_unforeseen_fault_before_the_first_byte_is_a_500() -> None:
 
 
 @pytest.mark.parametrize("part", ["build_response_headers", "forwardable_trailers"])
-async def test_a_fault_while_an_answer_is_passed_on_at_once_is_told(
+async def test_a_bug_while_relaying_without_a_task_is_reported(
     part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before its first byte it is a 500, after it the answer is cut; the log has it, and nobody waits."""
+    """Before the first byte as a 500, after it by cutting the response; both are logged."""
 
     def broken(*_args: object, **_options: object) -> None:
         raise RuntimeError("a bug")
@@ -301,8 +301,8 @@ async def test_a_fault_while_an_answer_is_passed_on_at_once_is_told(
         assert not world.listener.in_flight
 
 
-async def test_a_client_that_reads_nothing_is_let_go() -> None:
-    """A client that leaves its answer unread for `timeouts.idle` holds no connection of the API for ever."""
+async def test_a_client_that_reads_nothing_is_disconnected() -> None:
+    """After `timeouts.idle`, so that it does not occupy an API connection for ever."""
 
     async def script(peer: Peer) -> None:
         await peer.take()
@@ -317,14 +317,14 @@ async def test_a_client_that_reads_nothing_is_let_go() -> None:
         assert world.events[-1]["event"] == "request.abandoned"
 
 
-def test_the_timeout_of_a_hung_api_is_no_fault_of_ours() -> None:
-    """504 is kept for the API's silence (RFC 9110 §15.6.5)."""
+def test_a_hung_api_is_a_504() -> None:
+    """That status means that the API was silent (RFC 9110 §15.6.5)."""
     assert UpstreamTimeout.status == 504
     assert reply("504 X").startswith(b"HTTP/1.1 504")
 
 
-async def test_a_client_that_stops_in_mid_upload_is_let_go() -> None:
-    """`timeouts.idle` is for both directions: a stalled upload holds no connection for ever."""
+async def test_a_client_that_stalls_its_upload_is_disconnected() -> None:
+    """`timeouts.idle` applies to both directions."""
 
     async def script(peer: Peer) -> None:
         await peer.take_head()
@@ -349,8 +349,8 @@ async def test_a_client_that_stops_in_mid_upload_is_let_go() -> None:
         (b"secret", "-"),
     ],
 )
-async def test_what_is_no_path_is_in_no_log_line(target: bytes, shown: str) -> None:
-    """Queries, fragments and whole URLs, with a password in them perhaps, are not told to anybody."""
+async def test_only_paths_are_logged(target: bytes, shown: str) -> None:
+    """Queries, fragments and whole URLs, which may contain passwords, are not."""
     async with proxied(answering(OK)) as world:
         await world.ask(b"GET %s HTTP/1.1" % target)
         await until(lambda: world.events)

@@ -1,4 +1,4 @@
-"""What passes the proxy, and what is refused, on real sockets: every byte is looked at."""
+"""What is forwarded and what is refused, on real sockets and byte by byte."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.proxied import Proxied, proxied
 
 
 def problem(message: Message) -> tuple[int, str]:
-    """Return status and slug of an answer of ours."""
+    """Return status and slug of a problem document."""
     assert message.all(b"Content-Type") == [b"application/problem+json"]
     document: dict[str, Any] = json.loads(message.body)
     assert document["status"] == message.status
@@ -49,8 +49,8 @@ def problem(message: Message) -> tuple[int, str]:
         b'/[]|<>"{}^`:80@;',
     ],
 )
-async def test_the_target_arrives_byte_by_byte_at_the_configured_host(target: bytes) -> None:
-    """No path is normalised, and none of them chooses the host."""
+async def test_targets_arrive_unchanged_at_the_configured_host(target: bytes) -> None:
+    """No path is normalised, and none selects the host."""
     async with proxied(answering(OK)) as world:
         answer = await world.ask(b"GET %s HTTP/1.1" % target)
         assert (answer.status, answer.body) == (200, b"ok")
@@ -59,8 +59,8 @@ async def test_the_target_arrives_byte_by_byte_at_the_configured_host(target: by
         assert request.all(b"Host") == [world.origin.host.encode()]
 
 
-async def test_headers_arrive_in_order_with_case_duplicates_and_high_bytes() -> None:
-    """The API sees the client's headers as they were typed, then Via and the token; nothing is invented."""
+async def test_request_headers_arrive_unchanged() -> None:
+    """In order, with case, duplicates and high bytes, followed by Via and the token; nothing is added."""
     headers = [
         b"x-B: 1",
         b"ACCEPT: */*",
@@ -80,8 +80,8 @@ async def test_headers_arrive_in_order_with_case_duplicates_and_high_bytes() -> 
         ]
 
 
-async def test_what_belongs_to_the_connection_or_to_us_stays_here() -> None:
-    """Hop-by-hop, Connection-listed and forwarding headers, underscore twins and credentials end here."""
+async def test_hop_by_hop_and_reserved_headers_are_dropped() -> None:
+    """So are Connection-listed and forwarding headers, underscore twins and credentials."""
     async with proxied(answering(OK)) as world:
         await world.ask(
             b"GET / HTTP/1.1",
@@ -107,7 +107,7 @@ async def test_what_belongs_to_the_connection_or_to_us_stays_here() -> None:
 
 
 async def test_a_body_with_a_length_arrives_with_that_length() -> None:
-    """Content-Length bodies stay Content-Length bodies, gzip ones packed."""
+    """Compressed bodies stay compressed."""
     packed = gzip.compress(b"hello" * 100)
     async with proxied(answering(OK)) as world:
         client = await world.client()
@@ -124,7 +124,7 @@ async def test_a_body_with_a_length_arrives_with_that_length() -> None:
 
 
 async def test_a_chunked_body_arrives_chunked() -> None:
-    """A body without a known length is framed in chunks on both sides."""
+    """A body of unknown length is chunked on both sides."""
     async with proxied(answering(OK)) as world:
         await world.ask(
             b"PUT / HTTP/1.1", b"Transfer-Encoding: chunked", body=chunked(b"ab", b"c" * 70_000, b"d")
@@ -135,10 +135,10 @@ async def test_a_chunked_body_arrives_chunked() -> None:
         assert request.all(b"Content-Length") == []
 
 
-# --- answers ------------------------------------------------------------------------------
+# --- responses ----------------------------------------------------------------------------
 
 
-async def test_the_answer_comes_back_byte_by_byte() -> None:
+async def test_responses_arrive_unchanged() -> None:
     """Reason, header order, case, duplicates and bytes are the API's; no Date, Server or type is added."""
     packed = gzip.compress(b"hello" * 100)
     raw = b"HTTP/1.1 299 Sch\xc3\xb6n \xff\r\nx-A: 1\r\nX-a: \xe4\r\nContent-Encoding: gzip\r\nX-A: 1\r\n"
@@ -152,8 +152,8 @@ async def test_the_answer_comes_back_byte_by_byte() -> None:
 @pytest.mark.parametrize(
     "status", ["400 Bad Request", "401 No", "403 Forbidden", "404 Not Found", "429 Slow", "503 Ill"]
 )
-async def test_the_apis_own_refusals_pass_unchanged(status: str) -> None:
-    """An answer of the API is never replaced, so `Proxy-Status` marks only what is ours."""
+async def test_error_responses_of_the_api_pass_unchanged(status: str) -> None:
+    """They are never replaced, so `Proxy-Status` marks only our own."""
     raw = reply(status, b"{}", b"Retry-After: 7", b"WWW-Authenticate: Bearer error=x")
     async with proxied(answering(raw), retry=False) as world:
         client = await world.client()
@@ -161,8 +161,8 @@ async def test_the_apis_own_refusals_pass_unchanged(status: str) -> None:
         assert await client.reader.readexactly(len(raw)) == raw
 
 
-async def test_hop_by_hop_headers_of_an_answer_stay_here() -> None:
-    """The API's connection headers, and what it lists there, are not the client's business."""
+async def test_hop_by_hop_headers_of_a_response_are_dropped() -> None:
+    """Those that its Connection lists too."""
     raw = reply(
         "200 OK", b"ok", b"Connection: keep-alive, X-Mine", b"Keep-Alive: timeout=5", b"X-Mine: 1",
         b"Proxy-Authenticate: Basic", b"Upgrade: h2c", b"X-Kept: 1",
@@ -172,8 +172,8 @@ async def test_hop_by_hop_headers_of_an_answer_stay_here() -> None:
         assert answer.headers == [(b"X-Kept", b"1"), (b"Content-Length", b"2")]
 
 
-async def test_answers_without_a_body_have_none() -> None:
-    """HEAD, 204 and 304 pass with their headers and no body, and the connection lives on."""
+async def test_responses_without_a_body_have_none() -> None:
+    """HEAD, 204 and 304 keep their headers, and the connection stays open."""
     async with proxied(
         answering(
             b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n",
@@ -195,8 +195,8 @@ async def test_answers_without_a_body_have_none() -> None:
         assert world.origin.connections == 1
 
 
-async def test_answers_without_a_length_are_chunked_for_the_client() -> None:
-    """Chunked and close-delimited answers reach an HTTP/1.1 client in chunks: their end is certain."""
+async def test_responses_without_a_length_are_chunked_for_the_client() -> None:
+    """Chunked and close-delimited responses reach an HTTP/1.1 client in chunks."""
 
     async def script(peer: Peer) -> None:
         request = await peer.take()
@@ -214,7 +214,7 @@ async def test_answers_without_a_length_are_chunked_for_the_client() -> None:
 
 
 async def test_an_http_1_0_client_gets_no_chunks() -> None:
-    """For HTTP/1.0 the end of the connection is the end of a body of unknown length."""
+    """A body of unknown length ends with the connection."""
     answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"ab", b"cd")
     async with proxied(answering(answer)) as world:
         client = await world.client()
@@ -226,7 +226,7 @@ async def test_an_http_1_0_client_gets_no_chunks() -> None:
 
 
 async def test_an_http_1_0_client_keeps_its_connection_when_it_asks_to() -> None:
-    """With `Connection: keep-alive` and a known length the connection lives on, and the answer says so."""
+    """With `Connection: keep-alive` and a known length, the connection stays open."""
     async with proxied(answering(OK)) as world:
         client = await world.client()
         for _ in range(2):
@@ -238,8 +238,8 @@ async def test_an_http_1_0_client_keeps_its_connection_when_it_asks_to() -> None
         assert await client.ended()
 
 
-async def test_methods_that_nobody_knows_pass() -> None:
-    """Every method belongs to the API, also one that was invented yesterday."""
+async def test_unknown_methods_pass() -> None:
+    """Every method is the API's business."""
     async with proxied(answering(OK)) as world:
         for method in (b"FOO", b"PROPFIND", b"M-SEARCH", b"X!Y"):
             assert (await world.ask(method + b" / HTTP/1.1")).status == 200
@@ -252,7 +252,7 @@ async def test_methods_that_nobody_knows_pass() -> None:
 
 
 async def test_redirects_are_not_followed_but_lead_back_to_the_proxy() -> None:
-    """The client decides about redirects; one within the API's origin names the proxy, others stay."""
+    """The client decides whether to follow; a Location on the API's origin names the proxy."""
 
     async def script(peer: Peer) -> None:
         while True:
@@ -273,8 +273,8 @@ async def test_redirects_are_not_followed_but_lead_back_to_the_proxy() -> None:
         assert len(world.origin.requests) == 3
 
 
-async def test_cookies_are_kept_by_the_client_alone() -> None:
-    """A cookie loses the API's domain on its way down, and nobody gets another caller's cookie."""
+async def test_only_the_client_stores_cookies() -> None:
+    """A cookie loses the API's domain, and no caller gets another one's cookie."""
     set_cookie = reply("200 OK", b"", b"Set-Cookie: a=1; Domain=gateway.example; Path=/", b"Set-Cookie: b=2")
     async with proxied(answering(set_cookie)) as world:
         first = await world.ask(b"GET / HTTP/1.1")
@@ -286,8 +286,8 @@ async def test_cookies_are_kept_by_the_client_alone() -> None:
 # --- connections --------------------------------------------------------------------------
 
 
-async def test_a_connection_serves_request_after_request() -> None:
-    """Keep-alive works on both sides of the proxy, and `Connection: close` ends the client's side only."""
+async def test_connections_are_kept_alive() -> None:
+    """On both sides; `Connection: close` closes the client's side only."""
     async with proxied(answering(OK)) as world:
         client = await world.client()
         for _ in range(3):
@@ -299,7 +299,7 @@ async def test_a_connection_serves_request_after_request() -> None:
 
 
 async def test_pipelined_requests_are_answered_in_order() -> None:
-    """Requests sent at once on one connection get their answers in the order of asking, bodies told apart."""
+    """Their bodies are kept apart."""
 
     async def script(peer: Peer) -> None:
         while True:
@@ -383,10 +383,10 @@ async def raw_problem(world: Proxied, request: bytes) -> tuple[int, str]:
     ],
     ids=range(32),
 )
-async def test_what_is_not_forwarded_is_answered_with_its_problem(
+async def test_refusals_are_problem_documents(
     request_bytes: bytes, expected: tuple[int, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each refusal has its own status and slug, reaches neither token nor API, and logs no traceback."""
+    """Each has its status and slug, needs neither token nor API, and logs no traceback."""
     async with proxied(answering(OK)) as world:
         assert await raw_problem(world, request_bytes) == expected
         assert world.source.journal == world.pacer.journal == []
@@ -394,7 +394,7 @@ async def test_what_is_not_forwarded_is_answered_with_its_problem(
 
 
 async def test_a_request_after_a_refusal_is_served_where_that_is_safe() -> None:
-    """A refused method leaves the connection usable; a request that could be read in two ways ends it."""
+    """A refused method leaves the connection usable, an ambiguous request closes it."""
     async with proxied(answering(OK)) as world:
         client = await world.client()
         assert problem(await client.ask(b"TRACE / HTTP/1.1")) == (403, "not-allowed")
@@ -408,8 +408,8 @@ async def test_a_request_after_a_refusal_is_served_where_that_is_safe() -> None:
         assert await other.ended()
 
 
-async def test_access_rules_are_asked_on_the_way() -> None:
-    """Key, method and path rules each refuse with their slug, and the key itself never goes up."""
+async def test_access_rules_are_enforced() -> None:
+    """Key, method and path rules each refuse with their slug, and the key is not forwarded."""
     rules = AccessRules(keys=(Secret("k"),), methods=("GET",), paths=("/v1/**",))
     async with proxied(answering(OK), rules=rules) as world:
         no_key = await world.ask(b"GET /v1/x HTTP/1.1")
@@ -456,8 +456,8 @@ async def test_an_access_key_is_never_forwarded_whatever_its_header_is_called() 
         assert request.all(b"Via") == [b"1.1 cfproxy-test"]
 
 
-async def test_a_base_path_stands_before_every_target_and_is_not_left() -> None:
-    """An upstream with a path gets every target below it."""
+async def test_a_base_path_precedes_every_target() -> None:
+    """And no target leaves it."""
     async with proxied(answering(OK), base_path=b"/base") as world:
         assert (await world.ask(b"GET /v1?x HTTP/1.1")).body == b"ok"
         assert problem(await world.ask(b"GET /%2e%2e/x HTTP/1.1")) == (400, "bad-target")
@@ -491,10 +491,10 @@ _TARGET = st.text("a/.%2e?&=:@[]|~;,", max_size=20).map(lambda text: b"/" + text
 
 @settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(_TARGET, _ANY_HEADERS), min_size=1, max_size=10))
-def test_whatever_comes_goes_to_our_origin_with_one_token(
+def test_any_request_is_sent_to_the_upstream_with_one_token(
     requests: list[tuple[bytes, list[tuple[bytes, bytes]]]],
 ) -> None:
-    """For any targets and headers the API sees its host, the client's target and one Authorization."""
+    """The API sees its own Host, the client's target and one Authorization."""
 
     async def run() -> None:
         async with proxied(answering(OK)) as world:
@@ -514,8 +514,8 @@ def test_whatever_comes_goes_to_our_origin_with_one_token(
     asyncio.run(run())
 
 
-async def test_server_timing_tells_where_the_time_went() -> None:
-    """Behind an option, since it is a header that the API did not send."""
+async def test_server_timing_shows_where_the_time_went() -> None:
+    """Only with the option, since the API did not send the header."""
     async with proxied(answering(reply("200 OK", b"{}")), server_timing=True) as world:
         answer = await world.ask(b"GET / HTTP/1.1")
         (value,) = answer.all(b"Server-Timing")
@@ -525,8 +525,8 @@ async def test_server_timing_tells_where_the_time_went() -> None:
         assert all(float(milliseconds) >= 0 for milliseconds in told.values())
 
 
-async def test_no_caller_can_invent_more_flows_than_there_are_places_in_a_queue() -> None:
-    """A program that changes its name with every request can't be everybody in the queue."""
+async def test_the_flows_of_one_caller_are_limited() -> None:
+    """A program that changes its User-Agent with every request can't fill the queue."""
     async with proxied(answering(OK)) as world:
         client = await world.client()
         world.pacer.at_once = False
@@ -537,7 +537,7 @@ async def test_no_caller_can_invent_more_flows_than_there_are_places_in_a_queue(
 
 @pytest.mark.parametrize("warm", [False, True])
 async def test_a_request_leaves_nothing_for_the_garbage_collector(warm: bool) -> None:
-    """A cycle a request would have the collector walk through everything again and again."""
+    """A reference cycle per request would make the collector run again and again."""
     async with proxied(answering(OK), warm=warm) as world:
         client = await world.client()
         gc.collect()
@@ -546,13 +546,13 @@ async def test_a_request_leaves_nothing_for_the_garbage_collector(warm: bool) ->
             for _ in range(5):
                 await client.ask(b"GET / HTTP/1.1")
             await until(lambda: not world.listener.in_flight)
-            assert sum(isinstance(one, Exchange) for one in gc.get_objects()) <= 1  # the latest, at most
+            assert sum(isinstance(one, Exchange) for one in gc.get_objects()) <= 1  # the latest one at most
         finally:
             gc.enable()
 
 
-async def test_who_shares_a_turn_is_a_program_of_a_caller_whatever_its_connections() -> None:
-    """Account, key or address, and program make a flow; connections, targets and forwarded names do not."""
+async def test_a_flow_is_one_program_of_one_caller() -> None:
+    """Account, key or address, and User-Agent make a flow; connection, target and other headers do not."""
     rules = AccessRules(keys=(Secret("a"), Secret("b")))
 
     async def flow_of(world: Proxied, *headers: bytes, target: bytes = b"/") -> Any:
@@ -567,7 +567,7 @@ async def test_who_shares_a_turn_is_a_program_of_a_caller_whatever_its_connectio
             world, b"Authorization: Bearer a", b"User-Agent: x", b"X-Forwarded-For: 1"
         )
         assert mine != await flow_of(world, b"X-Cfproxy-Key: b", b"User-Agent: x")
-        assert mine[0] == "default"  # the account, as the listener's own settings say
+        assert mine[0] == "default"  # the account of the listener's settings
     async with proxied(answering(OK)) as world:
         world.pacer.at_once = False
         flows = {await flow_of(world, b"User-Agent: %d" % number) for number in range(10)}

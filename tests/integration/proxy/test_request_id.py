@@ -1,4 +1,4 @@
-"""Request ids and traces on their way: up, back, into the problem document and the log line."""
+"""Request IDs and traces in forwarded requests, responses, problem documents and log lines."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def up(world: Proxied) -> Message:
     return world.origin.requests[-1]
 
 
-async def test_an_id_that_is_made_goes_up_and_back_and_into_the_line() -> None:
-    """So that the API's operators, the caller and the log speak of the same request."""
+async def test_a_generated_id_is_sent_in_both_directions_and_logged() -> None:
+    """The API's operators, the caller and the log use the same ID."""
     async with proxied(answering(OK), sends_id=True) as world:
         (made,) = (await world.ask(GET)).all(ID)
         assert up(world).all(ID) == [made]
@@ -29,8 +29,8 @@ async def test_an_id_that_is_made_goes_up_and_back_and_into_the_line() -> None:
         assert other != made
 
 
-async def test_a_callers_id_is_taken_over_as_it_came() -> None:
-    """And the trace passes untouched; the line has its id."""
+async def test_a_clients_id_is_used() -> None:
+    """The trace context passes unchanged, and its ID is logged."""
     async with proxied(answering(OK), sends_id=True) as world:
         answer = await world.ask(GET, b"x-request-id: callers-7", b"traceparent: " + TRACE)
         assert answer.all(ID) == [b"callers-7"]
@@ -49,23 +49,23 @@ async def test_a_callers_id_is_taken_over_as_it_came() -> None:
         (b"X_Request_Id: a", b"X-Request-Id: b c"),
     ],
 )
-async def test_an_id_that_is_none_is_replaced(headers: tuple[bytes, ...]) -> None:
-    """Under each of its spellings, so that nobody upstream reads another one than we logged."""
+async def test_an_invalid_id_is_replaced(headers: tuple[bytes, ...]) -> None:
+    """In every spelling, so that the API sees no other ID than the log."""
     async with proxied(answering(OK), sends_id=True) as world:
         (made,) = (await world.ask(GET, *headers)).all(ID)
         assert [v for n, v in up(world).headers if n.lower().replace(b"_", b"-") == b"x-request-id"] == [made]
 
 
-async def test_an_id_of_the_apis_own_passes_unchanged() -> None:
-    """What the API answered is what the caller gets."""
+async def test_an_id_from_the_api_passes_unchanged() -> None:
+    """It is part of the API's response."""
     answer = b"HTTP/1.1 200 OK\r\nX-Request-ID: theirs\r\nContent-Length: 0\r\n\r\n"
     async with proxied(answering(answer), sends_id=True) as world:
         assert (await world.ask(GET)).all(ID) == [b"theirs"]
         assert world.events[-1]["request_id"] != "theirs"
 
 
-async def test_our_own_answers_carry_it_in_header_and_document() -> None:
-    """`instance` is the same id that the log line has."""
+async def test_our_own_responses_carry_the_id_in_header_and_document() -> None:
+    """`instance` holds the ID that is logged."""
     rules = AccessRules(methods=("GET",))
     async with proxied(answering(OK), rules=rules, sends_id=True) as world:
         answer = await world.ask(b"DELETE /v1/jobs HTTP/1.1", b"X-Request-Id: callers-8")
@@ -75,7 +75,7 @@ async def test_our_own_answers_carry_it_in_header_and_document() -> None:
 
 
 async def test_ids_can_be_kept_out_of_the_headers() -> None:
-    """Then nothing is added in either direction, and a caller's id still is the line's."""
+    """Then nothing is added in either direction, but a client's ID is still logged."""
     async with proxied(answering(OK)) as world:
         assert (await world.ask(GET)).all(ID) == []
         assert up(world).all(ID) == []
@@ -83,8 +83,8 @@ async def test_ids_can_be_kept_out_of_the_headers() -> None:
         assert world.events[-1]["request_id"] == "callers-9"
 
 
-async def test_a_sample_leaves_out_ordinary_lines_only() -> None:
-    """Refusals, failures and what the API refused are always written."""
+async def test_sampling_drops_ordinary_log_lines_only() -> None:
+    """Refusals, failures and error responses of the API are always logged."""
     not_found = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
     async with proxied(answering(OK, not_found), keeps_line=lambda: False) as world:
         assert (await world.ask(GET)).status == 200

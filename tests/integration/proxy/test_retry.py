@@ -1,4 +1,4 @@
-"""The second try after a 401, on real sockets: the API gets the same bytes, or the client hears why not."""
+"""The retry after a 401, on real sockets."""
 
 from __future__ import annotations
 
@@ -38,10 +38,8 @@ BOTH = [b"Bearer token-1", b"Bearer token-2"]
     ],
     ids=["in memory", "spooled to a file", "chunked", "chunked 5 MB", "none"],
 )
-async def test_the_second_try_brings_the_identical_body(
-    headers: list[bytes], sent: bytes, body: bytes
-) -> None:
-    """After a refresh the API gets the same request with the new token; the client sees one answer."""
+async def test_the_retry_sends_the_identical_body(headers: list[bytes], sent: bytes, body: bytes) -> None:
+    """The API gets the same request with the new token, and the client one response."""
     async with proxied(answering(REFUSAL, OK), memory_bytes=64 * 1024) as world:
         answer = await world.ask(b"POST /x HTTP/1.1", *headers, body=sent)
         assert (answer.status, answer.body) == (200, b"ok")
@@ -53,8 +51,8 @@ async def test_the_second_try_brings_the_identical_body(
         assert world.events[-1]["retried"] is True
 
 
-async def test_after_an_early_401_the_rest_goes_up_with_the_second_try_only() -> None:
-    """An API that refuses before the body is through gets the whole of it once, not twice."""
+async def test_after_an_early_401_only_the_retry_sends_the_rest_of_the_body() -> None:
+    """An API that refuses early gets the whole body once."""
 
     async def script(peer: Peer) -> None:
         request = await peer.take_head()
@@ -63,7 +61,7 @@ async def test_after_an_early_401_the_rest_goes_up_with_the_second_try_only() ->
             await peer.send(REFUSAL)
             refused.set()
             while not await peer.ended():
-                request.body += b"?"  # bytes that came although they were not wanted any more
+                request.body += b"?"  # unwanted bytes arrived
             return
         await peer.read_body(request)
         await peer.send(OK)
@@ -84,8 +82,8 @@ async def test_after_an_early_401_the_rest_goes_up_with_the_second_try_only() ->
         assert tokens(world) == BOTH
 
 
-async def test_a_body_too_large_to_keep_passes_the_401_and_says_why() -> None:
-    """Above `retry.body_max` the API's 401 reaches the client, and Proxy-Status tells of the missed retry."""
+async def test_a_401_passes_if_the_body_is_too_large_to_replay() -> None:
+    """Above `retry.body_max`, Proxy-Status explains why there was no retry."""
     async with proxied(answering(REFUSAL), max_bytes=100) as world:
         answer = await world.ask(b"POST / HTTP/1.1", b"Content-Length: 101", body=b"x" * 101)
         assert (answer.status, answer.body) == (401, b"expired")
@@ -96,8 +94,8 @@ async def test_a_body_too_large_to_keep_passes_the_401_and_says_why() -> None:
         assert "replace token-1" not in world.source.journal
 
 
-async def test_a_second_401_passes_untouched() -> None:
-    """When the fresh token is refused too, the API's answer passes byte by byte and nothing loops."""
+async def test_a_second_401_passes_unchanged() -> None:
+    """If the fresh token is refused too, there is no further retry."""
     async with proxied(answering(REFUSAL)) as world:
         client = await world.client()
         await client.send(client.compose(b"GET / HTTP/1.1"))
@@ -106,8 +104,8 @@ async def test_a_second_401_passes_untouched() -> None:
         assert world.source.journal[-1] == "distrust token-2"
 
 
-async def test_with_retry_off_the_401_passes_untouched() -> None:
-    """`retry.unauthorized: false` makes the proxy a bystander."""
+async def test_with_retry_off_a_401_passes_unchanged() -> None:
+    """`retry.unauthorized: false`."""
     async with proxied(answering(REFUSAL), retry=False) as world:
         client = await world.client()
         await client.send(client.compose(b"GET / HTTP/1.1"))
@@ -120,8 +118,8 @@ async def ask_in_vain(world: Proxied) -> tuple[tuple[int, str], Message]:
     return problem(answer), answer
 
 
-async def test_a_401_without_another_token_is_answered_by_us() -> None:
-    """When a refresh fails for good, the client hears what to do instead of the API's 401."""
+async def test_a_401_becomes_a_problem_if_no_other_token_can_be_had() -> None:
+    """If the refresh fails for good, the client learns what to do."""
     async with proxied(answering(REFUSAL)) as world:
         world.source.replace_error = LoginRequired("run: cfproxy login")
         verdict, answer = await ask_in_vain(world)
@@ -131,7 +129,7 @@ async def test_a_401_without_another_token_is_answered_by_us() -> None:
 
 
 async def test_without_token_or_slot_nothing_reaches_the_api() -> None:
-    """A request is never sent without a token, nor out of turn."""
+    """A request is never sent without a token or a slot."""
     async with proxied(answering(OK)) as world:
         world.source.error = LoginRequired("run: cfproxy login")
         assert (await ask_in_vain(world))[0] == (503, "login-required")

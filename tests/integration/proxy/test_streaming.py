@@ -1,4 +1,4 @@
-"""Streams: nothing is collected, nobody is flooded, and a body is asked for only when it is wanted."""
+"""Streaming: nothing is buffered whole, back-pressure works, and bodies are requested only when wanted."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ HELD_BYTES = 24 * 1024 * 1024
 SMALL_BYTES = 64 * 1024
 
 
-async def test_a_slow_client_stops_the_api_and_gets_everything_in_the_end() -> None:
-    """While the client does not read the origin's writer stops: the answer is not piled up in memory."""
+async def test_a_slow_client_pauses_the_api_and_gets_everything() -> None:
+    """The response does not pile up in memory."""
     written = 0
 
     async def script(peer: Peer) -> None:
@@ -42,8 +42,8 @@ async def test_a_slow_client_stops_the_api_and_gets_everything_in_the_end() -> N
         assert written == PIECES * len(PIECE)
 
 
-async def test_a_slow_api_stops_the_client_and_gets_everything_in_the_end() -> None:
-    """While the API does not read, the client's upload stops: it is not piled up in memory."""
+async def test_a_slow_api_pauses_the_client_and_gets_everything() -> None:
+    """The upload does not pile up in memory."""
     begun, read_on = asyncio.Event(), asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -73,7 +73,7 @@ async def test_a_slow_api_stops_the_client_and_gets_everything_in_the_end() -> N
 
 
 async def test_events_arrive_one_by_one() -> None:
-    """Each server-sent event is with the client before the next one exists."""
+    """The client has each server-sent event before the next one exists."""
     seen = asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -98,8 +98,8 @@ async def test_events_arrive_one_by_one() -> None:
         assert await client.read_chunk() == b""
 
 
-async def test_upload_and_answer_may_overlap() -> None:
-    """An API that answers while it reads is heard at once, and the upload goes on."""
+async def test_upload_and_response_may_overlap() -> None:
+    """A response that starts early is relayed at once, and the upload continues."""
 
     async def script(peer: Peer) -> None:
         while (await peer.take_head()).method == b"POST":
@@ -127,7 +127,7 @@ EXPECT = b"Expect: 100-continue"
 
 
 def deciding(*statuses: bytes) -> Script:
-    """Answer each head with the next status; only 100 asks for the body, which is then answered with OK."""
+    """Answer each head with the next status; only 100 requests the body, which is then answered with OK."""
     left = list(statuses)
 
     async def script(peer: Peer) -> None:
@@ -144,8 +144,8 @@ def deciding(*statuses: bytes) -> Script:
     return script
 
 
-async def test_a_waiting_client_is_told_to_go_on_when_the_api_wants_the_body() -> None:
-    """The expectation goes up, the API's 100 Continue comes down once, and only then does the body go up."""
+async def test_100_continue_is_relayed_when_the_api_wants_the_body() -> None:
+    """The expectation is forwarded, and the body only after the API's 100 Continue."""
     async with proxied(deciding(b"100")) as world:
         client = await world.client()
         await client.send(client.compose(b"POST / HTTP/1.1", EXPECT, b"Content-Length: 2"))
@@ -155,8 +155,8 @@ async def test_a_waiting_client_is_told_to_go_on_when_the_api_wants_the_body() -
         assert world.origin.requests[0].body == b"ab"
 
 
-async def test_a_refusal_before_the_body_costs_no_upload() -> None:
-    """A 401 to a waiting request is followed by the second try before a byte of the body was fetched."""
+async def test_a_401_before_the_body_costs_no_upload() -> None:
+    """The request is retried before a byte of the body was requested."""
     async with proxied(deciding(b"401", b"100"), max_bytes=0) as world:
         client = await world.client()
         await client.send(client.compose(b"POST / HTTP/1.1", EXPECT, b"Content-Length: 2"))
@@ -168,7 +168,7 @@ async def test_a_refusal_before_the_body_costs_no_upload() -> None:
 
 
 async def test_a_refused_upload_is_never_sent() -> None:
-    """When the API says no at once the client gets that instead of 100 Continue, and keeps its body."""
+    """The client gets the API's refusal instead of 100 Continue."""
     async with proxied(deciding(b"401", b"401"), retry=False) as world:
         client = await world.client()
         await client.send(client.compose(b"POST / HTTP/1.1", EXPECT, b"Content-Length: 2"))
@@ -176,10 +176,10 @@ async def test_a_refused_upload_is_never_sent() -> None:
         assert (answer.status, answer.all(b"Connection")) == (401, [b"close"])
 
 
-async def test_an_api_that_knows_no_expectations_gets_the_body_after_a_while(
+async def test_an_api_without_100_continue_gets_the_body_after_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Silence means go on (RFC 9110 §10.1.1): the body is not held back for ever."""
+    """Its silence means that the client may continue (RFC 9110 §10.1.1)."""
     monkeypatch.setattr(upstream, "CONTINUE_S", 0.05)
     async with proxied(answering(OK)) as world:
         client = await world.client()
@@ -189,8 +189,8 @@ async def test_an_api_that_knows_no_expectations_gets_the_body_after_a_while(
         assert (await client.read_answer()).body == b"ok"
 
 
-async def test_a_waiting_client_is_not_told_to_go_on_while_its_request_queues() -> None:
-    """The body is not fetched before the request may leave."""
+async def test_100_continue_is_not_sent_while_the_request_queues() -> None:
+    """The body is not requested before the request may be sent."""
     async with proxied(deciding(b"100")) as world:
         world.pacer.gate.clear()
         client = await world.client()
@@ -202,8 +202,8 @@ async def test_a_waiting_client_is_not_told_to_go_on_while_its_request_queues() 
         assert (await head).status == 100
 
 
-async def test_a_refused_request_is_not_asked_for_its_body() -> None:
-    """The refusal comes instead of 100 Continue, and the connection ends: the body may or may not follow."""
+async def test_a_refused_request_gets_no_100_continue() -> None:
+    """The connection closes, since the body may or may not follow."""
     async with proxied(answering(OK)) as world:
         world.source.error = LoginRequired("x")
         for line in (b"POST / HTTP/1.1", b"POST http://x/ HTTP/1.1"):
@@ -215,8 +215,8 @@ async def test_a_refused_request_is_not_asked_for_its_body() -> None:
         assert world.origin.connections == 0
 
 
-async def test_without_a_body_nobody_is_told_to_go_on() -> None:
-    """An expectation without a body, or from HTTP/1.0, gets the answer alone."""
+async def test_without_a_body_there_is_no_100_continue() -> None:
+    """Nor for HTTP/1.0: the client gets the final response only."""
     async with proxied(answering(OK)) as world:
         assert (await world.ask(b"POST / HTTP/1.1", EXPECT, b"Content-Length: 0")).status == 200
         client = await world.client()
@@ -225,13 +225,13 @@ async def test_without_a_body_nobody_is_told_to_go_on() -> None:
 
 
 async def test_an_early_refusal_of_the_api_reaches_a_client_that_is_still_sending() -> None:
-    """A 413 in the middle of an upload arrives whole and announces the connection's end."""
+    """A 413 during an upload arrives whole and announces that the connection closes."""
 
     async def script(peer: Peer) -> None:
         await peer.take_head()
         await peer.send(reply("413 Content Too Large", b"no"))
         while not await peer.ended():
-            pass  # a server that hung up now would have its answer overtaken by the reset
+            pass  # closing now would reset the connection before the response arrives
 
     async def send_on(client: Client) -> None:
         with contextlib.suppress(ConnectionError):

@@ -1,4 +1,4 @@
-"""Who may call: the checks that keep web pages, neighbours and the wrong paths out."""
+"""Access rules: hosts, web origins, keys, users, methods and paths."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def host_passes(
         "[::1]:8080",
     ],
 )
-def test_every_name_of_this_machine_passes_with_the_right_port(host: str) -> None:
-    """Loopback names and addresses are ours, whichever one the client prefers."""
+def test_loopback_names_and_addresses_pass_with_the_right_port(host: str) -> None:
+    """Whichever of them the client uses."""
     assert host_passes(host)
 
 
@@ -65,25 +65,25 @@ def test_every_name_of_this_machine_passes_with_the_right_port(host: str) -> Non
         "٠",
     ],
 )
-def test_a_name_that_is_not_ours_is_refused(host: str) -> None:
-    """DNS rebinding, foreign names, wrong ports and malformed values end with 421."""
+def test_other_hosts_are_refused(host: str) -> None:
+    """DNS rebinding, foreign names, wrong ports and malformed values are answered with 421."""
     assert not host_passes(host)
 
 
-def test_the_address_that_was_dialled_is_ours() -> None:
-    """A client that dials the machine's own address may name it."""
+def test_the_local_address_of_the_connection_passes() -> None:
+    """A client that connects to one of the machine's addresses may use it in Host."""
     assert host_passes("192.168.1.5:8080", local="192.168.1.5")
     assert not host_passes("192.168.1.6:8080", local="192.168.1.5")
 
 
-def test_port_80_may_be_left_out() -> None:
-    """On the default port a client sends no port."""
+def test_port_80_may_be_omitted() -> None:
+    """Clients omit the default port."""
     assert host_passes("localhost", port=80)
     assert not host_passes("localhost", port=8080)
 
 
-def test_configured_hosts_pass_with_any_port_or_with_their_own() -> None:
-    """`access.hosts` allows a name on every port, or with a port only on that one."""
+def test_configured_hosts_pass_with_any_port_or_the_configured_one() -> None:
+    """A name in `access.hosts` is accepted with every port, or only with the port it names."""
     assert host_passes("Proxy.Studio:9", "proxy.studio")
     assert host_passes("proxy.studio:9", "Proxy.studio:9")
     assert not host_passes("proxy.studio:8", "proxy.studio:9")
@@ -91,12 +91,12 @@ def test_configured_hosts_pass_with_any_port_or_with_their_own() -> None:
 
 
 def test_a_malformed_host_never_matches_a_malformed_setting() -> None:
-    """Two values that can't be read are not thereby equal."""
+    """Two values that can't be parsed are not equal."""
     assert not host_passes("a b", "http://proxy.studio/", "")
 
 
-def test_no_host_and_unix_sockets_are_not_asked() -> None:
-    """HTTP/1.0 without Host and Unix sockets are beyond the reach of web pages."""
+def test_a_missing_host_and_unix_sockets_pass() -> None:
+    """Web pages can reach neither HTTP/1.0 without Host nor Unix sockets."""
     assert host_passes(None)
     assert host_passes("anything", port=None)
     for empty in ("", " \t"):
@@ -106,8 +106,8 @@ def test_no_host_and_unix_sockets_are_not_asked() -> None:
 
 @given(st.text(max_size=12), st.none() | st.integers(0, 99999))
 @example("ü", 1)
-def test_reading_a_host_never_fails(name: str, port: int | None) -> None:
-    """Any value is either split into a plain lower-case name and its port, or gives no name."""
+def test_splitting_a_host_never_fails(name: str, port: int | None) -> None:
+    """Any value yields a lower-case name and a port, or no name."""
     host = name if port is None else f"{name}:{port}"
     split_name, split_port = split_host(host)
     assert split_name == split_name.lower()
@@ -129,7 +129,7 @@ def origin_passes(*headers: tuple[bytes, bytes], origins: tuple[str, ...] = ()) 
 
 
 def test_programs_and_own_pages_pass() -> None:
-    """No Origin, our own Origin, and what Fetch Metadata calls `same-origin` or `none` pass."""
+    """No Origin, the listener's own Origin, and Fetch Metadata's `same-origin` and `none` pass."""
     assert origin_passes()
     assert origin_passes((b"Origin", b"HTTP://localhost:8080"), (b"Sec-Fetch-Site", b"same-origin"))
     assert origin_passes((b"sec-fetch-site", b"none"))
@@ -139,18 +139,18 @@ def test_programs_and_own_pages_pass() -> None:
     "origin", [b"https://evil.example", b"null", b"", b"http://localhost:8081", b"http://localhost"]
 )
 def test_a_foreign_origin_is_refused(origin: bytes) -> None:
-    """A page of another site, port or scheme can't drive the proxy."""
+    """A page of another site, port or scheme can't use the proxy."""
     assert not origin_passes((b"oRiGiN", origin))
 
 
 @pytest.mark.parametrize("site", [b"cross-site", b"Same-Site", b" cross-site "])
 def test_cross_site_requests_without_origin_are_refused(site: bytes) -> None:
-    """Image tags and links carry no Origin, but Sec-Fetch-Site tells on them."""
+    """Images and links send no Origin, but Sec-Fetch-Site gives them away."""
     assert not origin_passes((b"Sec-Fetch-Site", site))
 
 
-def test_listed_origins_pass_and_one_listed_does_not_vouch_for_another() -> None:
-    """`access.origins` opens to exactly the sites that it names."""
+def test_listed_origins_pass_and_none_beside_them() -> None:
+    """`access.origins` allows exactly the origins it lists, even if a request carries two."""
     listed = ("https://app.studio",)
     site = (b"Sec-Fetch-Site", b"cross-site")
     assert origin_passes((b"Origin", b"https://APP.studio"), site, origins=listed)
@@ -170,13 +170,13 @@ def basic(pair: str) -> bytes:
     return b"basic " + base64.b64encode(pair.encode())
 
 
-def test_without_keys_nobody_is_asked_for_one() -> None:
-    """A loopback listener needs no key unless keys are configured."""
+def test_without_configured_keys_none_is_required() -> None:
+    """A loopback listener needs no key by default."""
     assert key_in(keys=()) is None
 
 
-def test_a_key_is_taken_from_any_field_that_a_tool_offers() -> None:
-    """The key works as X-Cfproxy-Key, as Basic password with any user, and as Bearer token."""
+def test_a_key_is_accepted_in_three_places() -> None:
+    """As X-Cfproxy-Key, as Basic password with any user, and as Bearer token."""
     value = KEY.reveal().encode()
     for header in (
         (b"x-CFPROXY-key", b" " + value),
@@ -200,15 +200,15 @@ def test_a_key_is_taken_from_any_field_that_a_tool_offers() -> None:
         (b"X-Cfproxy-Key", b"\xff\xfe"),
     ],
 )
-def test_no_key_or_a_wrong_one_is_refused(header: tuple[bytes, bytes]) -> None:
-    """Wrong, empty, misplaced and undecodable keys are all answered alike."""
+def test_a_missing_or_wrong_key_is_refused(header: tuple[bytes, bytes]) -> None:
+    """Wrong, empty, misplaced and undecodable keys get the same answer."""
     with pytest.raises(KeyRequired) as caught:
         key_in(header)
     assert "s3cret" not in str(caught.value)
 
 
-def test_two_different_keys_are_refused_and_one_sent_twice_is_one() -> None:
-    """Two keys may lead to two accounts: neither is chosen for the caller."""
+def test_two_different_keys_are_refused_but_one_may_be_sent_twice() -> None:
+    """Two keys may select two accounts, and the proxy chooses neither."""
     other, twice = (b"X-Cfproxy-Key", b"other"), (b"Authorization", basic(f"u:{KEY.reveal()}"))
     mine = (b"X-Cfproxy-Key", KEY.reveal().encode())
     assert key_in(mine, twice) == KEY
@@ -218,7 +218,7 @@ def test_two_different_keys_are_refused_and_one_sent_twice_is_one() -> None:
 
 
 def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each candidate is compared with each key, as digests of one length, by `hmac.compare_digest`."""
+    """Each candidate is compared with each key by `hmac.compare_digest`, as digests of equal length."""
     seen = []
 
     def compare(one: bytes, other: bytes) -> bool:
@@ -254,7 +254,7 @@ def test_a_header_value_that_is_an_access_key_is_recognised(value: bytes) -> Non
 @example(b"Bearer Bearer " + KEY.reveal().encode())
 @example(b"Basic /w==")
 def test_no_other_value_is_taken_for_an_access_key(value: bytes) -> None:
-    """Ordinary headers pass, whatever bytes they hold."""
+    """Ordinary headers pass, whatever bytes they contain."""
     assert not carries_key(value, frozenset(AccessRules(keys=(KEY,)).key_digests))
 
 
@@ -262,7 +262,7 @@ def test_no_other_value_is_taken_for_an_access_key(value: bytes) -> None:
 
 
 def test_only_listed_users_pass() -> None:
-    """Without a list whoever can open the socket passes; with one, nobody whom the kernel does not name."""
+    """Without a list every user passes; with one, an unknown user does not."""
     AccessRules().check_user(None)
     rules = AccessRules(uids=frozenset({7}))
     rules.check_user(7)
@@ -282,8 +282,8 @@ def path_passes(target: bytes, *paths: str) -> bool:
     return True
 
 
-def test_methods_are_those_listed() -> None:
-    """`access.methods` lets exactly its methods through; an empty list lets all."""
+def test_only_listed_methods_are_allowed() -> None:
+    """An empty `access.methods` allows all methods."""
     AccessRules().check_target("FOO", b"/")
     AccessRules(methods=("GET",)).check_target("GET", b"/")
     for method in ("POST", "get"):
@@ -292,21 +292,21 @@ def test_methods_are_those_listed() -> None:
 
 
 def test_patterns_match_whole_paths() -> None:
-    """`*` stays within a segment, `**` crosses them, the query does not count."""
+    """`*` stays within a segment, `**` crosses segments, and the query is ignored."""
     assert path_passes(b"/v1/jobs/7?x=/..", "/v1/jobs/*")
     assert path_passes(b"/v1/a/b/c", "/v1/**")
     for target in (b"/v1/jobs", b"/v1/jobs/7/steps", b"/x/v1/jobs/7", b"/v1/jobsX7", b"/V1/jobs/7"):
         assert not path_passes(target, "/v1/jobs/*")
 
 
-def test_a_denial_ends_where_its_path_ends() -> None:
-    """What only begins like a denied path is another path."""
+def test_a_denial_matches_the_whole_path() -> None:
+    """A path that only starts like a denied one is allowed."""
     for path in (b"/v1/adminx", b"/v1/admin/x", b"/xv1/admin", b"/v1"):
         AccessRules(paths=("!/v1/admin",)).check_target("GET", path)
 
 
-def test_a_denial_beats_permission_and_stands_alone() -> None:
-    """`!` denies whatever else allows; with denials only, the rest is allowed."""
+def test_a_denial_overrides_permissions_and_works_alone() -> None:
+    """With denials only, everything else is allowed."""
     rules = ("/v1/**", "!/v1/secret/**")
     assert [path_passes(t, *rules) for t in (b"/v1/x", b"/v1/secret/x", b"/v2/x")] == [True, False, False]
     assert [path_passes(t, "!/v1/secret/**") for t in (b"/v2", b"/v1/secret/x")] == [True, False]
@@ -323,13 +323,13 @@ def test_a_denial_beats_permission_and_stands_alone() -> None:
         "/v1/\u017fecret".encode(),  # a long s, which is an S in capitals
     ],
 )
-def test_no_spelling_gets_round_a_denial(target: bytes) -> None:
-    """A denied path stays denied percent-encoded, in another case and with a final slash."""
+def test_no_spelling_circumvents_a_denial(target: bytes) -> None:
+    """Percent-encoding, letter case and a final slash make no difference."""
     assert not path_passes(target, "!/v1/secret")
 
 
-def test_a_permission_holds_for_the_path_that_the_api_reads() -> None:
-    """Permitted paths are compared decoded, so an encoded letter neither helps nor harms."""
+def test_permitted_paths_are_compared_decoded() -> None:
+    """Encoding a letter makes no difference."""
     assert path_passes(b"/v1/%6aobs", "/v1/jobs")
     assert path_passes(b"/v1/a%20b", "/v1/a b")
     assert path_passes(b"/v1/a%20b", "/v1/a%20b")
@@ -358,8 +358,8 @@ def test_a_permission_holds_for_the_path_that_the_api_reads() -> None:
         b"/v1/\xff",
     ],
 )
-def test_paths_with_two_readings_are_refused_while_there_are_rules(target: bytes) -> None:
-    """The filter must see the path that the API sees; without rules there is nothing to get round."""
+def test_ambiguous_paths_are_refused_while_there_are_path_rules(target: bytes) -> None:
+    """The rules must see the path as the API reads it; without rules, ambiguous paths pass."""
     with pytest.raises(BadTarget):
         path_passes(target, "/**")
     assert path_passes(target)
@@ -373,8 +373,8 @@ _PATH = st.lists(st.text("abAé%", min_size=1, max_size=3), min_size=1, max_size
 
 
 @given(_PATTERN, _PATH)
-def test_a_denied_path_is_denied_by_whatever_comes_beside_it(pattern: str, path: str) -> None:
-    """No further rule can open what a `!` rule shuts, and `/**` alone opens everything."""
+def test_no_further_rule_allows_a_denied_path(pattern: str, path: str) -> None:
+    """A `!` rule always wins, and `/**` alone allows everything."""
     target = path.encode()
     assert path_passes(target, "/**")
     if not path_passes(target, f"!{pattern}"):
@@ -382,8 +382,8 @@ def test_a_denied_path_is_denied_by_whatever_comes_beside_it(pattern: str, path:
 
 
 @given(_PATH, st.data())
-def test_encoding_letters_changes_no_verdict(path: str, data: st.DataObject) -> None:
-    """However much of a path is percent-encoded, a rule says the same about it."""
+def test_encoding_letters_never_changes_the_decision(path: str, data: st.DataObject) -> None:
+    """However much of a path is percent-encoded."""
     raw = re.sub(rb"%61", b"a", path.encode())
     encoded = b"".join(
         b"%%%02x" % byte if byte != ord("/") and data.draw(st.booleans()) else bytes([byte]) for byte in raw
@@ -393,8 +393,8 @@ def test_encoding_letters_changes_no_verdict(path: str, data: st.DataObject) -> 
 
 
 @pytest.mark.parametrize("name", [b"X-HTTP-Method-Override", b"x_http_method", b"X-Method-Override"])
-def test_a_header_cannot_get_round_the_allowed_methods(name: bytes) -> None:
-    """Some servers take the method from a header; while methods are restricted none may name one."""
+def test_a_header_cannot_override_the_allowed_methods(name: bytes) -> None:
+    """Some servers take the method from a header; while methods are restricted, such headers are refused."""
     with pytest.raises(NotAllowed):
         AccessRules(methods=("GET",)).check_target("GET", b"/", [(name, b"DELETE")])
     AccessRules().check_target("GET", b"/", [(name, b"DELETE")])

@@ -1,4 +1,4 @@
-"""Path rules against servers that read a path in ways of their own: none of them is led past a denial."""
+"""Path rules against servers that interpret paths in unusual ways: none can be led past a denial."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def decoded(path: str) -> str:
 
 
 def readings(target: bytes) -> set[str]:
-    """Every path that a server might take the target for: decoded once or twice, steps before and after."""
+    """Return every path that a server might read: decoded once or twice, dots resolved before or after."""
     raw = target.partition(b"?")[0].decode("utf-8", "replace")
     found = set()
     for count in range(len(STEPS) + 1):
@@ -92,8 +92,8 @@ _TARGET = st.lists(_PIECE, max_size=8).map(lambda parts: ("/v1/" + "".join(parts
 @example(b"/v1/%252e%252e/v1/secret")
 @example(b"/v1/secret%00")
 @example("/v1/\u017fecret".encode())
-def test_no_server_reads_a_denied_path_out_of_one_that_passed(target: bytes) -> None:
-    """What goes up despite a denial is no denied path in anybody's reading; and it goes up as it came."""
+def test_no_server_can_read_a_denied_path_from_a_forwarded_target(target: bytes) -> None:
+    """A target that passes a denial is forwarded unchanged and reads as no denied path in any server."""
     out = sent(target, DENIED)
     if out is not None:
         assert out == target
@@ -105,8 +105,8 @@ def test_no_server_reads_a_denied_path_out_of_one_that_passed(target: bytes) -> 
 @settings(max_examples=examples(300))
 @given(_TARGET)
 @example(b"/v1/jobs/../secret")
-def test_no_server_reads_another_path_out_of_one_that_is_allowed(target: bytes) -> None:
-    """Nor does an allowed path become one that is not."""
+def test_no_server_can_read_a_path_outside_the_allowed_ones(target: bytes) -> None:
+    """An allowed target never reads as a path that is not allowed."""
     out = sent(target, ALLOWED)
     if out is not None:
         for path in readings(out):

@@ -1,4 +1,4 @@
-"""What browsers are told about pages of other origins."""
+"""Cross-origin resource sharing: preflights and CORS headers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ LISTED = ("https://app.studio",)
 ASK = ((b"Origin", PAGE), (b"Access-Control-Request-Method", b"PUT"))
 
 
-def test_one_listed_origin_is_listed() -> None:
-    """It is given back as the browser wrote it; any other, a second one, or none is not."""
+def test_a_listed_origin_is_returned_as_sent() -> None:
+    """Any other origin, a second one, or none gives nothing."""
     assert listed_origin([(b"oRiGiN", PAGE)], LISTED) == PAGE
     for headers in ([], [(b"Origin", b"https://evil")], [(b"Origin", PAGE)] * 2, [(b"Origin", b"null")]):
         assert listed_origin(headers, LISTED) is None
@@ -29,8 +29,8 @@ def test_a_preflight_is_an_options_request_with_two_headers_from_a_listed_origin
     assert preflight_origin(b"OPTIONS", ASK, ()) is None
 
 
-def test_a_preflight_is_told_what_it_asked_for() -> None:
-    """Origin, method and headers are named, credentials allowed, and caches told what it depends on."""
+def test_a_preflight_gets_what_it_asks_for() -> None:
+    """Its origin, method and headers are allowed, with credentials, and `Vary` names what it depends on."""
     wanted = (b"Access-Control-Request-Headers", b"content-type, x-cfproxy-key")
     answer = dict(render_preflight((*ASK, wanted), PAGE, ()))
     assert answer == {
@@ -44,8 +44,8 @@ def test_a_preflight_is_told_what_it_asked_for() -> None:
     }
 
 
-def test_a_preflight_is_told_the_allowed_methods() -> None:
-    """With `access.methods` these are named, whichever was asked for."""
+def test_a_preflight_gets_the_allowed_methods() -> None:
+    """With `access.methods` these are named, whichever was requested."""
     assert dict(render_preflight(ASK, PAGE, ("GET", "HEAD")))[b"Access-Control-Allow-Methods"] == b"GET, HEAD"
 
 
@@ -58,21 +58,21 @@ def test_a_preflight_is_told_the_allowed_methods() -> None:
         (b"Access-Control-Request-Private-Network", b"false"),
     ],
 )
-def test_what_is_no_list_of_names_is_not_repeated(header: tuple[bytes, bytes]) -> None:
-    """Nothing malformed comes back in an answer of ours."""
+def test_malformed_lists_of_names_are_not_echoed(header: tuple[bytes, bytes]) -> None:
+    """Nothing malformed is copied into a response."""
     answer = dict(render_preflight((*ASK, header), PAGE, ()))
     assert b"Access-Control-Allow-Headers" not in answer
     assert b"Access-Control-Allow-Private-Network" not in answer
 
 
-def test_a_listed_page_on_the_internet_may_reach_into_the_private_network() -> None:
-    """Private Network Access asks once more, and a listed origin gets its yes."""
+def test_private_network_access_is_granted_to_a_listed_origin() -> None:
+    """Its preflight carries one more request header, and gets the matching response header."""
     answer = dict(render_preflight((*ASK, (b"access-control-request-private-network", b"true")), PAGE, ()))
     assert answer[b"Access-Control-Allow-Private-Network"] == b"true"
 
 
-def test_the_upstream_s_word_is_replaced() -> None:
-    """An answer names one origin at most, and never one that the upstream chose."""
+def test_the_upstreams_cors_headers_are_replaced() -> None:
+    """A response names one origin at most, and never one that the upstream chose."""
     upstream = [(name.title(), b"*") for name in sorted(CORS_ANSWERS)]
     headers = [*upstream, (b"ETag", b"x"), (b"Set-Cookie", b"a=b"), (b"Vary", b"Accept")]
     assert with_cors(headers, None, ()) == [(b"ETag", b"x"), (b"Set-Cookie", b"a=b"), (b"Vary", b"Accept")]
@@ -83,7 +83,7 @@ def test_the_upstream_s_word_is_replaced() -> None:
     assert got[-1] == (b"Vary", b"Origin")
 
 
-def test_caches_tell_requests_apart_where_origins_are_listed() -> None:
-    """An answer to a program must not be shown to a page, nor the other way round."""
+def test_responses_vary_by_origin_where_origins_are_listed() -> None:
+    """A cached response for a program must not be used for a page, nor the other way round."""
     assert with_cors([], None, LISTED) == [(b"Vary", b"Origin")]
     assert with_cors([], None, ()) == []

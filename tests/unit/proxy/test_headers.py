@@ -1,4 +1,4 @@
-"""What passes between client and API, byte by byte."""
+"""Request and response headers, trailers and targets, byte by byte."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ V11, V10 = (1, 1), (1, 0)
 
 
 def sent_up(*headers: Header, framing: Framing = NO_BODY) -> list[Header]:
-    """Return the header lines that go up, but for Host and Via of ours."""
+    """Return the forwarded header lines, except our own Host and Via."""
     lines = build_request_headers(headers, ORIGIN, framing).split(b"\r\n")
     assert lines[0] == b"Host: gateway.example"
     assert lines[-2:] == [b"Via: 1.1 cfproxy-me", b""]
@@ -45,31 +45,31 @@ def location(value: bytes, origin: Origin = ORIGIN, caller: bytes = CALLER) -> b
     return given_value
 
 
-# --- headers up ---------------------------------------------------------------------------
+# --- request headers ----------------------------------------------------------------------
 
 
-def test_headers_go_up_in_order_with_case_duplicates_and_high_bytes() -> None:
-    """Order, letter case, repeated names and bytes outside ASCII reach the API as they were sent."""
+def test_request_headers_keep_order_case_duplicates_and_high_bytes() -> None:
+    """The API gets them as they were sent."""
     headers = [(b"x-B", b"1"), (b"X-a", b"gr\xc3\xbc\xff"), (b"x-b", b"2"), (b"Accept", b""), (b"x-B", b"1")]
     assert sent_up(*headers) == headers
 
 
 @pytest.mark.parametrize("name", sorted(OWNED - {b"via"} | {b"x-forwarded-for", b"x-forwarded-anything"}))
-def test_no_spelling_of_a_header_of_ours_goes_up(name: bytes) -> None:
-    """The client's word about identity, origin or access keys never reaches the API, underscores included."""
+def test_no_spelling_of_a_reserved_header_is_forwarded(name: bytes) -> None:
+    """Headers about identity, origin or access keys are ours to send, and underscores don't help."""
     for spelling in (name, name.title(), name.upper(), name.replace(b"-", b"_")):
         assert sent_up((spelling, b"forged")) == []
 
 
 @pytest.mark.parametrize("name", sorted(HOP_BY_HOP))
-def test_hop_by_hop_headers_end_here_in_both_directions(name: bytes) -> None:
-    """What belongs to one connection is not carried over to the next (RFC 9110 §7.6.1)."""
+def test_hop_by_hop_headers_are_dropped_in_both_directions(name: bytes) -> None:
+    """They belong to one connection (RFC 9110 §7.6.1)."""
     assert sent_up((name.title(), b"x")) == []
     assert came_down((name.title(), b"x")) == []
 
 
-def test_headers_that_connection_lists_end_here_in_both_directions() -> None:
-    """`Connection: X-Mine` makes X-Mine a header of that connection only, in any spelling."""
+def test_headers_listed_in_connection_are_dropped_in_both_directions() -> None:
+    """`Connection: X-Mine` makes X-Mine hop-by-hop, in any spelling."""
     headers = [
         (b"Connection", b"close, x-mine"),
         (b"X-Mine", b"1"),
@@ -81,21 +81,21 @@ def test_headers_that_connection_lists_end_here_in_both_directions() -> None:
     assert came_down(*headers) == [(b"x-other", b"2")]
 
 
-def test_connection_cannot_strip_the_framing() -> None:
-    """A client that lists Content-Length as hop-by-hop does not get a body without a length through."""
+def test_connection_cannot_remove_the_framing() -> None:
+    """A client that lists Content-Length as hop-by-hop does not get a body through without a length."""
     headers = [(b"Connection", b"content-length, authorization, host"), (b"Content-Length", b"3")]
     assert sent_up(*headers, framing=Framing(3, chunked=False)) == [(b"Content-Length", b"3")]
 
 
-def test_content_length_goes_up_as_parsed_under_the_name_it_came_with() -> None:
-    """A length with leading zeros goes up as the number that was read from it."""
+def test_content_length_is_forwarded_as_parsed_under_its_own_spelling() -> None:
+    """Leading zeros are dropped, the letter case of the name is kept."""
     assert sent_up((b"content-LENGTH", b"007"), framing=Framing(7, chunked=False)) == [
         (b"content-LENGTH", b"7")
     ]
 
 
-def test_chunked_is_written_by_us_and_never_copied() -> None:
-    """A chunked body goes up under our own Transfer-Encoding line, once."""
+def test_transfer_encoding_is_written_anew() -> None:
+    """A chunked body gets exactly one Transfer-Encoding line."""
     headers = [(b"transfer-encoding", b"Chunked"), (b"X", b"1")]
     assert sent_up(*headers, framing=Framing(None, chunked=True)) == [
         (b"X", b"1"),
@@ -103,8 +103,8 @@ def test_chunked_is_written_by_us_and_never_copied() -> None:
     ]
 
 
-def test_via_is_appended_to_the_path_so_far() -> None:
-    """Our pseudonym comes last in Via, after the proxies before us (RFC 9110 §7.6.3)."""
+def test_our_pseudonym_is_appended_to_via() -> None:
+    """After those of the proxies before us (RFC 9110 §7.6.3)."""
     lines = build_request_headers([(b"Via", b"1.0 a"), (b"via", b"1.1 b")], ORIGIN, NO_BODY)
     assert lines.endswith(b"\r\nVia: 1.0 a, 1.1 b, 1.1 cfproxy-me\r\n")
 
@@ -137,7 +137,7 @@ _TARGETS = st.binary(max_size=40).map(lambda raw: b"/" + raw) | st.sampled_from(
 def test_no_request_changes_the_origin_or_smuggles_a_reserved_header(
     target: bytes, headers: list[Header]
 ) -> None:
-    """Whatever target and headers come, the API's host stays ours and no reserved header survives."""
+    """Whatever the target and headers, the host stays the API's and no reserved header survives."""
     try:
         target_sent = build_request_target(target, b"/base")
     except BadTarget:
@@ -181,7 +181,7 @@ def test_end_to_end_headers_survive_among_any_others(free: list[Header], others:
         b"/\xff",
     ],
 )
-def test_a_path_goes_up_byte_by_byte(target: bytes) -> None:
+def test_targets_are_forwarded_unchanged(target: bytes) -> None:
     """No byte of a path or query is normalised, decoded or encoded."""
     assert build_request_target(target, b"") == target
 
@@ -205,8 +205,8 @@ def test_a_path_goes_up_byte_by_byte(target: bytes) -> None:
         b"/a\r\nX: y",
     ],
 )
-def test_a_target_that_is_no_plain_path_is_refused(target: bytes) -> None:
-    """Whole URLs, authorities, `*` and bytes that two readers could take differently are not forwarded."""
+def test_a_target_that_is_not_a_path_is_refused(target: bytes) -> None:
+    """Neither URLs, authorities, `*` nor ambiguous bytes are forwarded."""
     with pytest.raises(BadTarget):
         build_request_target(target, b"")
 
@@ -227,7 +227,7 @@ def test_a_target_that_is_no_plain_path_is_refused(target: bytes) -> None:
     ],
 )
 def test_no_target_leaves_the_base_path(target: bytes) -> None:
-    """An upstream with a base path refuses dot segments, encoded or not: they would lead out of it."""
+    """An upstream with a base path refuses dot segments, encoded or not, which would lead out of it."""
     with pytest.raises(BadTarget):
         build_request_target(target, b"/base")
 
@@ -238,7 +238,7 @@ def test_dots_that_are_no_segment_pass_below_a_base_path(target: bytes) -> None:
     assert build_request_target(target, b"/base") == b"/base" + target
 
 
-# --- what is refused ----------------------------------------------------------------------
+# --- refusals -----------------------------------------------------------------------------
 
 
 def check(method: str, *headers: Header, version: tuple[int, int] = V11, host: bool = True) -> None:
@@ -246,8 +246,8 @@ def check(method: str, *headers: Header, version: tuple[int, int] = V11, host: b
     check_fields(version, [*([(b"Host", b"h")] if host else []), *headers], b"cfproxy-me")
 
 
-def test_http_1_1_wants_one_host_and_http_1_0_at_most_one() -> None:
-    """A missing or repeated Host is refused (RFC 9112 §3.2); HTTP/1.0 may go without."""
+def test_http_1_1_needs_one_host_and_http_1_0_at_most_one() -> None:
+    """A missing or repeated Host is refused (RFC 9112 §3.2); HTTP/1.0 may omit it."""
     check("GET")
     check("GET", version=V10, host=False)
     with pytest.raises(BadTarget):
@@ -259,25 +259,25 @@ def test_http_1_1_wants_one_host_and_http_1_0_at_most_one() -> None:
 
 @pytest.mark.parametrize("byte", [*range(9), *range(10, 32), 127])
 def test_control_bytes_in_a_header_are_refused(byte: int) -> None:
-    """A control byte in a value is not forwarded: some reader takes it for the end of the line."""
+    """Some servers take a control byte for the end of the line."""
     with pytest.raises(BadTarget):
         check("GET", (b"X", b"a" + bytes([byte]) + b"b"))
 
 
-def test_tabs_and_high_bytes_in_a_header_are_not_refused() -> None:
-    """A tab and bytes outside ASCII are legal in a value."""
+def test_tabs_and_high_bytes_in_a_header_are_accepted() -> None:
+    """Both are legal in a value."""
     check("GET", (b"X", b"a\tb\x80\xff"))
 
 
 @pytest.mark.parametrize("name", [b"", b"a b", b"a:", b"a\xff", b"a\r\nb", b"(a)"])
 def test_header_names_that_are_no_tokens_are_refused(name: bytes) -> None:
-    """A header name is a token and nothing else (RFC 9110 §5.1)."""
+    """A header name is a token (RFC 9110 §5.1)."""
     with pytest.raises(BadTarget):
         check("GET", (name, b"x"))
 
 
 def test_connect_trace_upgrade_and_loops_are_refused() -> None:
-    """Tunnels, echoes of the token, protocol switches and our own requests coming back are turned down."""
+    """Tunnels, echoes of the token, protocol switches and forwarding loops."""
     for method, headers, refusal in (
         ("CONNECT", [], BadTarget),
         ("TRACE", [], NotAllowed),
@@ -293,7 +293,7 @@ def test_connect_trace_upgrade_and_loops_are_refused() -> None:
 
 
 def test_framing_is_read_from_one_header() -> None:
-    """A body is announced by one Content-Length or by one `chunked`."""
+    """Either one Content-Length or one `Transfer-Encoding: chunked` delimits a body."""
     assert read_framing(V11, []) == NO_BODY
     assert read_framing(V11, [(b"content-length", b" 12 ")]) == Framing(12, chunked=False)
     assert read_framing(V11, [(b"TRANSFER-encoding", b"Chunked")]) == Framing(None, chunked=True)
@@ -326,27 +326,27 @@ def test_only_a_length_above_zero_or_chunks_make_a_body() -> None:
         [(b"TRANSFER_ENCODING", b"chunked")],
     ],
 )
-def test_framing_that_could_be_read_in_two_ways_is_refused(headers: list[Header]) -> None:
-    """Two lengths, a length beside chunks, or look-alikes: the door of request smuggling stays shut."""
+def test_ambiguous_framing_is_refused(headers: list[Header]) -> None:
+    """Two lengths, a length beside chunks, or look-alike names would allow request smuggling."""
     with pytest.raises(BadTarget):
         read_framing(V11, headers)
 
 
 def test_http_1_0_has_no_chunks() -> None:
-    """Chunked transfer does not exist in HTTP/1.0 (RFC 9112 §6.1)."""
+    """Chunked transfer coding does not exist in HTTP/1.0 (RFC 9112 §6.1)."""
     with pytest.raises(BadTarget):
         read_framing(V10, [(b"Transfer-Encoding", b"chunked")])
 
 
-# --- headers down -------------------------------------------------------------------------
+# --- response headers ---------------------------------------------------------------------
 
 
 def test_a_redirect_to_the_api_leads_through_the_proxy() -> None:
-    """A Location that names the API's own origin is rewritten to the address that the client called."""
+    """A Location on the API's origin is rewritten to the address that the client used."""
     for ours in (
         b"https://gateway.example/v1?a#b",
         b"HTTPS://Gateway.Example:443/v1?a#b",
-        b"//Gateway.example/v1?a#b",  # of the API's scheme, which is not the one that the client speaks
+        b"//Gateway.example/v1?a#b",  # takes the API's scheme, not the client's
     ):
         assert location(ours) == b"http://localhost:8080/v1?a#b"
     assert location(b"https://gateway.example") == CALLER + b"/"
@@ -370,13 +370,13 @@ def test_a_redirect_to_the_api_leads_through_the_proxy() -> None:
         b"mailto:a@b",
     ],
 )
-def test_a_redirect_elsewhere_is_untouched(value: bytes) -> None:
-    """Locations of other origins and relative ones pass as they came."""
+def test_other_redirects_are_unchanged(value: bytes) -> None:
+    """Locations on other origins and relative ones pass."""
     assert location(value) == value
 
 
-def test_the_base_path_is_taken_off_redirects() -> None:
-    """With a base path, a Location inside it loses it, and one outside of it leads to the API itself."""
+def test_the_base_path_is_removed_from_redirects() -> None:
+    """A Location outside the base path leads to the API itself."""
     for base in (b"https://gateway.example/base", b"/base"):
         caller = CALLER if base.startswith(b"https") else b""
         assert location(base + b"/v1?x", BASED) == caller + b"/v1?x"
@@ -389,21 +389,21 @@ def test_the_base_path_is_taken_off_redirects() -> None:
 
 
 def test_a_redirect_inside_the_base_path_never_names_another_host() -> None:
-    """`//evil` behind the base path is a path there, and must not become an authority here."""
+    """`//evil` behind the base path is a path, and must not become an authority."""
     for path in (b"//evil.example/x", b"/\\evil.example/x"):
         assert location(b"/base" + path, BASED) == CALLER + path
         assert location(b"/base" + path, BASED, caller=b"") == b"/." + path
 
 
 def test_a_caller_without_host_gets_a_relative_redirect() -> None:
-    """HTTP/1.0 without Host leaves nothing to name us by: the Location becomes a path."""
+    """HTTP/1.0 without Host leaves our address unknown, so the Location becomes a path."""
     assert location(b"https://gateway.example/v1?x", caller=b"") == b"/v1?x"
     assert location(b"https://gateway.example?x", caller=b"") == b"/?x"
     assert location(b"https://gateway.example", caller=b"") == b"/"
 
 
 def test_a_cookie_loses_the_apis_domain_and_nothing_else() -> None:
-    """`Domain=` names the API's host, for which the client would refuse the cookie; all else stays."""
+    """The client would reject a cookie for the API's `Domain`."""
     cookies = [
         (b"Set-Cookie", b"a=1; Domain=gateway.example; Path=/; Secure"),
         (b"set-cookie", b"domain=x;DOMAIN = .example"),
@@ -416,8 +416,8 @@ def test_a_cookie_loses_the_apis_domain_and_nothing_else() -> None:
     ]
 
 
-def test_cookies_of_the_admin_page_stay_here() -> None:
-    """A browser sends one port's cookies to all ports: ours don't go up, the API's go up as they came."""
+def test_admin_cookies_are_not_forwarded() -> None:
+    """Browsers send a host's cookies to every port; the API's own cookies pass unchanged."""
     ours = b"cfproxy-login-acme=x"
     for value, left in (
         (b"a=1; " + ours + b"; b=cfproxy", b"a=1; b=cfproxy"),
@@ -429,23 +429,23 @@ def test_cookies_of_the_admin_page_stay_here() -> None:
     assert sent_up((b"Cookie", ours), (b"X", b"y")) == [(b"X", b"y")]
 
 
-def test_the_api_sets_no_cookie_of_the_admin_page() -> None:
-    """Nor can an answer plant one there."""
+def test_the_api_cannot_set_an_admin_cookie() -> None:
+    """It is dropped from the response."""
     assert came_down((b"Set-Cookie", b"Cfproxy-login=1"), (b"Set-Cookie", b"a=cfproxy")) == [
         (b"Set-Cookie", b"a=cfproxy")
     ]
 
 
-def test_the_api_does_not_say_which_pages_may_read() -> None:
-    """Its CORS headers are about its own address; who may read through here is said here."""
+def test_the_apis_cors_headers_are_dropped() -> None:
+    """They are about its own address, and pages read ours."""
     assert (
         came_down((b"Access-Control-Allow-Origin", b"*"), (b"access_control_allow_credentials", b"true"))
         == []
     )
 
 
-def test_answer_headers_come_down_byte_by_byte() -> None:
-    """Order, case, duplicates and high bytes of an answer's headers reach the client unchanged."""
+def test_response_headers_keep_order_case_duplicates_and_high_bytes() -> None:
+    """The client gets them as the API sent them."""
     headers = [
         (b"dATE", b"now"),
         (b"X", b"\xff"),
@@ -456,8 +456,8 @@ def test_answer_headers_come_down_byte_by_byte() -> None:
     assert came_down(*headers) == headers
 
 
-def test_what_connection_names_is_dropped_behind_a_body_too() -> None:
-    """A trailer, and `Trailer` itself, can be one connection's (RFC 9110 §7.6.1)."""
+def test_trailers_listed_in_connection_are_dropped() -> None:
+    """A trailer, and `Trailer` itself, can be hop-by-hop (RFC 9110 §7.6.1)."""
     named = [(b"Connection", b"x_sum, Trailer"), (b"Trailer", b"X-Sum, X-More")]
     trailers = [(b"X-Sum", b"1"), (b"X_SUM", b"2"), (b"X-More", b"3")]
     assert forwardable_trailers(trailers, named) == [(b"X-More", b"3")]
@@ -470,6 +470,6 @@ def test_what_connection_names_is_dropped_behind_a_body_too() -> None:
     "name",
     [b"Authorization", b"Content_Length", b"Set-Cookie", b"Location", b"Access-Control-Allow-Origin", b"TE"],
 )
-def test_no_trailer_gets_past_what_is_done_with_headers(name: bytes) -> None:
-    """Whoever merges trailers into the head is told nothing that would not have passed there as it is."""
+def test_no_trailer_bypasses_the_header_rules(name: bytes) -> None:
+    """A server that merges trailers into the headers gets nothing that would have been dropped there."""
     assert forwardable_trailers([(name, b"x"), (b"X-Sum", b"1")], []) == [(b"X-Sum", b"1")]

@@ -1,4 +1,4 @@
-"""Request bodies that can be sent a second time."""
+"""Request bodies that can be replayed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def drained(body: ReplayableBody, at_most: int | None = None) -> bytes:
 def test_every_replay_gives_the_same_bytes(
     pieces: list[bytes], memory_bytes: int, max_bytes: int, stops: list[int]
 ) -> None:
-    """However a body comes and wherever a try breaks off, the next sees it whole or is not begun."""
+    """However the body arrives and wherever an attempt stops, the next one gets all of it or is refused."""
     whole = b"".join(pieces)
 
     async def replay() -> None:
@@ -55,7 +55,7 @@ def test_every_replay_gives_the_same_bytes(
     asyncio.run(replay())
 
 
-async def test_a_kept_body_is_replayed_in_pieces_of_bounded_size() -> None:
+async def test_a_body_is_replayed_in_pieces_of_limited_size() -> None:
     """A replay does not load a spooled body at once."""
     with closing(a_body(b"x" * (3 * REPLAY_READ_BYTES), memory_bytes=1)) as body:
         await body.read()
@@ -63,14 +63,14 @@ async def test_a_kept_body_is_replayed_in_pieces_of_bounded_size() -> None:
         assert [len(await body.read()) for _ in range(4)] == [REPLAY_READ_BYTES] * 3 + [0]
 
 
-async def test_keeping_delays_nothing() -> None:
-    """Each piece is passed on when it comes, not when the body is whole."""
+async def test_copying_delays_nothing() -> None:
+    """Each piece is passed on as it arrives."""
     with closing(a_body(b"a", b"b")) as body:
         assert [await body.read() for _ in range(4)] == [b"a", b"b", b"", b""]
 
 
-async def test_what_is_not_begun_can_always_begin_again() -> None:
-    """Nothing was read yet, so nothing is missing, even where nothing is kept."""
+async def test_a_body_that_was_not_read_can_always_be_restarted() -> None:
+    """Nothing is missing, even if nothing is copied."""
     body = a_body(b"a", max_bytes=0)
     assert body.replayable
     body.restart()
@@ -78,8 +78,8 @@ async def test_what_is_not_begun_can_always_begin_again() -> None:
     assert not body.replayable
 
 
-async def test_a_full_disk_costs_the_second_try_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When keeping fails the body streams on; it just can't be sent twice."""
+async def test_a_full_disk_prevents_only_the_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The body still streams on."""
 
     def full(*_: Any) -> IO[bytes]:
         raise OSError(28, "No space left on device")
@@ -90,10 +90,10 @@ async def test_a_full_disk_costs_the_second_try_only(monkeypatch: pytest.MonkeyP
     assert not body.replayable
 
 
-async def test_without_a_temporary_folder_there_is_no_second_try(
+async def test_without_a_temporary_folder_a_large_body_is_sent_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As on a read-only root: a body that memory doesn't hold still goes up whole, once."""
+    """For example on a read-only file system."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     body = a_body(b"ab", b"cd", b"ef", memory_bytes=3)
     assert await drained(body) == b"abcdef"
@@ -101,7 +101,7 @@ async def test_without_a_temporary_folder_there_is_no_second_try(
 
 
 async def test_closing_drops_the_copy() -> None:
-    """After the request nothing of its body is left, in memory or on disk."""
+    """After the request nothing of its body is left in memory or on disk."""
     body = a_body(b"a", memory_bytes=0)
     await body.read()
     body.close()
@@ -109,8 +109,8 @@ async def test_closing_drops_the_copy() -> None:
     body.close()
 
 
-async def test_a_body_is_not_kept_longer_than_a_try_may_follow() -> None:
-    """Once the answer is final the copy goes, but not before all of it that is being resent was read."""
+async def test_the_copy_is_dropped_once_no_retry_can_follow() -> None:
+    """But not before a replay under way has read all of it."""
     body = a_body(b"ab", b"cd", b"ef")
     assert [await body.read(), await body.read()] == [b"ab", b"cd"]
     body.restart()
@@ -120,8 +120,8 @@ async def test_a_body_is_not_kept_longer_than_a_try_may_follow() -> None:
     assert body._copy is None
 
 
-async def test_a_body_that_may_take_no_memory_is_kept_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`retry.body_memory: 0` means none, not any amount."""
+async def test_with_no_memory_allowed_the_copy_is_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`retry.body_memory: 0` means none, not unlimited."""
     bounds: list[int] = []
     open_file = tempfile.SpooledTemporaryFile
 

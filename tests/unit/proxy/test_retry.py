@@ -1,4 +1,4 @@
-"""One proxied request: the order of token, slot and sending, the one retry, and the kept body."""
+"""Forwarding one request: the order of token, slot and sending, and the retry after a 401."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GET = Call("GET", b"", None, chunked=False)
 
 
 class FakeAnswer:
-    """An answer that notes when it is let go."""
+    """An upstream answer that records when it is closed."""
 
     def __init__(self, status: int, journal: list[str]) -> None:
         self.status = status
@@ -49,7 +49,7 @@ class FakeAnswer:
 
 
 class Scene:
-    """A forwarder whose parts write one journal.
+    """A forwarder whose collaborators write one journal.
 
     Args:
         statuses: of the upstream's answers, in order; an error is raised instead.
@@ -99,11 +99,11 @@ def posting(body: ReplayableBody) -> Call:
     return Call("POST", b"", body, chunked=True)
 
 
-# --- the order of things ------------------------------------------------------------------
+# --- token, slot and sending --------------------------------------------------------------
 
 
-async def test_token_then_slot_then_the_token_of_that_instant() -> None:
-    """Nobody queues without a token, and the token that is sent is one of the instant of departure."""
+async def test_a_token_is_awaited_before_the_slot_and_renewed_after_it() -> None:
+    """No request queues without a token, and the one that is sent is current."""
     scene = Scene(200)
     result = await scene.forwarder.send(GET, "me")
     assert scene.journal == ["get", "slot", "get", "send token-1"]
@@ -111,8 +111,8 @@ async def test_token_then_slot_then_the_token_of_that_instant() -> None:
     assert scene.pacer.flows == ["me"]
 
 
-async def test_a_token_replaced_while_waiting_costs_no_other_slot() -> None:
-    """A refresh in the background, while a thousand wait, must not double the time that they take."""
+async def test_a_token_replaced_while_waiting_costs_no_second_slot() -> None:
+    """A background refresh must not double the waiting time of a long queue."""
     scene = Scene(200)
     scene.pacer.gate.clear()
     task = asyncio.create_task(scene.forwarder.send(GET, "me"))
@@ -125,10 +125,10 @@ async def test_a_token_replaced_while_waiting_costs_no_other_slot() -> None:
     assert result.timings.queued_s == 0.25
 
 
-async def test_who_waits_for_a_refresh_after_a_slot_takes_another_slot(
+async def test_waiting_for_a_token_after_the_slot_takes_another_slot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A slot is an instant: those who waited for the token together must not leave together."""
+    """Requests that waited for the same refresh must not be sent at once."""
     scene, clock = Scene(200), [0.0]
     monkeypatch.setattr("cfproxy.proxy.retry.time.perf_counter", lambda: clock[0])
     get = scene.source.get
@@ -147,7 +147,7 @@ async def test_who_waits_for_a_refresh_after_a_slot_takes_another_slot(
 
 @pytest.mark.parametrize("error", [LoginRequired("x"), TokenEndpointUnavailable("x")])
 async def test_without_a_token_nothing_queues_and_nothing_is_sent(error: CfproxyError) -> None:
-    """A request that can't be authorised takes no slot and never reaches the API."""
+    """A request that can't be authorized takes no slot and never reaches the API."""
     scene = Scene(200)
     scene.source.error = error
     with pytest.raises(type(error)):
@@ -165,8 +165,8 @@ async def test_without_a_slot_nothing_is_sent() -> None:
 
 
 @pytest.mark.parametrize("error", [UpstreamUnreachable("x"), QueueTimeout("x")])
-async def test_a_failure_tells_where_the_time_went(error: CfproxyError) -> None:
-    """As an answer does: who waited in vain wants to know for what."""
+async def test_a_failed_request_reports_its_timings(error: CfproxyError) -> None:
+    """They show what it waited for."""
     sends = isinstance(error, UpstreamUnreachable)
     scene, timings = Scene(error if sends else 200), Timings()
     scene.pacer.error = None if sends else error
@@ -176,11 +176,11 @@ async def test_a_failure_tells_where_the_time_went(error: CfproxyError) -> None:
     assert (timings.upstream_s > 0) == sends
 
 
-# --- the one retry ------------------------------------------------------------------------
+# --- the retry after a 401 ----------------------------------------------------------------
 
 
-async def test_a_401_is_answered_by_a_replacement_and_a_second_try_with_its_own_slot() -> None:
-    """The client sees the second try's answer; the first one's connection is let go before the wait."""
+async def test_a_401_is_retried_with_a_new_token_and_a_new_slot() -> None:
+    """The first answer's connection is released before the wait, and the client gets the second answer."""
     scene = Scene(401, 200)
     result = await scene.forwarder.send(GET, "me")
     assert scene.journal[3:] == [
@@ -195,8 +195,8 @@ async def test_a_401_is_answered_by_a_replacement_and_a_second_try_with_its_own_
     assert (result.answer.status, result.retried, result.timings.queued_s) == (200, True, 0.5)
 
 
-async def test_the_second_try_too_leaves_with_the_token_of_its_instant() -> None:
-    """A token that is replaced again while the second try waits is not the one that is sent."""
+async def test_the_retry_sends_the_token_that_is_current_then() -> None:
+    """Not one that was replaced while the retry waited."""
     scene = Scene(401, 200)
     scene.after_send = scene.pacer.gate.clear
     task = asyncio.create_task(scene.forwarder.send(GET, "me"))
@@ -209,7 +209,7 @@ async def test_the_second_try_too_leaves_with_the_token_of_its_instant() -> None
 
 
 async def test_a_second_401_passes_and_is_reported() -> None:
-    """Two different tokens refused: the token is not the cause, so the answer passes and no loop begins."""
+    """With two tokens refused the token is not the cause, so there is no further retry."""
     scene = Scene(401, 401)
     result = await scene.forwarder.send(GET, "me")
     assert (result.answer.status, result.retried) == (401, True)
@@ -218,7 +218,7 @@ async def test_a_second_401_passes_and_is_reported() -> None:
 
 
 async def test_with_retry_off_a_401_passes() -> None:
-    """`retry.unauthorized: false` leaves every 401 to the client and every token alone."""
+    """`retry.unauthorized: false` passes each 401 to the client and keeps the token."""
     scene = Scene(401, retry=False)
     result = await scene.forwarder.send(GET, "me")
     assert result.answer.status == 401
@@ -226,15 +226,15 @@ async def test_with_retry_off_a_401_passes() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 403, 407, 500, 503])
-async def test_no_other_status_is_tried_again(status: int) -> None:
-    """Only a 401 can be the token's fault; what a 429 means is in test_too_many.py."""
+async def test_no_other_status_is_retried(status: int) -> None:
+    """Only a 401 can be due to the token; for 429 see test_too_many_requests.py."""
     scene = Scene(status)
     assert (await scene.forwarder.send(GET, "me")).answer.status == status
     assert scene.journal[-1] == "send token-1"
 
 
-async def test_a_401_passes_where_another_token_would_fare_no_better() -> None:
-    """When `replace` returns the rejected token, a second try would only repeat the first."""
+async def test_a_401_passes_if_there_is_no_other_token() -> None:
+    """When `replace` returns the rejected token, a retry would only repeat the request."""
     scene = Scene(401)
     scene.source.stuck = True
     result = await scene.forwarder.send(GET, "me")
@@ -242,8 +242,8 @@ async def test_a_401_passes_where_another_token_would_fare_no_better() -> None:
     assert scene.journal[-1] == "replace token-1"
 
 
-async def test_a_failed_replacement_lets_the_first_answer_go() -> None:
-    """When no other token can be had the client is told why, and the API's connection is not leaked."""
+async def test_a_failed_replacement_closes_the_first_answer() -> None:
+    """The client learns why, and the API connection is not leaked."""
     scene = Scene(401)
     scene.source.replace_error = LoginRequired("x")
     with pytest.raises(LoginRequired):
@@ -252,7 +252,7 @@ async def test_a_failed_replacement_lets_the_first_answer_go() -> None:
 
 
 async def test_a_client_that_leaves_during_the_replacement_leaks_nothing() -> None:
-    """A cancelled request closes the 401 that it held."""
+    """A cancelled request closes the 401."""
     scene = Scene(401)
     scene.source.replace_error = asyncio.CancelledError()
     with pytest.raises(asyncio.CancelledError):
@@ -261,23 +261,23 @@ async def test_a_client_that_leaves_during_the_replacement_leaks_nothing() -> No
 
 
 async def test_an_upstream_failure_is_not_retried_here() -> None:
-    """Whether a failed request may go again is the adapter's knowledge."""
+    """Only the HTTP client knows whether a failed request may be repeated."""
     scene = Scene(UpstreamUnreachable("x"))
     with pytest.raises(UpstreamUnreachable):
         await scene.forwarder.send(GET, "me")
     assert scene.journal[-1] == "send token-1"
 
 
-async def test_the_second_try_sends_the_whole_body_again() -> None:
-    """What the first try consumed is sent again from its first byte."""
+async def test_the_retry_sends_the_whole_body_again() -> None:
+    """From its first byte, whatever the first attempt read."""
     scene = Scene(401, 200)
     with closing(a_body(b"ab", b"cd")) as body:
         await scene.forwarder.send(posting(body), "me")
     assert scene.bodies == [b"abcd", b"abcd"]
 
 
-async def test_an_early_401_reads_the_rest_of_the_body_for_the_second_try_only() -> None:
-    """An API that refuses before the body is through gets it whole, once, on the second try."""
+async def test_after_an_early_401_only_the_retry_reads_the_rest_of_the_body() -> None:
+    """An API that refuses early gets the whole body once."""
     scene = Scene(401, 200)
     scene.take_bytes = 2
     with closing(a_body(b"ab", b"cd", b"ef")) as body:
@@ -285,8 +285,8 @@ async def test_an_early_401_reads_the_rest_of_the_body_for_the_second_try_only()
     assert scene.bodies == [b"ab", b"abcdef"]
 
 
-async def test_a_401_after_a_body_too_large_to_keep_passes_and_says_so() -> None:
-    """Without the whole body there is no second try, and no refresh for nothing."""
+async def test_a_401_passes_if_the_body_was_too_large_to_replay() -> None:
+    """There is no retry, no pointless refresh, and the result says why."""
     scene = Scene(401)
     with closing(a_body(b"abcd", max_bytes=3)) as body:
         result = await scene.forwarder.send(posting(body), "me")

@@ -1,4 +1,4 @@
-"""What follows when the upstream says that it was asked too often: 429, or 503 with Retry-After."""
+"""Retries after a 429, or a 503 with Retry-After."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Refusal:
 
 
 class Scene:
-    """A forwarder before an upstream that gives these answers, one after the other."""
+    """A forwarder whose upstream gives these answers in order."""
 
     def __init__(self, *answers: Refusal, retry: bool = True) -> None:
         self.journal: list[str] = []
@@ -91,8 +91,8 @@ class Scene:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_429_pauses_everybody_and_the_request_goes_again(method: str) -> None:
-    """The client never hears of a 429 that a wait could cure, whatever the method: it was not processed."""
+async def test_a_429_pauses_all_requests_and_is_retried(method: str) -> None:
+    """Whatever the method, since the request was not processed."""
     first = Refusal(429, "3")
     scene = Scene(first, Refusal(200))
     result = await scene.ask(method)
@@ -101,15 +101,15 @@ async def test_a_429_pauses_everybody_and_the_request_goes_again(method: str) ->
     assert scene.journal.count("slot") == 2
 
 
-async def test_a_429_without_a_time_pauses_for_a_second() -> None:
-    """The API counts by the second, so that is the guess."""
+async def test_a_429_without_retry_after_pauses_for_one_second() -> None:
+    """The API limits requests per second."""
     scene = Scene(Refusal(429), Refusal(200))
     await scene.ask()
     assert scene.pauses == ["1 slower"]
 
 
-async def test_a_429_may_give_a_date() -> None:
-    """Retry-After may be an HTTP date (RFC 9110 §10.2.3)."""
+async def test_retry_after_may_be_a_date() -> None:
+    """RFC 9110 §10.2.3."""
     scene = Scene(Refusal(429, formatdate(NOW + 7, usegmt=True)), Refusal(200))
     await scene.ask()
     assert scene.pauses == ["7 slower"]
@@ -122,8 +122,8 @@ async def test_a_pause_is_capped() -> None:
     assert scene.pauses == [f"{RETRY_AFTER_MAX_S:g} slower"]
 
 
-async def test_a_request_goes_again_twice_at_the_most() -> None:
-    """After that the upstream's 429 passes, with its own headers and body."""
+async def test_a_request_is_retried_twice_at_most() -> None:
+    """Then the upstream's 429 passes, with its own headers and body."""
     last = Refusal(429, "1")
     scene = Scene(Refusal(429, "1"), Refusal(429, "1"), last)
     result = await scene.ask()
@@ -134,7 +134,7 @@ async def test_a_request_goes_again_twice_at_the_most() -> None:
 
 
 async def test_a_429_passes_when_the_wait_would_be_too_long() -> None:
-    """What the upstream said tells the client more than a time-out of ours."""
+    """The upstream's answer is more useful than a queue timeout of ours."""
     only = Refusal(429, "200")
     scene = Scene(only)
     result = await scene_with_a_full_queue(scene).ask()
@@ -143,7 +143,7 @@ async def test_a_429_passes_when_the_wait_would_be_too_long() -> None:
 
 
 def scene_with_a_full_queue(scene: Scene) -> Scene:
-    """Let the first slot be had, and no other."""
+    """Grant the first slot and no other."""
     free_slot = scene.pacer.acquire
 
     async def acquire(flow: object, waited_s: float = 0.0) -> float:
@@ -155,52 +155,54 @@ def scene_with_a_full_queue(scene: Scene) -> Scene:
     return scene
 
 
-async def test_a_429_passes_where_the_setting_says_so() -> None:
-    """`retry.too_many_requests: false` passes it on; the others still keep away for a while."""
+async def test_a_429_passes_if_retries_are_off() -> None:
+    """`retry.too_many_requests: false` passes it on; other requests still pause."""
     scene = Scene(Refusal(429, "3"), retry=False)
     assert (await scene.ask()).answer.status == 429
     assert scene.pauses == ["3 slower"]
 
 
-async def test_a_body_that_is_at_hand_is_sent_again() -> None:
-    """The second try carries the same bytes."""
+async def test_a_replayable_body_is_sent_again() -> None:
+    """The retry carries the same bytes."""
     scene = Scene(Refusal(429), Refusal(201))
     with closing(a_body(b"shoe")) as body:
         assert (await scene.ask("POST", body)).answer.status == 201
     assert scene.sent == [b"shoe", b"shoe"]
 
 
-async def test_a_429_passes_when_the_body_is_not_at_hand() -> None:
-    """Half a body is never sent."""
+async def test_a_429_passes_if_the_body_is_not_replayable() -> None:
+    """A partial body is never sent."""
     scene = Scene(Refusal(429))
     assert (await scene.ask("POST", a_body(b"shoe", max_bytes=2))).answer.status == 429
 
 
 @pytest.mark.parametrize(("method", "status"), [("GET", 200), ("PUT", 200), ("POST", 503), ("PATCH", 503)])
-async def test_a_503_with_a_time_pauses_and_only_harmless_requests_go_again(method: str, status: int) -> None:
-    """Whether a 503 was processed nobody knows, so what is not idempotent is not sent twice."""
+async def test_a_503_with_retry_after_pauses_and_only_idempotent_requests_are_retried(
+    method: str, status: int
+) -> None:
+    """A 503 may have been processed."""
     scene = Scene(Refusal(503, "2"), Refusal(200))
     assert (await scene.ask(method)).answer.status == status
     assert scene.pauses == ["2"]
 
 
-async def test_a_503_without_a_time_is_just_an_answer() -> None:
-    """A server that is broken is not one that is busy."""
+async def test_a_503_without_retry_after_is_final() -> None:
+    """The server is broken rather than busy."""
     scene = Scene(Refusal(503))
     assert (await scene.ask()).answer.status == 503
     assert scene.pauses == []
 
 
-async def test_after_a_429_a_401_still_gets_its_try() -> None:
-    """The two kinds of retries don't use each other up."""
+async def test_a_401_is_still_retried_after_a_429() -> None:
+    """The two kinds of retries have separate limits."""
     scene = Scene(Refusal(429), Refusal(401), Refusal(429), Refusal(200))
     result = await scene.ask()
     assert (result.answer.status, result.retried, result.postponed) == (200, True, 2)
     assert scene.journal.count("slot") == 4
 
 
-async def test_when_no_token_can_be_had_for_another_try_the_answer_is_let_go() -> None:
-    """The client hears why, and the connection is not leaked."""
+async def test_without_a_token_for_the_retry_the_answer_is_closed() -> None:
+    """The client learns why, and the API connection is not leaked."""
     first = Refusal(429)
     scene = Scene(first)
     scene.source_fails_after_a_429()
@@ -210,8 +212,8 @@ async def test_when_no_token_can_be_had_for_another_try_the_answer_is_let_go() -
 
 
 @given(st.text(max_size=40), st.floats(0, 1e10))
-def test_any_retry_after_is_a_span_of_time_or_nothing(text: str, now: float) -> None:
-    """Whatever an upstream writes there, it is no crash and never negative."""
+def test_any_retry_after_is_a_duration_or_ignored(text: str, now: float) -> None:
+    """No value makes it fail or gives a negative duration."""
     found = retry_after_s([(b"retry-after", text.encode("utf-8", "surrogatepass"))], now)
     assert found is None or found >= 0
 
@@ -221,5 +223,5 @@ def test_any_retry_after_is_a_span_of_time_or_nothing(text: str, now: float) -> 
     [("0", 0.0), (" 12 ", 12.0), ("1.5", None), ("-1", None), ("soon", None), ("", None), ("٣", None)],
 )
 def test_retry_after_in_seconds(text: str, seconds: float | None) -> None:
-    """Whole seconds are read, anything else is as if it were not there."""
+    """Whole seconds are accepted, any other number is ignored."""
     assert retry_after_s([(b"Retry-After", text.encode())], NOW) == seconds

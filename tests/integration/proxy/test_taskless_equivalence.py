@@ -1,4 +1,4 @@
-"""Whether a request is answered without a task or by one is for nobody to see, whatever comes in between."""
+"""Forwarding with and without a task is indistinguishable from outside, whatever interferes."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ _step = st.one_of(
 
 @dataclass
 class Plan:
-    """What happens, event by event."""
+    """A sequence of events."""
 
     requests: list[tuple[bytes, ...]]
-    answers: list[bytes]  # the last one to all that follow
+    answers: list[bytes]  # the last one is used for all that follow
     steps: list[tuple[str, int | str]]
 
 
 @dataclass
 class Seen:
-    """What can be told from outside."""
+    """What is visible from outside."""
 
     received: bytes = b""
     ended: bool = False
@@ -90,7 +90,7 @@ class _Stage:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.seen = Seen()
-        self.asked: list[tuple[Peer, bytearray]] = []  # with what is still to be said
+        self.asked: list[tuple[Peer, bytearray]] = []  # with the bytes still to be sent
 
     async def script(self, peer: Peer) -> None:
         while True:
@@ -105,9 +105,9 @@ class _Stage:
                 self.seen.received += piece
         self.seen.ended = True
 
-    async def play(self, *, at_once: bool) -> Seen:
+    async def play(self, *, taskless: bool) -> Seen:
         async with proxied(self.script, warm=True) as world:
-            world.pacer.at_once = at_once
+            world.pacer.at_once = taskless
             client = await world.client()
             left = bytearray(b"".join(client.compose(*lines) for lines in self.plan.requests))
             hearing = asyncio.create_task(self.listen(client))
@@ -164,9 +164,11 @@ def _act(wire: Client | Peer, left: bytearray, what: int | str) -> None:
 
 @settings(max_examples=examples(300))
 @given(_plans)
-def test_both_ways_look_the_same(plan: Plan) -> None:
-    """The client gets the same, the API is asked the same, and the log and the numbers say the same."""
-    # How long a client that has ended its side is waited for depends on the clock, which no plan tells.
+def test_forwarding_with_and_without_a_task_looks_the_same(plan: Plan) -> None:
+    """To the client, to the API, in the log and in the metrics."""
+    # How long the proxy waits for a half-closed client depends on the clock, which is not part of a plan.
     with patch("cfproxy.server.connection.HALF_CLOSE_S", math.inf):
-        short, long = (asyncio.run(_Stage(plan).play(at_once=at_once)) for at_once in (True, False))
-    assert short == long
+        without_task, with_task = (
+            asyncio.run(_Stage(plan).play(taskless=taskless)) for taskless in (True, False)
+        )
+    assert without_task == with_task

@@ -1,4 +1,4 @@
-"""Endings: clients that leave, and a proxy that drains."""
+"""Clients that leave, and servers that drain."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.proxied import Client, Proxied, proxied
 
 
 class Watched:
-    """A script that begins an answer on demand, and knows when its client has gone."""
+    """A script that starts a response on demand, and notices that its client has left."""
 
     def __init__(self, begin: bytes = b"") -> None:
         self.begin = begin
@@ -40,11 +40,11 @@ class Watched:
     "leave", [Client.abort, lambda client: client.writer.close()], ids=["reset", "close"]
 )
 @pytest.mark.parametrize("warm", [False, True], ids=["opening", "at once"])
-async def test_a_client_that_leaves_takes_its_request_to_the_api_along(
+async def test_a_client_that_leaves_cancels_its_request_to_the_api(
     begin: bytes, leave: object, warm: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hang-up, before the answer or within it, cancels the request there and leaves nothing in flight."""
-    monkeypatch.setattr(connection, "HALF_CLOSE_S", 0.0)  # as if the time had passed
+    """Before the response or during it; nothing stays in flight."""
+    monkeypatch.setattr(connection, "HALF_CLOSE_S", 0.0)  # as if that time had passed
     script = Watched(begin)
     async with proxied(script, warm=warm) as world:
         client = await world.client()
@@ -59,8 +59,8 @@ async def test_a_client_that_leaves_takes_its_request_to_the_api_along(
         assert [event["event"] for event in world.events] == ["request.abandoned"]
 
 
-async def test_a_client_that_leaves_in_the_middle_of_its_upload_leaves_no_whole_request() -> None:
-    """The API sees a body that breaks off, and never a shortened one that looks complete."""
+async def test_a_client_that_leaves_during_its_upload_leaves_no_complete_request() -> None:
+    """The API sees a body that breaks off, never a shortened one that looks complete."""
 
     async def script(peer: Peer) -> None:
         request = await peer.take_head()
@@ -80,8 +80,8 @@ async def test_a_client_that_leaves_in_the_middle_of_its_upload_leaves_no_whole_
             await until(lambda world=world: not world.listener.in_flight)  # type: ignore[misc] # the same
 
 
-async def test_a_client_that_leaves_while_queued_gives_its_place_back() -> None:
-    """Nobody waits behind somebody who is gone, and the request never reaches the API."""
+async def test_a_client_that_leaves_while_queued_frees_its_place() -> None:
+    """No request waits behind it, and it never reaches the API."""
     async with proxied(answering(OK)) as world:
         world.pacer.gate.clear()
         client = await world.client()
@@ -97,13 +97,13 @@ async def test_a_client_that_leaves_while_queued_gives_its_place_back() -> None:
 
 
 @pytest.mark.skipif(not HangupWatch.works, reason="only Linux tells of a peer that is not read from")
-async def test_a_client_that_leaves_while_its_large_upload_is_queued_gives_its_place_back() -> None:
-    """Nothing of it is read while it waits, and it is noticed all the same that nobody is there any more."""
+async def test_a_client_that_leaves_while_its_large_upload_is_queued_frees_its_place() -> None:
+    """The proxy notices although it does not read the body while the request waits."""
     async with proxied(answering(OK)) as world:
         world.pacer.gate.clear()
         client = await world.client()
         await client.send(client.compose(b"POST / HTTP/1.1", b"Content-Length: 8000000"))
-        client.writer.write(bytes(8_000_000))  # more than all buffers hold together
+        client.writer.write(bytes(8_000_000))  # more than all buffers hold
         await until(lambda: world.pacer.waiting == 1)
         client.abort()
         await until(lambda: world.pacer.waiting == 0)
@@ -115,7 +115,7 @@ async def test_a_client_that_leaves_while_its_large_upload_is_queued_gives_its_p
 
 
 async def held(world: Proxied) -> tuple[Client, asyncio.Task[Message]]:
-    """Begin a request that waits for its slot."""
+    """Start a request that waits for its slot."""
     world.pacer.gate.clear()
     client = await world.client()
     task = asyncio.create_task(client.ask(b"GET / HTTP/1.1"))
@@ -123,8 +123,8 @@ async def held(world: Proxied) -> tuple[Client, asyncio.Task[Message]]:
     return client, task
 
 
-async def test_while_draining_new_requests_are_turned_away_and_old_ones_finish() -> None:
-    """Requests in flight get their answers, everybody learns that the connection ends, then all is idle."""
+async def test_draining_refuses_new_requests_and_finishes_old_ones() -> None:
+    """Each response announces that its connection closes, then the server is idle."""
     async with proxied(answering(OK)) as world:
         kept = await world.client()
         assert (await kept.ask(b"GET / HTTP/1.1")).all(b"Connection") == []
@@ -142,8 +142,8 @@ async def test_while_draining_new_requests_are_turned_away_and_old_ones_finish()
         await world.listener.idle.wait()
 
 
-async def test_an_answer_under_way_is_completed_and_its_connection_closed() -> None:
-    """Draining that begins in the middle of an answer spoils nothing of it."""
+async def test_draining_completes_a_response_under_way_and_closes_its_connection() -> None:
+    """No byte of it is lost."""
     more = asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -164,7 +164,7 @@ async def test_an_answer_under_way_is_completed_and_its_connection_closed() -> N
         await world.listener.idle.wait()
 
 
-async def test_an_idle_listener_drains_at_once() -> None:
+async def test_an_idle_server_drains_at_once() -> None:
     """With nothing in flight there is nothing to wait for."""
     async with proxied(answering(OK)) as world:
         assert (await world.ask(b"GET / HTTP/1.1")).body == b"ok"
@@ -173,8 +173,8 @@ async def test_an_idle_listener_drains_at_once() -> None:
         assert world.listener.idle.is_set()
 
 
-async def test_what_is_still_open_at_the_end_is_cut_visibly() -> None:
-    """When draining took too long, an answer of unknown length does not end as if it were whole."""
+async def test_a_response_cut_at_the_end_is_visibly_incomplete() -> None:
+    """If draining takes too long, a response of unknown length does not look complete."""
     begin = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"
     for version in (b"1.1", b"1.0"):
         async with proxied(Watched(begin)) as world:

@@ -1,4 +1,4 @@
-"""What one client may make of its connection: asking far ahead, reading nothing, saying little."""
+"""What one client may do with its connection: pipeline requests, read nothing, send little."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.support.origin import OK, Peer, answering, reply, until, until_still
 from tests.support.proxied import proxied
 
 
-async def test_a_body_behind_many_requests_is_read() -> None:
-    """Reading is held while too much lies ahead, and goes on before a body is waited for."""
+async def test_a_body_behind_many_pipelined_requests_is_read() -> None:
+    """Reading pauses while too much is buffered, and resumes before a body is awaited."""
     async with proxied(answering(OK)) as world:
         client = await world.client()
         world.pacer.gate.clear()
@@ -36,8 +36,8 @@ async def test_a_body_behind_many_requests_is_read() -> None:
         assert world.origin.requests[-1].body == b"hello"
 
 
-async def test_who_reads_no_refusals_is_not_listened_to() -> None:
-    """Refusals are small and many: they wait for their reader like any answer, and not in our memory."""
+async def test_a_client_that_reads_no_refusals_is_not_read_from() -> None:
+    """Refusals are small and many, and must not pile up in memory."""
     async with proxied(answering(OK)) as world:
         client = await world.client(receive_bytes=4096)
         client.host = b"evil.example"
@@ -61,8 +61,8 @@ async def test_who_reads_no_refusals_is_not_listened_to() -> None:
         flooding.cancel()
 
 
-async def test_a_head_is_remembered_if_it_is_small() -> None:
-    """An idle connection holds on to little."""
+async def test_only_a_small_head_is_cached() -> None:
+    """An idle connection holds little memory."""
     async with proxied(answering(OK)) as world:
         client = await world.client()
         for size in (100, 20_000):
@@ -71,8 +71,8 @@ async def test_a_head_is_remembered_if_it_is_small() -> None:
         assert 100 < len(connection._buffer._cached[0]) <= CACHED_HEAD_BYTES
 
 
-async def test_empty_lines_are_no_beginning_of_a_request() -> None:
-    """Else a connection could be kept for ever by one now and then."""
+async def test_empty_lines_do_not_start_a_request() -> None:
+    """Otherwise an occasional one could keep a connection open for ever."""
     async with proxied(answering(OK)) as world:
         client = await world.client()
         await client.ask(b"GET / HTTP/1.1")
@@ -86,8 +86,8 @@ async def test_empty_lines_are_no_beginning_of_a_request() -> None:
         assert (await client.ask(b"GET / HTTP/1.1")).status == 200
 
 
-async def test_a_fault_of_ours_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever goes wrong, nobody waits for an answer that can't come any more."""
+async def test_a_bug_closes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client does not wait for a response that can't come."""
 
     class Broken(Exchange):
         def start_now(self) -> bool:
@@ -107,8 +107,8 @@ async def test_a_fault_of_ours_ends_the_connection(monkeypatch: pytest.MonkeyPat
         world.crashes.clear()
 
 
-async def test_an_answer_instead_of_100_ends_the_connection() -> None:
-    """The client can't know whether its body would be taken for one (RFC 9110 §10.1.1)."""
+async def test_a_final_response_instead_of_100_closes_the_connection() -> None:
+    """The client can't know whether its body would be taken for a request (RFC 9110 §10.1.1)."""
 
     async def script(peer: Peer) -> None:
         await peer.take_head()
@@ -122,8 +122,8 @@ async def test_an_answer_instead_of_100_ends_the_connection() -> None:
         assert await client.ended()
 
 
-async def test_an_answer_that_has_no_body_names_no_length() -> None:
-    """Who believed it would take the next answer's beginning for a body (RFC 9110 §8.6)."""
+async def test_a_response_without_a_body_has_no_length() -> None:
+    """A client would otherwise read the next response as a body (RFC 9110 §8.6)."""
     script = answering(
         b"HTTP/1.1 103 Early Hints\r\nContent-Length: 9\r\nLink: </x>\r\n\r\n"
         b"HTTP/1.1 204 No Content\r\nContent-Length: 9\r\nX: 1\r\n\r\n",
@@ -137,8 +137,8 @@ async def test_an_answer_that_has_no_body_names_no_length() -> None:
         assert (await client.ask(b"GET / HTTP/1.1")).body == b"ok"
 
 
-def test_a_head_that_comes_byte_by_byte_is_looked_at_once() -> None:
-    """What was looked at is not looked at again, and the verdict is the same as of all at once."""
+def test_a_head_that_arrives_byte_by_byte_is_scanned_once() -> None:
+    """With the same outcome as when it arrives at once."""
     limits = HeadLimits()
     for whole in (
         b"GET / HTTP/1.1\r\nHost: h\r\nX: 1\r\n\r\n",

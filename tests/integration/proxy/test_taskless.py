@@ -1,4 +1,4 @@
-"""Requests that are sent and answered without a task, as nothing has to be waited for: what comes between."""
+"""Requests that are forwarded without a task, because nothing has to be awaited, and what may interfere."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def _pool(world: Proxied) -> UpstreamClient:
     return upstream
 
 
-async def test_what_a_client_asked_ahead_goes_with_it() -> None:
-    """A client that leaves takes the requests along that stand behind the one that is on its way."""
+async def test_a_client_that_leaves_cancels_its_pipelined_requests() -> None:
+    """Those behind the request in flight are never forwarded."""
     async with proxied(_hung, warm=True) as world:
         client = await world.client()
         await client.send(client.compose(GET) + client.compose(b"POST / HTTP/1.1"))
@@ -55,7 +55,7 @@ async def test_what_a_client_asked_ahead_goes_with_it() -> None:
 
 
 async def test_a_client_that_left_leaves_no_timer() -> None:
-    """The end of the API's connection, which comes behind the client's, begins nothing anew."""
+    """The API connection that ends after the client's starts nothing anew."""
     async with proxied(_hung, warm=True) as world:
         client = await world.client()
         await client.send(client.compose(GET))
@@ -72,8 +72,8 @@ async def test_a_client_that_left_leaves_no_timer() -> None:
         assert connection._task is None
 
 
-async def test_a_request_that_cannot_be_taken_down_blocks_nobody() -> None:
-    """A fault behind the answer is told, and the client's next request is answered."""
+async def test_a_request_that_cannot_be_recorded_blocks_no_other() -> None:
+    """The fault is reported, and the client's next request is answered."""
     async with proxied(answering(OK), warm=True) as world:
 
         def broken(*_args: object) -> None:
@@ -89,7 +89,7 @@ async def test_a_request_that_cannot_be_taken_down_blocks_nobody() -> None:
 
 
 async def test_a_client_that_left_is_forgotten_whatever_fails() -> None:
-    """A fault while its request is given up takes no place for ever."""
+    """A fault while its request is cancelled occupies no connection slot for ever."""
     async with proxied(_hung, warm=True) as world:
 
         def broken(*_args: object) -> None:
@@ -106,8 +106,8 @@ async def test_a_client_that_left_is_forgotten_whatever_fails() -> None:
         world.crashes.clear()
 
 
-async def test_a_connection_is_cut_between_two_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is closed even before anything was done with what its client asked ahead."""
+async def test_a_connection_can_be_cancelled_between_two_responses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is closed before its pipelined request is forwarded."""
     request_finished = ClientConnection.request_finished
 
     def and_cancel(connection: ClientConnection, *, keep_alive: bool) -> None:
@@ -123,8 +123,8 @@ async def test_a_connection_is_cut_between_two_answers(monkeypatch: pytest.Monke
         assert len(world.origin.requests) == 1
 
 
-async def test_a_request_is_sent_again_to_whom_it_was_sent() -> None:
-    """It ends with the settings that it began with, though others are in use by the time that it fails."""
+async def test_a_request_is_repeated_to_the_upstream_it_was_sent_to() -> None:
+    """It ends with the settings it began with, though others are in use by the time it fails."""
 
     async def leaving(peer: Peer) -> None:
         asked.append(await peer.take())
@@ -155,8 +155,8 @@ async def test_a_request_is_sent_again_to_whom_it_was_sent() -> None:
         await before.aclose()
 
 
-async def test_a_request_that_has_to_wait_begins_with_the_settings_in_use() -> None:
-    """Those that are reloaded before anything was done hold for all of it, the path included."""
+async def test_a_request_that_has_to_wait_uses_reloaded_settings() -> None:
+    """Nothing was sent yet, so the new settings apply to all of it, including the path."""
     async with proxied(answering(OK), warm=True) as world:
         settings = world.listener.settings
         origin = dataclasses.replace(settings.origin, base_path=b"/v2")
@@ -183,7 +183,7 @@ async def test_a_fault_while_the_head_is_built_is_reported() -> None:
         assert _pool(world).pool.connections == 1
 
 
-async def test_a_request_that_was_abandoned_tells_how_long_the_api_took() -> None:
+async def test_an_abandoned_request_records_how_long_the_api_took() -> None:
     """Its client may have left because of that."""
     waits: list[float | None] = []
     async with proxied(_hung, warm=True) as world:
@@ -198,8 +198,8 @@ async def test_a_request_that_was_abandoned_tells_how_long_the_api_took() -> Non
         assert waits[2] > 0
 
 
-async def test_draining_waits_for_what_is_on_its_way() -> None:
-    """It gets its answer, which tells that the connection ends."""
+async def test_draining_waits_for_the_request_in_flight() -> None:
+    """Its response announces that the connection closes."""
     answers = asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -221,8 +221,8 @@ async def test_draining_waits_for_what_is_on_its_way() -> None:
         assert world.counted == [("GET", 200)]
 
 
-async def test_what_is_on_its_way_at_the_end_is_cut() -> None:
-    """Its client hears no more, the API's connection is not kept, and it is taken down once."""
+async def test_closing_the_server_cuts_the_request_in_flight() -> None:
+    """The client gets no more, the API connection is not reused, and the request is recorded once."""
     async with proxied(_hung, warm=True) as world:
         client = await world.client()
         await client.send(client.compose(GET))
@@ -235,7 +235,7 @@ async def test_what_is_on_its_way_at_the_end_is_cut() -> None:
         await until(lambda: pool._all == set(pool._idle))
 
 
-async def test_an_api_that_is_silent_is_given_up() -> None:
+async def test_a_silent_api_times_out() -> None:
     """`timeouts.idle` runs although no task waits."""
     async with proxied(_hung, warm=True, idle_s=0.05) as world:
         assert problem(await world.ask(GET))[0] == 504
@@ -244,8 +244,8 @@ async def test_an_api_that_is_silent_is_given_up() -> None:
         await until(lambda: pool._all == set(pool._idle))
 
 
-async def test_what_a_key_leads_to_is_in_flight_there_as_well() -> None:
-    """The other account's listener waits for it when it drains, and cuts it when it ends."""
+async def test_a_request_is_in_flight_at_the_account_that_its_key_selects_too() -> None:
+    """That account waits for it when it drains, and cuts it when it closes."""
     key = Secret("a-key-that-leads-elsewhere")
     rules = AccessRules(keys=(key,), bound={key: "other"})
     async with proxied(_hung, warm=True, rules=rules) as world:
