@@ -1,11 +1,11 @@
-"""Logging: one structlog configuration for the program.
+"""Logging: structlog, with one configuration for the program.
 
-Owns: format, level, sampling, and what never gets into a line.
-Invariants: only fields that are listed here show their value, and a `Secret` among those shows as redacted;
-a stack trace shows code, never locals; what libraries log through the standard library comes out in the same
-form, without the values that they put into their texts; a line that can't be written is lost, and nothing
-else; what is changed while the program runs holds for every logger at once, those that were bound before
-included.
+Invariants:
+1. Only fields listed in `FIELDS` show their values, and a `Secret` among these shows as redacted.
+2. A stack trace shows code, never local variables.
+3. Libraries' log records have the same form, without the values that were formatted into their messages.
+4. A line that can't be written is lost; nothing else fails.
+5. A change of level, format or sample applies to every logger at once, including bound ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, ExcInfo, FilteringBoundLogger, Processor
 
-# What may stand in a line (docs/security.md says what each holds); anything else shows as `UNLISTED`.
+# Fields that may appear in a line (docs/security.md explains each); others show as `UNLISTED`.
 FIELDS = frozenset(
     {
         *("event", "level", "timestamp", "trace", "logger", "message"),
@@ -45,23 +45,23 @@ LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "silent": 50}
 
 
 class LogOutput:
-    """Where lines go and which ones do; configures structlog and the standard library's logging.
+    """The destination and filter of log lines; configures structlog and the standard library's logging.
 
     Args:
-        level: `debug`, `info`, `warning` or `error`; `silent` for commands whose errors are their one line.
-        form: `console`, `json`, or `auto`: console on a terminal, JSON lines elsewhere.
-        sample: the share of ordinary request lines that is written (see `keeps_request`).
-        stream: standard error when None.
+        level: `debug`, `info`, `warning` or `error`; `silent` for commands that print their own error.
+        form: `console`, `json`, or `auto`: console on a terminal, JSON elsewhere.
+        sample: share of ordinary request lines to write (see `keeps_request`).
+        stream: None for standard error.
     """
 
     def __init__(self, level: str, form: str, sample: float = 1.0, stream: TextIO | None = None) -> None:
         self._stream = stream if stream is not None else sys.stderr
         self._processors: list[Processor] = []
-        lines = _Gathered(self._stream)
-        self._least = 0
+        lines = _BatchedLines(self._stream)
+        self._min_level = 0
         self._sample = 1.0
         structlog.configure(
-            processors=self._processors,  # this list itself: loggers hold it, and `change` fills it anew
+            processors=self._processors,  # loggers hold this list itself, and `change` refills it
             wrapper_class=structlog.make_filtering_bound_logger(0),
             logger_factory=lambda *_: lines,
             cache_logger_on_first_use=False,
@@ -72,21 +72,21 @@ class LogOutput:
 
     @property
     def level(self) -> str:
-        """The least important level that is written."""
-        return next(name for name, number in LEVELS.items() if number == self._least)
+        """The lowest level that is written."""
+        return next(name for name, number in LEVELS.items() if number == self._min_level)
 
     def set_level(self, level: str) -> None:
         """Write lines of `level` and above from now on."""
-        self._least = LEVELS[level]
-        # Libraries below warning talk about themselves; above it, about us.
+        self._min_level = LEVELS[level]
+        # Below warning, libraries log their own internals.
         logging.getLogger().setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
 
     def change(self, level: str, form: str, sample: float) -> None:
-        """Use these from now on; see the constructor."""
+        """Change the settings (see the constructor)."""
         self._sample = sample
         self.set_level(level)
         console = form == "console" or (form == "auto" and self._stream.isatty())
-        self._processors[:] = [self._only_wanted]
+        self._processors[:] = [self._filter]
         if console:
             colors = (
                 self._stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -103,12 +103,12 @@ class LogOutput:
             self._processors += [_JsonLines()]
 
     def keeps_request(self) -> bool:
-        """Whether an ordinary request's line is written, this time: asked before the line is built."""
-        return self._least <= LEVELS["info"] and (self._sample >= 1.0 or random.random() < self._sample)  # noqa: S311 - a sample, no secret
+        """Return whether to write the line of an ordinary request; call it before building the line."""
+        return self._min_level <= LEVELS["info"] and (self._sample >= 1.0 or random.random() < self._sample)  # noqa: S311 - a sample, not a secret
 
-    def _only_wanted(self, _logger: Any, name: str, event: EventDict) -> EventDict:
-        """Drop what is below the level, and the values of fields that are not listed."""
-        if LEVELS.get(name, LEVELS["error"]) < self._least:
+    def _filter(self, _logger: Any, name: str, event: EventDict) -> EventDict:
+        """Drop lines below the level, and the values of unlisted fields."""
+        if LEVELS.get(name, LEVELS["error"]) < self._min_level:
             raise structlog.DropEvent
         if not FIELDS.issuperset(event):
             for field in event.keys() - FIELDS:
@@ -117,57 +117,56 @@ class LogOutput:
 
 
 def build_logger(level: str, form: str, stream: TextIO | None = None) -> FilteringBoundLogger:
-    """Return a logger whose output stays as it is; see `LogOutput`."""
+    """Return a logger whose settings never change (see `LogOutput`)."""
     return LogOutput(level, form, stream=stream).log
 
 
-class _Gathered:
-    """Writes lines, those of one turn of the event loop in one go: a system call for each costs more than
-    the line itself.
+class _BatchedLines:
+    """Writes the lines of an event loop iteration with one system call, which costs more than a line.
 
     Args:
-        stream: where they go.
+        stream: where to write.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._lines: list[str] = []
-        self._due_in: asyncio.AbstractEventLoop | None = None
+        self._scheduled_in: asyncio.AbstractEventLoop | None = None
 
     def msg(self, line: str) -> None:
-        """Have a line written: now where no loop runs, else when this turn of it is over."""
-        self._lines.append(line + "\n")  # in one: libraries may log from another thread
-        if self._due_in is not None and self._due_in.is_running():
+        """Write a line: at the end of the loop's iteration, or at once if no loop runs."""
+        self._lines.append(line + "\n")  # atomic: libraries may log from another thread
+        if self._scheduled_in is not None and self._scheduled_in.is_running():
             return
         try:
-            self._due_in = asyncio.get_running_loop()
+            self._scheduled_in = asyncio.get_running_loop()
         except RuntimeError:
-            self._write_out()
+            self._flush()
             return
-        self._due_in.call_soon(self._write_out)
+        self._scheduled_in.call_soon(self._flush)
 
     debug = info = warning = error = critical = msg
 
-    def _write_out(self) -> None:
-        self._due_in = None
+    def _flush(self) -> None:
+        self._scheduled_in = None
         lines, self._lines = self._lines, []
         try:
             self._stream.write("".join(lines))
             self._stream.flush()
         except (OSError, ValueError):
-            pass  # nobody is left to be told: a line about it would fail like this one, and bring the next
+            pass  # logging it would fail, too
 
 
 class _JsonLines:
-    """Renders an event as a line of JSON: level, time and what happened first."""
+    """Renders an event as a line of JSON that starts with time, level and event."""
 
     def __init__(self) -> None:
-        # One encoder for good: `JSONEncoder` makes one for each line.
-        make = json.encoder.c_make_encoder  # type: ignore[attr-defined] # None where it is not compiled
+        # `JSONEncoder` would make a new C encoder for each line.
+        make = json.encoder.c_make_encoder  # type: ignore[attr-defined] # None without the C extension
         plain = json.JSONEncoder(default=str)
-        words = (plain.key_separator, plain.item_separator, plain.sort_keys, plain.skipkeys)
-        self._pieces: Callable[[EventDict, int], Iterable[str]] = (
-            make(None, str, json.encoder.encode_basestring_ascii, None, *words, plain.allow_nan)
+        options = (plain.key_separator, plain.item_separator, plain.sort_keys, plain.skipkeys)
+        self._encode: Callable[[EventDict, int], Iterable[str]] = (
+            make(None, str, json.encoder.encode_basestring_ascii, None, *options, plain.allow_nan)
             if make
             else lambda event, _level: plain.iterencode(event)
         )
@@ -183,11 +182,11 @@ class _JsonLines:
             self._second, self._prefix = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         stamp = f"{self._prefix}.{rest_ns // 1000:06d}Z"
         first = {"timestamp": stamp, "level": level, "event": event["event"]}
-        return "".join(self._pieces({**first, **event}, 0))
+        return "".join(self._encode({**first, **event}, 0))
 
 
 class _Bridge(logging.Handler):
-    """Hands the records of libraries to structlog."""
+    """Passes the standard library's log records to structlog."""
 
     def __init__(self, log: FilteringBoundLogger) -> None:
         super().__init__()
@@ -204,7 +203,7 @@ class _Bridge(logging.Handler):
 
 
 def _printable(_logger: Any, _name: str, event: EventDict) -> EventDict:
-    """Show what would move a terminal's cursor or colour its text: a caller may have sent it."""
+    """Escape control characters, which a client may have sent to steer the terminal."""
     for name, value in event.items():
         if isinstance(value, str) and not value.isprintable():
             event[name] = "".join(
@@ -215,7 +214,7 @@ def _printable(_logger: Any, _name: str, event: EventDict) -> EventDict:
 
 
 def _template_of(record: logging.LogRecord) -> str:
-    """Return the text without what was to be put in, which may come from a request or an answer."""
+    """Return a message without its arguments, which may come from a request or a response."""
     if not isinstance(record.msg, str):
         return type(record.msg).__name__
     return record.msg.partition("\n")[0][:MESSAGE_MAX]
@@ -238,7 +237,7 @@ def _trace_to_text(event: EventDict) -> None:
 def _trace_text(
     exc_info: tuple[type[BaseException] | None, BaseException | None, TracebackType | None],
 ) -> str:
-    """Return frames and the exception's type; foreign exceptions' texts may hold what was sent."""
+    """Return frames and the exception's type, but not its message, which may hold what a client sent."""
     kind, _, trace = exc_info
     frames = "".join(traceback.format_tb(trace))
     return f"{frames}{kind.__name__ if kind is not None else 'no exception'}"

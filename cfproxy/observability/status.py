@@ -1,6 +1,6 @@
-"""What is going on, as plain data: for `cfproxy status`, the admin listener and readiness.
+"""Status reports as plain data, for `cfproxy status`, `/status.json`, `/readyz` and the status page.
 
-Owns: the words and fields of a status report. Pure: asks no network, no disk and no clock.
+Pure functions: no network, no disk, no clock.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ ACCOUNT_STATES = tuple(state for state in STATES if not state.startswith("upstre
 def report_stored(
     app: App, login: Login | None, now: float, location: str, store_error: CfproxyError | None
 ) -> dict[str, Any]:
-    """Describe an account from what its store holds.
+    """Return the report of an account, from its stored login.
 
     Args:
         app: the account's app.
-        login: the stored record.
-        now: wall clock, seconds.
-        location: the store's place.
-        store_error: why it could not be read or could not be written now.
+        login: the stored login.
+        now: wall-clock time in seconds.
+        location: the store's location.
+        store_error: why the store can't be read, or can't be written.
     """
     error = store_error if store_error is not None and login is None else login_problem(login, app)
     usable_s = login.token.remaining_s(now) if login is not None else 0.0
@@ -42,15 +42,15 @@ def report_running(
     failure: CfproxyError | None = None,
     refused: int = 0,
 ) -> dict[str, Any]:
-    """Describe an account of a running proxy, from memory.
+    """Return the report of an account of a running proxy.
 
     Args:
         app: the account's app.
-        state: its broker's.
-        now: wall clock, seconds.
-        location: the store's place.
-        failure: why the API did not answer the latest request.
-        refused: how many requests the queue refused of late.
+        state: of its token source.
+        now: wall-clock time in seconds.
+        location: the store's location.
+        failure: why the API did not respond to the latest request.
+        refused: how many requests the queue has refused recently.
     """
     report = _report(app, state.login, state.usable_s, state.error, location, state.store_error, now)
     report["ready"] = state.ready
@@ -65,45 +65,45 @@ def report_running(
 
 
 def report_checks(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the checks of one account of a running proxy: login, token, store and API.
+    """Return the readiness checks of one account of a running proxy: login, token, store and API.
 
-    A check that is not `ok` does not make the account unready while its token in hand is still valid; nor
-    does an API that did not answer the latest request, since another replica would not reach it either.
+    A check that is not `ok` does not make the account unready while its current token is valid. Nor does an
+    API that does not respond: another replica would not reach it either.
     """
     state, usable = report["state"], bool(report["access_token"] and report["access_token"]["usable_s"])
     of_login = {"login-required": "login"}
     of_store = {"store-unavailable": "store", "store-unusable": "store"}
-    concerned = "" if state == "ok" else {**of_login, **of_store}.get(state, "token")
-    found: list[dict[str, Any]] = []
+    failing = "" if state == "ok" else {**of_login, **of_store}.get(state, "token")
+    checks: list[dict[str, Any]] = []
     for name in ("login", "token", "store", "api"):
         check: dict[str, Any] = {"check": name, "account": report["account"], "state": "ok", "detail": None}
-        if name == concerned:
+        if name == failing:
             check |= {"state": state, "detail": report["detail"]}
         elif name in {"store", "api"}:
             check |= {"state": report[name]["state"], "detail": report[name]["detail"]}
         elif name == "token" and not usable:
-            had = "none yet" if report["access_token"] is None else "expired"
-            check["detail"] = f"{had}; the next request fetches one" if not concerned else "none is valid"
+            token = "none yet" if report["access_token"] is None else "expired"
+            check["detail"] = f"{token}; the next request fetches one" if not failing else "none is valid"
         elif name == "login" and report["warning"] is not None:
             check["detail"] = report["warning"]
-        found.append(check | {"ok": check["state"] == "ok"})
-    return found
+        checks.append(check | {"ok": check["state"] == "ok"})
+    return checks
 
 
-def report_beside(told: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what keeps a proxy that runs beside this process from serving an account, in its own words.
+def report_beside(reported: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what another process, a running proxy, reports about an account.
 
     Args:
-        told: the account's part of its `/status.json`; of whatever version, so nothing is taken for granted.
+        reported: the account's part of its `/status.json`; its version may differ, so no key is certain.
     """
-    parts = (told, told.get("api"), told.get("store"))
-    wrong = (part for part in parts if isinstance(part, Mapping) and part.get("state", "ok") != "ok")
-    found = next(wrong, None)
-    texts = [None, None] if found is None else [found.get("detail"), told.get("command")]
+    parts = (reported, reported.get("api"), reported.get("store"))
+    failures = (part for part in parts if isinstance(part, Mapping) and part.get("state", "ok") != "ok")
+    failure = next(failures, None)
+    texts = [None, None] if failure is None else [failure.get("detail"), reported.get("command")]
     detail, command = (_printable(text) if isinstance(text, str) else None for text in texts)
     return {
-        "ready": told.get("ready") is True,
-        "state": "ok" if found is None else _printable(str(found["state"])),
+        "ready": reported.get("ready") is True,
+        "state": "ok" if failure is None else _printable(str(failure["state"])),
         "detail": detail,
         "command": command,
     }
@@ -114,7 +114,7 @@ def _printable(text: str) -> str:
 
 
 def report_pacing(state: QueueState) -> dict[str, Any]:
-    """Describe the queue of one upstream."""
+    """Return the report of one upstream's queue."""
     full = state.waiting >= state.capacity > 0
     return {
         "state": "queue-full" if full else "ok",
@@ -142,14 +142,14 @@ def _report(
     now: float,
 ) -> dict[str, Any]:
     if login is not None and not login.belongs_to(app):
-        login = None  # neither its dates nor its token are this account's
+        login = None  # it was stored for another app
     warning = expiry_warning(login, app, now)
     return {
         "account": app.account,
         "client_id": app.client_id,
         "grant": app.grant,
         "state": state_of(error),
-        "detail": error.message if error is not None else _good_news(app, login, usable_s, store_error, now),
+        "detail": error.message if error is not None else _describe(app, login, usable_s, store_error, now),
         "command": _next_command(app, error or store_error, urgent=warning is not None),
         "warning": None if warning is None else warning.message,
         "warning_step": 0 if warning is None else warning.step,
@@ -161,7 +161,7 @@ def _report(
             "lifetime_s": round(login.token.lifetime_s),
             "usable_s": round(usable_s),
         },
-        # An app with client credentials is never logged in: it has a token, or fetches one.
+        # With client credentials there is no login, only a token.
         "login": None if login is None or app.grant == "client_credentials" else _dates(login, now),
         "store": {
             "location": location,
@@ -172,7 +172,7 @@ def _report(
 
 
 def _dates(login: Login, now: float) -> dict[str, Any]:
-    """Describe a login's beginning and end: the end that it will have, or the one that it had."""
+    """Return when a login started, and when it will end or has ended."""
     ended_at = login.refused_at
     expires_at = login.login_expires_at if ended_at is None else None
     pending_at = login.presented_at if ended_at is None else None
@@ -188,13 +188,13 @@ def _dates(login: Login, now: float) -> dict[str, Any]:
 
 
 def _next_command(app: App, error: CfproxyError | None, *, urgent: bool) -> str | None:
-    """Return what to type now; None when there is nothing to do."""
+    """Return the command to run now; None if there is nothing to do."""
     if isinstance(error, LoginRequired) or (error is None and urgent):
         return app.login_command
     return None if error is None else app.doctor_command
 
 
-def _good_news(
+def _describe(
     app: App, login: Login | None, usable_s: float, store_error: CfproxyError | None, now: float
 ) -> str:
     if login is None:
@@ -204,8 +204,8 @@ def _good_news(
         text = "the app has a token" if usable_s > 0 else renewal
     elif login.presented_at is not None:
         text = (
-            f"a refresh was begun at {instant(login.presented_at)} and its outcome is not recorded; "
-            "the next refresh will tell"
+            f"a refresh started at {instant(login.presented_at)} and its outcome is not recorded; "
+            "the next refresh will show it"
         )
     elif login.login_expires_at is not None and login.login_expires_at < now:
         text = f"the login is older than refresh_token_lifetime; soon run: {app.login_command}"

@@ -1,4 +1,4 @@
-"""A real browser for tests: Chromium without a window, driven by playwright-core.
+"""A real browser for tests: headless Chromium, driven by playwright-core.
 
 Owns: finding the browser and its driver, starting them, giving back what a script returned.
 Must not know: what is tested.
@@ -39,10 +39,10 @@ HERE = Path(__file__).parent
 RUNNER = HERE / "run.mjs"
 PATIENCE_S = 120.0  # only a hang takes that long
 ARGUMENTS = (
-    "--no-sandbox",  # it wants a user that is not root, which containers often lack
+    "--no-sandbox",  # the sandbox needs a non-root user, which containers often lack
     "--disable-dev-shm-usage",
     # Chromium asks its user before a page may call a local address. Not every browser does, and whether
-    # the server would have been safe without that could not be seen.
+    # the server is safe without that would not show.
     "--disable-features=LocalNetworkAccessChecks",
 )
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -54,7 +54,7 @@ def find_browser() -> str | None:
 
 
 def missing() -> str:
-    """Return what a browser test lacks on this machine, and the cure; empty when nothing does."""
+    """Return what browser tests lack on this machine, and how to get it; empty if nothing."""
     if find_browser() is None:
         return "no Chromium; on Debian: apt-get install chromium"
     if shutil.which("node") is None:
@@ -93,7 +93,7 @@ async def run_script(script: Path, given: Any = None, *, names: Mapping[str, str
             out, err = await process.communicate(json.dumps(job).encode())
     finally:
         if process.returncode is None:
-            process.terminate()  # on which playwright ends the browser
+            process.terminate()  # then playwright ends the browser
             await process.wait()
     assert process.returncode == 0, err.decode(errors="replace")
     return json.loads(out)

@@ -1,4 +1,4 @@
-"""The driver itself: without it a browser test could pass because nothing ran."""
+"""The driver itself: otherwise a browser test could pass because nothing ran."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = needs_browser
 
 
 async def test_a_script_sees_a_page_under_the_name_it_asked_for() -> None:
-    """A real request was made, by a name that only the test knows."""
+    """It makes a real request, to a name that only the test resolves."""
     async with serving(answering(PAGE)) as origin:
         url = origin.url.replace("127.0.0.1", "page.example")
         seen = await run_script(HERE / "title.mjs", {"url": url}, names={"page.example": "127.0.0.1"})
@@ -22,6 +22,6 @@ async def test_a_script_sees_a_page_under_the_name_it_asked_for() -> None:
 
 
 async def test_a_script_that_fails_fails_the_test() -> None:
-    """Its own words are in the failure; names that the test does not know don't resolve."""
+    """With the script's own message; unknown names do not resolve."""
     with pytest.raises(AssertionError, match="ERR_NAME_NOT_RESOLVED"):
         await run_script(HERE / "title.mjs", {"url": "http://unknown.example/"})

@@ -1,4 +1,4 @@
-"""What web pages do to a proxy on localhost, in a real browser: none of it reaches the API."""
+"""Attacks of web pages on a proxy on localhost, in a real browser: none reaches the API."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = needs_browser
 TEXT = b"<!doctype html><title>a page</title><body>"
 HTML = b"Content-Type: text/html"
 PAGE = reply("200 OK", TEXT, HTML)
-# Such a page has the origin `null`.
+# A sandboxed page has the origin `null`.
 SANDBOXED = reply(
     "200 OK", TEXT, HTML, b"Content-Security-Policy: sandbox allow-scripts allow-forms allow-popups"
 )
@@ -29,7 +29,7 @@ ARRIVING_S = 10.0
 
 @dataclass
 class Attack:
-    """A proxy, and a site whose pages attack it."""
+    """A proxy and a site whose pages attack it."""
 
     proxy: Proxied
     site_port: int
@@ -66,7 +66,7 @@ async def attacked(listed: str = "") -> AsyncIterator[Attack]:
     """Run both; `listed` is an origin whose pages may call, with `{site}` for its port."""
 
     async def arrival_of(names: set[str]) -> None:
-        with contextlib.suppress(TimeoutError):  # the test will tell what did not arrive
+        with contextlib.suppress(TimeoutError):  # the test shows what did not arrive
             async with asyncio.timeout(ARRIVING_S):
                 await until(lambda: names <= attack.arrived().keys())
 
@@ -97,19 +97,19 @@ async def attacked(listed: str = "") -> AsyncIterator[Attack]:
     ids=["another site", "another port", "no origin", "rebound", "another site, rebound"],
 )
 async def test_nothing_of_another_sites_page_reaches_the_api(page: str, target: str, slug: str) -> None:
-    """Images, scripts, frames, forms, fetches, sockets, beacons and popups arrive here and end here."""
+    """The proxy refuses images, scripts, frames, forms, fetches, sockets, beacons and popups."""
     async with attacked() as attack:
         seen = await attack.run(page, target, rebinds="evil.example:{proxy}" in page)
         arrived = attack.arrived()
-        assert seen.keys() - arrived.keys() == set()  # or the browser itself held something back
+        assert seen.keys() - arrived.keys() == set()  # otherwise the browser itself blocked something
         assert set().union(*arrived.values()) == {slug}
         assert attack.proxy.origin.requests == []
         assert "open" not in seen.values()
         assert not any("ok" in text for text in seen.values())
 
 
-async def test_what_the_user_opens_reaches_the_api() -> None:
-    """The address bar, and pages that the API itself gave: so the rest was not the browser's doing."""
+async def test_pages_that_the_user_opens_reach_the_api() -> None:
+    """From the address bar, and from pages of the API; so the browser did not block the other tests."""
     async with attacked() as attack:
         seen = await attack.run("http://localhost:{proxy}/opened", "http://localhost:{proxy}")
         assert attack.arrived()["opened"] == {None}
@@ -117,8 +117,8 @@ async def test_what_the_user_opens_reaches_the_api() -> None:
         assert b"GET /opened HTTP/1.1" in {request.start for request in attack.proxy.origin.requests}
 
 
-async def test_a_listed_origins_page_reads_answers() -> None:
-    """With CORS, preflights included, which end here; what hides its origin is refused all the same."""
+async def test_a_page_of_a_listed_origin_reads_responses() -> None:
+    """With CORS, preflights included; requests that hide their origin are refused."""
     async with attacked(listed="http://page.example:{site}") as attack:
         seen = await attack.run("http://page.example:{site}/", "http://localhost:{proxy}")
         assert seen["fetch-cors"] == seen["fetch-cors-json"] == seen["fetch-cors-delete"] == "ok"
@@ -130,7 +130,7 @@ async def test_a_listed_origins_page_reads_answers() -> None:
 
 
 async def test_a_listed_origin_opens_nothing_to_others() -> None:
-    """Another site gets nowhere while one is listed."""
+    """Listing one origin admits no other site."""
     async with attacked(listed="http://page.example:{site}") as attack:
         seen = await attack.run("http://evil.example:{site}/", "http://localhost:{proxy}")
         assert seen["fetch-cors"] == seen["fetch-cors-json"] == "TypeError"

@@ -1,4 +1,4 @@
-"""The admin listener: who may look, who may act, and what it says of malformed requests."""
+"""The admin endpoints: access, operations, and malformed requests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ACTION = {"X-Cfproxy-Admin": "1"}
 
 @contextlib.asynccontextmanager
 async def serving(**changes: str) -> AsyncIterator[Service]:
-    """Run a proxy that has never been logged in, with these variables on top."""
+    """Run a proxy without a login, with additional environment variables."""
     environ = {
         "CFPROXY_CLIENT_ID": "app",
         "CFPROXY_REDIRECT_URI": "https://example.com/cb",
@@ -45,8 +45,8 @@ async def ask(service: Service, method: str, path: str, **headers: str) -> tuple
         return response.status, await response.json(content_type=None)
 
 
-async def test_health_tells_alive_from_ready() -> None:
-    """A proxy without a login is alive and started, and says what keeps it from being ready."""
+async def test_liveness_and_readiness_differ() -> None:
+    """A proxy without a login is alive and started, but not ready, and says why."""
     async with serving() as service:
         assert (await ask(service, "GET", "/livez"))[0] == 200
         assert (await ask(service, "GET", "/startupz"))[0] == 200
@@ -58,8 +58,8 @@ async def test_health_tells_alive_from_ready() -> None:
         assert (status, pacing["rate"], pacing["waiting"]) == (200, 20, 0)
 
 
-async def test_an_action_wants_a_header_that_no_form_can_send() -> None:
-    """A page of another site can post a form here, but not with a header of its own."""
+async def test_an_action_requires_a_custom_header() -> None:
+    """A page of another site can post a form, but not with a custom header."""
     async with serving() as service:
         status, problem = await ask(service, "POST", "/shutdown")
         assert (status, problem["type"]) == (403, "urn:cfproxy:problem:cross-site")
@@ -71,8 +71,8 @@ async def test_an_action_wants_a_header_that_no_form_can_send() -> None:
 @pytest.mark.parametrize(
     "name", ["X-Forwarded-For", "x_forwarded-proto", "X-Real-IP", "X-Request-Id", "X-Amzn-Trace-Id"]
 )
-async def test_what_a_reverse_proxy_adds_is_no_header_of_the_callers_own(name: str) -> None:
-    """It adds them to the form of another site, too."""
+async def test_headers_added_by_reverse_proxies_are_not_custom_headers(name: str) -> None:
+    """They add them to the forms of other sites, too."""
     async with serving() as service:
         assert (await ask(service, "POST", "/shutdown", **{name: "192.0.2.1"}))[0] == 403
         assert not service.stopped.is_set()
@@ -83,16 +83,16 @@ async def test_what_a_reverse_proxy_adds_is_no_header_of_the_callers_own(name: s
     [
         ("GET", "/shutdown", 405, "POST"),
         ("DELETE", "/", 405, "GET,HEAD"),
-        ("HEAD", "/callback", 405, "GET"),  # looking must not spend a code
+        ("HEAD", "/callback", 405, "GET"),  # it must not use up a code
         ("GET", "/nowhere", 404, None),
         ("HEAD", "/readyz", 503, None),
         ("HEAD", "/", 200, None),
     ],
 )
-async def test_a_wrong_method_or_path_is_told_as_such(
+async def test_wrong_methods_and_paths_are_refused(
     method: str, path: str, status: int, allowed: str | None
 ) -> None:
-    """With the right methods (RFC 9110, 15.5.6), and without the versions of what runs here."""
+    """With the allowed methods (RFC 9110 §15.5.6), and without version numbers."""
     async with (
         serving() as service,
         aiohttp.ClientSession(headers=ACTION) as session,
@@ -103,8 +103,8 @@ async def test_a_wrong_method_or_path_is_told_as_such(
         assert bool(await answer.read()) == (method != "HEAD")
 
 
-async def test_where_callers_need_a_key_so_do_actions() -> None:
-    """Looking is free on loopback; stopping everybody is not, if calling the API isn't."""
+async def test_actions_require_a_key_if_clients_do() -> None:
+    """Reading is free on loopback; acting requires a key if calling the API does."""
     async with serving(CFPROXY_ACCESS__KEYS="sesame") as service:
         assert (await ask(service, "GET", "/status.json"))[0] == 200
         assert (await ask(service, "POST", "/shutdown", **ACTION))[0] == 401
@@ -120,8 +120,8 @@ ONE_TENANTS_KEY = {
 }
 
 
-async def test_one_accounts_key_does_not_act_on_all() -> None:
-    """What concerns every account takes a key that every account accepts."""
+async def test_the_key_of_one_account_does_not_act_on_all() -> None:
+    """An action on all accounts needs a key that all accounts accept."""
     async with serving(**ONE_TENANTS_KEY) as service:
         status, _ = await ask(service, "POST", "/shutdown", **{"X-Cfproxy-Key": "tenant"})
         assert status == 401
@@ -129,15 +129,15 @@ async def test_one_accounts_key_does_not_act_on_all() -> None:
 
 
 async def test_an_exposed_admin_listener_needs_a_key_that_all_accounts_share() -> None:
-    """Else one tenant's key would show the others."""
+    """Otherwise one tenant's key would show the others."""
     changes = {"CFPROXY_ADMIN": "0.0.0.0:0", "CFPROXY_ACCESS__ALLOW_REMOTE": "true"}
     with pytest.raises(ListenError, match="no key is shared"):
         async with serving(**ONE_TENANTS_KEY, **changes):
             pass
 
 
-async def test_a_malformed_request_gets_a_problem_and_no_trace(caplog: pytest.LogCaptureFixture) -> None:
-    """As at the proxy's own listener; nothing of the request is repeated."""
+async def test_a_malformed_request_gets_a_problem_document(caplog: pytest.LogCaptureFixture) -> None:
+    """As from the proxy itself; nothing of the request is repeated or logged."""
     async with serving() as service:
         reader, writer = await asyncio.open_connection("127.0.0.1", URL(str(service.admin_url)).port)
         writer.write(b"GET /marker\xff HTTP/1.1\r\nHost: x\r\n\r\n")

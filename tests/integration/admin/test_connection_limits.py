@@ -1,4 +1,4 @@
-"""The admin listener's connections: bounded like the proxy's, so that a probe always gets its answer."""
+"""The connections of the admin listener: limited, so that probes always get through."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def ended(wire: Wire) -> bool:
 async def test_silent_connections_make_room_for_a_probe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The oldest goes first, and one that has just asked stays."""
+    """The oldest is closed first; one with a recent request stays."""
     monkeypatch.setattr("cfproxy.admin.server.CONNECTIONS_MAX", 8)
     async with calling(tmp_path) as callers:
         silent = [await callers.knock() for _ in range(30)]
@@ -68,7 +68,7 @@ async def test_silent_connections_make_room_for_a_probe(
 
 
 async def test_a_first_request_has_ten_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever connects and does not ask is let go; whoever has asked may keep the connection."""
+    """Connections without a request are closed; those with one may stay open."""
     monkeypatch.setattr("cfproxy.admin.server.HEAD_S", 0.05)
     async with calling(tmp_path) as callers:
         kept = await callers.knock(b"")

@@ -1,4 +1,4 @@
-"""The pages over HTTP: what they show, who may use their forms, and how a login is done with them."""
+"""The pages over HTTP: their contents, the access to their forms, and logging in with them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ARRIVAL = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fe
 
 @dataclass
 class Page:
-    """An answer."""
+    """A response."""
 
     status: int
     headers: Any
@@ -41,7 +41,7 @@ class Page:
 
 @dataclass
 class Browser:
-    """What a browser would do, with the headers that a browser would send."""
+    """Sends requests with the headers of a browser."""
 
     service: Service
     sandbox: Sandbox
@@ -68,7 +68,7 @@ class Browser:
             return Page(answer.status, answer.headers, await answer.text())
 
     async def begin(self, account: str = "default", **headers: str) -> tuple[str, Page]:
-        """Press "Log in"; return the authorize URL and the page, and keep the cookie."""
+        """Press "Log in", store the cookie, and return the authorize URL and the page."""
         token = (await self.get(f"/login?account={account}")).form_token()
         page = await self.post("/login", {"token": token, "account": account}, **headers)
         assert page.status == 200, page.text
@@ -84,7 +84,7 @@ class Browser:
 
 
 def alert(page: Page) -> str:
-    """Return the sentence of a page that says what is wrong."""
+    """Return the error message of a page."""
     found = re.search(r'role="alert">(.*?)</p>', page.text, re.DOTALL)
     assert found is not None, page.text
     return unescape(re.sub("<[^>]+>", "", found[1])).strip()
@@ -112,8 +112,8 @@ async def browsing(**changes: str) -> AsyncIterator[Browser]:
 # --- the status page --------------------------------------------------------------------------
 
 
-async def test_the_page_tells_without_a_script_what_is_wrong_and_what_to_do() -> None:
-    """The essentials are in the HTML; no script or style stands in it."""
+async def test_the_page_works_without_javascript() -> None:
+    """The HTML contains the essentials, and no inline script or style."""
     async with browsing(CFPROXY_STORE="memory") as browser:
         page = await browser.get("/")
         assert page.status == 200
@@ -128,8 +128,8 @@ async def test_the_page_tells_without_a_script_what_is_wrong_and_what_to_do() ->
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/login?account=nobody", "/shutdown"])
-async def test_an_address_without_a_page_shows_the_way_back(path: str) -> None:
-    """As a page for a person; programs get a problem document."""
+async def test_an_unknown_address_links_to_the_status_page(path: str) -> None:
+    """For a person; programs get a problem document."""
     async with browsing() as browser:
         page = await browser.get(path)
         assert page.status in {404, 405}
@@ -141,8 +141,8 @@ async def test_an_address_without_a_page_shows_the_way_back(path: str) -> None:
         )
 
 
-async def test_requests_show_without_their_query_and_escaped() -> None:
-    """Whatever a caller puts into a path is text on the page."""
+async def test_requests_are_shown_without_query_and_escaped() -> None:
+    """Whatever a client puts into a path is text on the page."""
     async with browsing() as browser:
         url = f"{browser.service.accounts[0].url}/v1/<script>alert(1)</script>?secret=marker"
         await (await browser.client.get(url)).read()
@@ -154,7 +154,7 @@ async def test_requests_show_without_their_query_and_escaped() -> None:
 
 
 async def test_the_page_can_be_linked_to_but_not_fetched_by_another_site() -> None:
-    """A link brings a person here; a script, a frame or a form of another site gets nothing."""
+    """A link may lead here; a script, a frame or a form of another site gets nothing."""
     async with browsing() as browser:
         assert (await browser.get("/", **ARRIVAL)).status == 200
         for change in (
@@ -167,8 +167,8 @@ async def test_the_page_can_be_linked_to_but_not_fetched_by_another_site() -> No
         assert (await browser.get("/", Host="evil.example")).status == 421
 
 
-async def test_a_request_that_went_twice_shows_on_the_page_and_counts_once() -> None:
-    """What the listener hands over is what page and metrics tell: tries, times, bytes."""
+async def test_a_retried_request_shows_on_the_page_and_counts_once() -> None:
+    """Page and metrics show its attempts, durations and bytes."""
     async with browsing() as browser:
         url, _ = await browser.begin()
         await browser.paste(await approve(url))
@@ -191,7 +191,7 @@ async def test_a_request_that_went_twice_shows_on_the_page_and_counts_once() -> 
 
 
 async def test_a_request_that_failed_shows_where_its_time_went() -> None:
-    """Its wait for the API counts as that of one that was answered."""
+    """Its wait for the API counts like that of a successful one."""
     async with browsing() as browser:
         url, _ = await browser.begin()
         await browser.paste(await approve(url))
@@ -206,8 +206,8 @@ async def test_a_request_that_failed_shows_where_its_time_went() -> None:
 # --- logging in -------------------------------------------------------------------------------
 
 
-async def test_a_login_is_done_with_the_page() -> None:
-    """Press the button, consent, paste the address: logged in, and the page says so."""
+async def test_logging_in_with_the_page() -> None:
+    """Press the button, consent, paste the address; the page confirms it."""
     async with browsing() as browser:
         url, page = await browser.begin()
         assert page.headers["Cross-Origin-Opener-Policy"] == "same-origin"
@@ -218,8 +218,8 @@ async def test_a_login_is_done_with_the_page() -> None:
         assert "Works" in (await browser.get("/")).text
 
 
-async def test_a_program_logs_in_with_a_header_of_its_own() -> None:
-    """The same two steps in JSON, for whoever has no browser there."""
+async def test_a_program_logs_in_with_a_custom_header() -> None:
+    """The same two steps in JSON, without a browser."""
     async with browsing() as browser:
         plain = {"Accept": "application/json", "X-Cfproxy-Admin": "1"}
         begun = await browser.post("/login", {"account": "default"}, **plain)
@@ -237,7 +237,7 @@ async def test_a_program_logs_in_with_a_header_of_its_own() -> None:
     ids=["another origin", "another site", "a page without an origin"],
 )
 async def test_a_form_of_another_site_is_refused(headers: dict[str, str]) -> None:
-    """Even with the token of our own pages."""
+    """Even with a valid form token."""
     async with browsing() as browser:
         token = (await browser.get("/login")).form_token()
         page = await browser.post("/login", {"token": token, "account": "default"}, **headers)
@@ -246,7 +246,7 @@ async def test_a_form_of_another_site_is_refused(headers: dict[str, str]) -> Non
 
 
 async def test_a_form_needs_the_token_of_this_process() -> None:
-    """One from before a restart is told what to do; one without is no form of ours."""
+    """A form from before a restart says what to do; one without a token is refused."""
     async with browsing() as browser:
         old = await browser.post("/login", {"token": "from-before", "account": "default"})
         assert (old.status, alert(old)) == (
@@ -259,8 +259,8 @@ async def test_a_form_needs_the_token_of_this_process() -> None:
         assert not browser.service.stopped.is_set()
 
 
-async def test_where_callers_need_a_key_so_does_a_login_and_the_browser_asks_for_it() -> None:
-    """The page shows to this machine; the form makes the browser ask, and the key is Basic's password."""
+async def test_a_login_requires_a_key_if_clients_do() -> None:
+    """The page itself is free on loopback; the form makes the browser ask for a Basic password, the key."""
     async with browsing(CFPROXY_ACCESS__KEYS="sesame") as browser:
         assert (await browser.get("/")).status == 200
         token = (await browser.get("/login")).form_token()
@@ -282,8 +282,8 @@ async def test_where_callers_need_a_key_so_does_a_login_and_the_browser_asks_for
     ],
     ids=["wrong state", "another place", "denied", "rubbish", "nothing"],
 )
-async def test_what_was_pasted_wrongly_has_its_sentence(spoil: Any, sentence: str) -> None:
-    """Nothing of it is repeated, and who hears the page is at the field, with the reason."""
+async def test_a_wrong_address_is_explained(spoil: Any, sentence: str) -> None:
+    """Nothing of it is repeated, and screen readers start at the field, with the reason."""
     async with browsing() as browser:
         url, _ = await browser.begin()
         redirected = await approve(url)
@@ -296,8 +296,8 @@ async def test_what_was_pasted_wrongly_has_its_sentence(spoil: Any, sentence: st
         assert dict(parse_qsl(urlsplit(redirected).query))["code"] not in page.text
 
 
-async def test_what_goes_wrong_at_the_token_endpoint_has_its_sentence() -> None:
-    """Down, refused settings, refused code: each says what to do, and a good code can be given again."""
+async def test_a_failure_at_the_token_endpoint_is_explained() -> None:
+    """Each failure says what to do, and a code that was not used can be pasted again."""
     async with browsing() as browser:
         url, _ = await browser.begin()
         redirected = await approve(url)
@@ -320,8 +320,8 @@ async def test_what_goes_wrong_at_the_token_endpoint_has_its_sentence() -> None:
         assert (late.status, "the code was refused" in alert(late)) == (400, True)
 
 
-async def test_an_app_of_its_own_has_no_form() -> None:
-    """With client credentials the page says what holds; each of several accounts has its own page."""
+async def test_client_credentials_need_no_form() -> None:
+    """The page says so; each account has its own page."""
     changes = {
         "CFPROXY_ACCOUNTS__OWN__GRANT": "client_credentials",
         "CFPROXY_ACCOUNTS__OWN__LISTEN": "127.0.0.1:0",
@@ -345,8 +345,8 @@ def as_callback(redirected: str) -> str:
     return f"/callback?{urlsplit(redirected).query}"
 
 
-async def test_a_redirect_that_is_forwarded_here_finishes_the_login() -> None:
-    """In the browser that began it, and however the public address forwards: by a redirect or as a proxy."""
+async def test_a_forwarded_redirect_finishes_the_login() -> None:
+    """In the browser that started it, whether the public address redirects or proxies."""
     async with browsing() as browser:
         url, page = await browser.begin()
         (cookie,) = page.headers.getall("Set-Cookie")
@@ -360,20 +360,20 @@ async def test_a_redirect_that_is_forwarded_here_finishes_the_login() -> None:
         assert browser.service.accounts[0].token_source.state().ready
 
 
-async def test_under_the_public_name_only_the_callback_is_there() -> None:
+async def test_under_the_public_name_only_the_callback_is_served() -> None:
     """The redirect URI's host may forward to `/callback`, and to nothing else."""
     async with browsing() as browser:
         url, _ = await browser.begin()
         done = await browser.get(as_callback(await approve(url)), Host=PUBLIC, **ARRIVAL)
         assert done.status == 200
-        assert "href" not in done.text  # neither style nor status page could be had there
+        assert "href" not in done.text  # neither style sheet nor status page is served there
         for path in ("/", "/login", "/status.json", "/callbacks", "/events"):
             assert (await browser.get(path, Host=PUBLIC)).status == 421, path
         assert (await browser.post("/callback", {}, Host=PUBLIC)).status == 421
 
 
-async def test_where_pages_are_served_under_the_public_name_the_cookie_goes_there() -> None:
-    """With `access.hosts` the whole page is there; the cookie then has the redirect URI's own path."""
+async def test_the_cookie_has_the_path_of_the_redirect_uri_under_its_own_name() -> None:
+    """With `access.hosts`, the pages are served there, too."""
     async with browsing(CFPROXY_ACCESS__HOSTS=PUBLIC) as browser:
         token = (await browser.get("/login", Host=PUBLIC)).form_token()
         page = await browser.post(
@@ -385,7 +385,7 @@ async def test_where_pages_are_served_under_the_public_name_the_cookie_goes_ther
 
 
 async def test_another_browser_cannot_finish_a_login() -> None:
-    """Nothing is spent: whoever began it can still finish it by hand."""
+    """The code is not used up: the person who started the login can still finish it."""
     async with browsing() as browser:
         url, _ = await browser.begin()
         redirected = await approve(url)
@@ -394,12 +394,12 @@ async def test_another_browser_cannot_finish_a_login() -> None:
         assert page.status == 403
         assert "not started in this browser" in alert(page)
         assert dict(parse_qsl(urlsplit(redirected).query))["code"] not in page.text
-        # What the page says to do: the address from its question mark to the end.
+        # As the page says: the address from its question mark to the end.
         assert (await browser.paste(as_callback(redirected).removeprefix("/callback"))).status == 303
 
 
-async def test_a_login_that_somebody_else_began_is_not_finished_here() -> None:
-    """Else a link could put another person's login in the place of one's own (login CSRF)."""
+async def test_a_login_started_elsewhere_is_not_finished_here() -> None:
+    """Otherwise a link could log the account in as another person (login CSRF)."""
     async with browsing() as browser:
         theirs = await approve((await browser.begin())[0])
         browser.cookies.clear()
@@ -410,8 +410,8 @@ async def test_a_login_that_somebody_else_began_is_not_finished_here() -> None:
         assert (await browser.get(as_callback(ours), **ARRIVAL)).status == 200
 
 
-async def test_what_goes_wrong_at_the_callback_has_its_sentence() -> None:
-    """Denied, replayed, damaged, empty: no address is left without an explanation."""
+async def test_a_failure_at_the_callback_is_explained() -> None:
+    """Whether access was denied, or the address is replayed, damaged or empty."""
     async with browsing() as browser:
         url, _ = await browser.begin()
         state = dict(parse_qsl(urlsplit(url).query))["state"]

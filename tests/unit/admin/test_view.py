@@ -37,8 +37,8 @@ def a_report(state: TokenStatus = GOOD, now: float = NOW, account: str = "defaul
     return report | PLACES
 
 
-def test_an_account_that_works_says_so_in_one_word() -> None:
-    """No detail, no command: there is nothing to do."""
+def test_a_working_account_needs_one_word() -> None:
+    """Without detail and command: there is nothing to do."""
     view = view_account(a_report())
     assert (view["tone"], view["headline"], view["detail"], view["command"]) == ("good", "Works", "", "")
     assert view["token_text"] == "valid for 50 min of 1 h"
@@ -57,10 +57,8 @@ def test_an_account_that_works_says_so_in_one_word() -> None:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, CfproxyError) else "",
 )
-def test_what_is_broken_is_named_with_its_cause_and_the_next_step(
-    error: CfproxyError, check: str, command: str
-) -> None:
-    """Page and readiness name the same cause; while the token lasts, things work and the page warns."""
+def test_a_failure_shows_its_cause_and_the_next_step(error: CfproxyError, check: str, command: str) -> None:
+    """Page and readiness name the same cause; while the token lasts, the page only warns."""
     broken = a_report(replace(GOOD, usable_s=0.0, error=error))
     view = view_account(broken)
     assert (view["tone"], view["command"]) == ("bad", command)
@@ -72,8 +70,8 @@ def test_what_is_broken_is_named_with_its_cause_and_the_next_step(
     assert str(still["headline"]).startswith("Works")
 
 
-def test_an_api_that_failed_the_last_request_is_told() -> None:
-    """In the words that the caller got; readiness tells it, too."""
+def test_an_unreachable_api_is_reported() -> None:
+    """With the message that the client got; readiness reports it, too."""
     report = report_running(APP, GOOD, NOW, "file:/state", UpstreamUnreachable("no route; mend it"))
     view = view_account(report | PLACES)
     assert (view["tone"], view["detail"], view["command"]) == ("bad", "no route; mend it", "cfproxy doctor")
@@ -82,8 +80,8 @@ def test_an_api_that_failed_the_last_request_is_told() -> None:
     assert (check["check"], check["state"], check["ok"]) == ("api", "upstream-unreachable", False)
 
 
-def test_the_next_step_reads_the_same_file_for_the_same_account() -> None:
-    """A doctor without them would look at another configuration."""
+def test_the_next_command_names_configuration_file_and_account() -> None:
+    """Without them, the command would use another configuration."""
     app = replace(APP, account="acme", config_file="a b.yaml")
     told = {"login": LoginRequired("no login"), "doctor": TokenEndpointUnavailable("down")}
     for verb, error in told.items():
@@ -93,15 +91,15 @@ def test_the_next_step_reads_the_same_file_for_the_same_account() -> None:
     assert failed["command"] == "cfproxy doctor -c 'a b.yaml' --account acme"
 
 
-def test_a_queue_that_refuses_is_told_for_a_minute() -> None:
+def test_refusals_of_the_queue_show_for_a_minute() -> None:
     """Everything else works, so it is a warning."""
     view = view_account(a_report() | {"refused": 3})
     assert (view["tone"], view["headline"]) == ("warn", "Works, but the queue is full and refuses requests")
     assert str(view["detail"]).startswith("3 requests refused in the last minute; ")
 
 
-def test_a_dying_login_is_told_before_it_dies() -> None:
-    """The page has the sentence that log and status have."""
+def test_a_login_that_expires_soon_shows_a_warning() -> None:
+    """With the same sentence as in log and status."""
     report = a_report(now=LOGIN_AT + 25 * DAY_S)
     view = view_account(report)
     assert (view["tone"], view["command"]) == ("warn", "cfproxy login")
@@ -110,8 +108,8 @@ def test_a_dying_login_is_told_before_it_dies() -> None:
     assert report_checks(report)[0]["detail"] == report["warning"]
 
 
-def test_a_token_that_could_not_be_saved_is_told() -> None:
-    """It works, and a restart now would cost the login."""
+def test_an_unsaved_token_shows_a_warning() -> None:
+    """It works, but a restart would lose the login."""
     view = view_account(a_report(replace(GOOD, store_error=StoreUnavailable("disk full"), unsaved=True)))
     assert (view["tone"], view["detail"], view["store_tone"]) == ("warn", "disk full", "warn")
     assert view["headline"] == "Works; the newest token is not saved yet"
@@ -120,16 +118,16 @@ def test_a_token_that_could_not_be_saved_is_told() -> None:
     assert (unread["tone"], unread["headline"]) == ("warn", "Works; the token store is unreachable")
 
 
-def test_a_login_in_memory_is_not_sent_to_the_command_line() -> None:
-    """Another process could not put it there; the page's own button can."""
+def test_with_a_store_in_memory_no_command_is_suggested() -> None:
+    """Another process can't store a login there; the page's own button can."""
     report = a_report(replace(GOOD, login=None, usable_s=0.0, error=LoginRequired("none")))
     report["store"]["location"] = "memory"
     view = view_account(report)
     assert (view["command"], view["login_helps"]) == ("", "yes")
 
 
-def test_an_account_that_never_had_a_token_is_told_as_such() -> None:
-    """Nothing in the view is made up for it."""
+def test_an_account_without_a_token_says_so() -> None:
+    """The view invents nothing."""
     view = view_account(a_report(replace(GOOD, login=None, usable_s=0.0)))
     assert (view["token_text"], view["login_text"], view["token_at"]) == ("none yet", "none", "")
     app = report_running(
@@ -139,7 +137,7 @@ def test_an_account_that_never_had_a_token_is_told_as_such() -> None:
     assert own["login_text"] == "not needed: the app logs in by itself"
 
 
-def test_the_first_line_names_who_needs_help() -> None:
+def test_the_first_line_names_the_failing_accounts() -> None:
     """One account: its own headline; several: how many and which."""
     good, bad = a_report(), a_report(replace(GOOD, usable_s=0.0, error=Misconfigured("x")), account="acme")
     old = a_report(now=LOGIN_AT + 29 * DAY_S, account="old")
@@ -151,7 +149,7 @@ def test_the_first_line_names_who_needs_help() -> None:
 
 
 def test_the_plot_spans_its_width_and_stays_inside() -> None:
-    """The limit is a line below the top; a rate above it still fits."""
+    """The limit is below the top; a rate above it still fits."""
     view = view_pacing(report_pacing(QUIET), [0.0, 10.0, 30.0], [0, 0, 3])
     assert str(view["rate_line"]).startswith("M0 100.0L300 ")
     heights = [float(point.split()[1]) for point in str(view["rate_line"])[1:].split("L")]
@@ -161,8 +159,8 @@ def test_the_plot_spans_its_width_and_stays_inside() -> None:
     assert (view["tone"], view["note"]) == ("good", "")
 
 
-def test_a_full_queue_and_a_pause_are_told() -> None:
-    """Why requests are refused, or why nothing moves."""
+def test_a_full_queue_and_a_pause_are_shown() -> None:
+    """They explain why requests are refused, or are not sent."""
     full = report_pacing(replace(QUIET, waiting=1000, oldest_wait_s=2.0))
     view = view_pacing(full, [], [])
     assert (full["state"], view["tone"]) == ("queue-full", "bad")
@@ -172,8 +170,8 @@ def test_a_full_queue_and_a_pause_are_told() -> None:
     assert (paused["tone"], paused["limit_line"]) == ("warn", "")
 
 
-def test_a_pace_that_is_shared_tells_with_how_many() -> None:
-    """And when this replica is alone with its part, since the store is out of reach."""
+def test_a_shared_rate_shows_its_replicas() -> None:
+    """And whether this replica uses only its part, because the store is unreachable."""
     shared = report_pacing(replace(QUIET, replicas=8))
     assert (shared["shared"], shared["replicas"]) == ("on", 8)
     assert view_pacing(shared, [], [])["note"] == "8 replicas share the rate"
@@ -184,8 +182,8 @@ def test_a_pace_that_is_shared_tells_with_how_many() -> None:
     assert report_pacing(QUIET)["shared"] == "off"
 
 
-def test_a_path_that_was_cut_says_so() -> None:
-    """What looks whole is whole."""
+def test_a_cut_path_ends_with_an_ellipsis() -> None:
+    """A complete path does not."""
     for length, shown in ((199, "p" * 199), (200, "p" * 199 + "…")):
         cut = Finished(NOW, "default", "GET", "p" * length, 200, "", 0.1, None, None, None, 1)
         assert view_request(cut)["path"] == shown
@@ -194,13 +192,13 @@ def test_a_path_that_was_cut_says_so() -> None:
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "no refresh"), (1, "1 refresh"), (1234, "1\u202f234 refreshes")]
 )
-def test_the_number_beside_the_last_refresh_says_what_it_counts(count: int, text: str) -> None:
-    """A number alone beside a time of day says nothing."""
+def test_the_number_of_refreshes_has_a_unit(count: int, text: str) -> None:
+    """A bare number next to a time would be unclear."""
     assert view_account(a_report(replace(GOOD, refreshes=count)))["refreshes"] == f"{text} since the start"
 
 
-def test_a_token_that_nobody_has_is_no_good_one_to_readiness() -> None:
-    """It is no fault of the token check's, but it says so."""
+def test_a_missing_token_passes_readiness_with_a_detail() -> None:
+    """The login check fails; the token check only mentions it."""
     error = LoginRequired("none; run: cfproxy login")
     checks = report_checks(a_report(replace(GOOD, login=None, usable_s=0.0, error=error)))
     assert [(each["check"], each["ok"], each["detail"]) for each in checks][:2] == [
@@ -211,8 +209,8 @@ def test_a_token_that_nobody_has_is_no_good_one_to_readiness() -> None:
     assert fresh["detail"] == "none yet; the next request fetches one"
 
 
-def test_a_request_is_told_in_a_row() -> None:
-    """Times in words, and a remark only where there is something to remark."""
+def test_a_request_is_one_row() -> None:
+    """With formatted durations, and a note only if something was unusual."""
     plain = Finished(NOW, "default", "GET", "/v1/jobs", 200, "", 0.012, 0.0, 0.0004, 0.0115, 1)
     view = view_request(plain)
     assert [view[key] for key in ("status", "total", "queue", "note", "tone")] == [
@@ -235,7 +233,7 @@ def test_a_request_is_told_in_a_row() -> None:
 
 
 def test_a_view_holds_no_secret() -> None:
-    """It is made from the report, which has none."""
+    """It is built from the report, which has none."""
     token = Token(Secret("marker-access"), LOGIN_AT, 3600.0)
     login = replace(a_login(), token=token, refresh_token=Secret("marker-refresh"))
     assert "marker" not in repr(view_account(a_report(replace(GOOD, login=login))))

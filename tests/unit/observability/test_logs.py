@@ -1,4 +1,4 @@
-"""What gets into a log line, and what never does."""
+"""What log lines contain, and what they never contain."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MARKER = "marker-5d1c"
 
 @pytest.fixture(params=["json", "console"])
 def form(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Both forms of a line; structlog and the root logger are put back afterwards."""
+    """Both forms of a line; structlog and the root logger are restored afterwards."""
     root = logging.getLogger()
     before = (structlog.get_config(), root.handlers, root.level)
     yield request.param
@@ -36,7 +36,7 @@ def form(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def test_every_field_that_the_program_logs_is_listed() -> None:
-    """A new field needs a place in `FIELDS`, and by that a thought about what it may hold."""
+    """A new field needs an entry in `FIELDS`, after a decision about what it may contain."""
     used = set()
     for path in Path(cfproxy.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -49,8 +49,8 @@ def test_every_field_that_the_program_logs_is_listed() -> None:
     assert used <= FIELDS, used - FIELDS
 
 
-def test_every_field_is_explained() -> None:
-    """The table in docs/security.md has each listed field, and no other."""
+def test_every_field_is_documented() -> None:
+    """The table in docs/security.md has exactly the listed fields."""
     page = (ROOT / "docs" / "security.md").read_text("utf-8")
     table = page.partition("## Log fields")[2].partition("\n## ")[0]
     cells = re.findall(r"(?m)^\|([^|]*)\|", table)
@@ -58,8 +58,8 @@ def test_every_field_is_explained() -> None:
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.ENOSPC, "full"), ValueError("closed")])
-def test_a_line_that_cannot_be_written_is_lost_and_nothing_else(form: str, error: Exception) -> None:
-    """A refresh, or a request, does not fail because its log is on a full disk or has no reader."""
+def test_a_line_that_cannot_be_written_is_lost_without_an_error(form: str, error: Exception) -> None:
+    """A full disk or a closed pipe fails no refresh and no request."""
 
     class Stream(io.StringIO):
         full = True
@@ -76,8 +76,8 @@ def test_a_line_that_cannot_be_written_is_lost_and_nothing_else(form: str, error
     assert "22" in out.getvalue()
 
 
-def test_a_field_that_is_not_listed_does_not_show(form: str) -> None:
-    """Whoever logs a header or a body by mistake logs its name only; secrets don't show in any field."""
+def test_unlisted_fields_do_not_show_their_values(form: str) -> None:
+    """A header or a body logged by mistake shows its name only; secrets show in no field."""
     out = io.StringIO()
     log = build_logger("info", form, out)
     log.info("request.forwarded", header=MARKER, body={"a": MARKER}, reason=Secret(MARKER), status=200)
@@ -88,8 +88,8 @@ def test_a_field_that_is_not_listed_does_not_show(form: str) -> None:
     assert "[redacted]" in line
 
 
-def test_a_line_cannot_steer_the_terminal(form: str) -> None:
-    """Control bytes that a caller or a server put into a text are shown, in whatever field they are."""
+def test_control_characters_are_escaped_on_a_terminal(form: str) -> None:
+    """In every field, whether a client or a server sent them."""
     out = io.StringIO()
     log = build_logger("info", form, out)
     log.info(
@@ -105,8 +105,8 @@ def test_a_line_cannot_steer_the_terminal(form: str) -> None:
     assert ("gr\xfcn ok" if form == "console" else "gr\\u00fcn ok") in line
 
 
-def test_a_trace_shows_code_and_no_value(form: str) -> None:
-    """Neither local variables nor the text of a foreign exception are in a stack trace."""
+def test_a_stack_trace_shows_code_and_no_values(form: str) -> None:
+    """It contains neither local variables nor the messages of foreign exceptions."""
     out = io.StringIO()
     log = build_logger("info", form, out)
 
@@ -127,8 +127,8 @@ def test_a_trace_shows_code_and_no_value(form: str) -> None:
     assert MARKER not in text
 
 
-def test_what_libraries_say_comes_without_their_values(form: str) -> None:
-    """Texts of aiohttp and asyncio may hold what was sent: the template shows, up to its first line."""
+def test_library_messages_come_without_their_arguments(form: str) -> None:
+    """Arguments may hold what was sent, so only the first line of the template shows."""
     out = io.StringIO()
     build_logger("info", form, out)
     logging.getLogger("aiohttp.client").warning("Can not load cookies: %s", MARKER)
@@ -143,7 +143,7 @@ def test_what_libraries_say_comes_without_their_values(form: str) -> None:
 
 
 def test_a_json_line_is_one_object(form: str) -> None:
-    """One event is one line, whatever it holds."""
+    """One event is one line, whatever it contains."""
     out = io.StringIO()
     log = build_logger("info", form, out)
     log.info("request.refused", path="/a\nb", status=400)
@@ -153,16 +153,16 @@ def test_a_json_line_is_one_object(form: str) -> None:
 
 
 @pytest.mark.usefixtures("form")
-def test_ordinary_lines_are_sampled_and_dropped_below_the_level() -> None:
-    """All at 1, none at 0, about the share in between; and none where nobody sees them."""
+def test_ordinary_request_lines_are_sampled() -> None:
+    """All at 1, none at 0, about the share in between; none below the level."""
     for share, least, most in ((1.0, 2000, 2000), (0.0, 0, 0), (0.1, 100, 320)):
         output = LogOutput("info", "json", share, io.StringIO())
         assert least <= sum(output.keeps_request() for _ in range(2000)) <= most
     assert not LogOutput("warning", "json", 1.0, io.StringIO()).keeps_request()
 
 
-def test_the_level_and_form_change_for_loggers_that_are_bound_already(form: str) -> None:
-    """Whoever bound a name to a logger need not know of reloads."""
+def test_changes_apply_to_bound_loggers(form: str) -> None:
+    """Code that bound a logger need not know about reloads."""
     out = io.StringIO()
     output = LogOutput("info", form, stream=out)
     bound = output.log.bind(account="acme")
@@ -183,8 +183,8 @@ def test_the_level_and_form_change_for_loggers_that_are_bound_already(form: str)
 @pytest.mark.parametrize(
     "fault", [BrokenPipeError(), BlockingIOError(), ValueError("I/O operation on closed file")]
 )
-async def test_nobody_is_told_that_nobody_reads_the_log(form: str, fault: Exception) -> None:
-    """A line about it would fail, too, and bring the next one, turn by turn; later ones may get through."""
+async def test_a_failed_write_is_not_logged(form: str, fault: Exception) -> None:
+    """Such a line would fail, too, and cause another one; later lines may succeed."""
     out, heard = io.StringIO(), []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: heard.append(context))
@@ -201,8 +201,8 @@ async def test_nobody_is_told_that_nobody_reads_the_log(form: str, fault: Except
     assert not heard
 
 
-def test_the_last_line_of_a_loop_is_written(form: str) -> None:
-    """Lines wait for the end of a turn, and the last turn is none to be lost: whatever ends the loop."""
+def test_the_last_line_before_the_loop_ends_is_written(form: str) -> None:
+    """Lines are written at the end of an iteration, also of the last one."""
 
     async def work(error: BaseException | None) -> None:
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""What a Prometheus server gets to see."""
+"""The metrics that Prometheus scrapes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOGIN = Login(
 
 
 def read(metrics: Metrics) -> dict[tuple[str, ...], float]:
-    """Return every sample by its name and its labels' values."""
+    """Return every sample by its name and label values."""
     text = metrics.render().decode()
     assert "marker" not in text
     return {
@@ -39,8 +39,8 @@ def read(metrics: Metrics) -> dict[tuple[str, ...], float]:
     }
 
 
-def test_requests_are_counted_by_what_the_client_got() -> None:
-    """Account, method, status class and whose answer it was; a made-up method does not make a new series."""
+def test_requests_are_counted_by_their_response() -> None:
+    """By account, method, status class and origin; an invented method creates no new series."""
     metrics = Metrics()
     stats = metrics.request_stats("default", "https://api")
     for method in ("GET", "BREW", "FOO"):
@@ -55,8 +55,8 @@ def test_requests_are_counted_by_what_the_client_got() -> None:
     assert samples["cfproxy_response_body_bytes_total", "default"] == 15
 
 
-def test_retries_and_waiting_are_counted() -> None:
-    """Each wait has its histogram; a retry is told by what it followed."""
+def test_retries_and_waits_are_counted() -> None:
+    """Each wait has a histogram; retries are counted by their cause."""
     metrics = Metrics()
     metrics.request_stats("default", "https://api").record(
         "GET", "/", 200, "", total_s=3.0, queued_s=2.0, token_s=0.3, upstream_s=0.7, retried=True, postponed=2
@@ -71,14 +71,14 @@ def test_retries_and_waiting_are_counted() -> None:
     assert samples["cfproxy_upstream_duration_seconds_sum", "default"] == 0.7
 
 
-def test_what_is_under_way_is_counted_when_it_is_asked_for() -> None:
-    """Whoever renders says how many there are."""
+def test_requests_in_progress_are_passed_in() -> None:
+    """The caller of `render` counts them."""
     text = Metrics().render({"default": 7}).decode()
     assert 'cfproxy_requests_in_flight{account="default"} 7.0' in text
 
 
-def test_an_account_shows_whether_it_works_and_until_when() -> None:
-    """Token and login expiry are what an alert needs."""
+def test_an_account_shows_its_state_and_expiry_times() -> None:
+    """Alerts need the expiry times of token and login."""
     metrics = Metrics()
     metrics.accounts["default"] = lambda: TokenStatus(LOGIN, 30.0, None, 0.0, None, False, 7)
     metrics.accounts["new"] = lambda: TokenStatus(None, 0.0, None, 0.0, None, False, 0)
@@ -91,8 +91,8 @@ def test_an_account_shows_whether_it_works_and_until_when() -> None:
     assert ("cfproxy_login_expiry_timestamp_seconds", "new") not in samples
 
 
-def test_an_account_in_trouble_shows_which() -> None:
-    """One state of a fixed set is 1, failures are counted by kind, and the login's end has a step."""
+def test_a_failing_account_shows_its_state() -> None:
+    """One of a fixed set of states is 1, failures are counted by state, and the login's expiry has a step."""
     error = TokenEndpointUnavailable("down")
     failures = {TokenEndpointUnavailable: 3, LoginRequired: 1}
     metrics = Metrics()
@@ -111,7 +111,7 @@ def test_an_account_in_trouble_shows_which() -> None:
 
 
 async def test_the_queue_shows_its_length_its_rate_and_the_429s() -> None:
-    """A scrape reads the shaper as it is at that moment."""
+    """A scrape reads the queue's current state."""
     metrics = Metrics()
     fair_queue = FairQueue(RateLimit(20.0, 1.0), FakeClock(), 10, 60.0)
     metrics.pacing["https://api"] = fair_queue.state
@@ -129,8 +129,8 @@ async def test_the_queue_shows_its_length_its_rate_and_the_429s() -> None:
     assert ("cfproxy_pacing_replicas", "https://api") not in samples
 
 
-def test_a_shared_pace_shows_how_many_keep_it() -> None:
-    """And whether this replica is alone with its part of it."""
+def test_a_shared_rate_shows_its_replicas() -> None:
+    """And whether this replica has lost the store."""
     metrics = Metrics()
     metrics.pacing["https://api"] = lambda: QueueState(0, 0, 0, 2.5, None, 0.0, 1000, 1.0, 8, alone=True)
     samples = read(metrics)

@@ -1,4 +1,4 @@
-"""What finished requests leave behind: counts, the latest ones, a trend."""
+"""Statistics of finished requests: counters, the latest requests, trends."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def build_metrics() -> Metrics:
     return metrics
 
 
-def test_the_latest_requests_are_kept_and_no_more() -> None:
-    """A page that opens sees the last 200; a page that is open sees what came since."""
+def test_only_the_latest_requests_are_stored() -> None:
+    """A new page shows the latest 200; an open page gets those since its last one."""
     metrics = build_metrics()
     stats = metrics.request_stats("default", "https://api:443")
     for number in range(LATEST_MAX + 50):
@@ -32,8 +32,8 @@ def test_the_latest_requests_are_kept_and_no_more() -> None:
     assert latest.after(latest.serial) == latest.after(latest.serial + 5) == Latest().after(0) == []
 
 
-def test_what_a_caller_invents_takes_no_room() -> None:
-    """A method makes no new series, and a path of any length a row of a bounded one."""
+def test_invented_methods_and_long_paths_are_bounded() -> None:
+    """A method creates no new series, and a path is cut."""
     metrics = build_metrics()
     stats = metrics.request_stats("default", "https://api:443")
     for number in range(100):
@@ -42,8 +42,8 @@ def test_what_a_caller_invents_takes_no_room() -> None:
     assert {len(finished.path) for finished in metrics.latest.after(0)} == {200}
 
 
-def test_a_request_that_was_sent_again_shows_how_often() -> None:
-    """Retries are counted by their cause, and each request tells its number of tries."""
+def test_a_retried_request_shows_its_attempts() -> None:
+    """Retries are counted by their cause, and each request has its number of attempts."""
     metrics = build_metrics()
     stats = metrics.request_stats("default", "https://api:443")
     stats.record("GET", "/", 200, "", total_s=3.0, queued_s=1.0, retried=True, postponed=2)
@@ -53,8 +53,8 @@ def test_a_request_that_was_sent_again_shows_how_often() -> None:
     assert stats.upstream.cumulative()[-1] == ("+Inf", 0.0)
 
 
-def test_what_the_queue_refused_of_late_is_known() -> None:
-    """By account, and only what came since a given instant."""
+def test_recent_refusals_of_the_queue_are_counted() -> None:
+    """By account, and only since a given time."""
     metrics = build_metrics()
     stats = metrics.request_stats("default", "https://api:443")
     stats.record("GET", "/", 503, "queue-full", total_s=0.1)
@@ -63,19 +63,19 @@ def test_what_the_queue_refused_of_late_is_known() -> None:
     assert metrics.latest.refused("another", 0.0) == metrics.latest.refused("default", 1e12) == 0
 
 
-def test_counts_outlive_a_reload() -> None:
-    """An account whose upstream was changed goes on counting, towards another trend."""
+def test_counters_outlive_a_reload() -> None:
+    """An account with a new upstream keeps its counters, and feeds another trend."""
     metrics = build_metrics()
     before = metrics.request_stats("default", "https://api:443")
     assert metrics.request_stats("default", "https://other:443") is before
     assert before.trend is metrics.trend("https://other:443")
-    before.record("GET", "/", 200, "", total_s=0.1)  # towards an upstream that nobody paces
+    before.record("GET", "/", 200, "", total_s=0.1)  # for an upstream without a queue
     assert sum(before.trend.series()[0]) == 0
 
 
 @given(st.lists(st.floats(min_value=0.0, max_value=1000.0)))
 def test_a_histogram_loses_nothing(durations: list[float]) -> None:
-    """Buckets are cumulative, the last one holds all, and the sum is the sum."""
+    """Buckets are cumulative, the last one counts everything, and the sum is right."""
     histogram = Durations()
     for seconds in durations:
         histogram.observe(seconds)
@@ -87,7 +87,7 @@ def test_a_histogram_loses_nothing(durations: list[float]) -> None:
 
 
 async def test_a_trend_shows_rate_and_queue_of_ten_minutes() -> None:
-    """Steps of 5 s; where nobody took a sample nothing happened; what is older falls out."""
+    """Steps of 5 s; without a sample nothing happened; older steps are dropped."""
     clock = FakeClock(monotonic_at=1000.0)
     fair_queue = FairQueue(RateLimit(None, 1.0), clock, 10, 60.0)
     trend = Trend(fair_queue.state, clock.monotonic)
@@ -98,11 +98,11 @@ async def test_a_trend_shows_rate_and_queue_of_ten_minutes() -> None:
     for _ in range(20):
         await fair_queue.acquire("a")
     trend.sample()
-    trend.sample()  # too early for another one, and nothing is counted twice
+    trend.sample()  # too early, and nothing is counted twice
     rates, waiting = trend.series()
     assert len(rates) == len(waiting) == 120
     assert rates[-21] == 2.0
-    assert rates[-1] == 20.0  # the step is a second old at most, so that counts as one
+    assert rates[-1] == 20.0  # the step is at most a second old, which counts as one second
     assert sum(rates) == 22.0
     await clock.advance(2.5)
     assert trend.series()[0][-1] == 8.0
@@ -110,8 +110,8 @@ async def test_a_trend_shows_rate_and_queue_of_ten_minutes() -> None:
     assert sum(trend.series()[0]) == 0.0
 
 
-async def test_a_steady_flow_shows_as_what_it_is() -> None:
-    """Samples and steps don't fall together; what left in a step is not counted to the next one."""
+async def test_a_steady_flow_shows_a_steady_rate() -> None:
+    """Samples and steps are not aligned; departures are not counted to the following step."""
     clock = FakeClock(monotonic_at=1000.0)
     fair_queue = FairQueue(RateLimit(None, 1.0), clock, 10, 60.0)
     trend = Trend(fair_queue.state, clock.monotonic)
@@ -125,7 +125,7 @@ async def test_a_steady_flow_shows_as_what_it_is() -> None:
 
 
 async def test_a_trend_remembers_the_longest_queue_of_a_step() -> None:
-    """A queue that came and went between two looks was there."""
+    """Even if it was gone before the trend was read."""
     clock, waiting = FakeClock(), [3, 7, 0]
 
     class State:
