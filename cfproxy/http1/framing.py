@@ -1,13 +1,10 @@
-"""Cutting a body out of the bytes of a connection: by length, in chunks, or until the end.
-
-Owns: where a body ends, and the trailers behind it (RFC 9112 §6 and §7.1).
-Must not know: sockets, heads; what is done with a body.
+"""Message framing: where a body ends, and its trailers (RFC 9112 §6 and §7.1).
 
 Invariants:
-1. Every byte goes to exactly one of body, framing and rest, however the bytes are cut into pieces.
-2. What two readers could take differently is refused, never mended: line ends are CRLF, sizes are hexadecimal
-   digits, nothing follows a chunk but its line end.
-3. What is not body is bounded: a size line, and all trailers together.
+1. Every byte belongs to exactly one of body, framing and rest, however the bytes are split.
+2. Anything that two implementations could read differently is refused, never repaired: line ends are CRLF,
+   sizes are hexadecimal digits, and only a line end follows a chunk.
+3. Framing has a maximum size: each size line, and all trailers together.
 """
 
 from __future__ import annotations
@@ -22,22 +19,22 @@ from cfproxy.http1.headers import RawHeaders, normalise
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """How a request's body is delimited: by length, in chunks, or not there at all."""
+    """How a request's body is delimited: by its length, or by chunks; neither if there is none."""
 
     length: int | None
     chunked: bool
 
     @property
     def has_body(self) -> bool:
-        """Whether any byte of a body can follow."""
+        """Whether at least one byte of a body can follow."""
         return self.chunked or bool(self.length)
 
 
 def read_framing(version: tuple[int, int], headers: RawHeaders) -> Framing:
-    """Return the one way in which these headers delimit a body (RFC 9112 §6.3).
+    """Return how these headers delimit a request body (RFC 9112 §6.3).
 
     Raises:
-        BadTarget: two readers could disagree.
+        BadTarget: it is ambiguous.
     """
     lengths = [value for name, value in headers if name.lower() == b"content-length"]
     codings = [value for name, value in headers if name.lower() == b"transfer-encoding"]
@@ -59,7 +56,7 @@ def read_framing(version: tuple[int, int], headers: RawHeaders) -> Framing:
 SIZE_LINE_MAX = 1024
 TRAILERS_MAX = 4 * 1024
 
-# Extensions mean nothing to us (RFC 9112 §7.1.1). With 16 digits no reader's integer overflows.
+# Extensions are ignored (RFC 9112 §7.1.1). 16 digits overflow no implementation's integers.
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _PADDED_SIZE_LINE = re.compile(_SIZE_LINE.pattern.replace(b"(?:;", b" *(?:;"))
 _TRAILER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*\r\n")
@@ -67,24 +64,24 @@ _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class MalformedBody(Exception):
-    """What came is not a body in the framing that its head announced."""
+    """The data is not a body with the framing that its head announced."""
 
 
 class BodyReader(Protocol):
-    """Finds one body in what comes."""
+    """Extracts one body from received data."""
 
     done: bool  # whether the body has ended
-    trailers: list[tuple[bytes, bytes]]  # what followed it; empty unless chunked
+    trailers: list[tuple[bytes, bytes]]  # empty unless chunked
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return the part of the body that is in `data`, and what comes after the body.
+        """Return the part of the body that `data` contains, and what follows the body.
 
         Raises:
             MalformedBody
         """
 
     def end(self) -> None:
-        """Take note of the end of the connection.
+        """Handle the end of the connection.
 
         Raises:
             MalformedBody: the body is not complete.
@@ -92,7 +89,7 @@ class BodyReader(Protocol):
 
 
 class LengthReader:
-    """A body whose length is known."""
+    """A body of known length."""
 
     def __init__(self, length: int) -> None:
         self._left = length
@@ -115,7 +112,7 @@ class LengthReader:
 
 
 class CloseReader:
-    """A body that ends with its connection; answers only (RFC 9112 §6.3)."""
+    """A body that ends with its connection; only responses can have one (RFC 9112 §6.3)."""
 
     def __init__(self) -> None:
         self.done = False
@@ -134,14 +131,14 @@ class ChunkReader:
     """A chunked body (RFC 9112 §7.1).
 
     Args:
-        padded: whether spaces may follow a size, as some old servers write them.
+        padded: whether spaces may follow a size, as some old servers send them.
     """
 
     def __init__(self, *, padded: bool = False) -> None:
         self._size_line = _PADDED_SIZE_LINE if padded else _SIZE_LINE
-        self._held = b""  # the beginning of a line, or of the line end behind a chunk
-        self._left = 0  # of the present chunk
-        self._after_chunk = False  # its line end is due
+        self._held = b""  # the start of a line, or of the line end behind a chunk
+        self._left = 0  # of the current chunk
+        self._after_chunk = False  # its line end must follow
         self._in_trailers = False
         self._trailer_bytes = 0
         self.done = False
@@ -161,7 +158,7 @@ class ChunkReader:
                 self._after_chunk = not self._left
                 continue
             after = self._skip_line_end(data, at) if self._after_chunk else self._read_line(data, at)
-            if after == at:  # the rest of it has not come yet
+            if after == at:  # it is incomplete
                 self._held = data[at:]
                 return b"".join(pieces), b""
             at = after
@@ -181,7 +178,7 @@ class ChunkReader:
         raise MalformedBody
 
     def _read_line(self, data: bytes, at: int) -> int:
-        """Read a size line, a trailer or the end; return where it ends, `at` if that is not here yet."""
+        """Read a size line, a trailer or the last line; return where it ends, or `at` if it is incomplete."""
         if self._in_trailers:
             return self._read_trailer(data, at)
         match = self._size_line.match(data, at, at + SIZE_LINE_MAX)
@@ -211,7 +208,7 @@ class ChunkReader:
 
 
 def render_chunk(piece: bytes) -> bytes:
-    """Return `piece`, which must not be empty, as a chunk."""
+    """Return `piece` as a chunk; it must not be empty."""
     return b"%x\r\n%b\r\n" % (len(piece), piece)
 
 

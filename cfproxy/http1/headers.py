@@ -1,8 +1,6 @@
-"""The names of headers: which of them mean what, and how they are compared.
+"""Header names: sets of names with a common meaning, and how names are compared.
 
-Owns: the sets of names that rules are made of.
-Must not know: the rules (`wire.py`, `answers.py`).
-Invariant: names are compared lower-cased with `_` as `-`, because some servers fold them so.
+Names are compared in lower case with `_` as `-`, because some servers treat them as equal.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from typing import TypeVar
 RawHeaders = Iterable[tuple[bytes, bytes]]
 _V = TypeVar("_V")
 
-# RFC 9110 §7.6.1, and the older names that mean the same.
+# RFC 9110 §7.6.1, and older names with the same meaning.
 HOP_BY_HOP = frozenset(
     {
         b"connection",
@@ -28,7 +26,7 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-# What a client must not tell the upstream in our name.
+# A client must not send these to the upstream through us.
 OWNED = frozenset(
     {
         b"authorization",
@@ -49,12 +47,12 @@ OWNED = frozenset(
         b"x-rewrite-url",
         b"x-http-host-override",
         b"x-host",
-        b"proxy",  # CGI shows it as HTTP_PROXY (CVE-2016-5385)
+        b"proxy",  # CGI programs would see it as HTTP_PROXY (CVE-2016-5385)
     }
 )
 OWNED_PREFIX = b"x-forwarded"
-# What a browser is told about pages of other origins: the upstream's word is about its own address, and
-# who may read what comes through here is for us to say (`cors.py`).
+# What a browser lets pages of other origins do. The upstream's headers are about its own address; for ours,
+# `proxy.cors` decides.
 CORS_ANSWERS = frozenset(
     {
         b"access-control-allow-credentials",
@@ -66,50 +64,45 @@ CORS_ANSWERS = frozenset(
         b"access-control-max-age",
     }
 )
-# A request that names itself may be sent again by whatever stands in between, like an idempotent one.
+# A request with one of these may be sent again like an idempotent one, because the server recognizes it.
 IDEMPOTENCY_KEYS = frozenset({b"idempotency-key", b"x-idempotency-key"})
 
 
 class NameMemo(dict[bytes, _V]):
-    """What follows from a header's name alone, remembered, since the same few names come again and again.
+    """A cache of what follows from a header's name alone: nearly all messages use the same few names.
 
     Args:
-        read: tells it of a name; what it raises is raised.
+        compute: returns the value for a name; its exceptions are raised.
     """
 
-    __slots__ = ("_read",)
-    NAMES_MAX, BYTES_MAX = 1024, 64  # so that invented names take up a bounded room
+    __slots__ = ("_compute",)
+    NAMES_MAX, BYTES_MAX = 1024, 64  # arbitrary names must not fill the memory
 
-    def __init__(self, read: Callable[[bytes], _V]) -> None:
+    def __init__(self, compute: Callable[[bytes], _V]) -> None:
         super().__init__()
-        self._read = read
+        self._compute = compute
 
     def __missing__(self, name: bytes) -> _V:
-        told = self._read(name)
+        value = self._compute(name)
         if len(name) <= self.BYTES_MAX:
             if len(self) >= self.NAMES_MAX:
                 self.clear()
-            self[name] = told
-        return told
+            self[name] = value
+        return value
 
 
-_FOLDED = NameMemo(lambda name: name.lower().replace(b"_", b"-"))
+_NORMALISED = NameMemo(lambda name: name.lower().replace(b"_", b"-"))
 
 
 def normalise(name: bytes) -> bytes:
-    """Return a header name as it is compared: lower case, `_` as `-`."""
-    return _FOLDED[name]
+    """Return a header name in the form in which names are compared."""
+    return _NORMALISED[name]
 
 
 def listed_in_connection(headers: RawHeaders) -> frozenset[bytes]:
-    """Return the names that `Connection` declares to be hop-by-hop; framing is never among them."""
+    """Return the names that `Connection` declares to be hop-by-hop, without `Content-Length`."""
     names: set[bytes] = set()
     for name, value in headers:
         if name.lower() == b"connection":
-            names.update(_elements(value))
+            names.update(normalise(element.strip()) for element in value.split(b","))
     return frozenset(names - {b"", b"close", b"keep-alive", b"content-length"})
-
-
-def _elements(value: bytes) -> set[bytes]:
-    """Return the elements of a comma-separated list, as they are compared."""
-    return {normalise(part.strip()) for part in value.split(b",")}

@@ -131,7 +131,7 @@ class RunningAccount:
         """
         timeouts = self.settings.timeouts
         if self.socket is not None:
-            self.socket.admit(self.proxy_settings.rules.uids)
+            self.socket.set_allowed_users(self.proxy_settings.rules.uids)
             if before is None or self.server is not before.server:
                 self.server.port = self.socket.port
                 self.socket.serve(functools.partial(build_connection, self.server))

@@ -198,7 +198,7 @@ class Service:
         accounts: list[RunningAccount] = []
         admin: tuple[ListeningSocket | None, AdminRules | None] = (None, None)
         async with contextlib.AsyncExitStack() as undo:
-            undo.callback(sockets.give_up)
+            undo.callback(sockets.rollback)
             for each in chosen:
                 before = running.get(each.name)
                 listening = None if each.listen is None else await sockets.open(each.name, each.listen)
@@ -226,7 +226,7 @@ class Service:
         self._sockets = sockets
         self._switch(running, accounts)
         self._admin.switch(*admin)
-        sockets.settle()
+        sockets.commit()
         if share < 1.0:
             self._log.warning(
                 "limits.lowered",

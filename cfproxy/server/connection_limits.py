@@ -1,12 +1,12 @@
-"""The client connections of one listener: how many there are, and which one has to go.
+"""Limits the client connections of one listener, and chooses which of them to close.
 
-Owns: who waits for what since when, and how many may.
-Must not know: HTTP, what a connection is made of, how long each may wait (`connection.py`).
 Invariants:
-1. There are never more than `connections` of them, and one that is at work is never ended here.
-2. As long as one is silent, a newcomer is let in at its cost: clients who say nothing keep nobody out.
-3. A slow head over a bound holds nothing any more, but its client is not told: who is cut off comes back at
-   once, and so costs more than one who waits in vain (a tarpit).
+1. There are never more than `ConnectionLimits.connections`. One with a request in progress is never closed
+   for the sake of others.
+2. As long as another connection has no request in progress, a new one is accepted in its place, so clients
+   that send nothing lock nobody out.
+3. An incomplete head over a limit is discarded, but its client is not told. A client whose connection closes
+   comes back at once; one that waits in a tarpit costs less.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from cfproxy.server.connection import ClientConnection
 
 SWEEP_S = 1.0
-# How long a head may be under way before it can be ended for the sake of others: in a burst all are young.
+# The age at which an incomplete head may be discarded for others: in a burst, all are younger.
 GRACE_S = 1.0
-# So many have to go at once, and so soon the next: a thousand in one turn would keep others waiting.
-AT_ONCE, SOON_S = 50, 0.01
+# How many connections one sweep closes, and the pause until the next. A thousand at once would block others.
+SWEEP_MAX, SWEEP_PAUSE_S = 50, 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What the clients of one listener may take up.
+    """What the clients of one listener may use together.
 
     Args:
-        connections: all of them together.
-        unfinished: those whose request head has not come whole for `GRACE_S`.
-        unfinished_bytes: of such heads, all together, also of young ones.
+        connections: maximum number of connections.
+        unfinished: maximum number of request heads that have been incomplete for `GRACE_S`.
+        unfinished_bytes: maximum size of all incomplete heads, whatever their age.
     """
 
     connections: int = 4096
@@ -44,33 +44,29 @@ class ConnectionLimits:
 
 @dataclass(slots=True)
 class Connections:
-    """Keeps track of connections and ends those that are over a bound.
+    """Tracks the state of each connection and closes those that exceed a limit.
 
     Args:
-        limits: the bounds.
+        limits: may be replaced at any time.
         clock: monotonic seconds.
         later: calls a function after some seconds.
-        on_ended: told, once a sweep, how many were ended for which cause.
+        on_ended: called after a sweep with the number of connections closed, by cause.
     """
 
     limits: ConnectionLimits
     clock: Callable[[], float]
     later: Callable[[float, Callable[[], None]], asyncio.TimerHandle]
     on_ended: Callable[[dict[str, int]], None]
-    # In the order of the instants, oldest first: whoever changes its state goes to the end.
-    _unfinished: dict[ClientConnection, float] = field(init=False, default_factory=dict)
-    _idle: dict[ClientConnection, float] = field(init=False, default_factory=dict)
-    _held: dict[ClientConnection, int] = field(
-        init=False, default_factory=dict
-    )  # bytes of unfinished heads, likewise
-    _held_bytes: int = field(init=False, default=0)
-    _stuck: dict[ClientConnection, None] = field(
-        init=False, default_factory=dict
-    )  # in the tarpit, oldest first
     _all: set[ClientConnection] = field(init=False, default_factory=set)  # until they are closed
+    # The states of the connections that count. A dict holds since when, oldest first.
+    _unfinished: dict[ClientConnection, float] = field(init=False, default_factory=dict)
+    _stuck: dict[ClientConnection, None] = field(init=False, default_factory=dict)  # in the tarpit
+    _idle: dict[ClientConnection, float] = field(init=False, default_factory=dict)
     _busy: set[ClientConnection] = field(init=False, default_factory=set)
+    _head_bytes: dict[ClientConnection, int] = field(init=False, default_factory=dict)  # oldest first
+    _head_bytes_sum: int = field(init=False, default=0)
     _ended: Counter[str] = field(init=False, default_factory=Counter)
-    _alarm: asyncio.TimerHandle | None = field(init=False, default=None)
+    _timer: asyncio.TimerHandle | None = field(init=False, default=None)
 
     def __len__(self) -> int:
         return len(self._all)
@@ -78,12 +74,8 @@ class Connections:
     def __iter__(self) -> Iterator[ClientConnection]:
         return iter(self._all)
 
-    def _counted(self) -> int:
-        """Return how many count towards the limit: those that were ended and are not closed yet do not."""
-        return len(self._unfinished) + len(self._stuck) + len(self._idle) + len(self._busy)
-
     def counts(self) -> dict[str, int]:
-        """Return how many wait for a head, for nothing, for a next request, and for an answer."""
+        """Return the number of connections in each state; those being closed don't count."""
         return {
             "unfinished": len(self._unfinished),
             "stuck": len(self._stuck),
@@ -91,80 +83,84 @@ class Connections:
             "busy": len(self._busy),
         }
 
-    def opened(self, client: ClientConnection) -> None:
-        """Take one more in, or end it at once when all others are at work."""
-        self._all.add(client)
+    def opened(self, connection: ClientConnection) -> None:
+        """Add a connection; close it at once if all others have a request in progress."""
+        self._all.add(connection)
         self._make_room()
-        if self._counted() >= self.limits.connections:
+        if self._count() >= self.limits.connections:
             self._ended["refused"] += 1
-            client.end("refused")
+            connection.end("refused")
         else:
-            self._unfinished[client] = self.clock()
-        if self._alarm is None:
-            self._alarm = self.later(SWEEP_S, self._sweep)
+            self._unfinished[connection] = self.clock()
+        if self._timer is None:
+            self._timer = self.later(SWEEP_S, self._sweep)
 
-    def head_started(self, client: ClientConnection) -> None:
-        """Note that the first byte of a next request came."""
-        if self._idle.pop(client, None) is not None:
-            self._unfinished[client] = self.clock()
+    def head_started(self, connection: ClientConnection) -> None:
+        """Note that the first byte of another request has arrived."""
+        if self._idle.pop(connection, None) is not None:
+            self._unfinished[connection] = self.clock()
 
-    def head_grew(self, client: ClientConnection, size_bytes: int) -> None:
-        """Note how much of a head is there; over the bound the oldest are forgotten, perhaps this one."""
-        self._held_bytes += size_bytes - self._held.get(client, 0)
-        self._held[client] = size_bytes
-        while self._held_bytes > self.limits.unfinished_bytes:
-            self._tarpit(next(iter(self._held)))
+    def head_grew(self, connection: ClientConnection, size_bytes: int) -> None:
+        """Note the size of an incomplete head; beyond the limit, the oldest are discarded."""
+        self._head_bytes_sum += size_bytes - self._head_bytes.get(connection, 0)
+        self._head_bytes[connection] = size_bytes
+        while self._head_bytes_sum > self.limits.unfinished_bytes:
+            self._tarpit(next(iter(self._head_bytes)))
 
-    def request_started(self, client: ClientConnection) -> None:
-        """Note that a request's head is whole."""
-        if self._idle.pop(client, None) is not None or self._forget(client):
-            self._busy.add(client)
+    def request_started(self, connection: ClientConnection) -> None:
+        """Note that a request's head is complete."""
+        if self._idle.pop(connection, None) is not None or self._forget(connection):
+            self._busy.add(connection)
 
-    def request_finished(self, client: ClientConnection) -> None:
-        """Note that an answer is through, and nothing of a next request came yet."""
-        if client in self._busy:
-            self._busy.discard(client)
-        elif not self._forget(client):
+    def request_finished(self, connection: ClientConnection) -> None:
+        """Note that the response is complete and no other request has started."""
+        if connection in self._busy:
+            self._busy.discard(connection)
+        elif not self._forget(connection):
             return
-        self._idle[client] = self.clock()
+        self._idle[connection] = self.clock()
 
-    def closed(self, client: ClientConnection) -> None:
-        """Forget it."""
-        self._all.discard(client)
-        self._forget(client)
+    def closed(self, connection: ClientConnection) -> None:
+        """Remove a connection."""
+        self._all.discard(connection)
+        self._forget(connection)
 
     def aclose(self) -> None:
-        """Stop the clock."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _forget(self, client: ClientConnection) -> bool:
-        self._held_bytes -= self._held.pop(client, 0)
-        self._stuck.pop(client, None)
-        known = self._unfinished.pop(client, None) is not None or self._idle.pop(client, None) is not None
-        if client in self._busy:
-            self._busy.discard(client)
-            return True
+    def _count(self) -> int:
+        return len(self._unfinished) + len(self._stuck) + len(self._idle) + len(self._busy)
+
+    def _forget(self, connection: ClientConnection) -> bool:
+        """Remove a connection from its state; return whether it was unfinished, idle or busy."""
+        self._head_bytes_sum -= self._head_bytes.pop(connection, 0)
+        self._stuck.pop(connection, None)
+        known = connection in self._busy
+        self._busy.discard(connection)
+        for state in (self._unfinished, self._idle):
+            known = state.pop(connection, None) is not None or known
         return known
 
-    def _end(self, client: ClientConnection, cause: str) -> None:
-        self._forget(client)
+    def _end(self, connection: ClientConnection, cause: str) -> None:
+        self._forget(connection)
         self._ended[cause] += 1
-        client.end(cause)
+        connection.end(cause)
 
-    def _tarpit(self, client: ClientConnection) -> None:
-        self._forget(client)
+    def _tarpit(self, connection: ClientConnection) -> None:
+        self._forget(connection)
         self._ended["unfinished"] += 1
-        self._stuck[client] = None
-        client.tarpit()
+        self._stuck[connection] = None
+        connection.tarpit()
 
     def _make_room(self) -> None:
-        while self._counted() >= self.limits.connections:
+        while self._count() >= self.limits.connections:
             if self._stuck:
-                client = next(iter(self._stuck))
-                self._forget(client)
-                client.end("unfinished")  # and was counted
+                connection = next(iter(self._stuck))
+                self._forget(connection)
+                connection.end("unfinished")  # counted by `_tarpit`
             elif self._idle:
                 self._end(next(iter(self._idle)), "idle")
             elif self._unfinished:
@@ -172,29 +168,26 @@ class Connections:
             else:
                 return
 
-    def _spare(self) -> None:
-        """Put some of the oldest unfinished heads aside that are over the bound, young ones spared."""
-        for _ in range(AT_ONCE):
-            if not self._too_many():
-                return
-            client = next(iter(self._unfinished))
-            if client in self._held:
-                self._tarpit(client)
-            else:  # it may still mean to say something: then it is to hear that it must begin anew
-                self._end(client, "unfinished")
-
-    def _too_many(self) -> bool:
-        """Whether heads are over the bound that are not young any more."""
+    def _too_many_unfinished(self) -> bool:
+        """Return whether heads over the limit have been incomplete for `GRACE_S`."""
         if len(self._unfinished) <= self.limits.unfinished:
             return False
         return self.clock() - next(iter(self._unfinished.values())) >= GRACE_S
 
     def _sweep(self) -> None:
-        self._spare()
-        if self._too_many():
-            self._alarm = self.later(SOON_S, self._sweep)
+        """Discard the oldest incomplete heads over the limit; report what was closed."""
+        for _ in range(SWEEP_MAX):
+            if not self._too_many_unfinished():
+                break
+            connection = next(iter(self._unfinished))
+            if connection in self._head_bytes:
+                self._tarpit(connection)
+            else:  # it has sent nothing yet, so its client must be able to notice and connect again
+                self._end(connection, "unfinished")
+        if self._too_many_unfinished():
+            self._timer = self.later(SWEEP_PAUSE_S, self._sweep)
             return
         if self._ended:
             self.on_ended(dict(self._ended))
             self._ended.clear()
-        self._alarm = self.later(SWEEP_S, self._sweep) if self._counted() else None
+        self._timer = self.later(SWEEP_S, self._sweep) if self._count() else None

@@ -1,9 +1,8 @@
-"""Who has hung up, of those that nobody reads from.
+"""Notices that a peer has hung up while its connection is not read from.
 
-Owns: a watch on sockets whose reading is held or whose reading side has ended: an event loop does not look at
-those, so that a peer who is gone would be noticed only by the next write.
-Must not know: what a connection is for.
-Only Linux can be asked; elsewhere `HangupWatch.works` is False and `watch` does nothing.
+An event loop does not poll sockets whose reading is paused or has ended, so a peer that is gone would only be
+noticed by the next write. Only Linux can report it; elsewhere `HangupWatch.works` is False and `watch` does
+nothing.
 """
 
 from __future__ import annotations
@@ -15,25 +14,25 @@ from collections.abc import Callable
 
 
 class HangupWatch:
-    """Calls back when a peer is gone. One for an event loop will do."""
+    """Calls back when a peer has hung up; one watches any number of connections of its event loop."""
 
     works = hasattr(select, "EPOLLRDHUP")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_hangup: dict[int, Callable[[], None]] = {}
-        # In the loop's poll stands this one only, which tells of errors and hang-ups and not of data.
+        # The loop polls this epoll object alone, which reports errors and hang-ups but no data.
         self._poll = select.epoll() if self.works else None
         if self._poll is not None:
-            self._loop.add_reader(self._poll.fileno(), self._look)
+            self._loop.add_reader(self._poll.fileno(), self._report)
 
     def watch(self, sock: socket.socket, on_hangup: Callable[[], None], *, half: bool) -> None:
-        """Call `on_hangup` once when the peer of `sock` is gone.
+        """Call `on_hangup` once when the peer of `sock` has hung up.
 
         Args:
-            sock: connected; `forget` it before it is closed.
-            on_hangup: called once.
-            half: also when it has ended its side only.
+            sock: connected; call `forget` before it is closed.
+            on_hangup: called at most once.
+            half: also when the peer has only ended its side.
         """
         if self._poll is None:
             return
@@ -42,22 +41,22 @@ class HangupWatch:
         self._poll.register(sock.fileno(), select.EPOLLONESHOT | (select.EPOLLRDHUP if half else 0))
 
     def forget(self, sock: socket.socket) -> None:
-        """Watch it no more; nothing happens when it was not watched."""
+        """Stop watching `sock`, if it is watched."""
         if self._poll is not None and self._on_hangup.pop(sock.fileno(), None) is not None:
             self._poll.unregister(sock.fileno())
 
     def aclose(self) -> None:
-        """Watch nobody any more."""
+        """Stop watching all sockets."""
         if self._poll is not None:
             self._loop.remove_reader(self._poll.fileno())
             self._poll.close()
             self._poll = None
 
-    def _look(self) -> None:
+    def _report(self) -> None:
         if self._poll is None:
             return
-        for number, _ in self._poll.poll(0):
-            on_hangup = self._on_hangup.pop(number, None)
-            self._poll.unregister(number)
+        for fileno, _ in self._poll.poll(0):
+            on_hangup = self._on_hangup.pop(fileno, None)
+            self._poll.unregister(fileno)
             if on_hangup is not None:
                 on_hangup()

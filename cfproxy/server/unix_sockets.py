@@ -1,9 +1,4 @@
-"""Unix sockets to listen on, and who is at their other end.
-
-Owns: a socket file that only its owner can use, or whoever is let by whom the kernel names, and that goes
-away with its owner.
-Must not know: what is spoken on it, who may.
-"""
+"""Unix sockets: files that only their owner can use unless opened to others, and the users of peers."""
 
 from __future__ import annotations
 
@@ -19,41 +14,41 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def bound_unix_socket(path: str) -> Iterator[socket.socket]:
-    """Bind `path` with mode 0600; a dead socket there is replaced, anything else refused.
+    """Bind `path` with mode 0600 and remove the file afterwards; replace a stale socket, but nothing else.
 
     Raises:
-        OSError: with a text that says what is in the way.
+        OSError: its message says what is in the way.
     """
     if not hasattr(socket, "AF_UNIX"):
         raise OSError(0, "this system has no Unix sockets")
-    place = Path(path)
-    _remove_dead(place)
+    file = Path(path)
+    _remove_stale(file)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with contextlib.closing(bound):
-        before = os.umask(0o177)  # the mode must be right from the first instant
+        umask = os.umask(0o177)  # the mode must be right from the start
         try:
             bound.bind(path)
         finally:
-            os.umask(before)
-        inode = place.stat().st_ino
+            os.umask(umask)
+        inode = file.stat().st_ino
         try:
             yield bound
         finally:
             with contextlib.suppress(OSError):
-                if place.stat().st_ino == inode:  # unless a successor has taken the place
-                    place.unlink()
+                if file.stat().st_ino == inode:  # a new process may have replaced it
+                    file.unlink()
 
 
 def open_to_others(path: str, *, others: bool) -> None:
-    """Let other users connect, or nobody but the owner; who they are is then to be asked of `peer_uid`.
+    """Let other users connect (to be checked with `peer_uid`), or only the owner.
 
     Raises:
         OSError: the file is gone, or not ours.
     """
-    # On Linux connecting takes the right to write (unix(7)).
-    place = Path(path)
-    if stat.S_ISSOCK(place.lstat().st_mode):
-        place.chmod(0o666 if others else 0o600)
+    # On Linux, connecting requires write permission (unix(7)).
+    file = Path(path)
+    if stat.S_ISSOCK(file.lstat().st_mode):
+        file.chmod(0o666 if others else 0o600)
 
 
 def peer_uid(connection: socket.socket | None) -> int | None:
@@ -63,14 +58,14 @@ def peer_uid(connection: socket.socket | None) -> int | None:
     try:
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
     except OSError:
-        return None  # gone already
+        return None  # the connection has ended
     uid: int = struct.unpack("iII", credentials)[1]
     return uid
 
 
-def _remove_dead(place: Path) -> None:
+def _remove_stale(file: Path) -> None:
     try:
-        mode = place.lstat().st_mode
+        mode = file.lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
@@ -78,9 +73,9 @@ def _remove_dead(place: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:
-            probe.connect(str(place))
-        except ConnectionRefusedError:  # nobody has it open; whatever else goes wrong is no sign of that
-            place.unlink()
+            probe.connect(str(file))
+        except ConnectionRefusedError:  # no process has it open; no other error proves that
+            file.unlink()
             return
         except FileNotFoundError:
             return

@@ -136,7 +136,8 @@ class UpstreamClient:
 
     async def _open_exchange(self, call: Call) -> UpstreamResponse:
         """Acquire a connection for `call`, and an upload slot if it needs one."""
-        slot = None if call.body is None else await self._upload_slots.acquire(call.body)
+        body = call.body
+        slot = None if body is None or body.arrived else await self._upload_slots.acquire(body)
         try:
             connection = await self.pool.acquire()
         except BaseException:

@@ -94,19 +94,19 @@ def test_sockets_are_taken_with_their_names(monkeypatch: pytest.MonkeyPatch) -> 
     taken.close()
 
 
-async def test_a_door_takes_the_socket_with_its_name_or_its_address() -> None:
-    """A name wins; without one the address tells whose it is."""
+async def test_an_inherited_socket_is_found_by_name_or_address() -> None:
+    """The name comes first; without one, the address decides."""
     with listening_socket() as named, listening_socket() as plain:
         address = TcpAddress("127.0.0.1", plain.getsockname()[1])
-        doors = ListeningSockets(None, [("admin", named), ("", plain)])
+        sockets = ListeningSockets(None, [("admin", named), ("", plain)])
         try:
-            admin = await doors.open("admin", TcpAddress("127.0.0.1", 1))
+            admin = await sockets.open("admin", TcpAddress("127.0.0.1", 1))
             assert admin.port == named.getsockname()[1]
-            assert (await doors.open("default", address)).port == address.port
-            again = ListeningSockets(doors, [("admin", named), ("", plain)])
+            assert (await sockets.open("default", address)).port == address.port
+            again = ListeningSockets(sockets, [("admin", named), ("", plain)])
             assert await again.open("admin", TcpAddress("127.0.0.1", 2)) is admin
         finally:
-            doors.close()
+            sockets.close()
 
 
 async def test_what_is_no_listening_address_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Doors: who comes to a listening address, whenever it is, is answered."""
+"""Listening sockets: a connection is answered whenever it arrives."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.support.origin import until
 
 
 class Echo(asyncio.Protocol):
-    """Sends back what it hears, and ends when it has heard all."""
+    """Sends back what it receives, and closes at the end of the stream."""
 
     transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's is none by ancestry
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
 
     def data_received(self, data: bytes) -> None:
         self.transport.write(data)
@@ -33,35 +33,45 @@ class Echo(asyncio.Protocol):
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
+class WatchedSocket(ListeningSocket):
+    """Notes that it has accepted a connection."""
+
+    accepted = False
+
+    def _accept(self) -> asyncio.Protocol:
+        self.accepted = True
+        return super()._accept()
+
+
 @asynccontextmanager
-async def a_door() -> AsyncIterator[tuple[ListeningSocket, Callable[[], asyncio.Future[Client]]]]:
-    """A door that nobody serves yet, and what connects to it."""
-    door = await ListeningSocket.open(TcpAddress("127.0.0.1", 0))
+async def listening_socket() -> AsyncIterator[tuple[WatchedSocket, Callable[[], asyncio.Future[Client]]]]:
+    """Return a socket that is not served yet, and a function that connects to it."""
+    listening = await WatchedSocket.open(TcpAddress("127.0.0.1", 0))
     clients: list[Client] = []
 
     async def connect() -> Client:
-        clients.append(await asyncio.open_connection("127.0.0.1", door.port))
+        clients.append(await asyncio.open_connection("127.0.0.1", listening.port))
         return clients[-1]
 
     try:
         async with asyncio.timeout(10):
-            yield door, lambda: asyncio.ensure_future(connect())
+            yield listening, lambda: asyncio.ensure_future(connect())
     finally:
-        door.close()
+        listening.close()
         for _, writer in clients:
             writer.close()
 
 
 @pytest.mark.parametrize("ends", [False, True])
-async def test_who_comes_before_the_door_is_served_is_served_then(ends: bool) -> None:
-    """What a client said in the meantime is heard, even if it has ended its side behind it."""
-    async with a_door() as (door, connect):
+async def test_a_connection_waits_until_its_socket_is_served(ends: bool) -> None:
+    """What the client has sent meanwhile is not lost, even if it has ended its side."""
+    async with listening_socket() as (listening, connect):
         reader, writer = await connect()
         writer.write(b"hello")
         if ends:
             writer.write_eof()
-        await until(lambda: [early for early in door._early if early._said])
-        door.serve(Echo)
+        await until(lambda: [pending for pending in listening._pending if pending.received])
+        listening.serve(Echo)
         assert await reader.readexactly(5) == b"hello"
         if ends:
             assert await reader.read() == b""
@@ -70,88 +80,90 @@ async def test_who_comes_before_the_door_is_served_is_served_then(ends: bool) ->
             assert await reader.readexactly(5) == b"again"
 
 
-async def test_who_leaves_before_the_door_is_served_is_forgotten() -> None:
-    """Nobody is served who is not there."""
-    async with a_door() as (door, connect):
+async def test_a_client_that_leaves_before_its_socket_is_served_is_forgotten() -> None:
+    """No protocol is built for a connection that has ended."""
+    async with listening_socket() as (listening, connect):
         _, writer = await connect()
-        await until(lambda: door._early)
+        await until(lambda: listening._pending)
         writer.close()
-        await until(lambda: not door._early)
-        door.serve(Echo)
+        await until(lambda: not listening._pending)
+        listening.serve(Echo)
 
 
-async def test_a_door_that_closes_unserved_keeps_nobody_waiting() -> None:
-    """When the start fails, who has come already is told by the end of the connection."""
-    async with a_door() as (door, connect):
+async def test_a_socket_that_closes_without_being_served_closes_pending_connections() -> None:
+    """When the start fails, clients notice by the end of their connections."""
+    async with listening_socket() as (listening, connect):
         reader, writer = await connect()
         writer.write(b"hello")
-        await until(lambda: door._early)
-        door.close()
-        with contextlib.suppress(ConnectionError):  # an end in good order, or a reset
+        await until(lambda: listening._pending)
+        listening.close()
+        with contextlib.suppress(ConnectionError):  # an orderly end, or a reset
             assert await reader.read() == b""
 
 
-def knock(door: ListeningSocket) -> socket.socket:
-    """Connect without a turn of the event loop."""
-    client = socket.create_connection(("127.0.0.1", cast("int", door.port)))
+def connect_now(listening: WatchedSocket) -> socket.socket:
+    """Connect without an iteration of the event loop."""
+    client = socket.create_connection(("127.0.0.1", cast("int", listening.port)))
     client.setblocking(False)
     return client
 
 
-async def let_in(door: ListeningSocket) -> None:
-    """Wait until a connection was taken whose protocol has not heard of it yet."""
-    while not door.asked.is_set():
+async def accept(listening: WatchedSocket) -> None:
+    """Wait until a connection was accepted whose `connection_made` was not called yet."""
+    while not listening.accepted:
         await asyncio.sleep(0)
-    assert not door._early
+    assert not listening._pending
 
 
-async def test_who_comes_in_the_turn_in_which_the_door_is_served_is_served() -> None:
-    """Asked who serves it before anybody did, told of its connection afterwards."""
-    async with a_door() as (door, _):
-        with knock(door) as client:
-            await let_in(door)
-            door.serve(Echo)
+async def test_a_connection_accepted_in_the_iteration_in_which_serving_starts_is_served() -> None:
+    """Its protocol is built before the socket is served, and its connection is made afterwards."""
+    async with listening_socket() as (listening, _):
+        with connect_now(listening) as client:
+            await accept(listening)
+            listening.serve(Echo)
             client.send(b"hello")
             assert await asyncio.get_running_loop().sock_recv(client, 5) == b"hello"
 
 
-async def test_who_comes_in_the_turn_in_which_the_door_closes_is_not_kept_waiting() -> None:
-    """Likewise: nobody is going to serve it."""
-    async with a_door() as (door, _):
-        with knock(door) as client:
-            await let_in(door)
-            door.close()
+async def test_a_connection_accepted_in_the_iteration_in_which_the_socket_closes_is_closed() -> None:
+    """It will never be served."""
+    async with listening_socket() as (listening, _):
+        with connect_now(listening) as client:
+            await accept(listening)
+            listening.close()
             with contextlib.suppress(ConnectionError):
                 assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_a_closed_door_takes_nobody_and_leaves_nothing(given: bool) -> None:
-    """With uvloop, which listens by several numbers of one socket, as well; who is served already stays."""
+@pytest.mark.parametrize("inherited", [False, True])
+def test_a_closed_socket_accepts_nothing_and_leaks_nothing(inherited: bool) -> None:
+    """Also with uvloop, which gets several duplicates of the socket; served connections stay open."""
 
     async def go(sock: socket.socket | None) -> None:
-        door = await ListeningSocket.open(TcpAddress("127.0.0.1", 0), None if sock is None else sock.dup())
-        door.serve(Echo)
+        listening = await ListeningSocket.open(
+            TcpAddress("127.0.0.1", 0), None if sock is None else sock.dup()
+        )
+        listening.serve(Echo)
         before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
         clients = await asyncio.gather(
-            *(asyncio.open_connection("127.0.0.1", door.port) for _ in range(ACCEPTS * 2))
+            *(asyncio.open_connection("127.0.0.1", listening.port) for _ in range(ACCEPTS * 2))
         )
         for closed in (False, True):
             for reader, writer in clients:
                 writer.write(b"x")
                 assert await reader.readexactly(1) == b"x"
             if not closed:
-                door.close()
+                listening.close()
         for _, writer in clients:
             writer.close()
         if sock is not None:
             sock.close()
         with pytest.raises(ConnectionRefusedError):
-            await asyncio.open_connection("127.0.0.1", door.port)
+            await asyncio.open_connection("127.0.0.1", listening.port)
         if before:
-            # The loop itself may have taken one meanwhile.
+            # The loop itself may have opened one meanwhile.
             await until(lambda: len(os.listdir("/proc/self/fd")) <= before - ACCEPTS + 1)
 
-    uvloop = pytest.importorskip("uvloop")  # there is none for Windows
+    uvloop = pytest.importorskip("uvloop")  # not available on Windows
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(go(socket.create_server(("127.0.0.1", 0)) if given else None))
+        runner.run(go(socket.create_server(("127.0.0.1", 0)) if inherited else None))
