@@ -1,4 +1,4 @@
-"""What the Redis store does when servers forget, step back or take over, and what it needs to be allowed."""
+"""The Redis store when servers lose data, are demoted or take over, and the rights that it needs."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tests.support.store_examples import NOW, build_attempt, build_login
 KEY = "cfproxy:{default}:login"
 
 
-# --- servers that forget -----------------------------------------------------------------
+# --- servers that lose data --------------------------------------------------------------
 
 
-async def test_a_server_that_was_emptied_gets_the_login_back(server: RedisServer, open_redis: Stores) -> None:
-    """Only a logout forgets: what was flushed or evicted comes back from a replica's memory, told once."""
+async def test_emptied_server_gets_the_login_back(server: RedisServer, open_redis: Stores) -> None:
+    """Only a logout deletes: after a flush or eviction a replica restores the login, and says so once."""
     one, other = open_redis(server.url), open_redis(server.url)
     await one.save(build_login())
     assert await other.load("default") == build_login()
@@ -40,10 +40,8 @@ async def test_a_server_that_was_emptied_gets_the_login_back(server: RedisServer
         assert await store.load("default") == build_login()
 
 
-async def test_what_was_put_back_does_not_look_like_the_old_record(
-    server: RedisServer, open_redis: Stores
-) -> None:
-    """Who read before the server forgot must not write over what came after."""
+async def test_restored_record_has_another_version(server: RedisServer, open_redis: Stores) -> None:
+    """Whoever read before the server lost the record must not overwrite what came after."""
     stopped, other = open_redis(server.url), open_redis(server.url)
     await stopped.save(build_login())
     async with stopped.lock("default", 1):
@@ -56,8 +54,8 @@ async def test_what_was_put_back_does_not_look_like_the_old_record(
             await stopped.save(build_login(serial=7))
 
 
-async def test_a_login_that_was_forgotten_is_not_put_back(server: RedisServer, open_redis: Stores) -> None:
-    """After a logout nobody brings the record back, whatever happens to the server."""
+async def test_deleted_login_is_not_restored(server: RedisServer, open_redis: Stores) -> None:
+    """After a logout nobody restores the login, whatever happens to the server."""
     one, other = open_redis(server.url), open_redis(server.url)
     await one.save(build_login())
     await one.delete("default")
@@ -67,8 +65,8 @@ async def test_a_login_that_was_forgotten_is_not_put_back(server: RedisServer, o
     assert await other.load("default") is None
 
 
-async def test_a_server_that_lost_a_fence_gives_none_twice(server: RedisServer, open_redis: Stores) -> None:
-    """One that took over without the last taking of the lock still numbers above the last writer."""
+async def test_server_that_lost_a_fence_repeats_none(server: RedisServer, open_redis: Stores) -> None:
+    """A server that took over without the last lock still numbers above the last writer."""
     store = open_redis(server.url)
     raw = redis.asyncio.Redis(port=server.port)
     async with store.lock("default", 1) as lease:
@@ -81,8 +79,8 @@ async def test_a_server_that_lost_a_fence_gives_none_twice(server: RedisServer, 
     await raw.aclose()
 
 
-async def test_another_record_of_the_same_version_is_news(server: RedisServer, open_redis: Stores) -> None:
-    """Two histories that count alike, as after a failover, are still told apart."""
+async def test_another_record_of_the_same_version_is_noticed(server: RedisServer, open_redis: Stores) -> None:
+    """Two histories with equal versions, as after a failover, are told apart."""
     watcher, writer = open_redis(server.url), open_redis(server.url)
     await writer.save(build_login())
     async with asyncio.timeout(PATIENCE_S):
@@ -96,10 +94,10 @@ async def test_another_record_of_the_same_version_is_news(server: RedisServer, o
     await raw.aclose()
 
 
-async def test_scripts_are_sent_again_where_the_server_does_not_know_them(
+async def test_scripts_are_sent_again_to_a_server_that_does_not_know_them(
     server: RedisServer, open_redis: Stores
 ) -> None:
-    """A server that was started anew, or took over, has no scripts: nothing fails for that."""
+    """A server that was restarted or took over has no scripts, and nothing fails."""
     store = open_redis(server.url)
     raw = redis.asyncio.Redis(port=server.port)
     for serial in (1, 2):
@@ -111,8 +109,10 @@ async def test_scripts_are_sent_again_where_the_server_does_not_know_them(
 
 
 @pytest.mark.parametrize("asked", ["", "?replicas=1"])
-async def test_a_primary_that_was_set_back_is_left(tmp_path: Path, open_redis: Stores, asked: str) -> None:
-    """READONLY ends the connection: where a name leads to the primary, the next one finds it."""
+async def test_connection_to_a_demoted_primary_is_closed(
+    tmp_path: Path, open_redis: Stores, asked: str
+) -> None:
+    """After READONLY a new connection is opened: if a name leads to the primary, it finds the new one."""
 
     async def save(serial: int) -> None:
         # There is no replica: then it is saved all the same, and told.
@@ -141,10 +141,10 @@ async def test_a_primary_that_was_set_back_is_left(tmp_path: Path, open_redis: S
         await raw.aclose()
 
 
-async def test_a_primary_that_is_set_back_while_it_waits_for_replicas_is_no_mistake_of_the_settings(
+async def test_primary_that_is_demoted_during_a_wait_is_a_temporary_error(
     tmp_path: Path, open_redis: Stores
 ) -> None:
-    """It breaks the wait off: the login may be lost with it, and another primary may be there soon."""
+    """The login may be lost with it, and another primary may be there soon."""
     with running_server(tmp_path) as server:
         await server.ready()
         raw = redis.asyncio.Redis(port=server.port)
@@ -158,10 +158,10 @@ async def test_a_primary_that_is_set_back_while_it_waits_for_replicas_is_no_mist
         await raw.aclose()
 
 
-async def test_a_primary_without_enough_replicas_can_only_not_save_now(
+async def test_primary_without_enough_replicas_is_a_temporary_error(
     tmp_path: Path, open_redis: Stores
 ) -> None:
-    """`min-replicas-to-write` refuses until the replicas are back, with `?replicas=` as without."""
+    """`min-replicas-to-write` refuses until the replicas are back, with and without `?replicas=`."""
     with running_server(tmp_path, "--min-replicas-to-write", "1") as server:
         await server.ready()
         for asked in ("", "?replicas=1"):
@@ -169,11 +169,11 @@ async def test_a_primary_without_enough_replicas_can_only_not_save_now(
                 await open_redis(server.url + asked).save(build_login())
 
 
-# --- what it may do ----------------------------------------------------------------------
+# --- access rights -----------------------------------------------------------------------
 
 
-async def test_the_documented_rights_are_enough(tmp_path: Path, open_redis: Stores) -> None:
-    """The ACL line of the docs allows all that is asked, pacing included, and no other key."""
+async def test_documented_acl_is_sufficient(tmp_path: Path, open_redis: Stores) -> None:
+    """The ACL line in the docs allows all that cfproxy does, including pacing, and no other key."""
     page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     found = re.search(r"^ACL SETUSER cfproxy (.*)$", page, re.MULTILINE)
     assert found is not None
@@ -209,8 +209,8 @@ async def test_the_documented_rights_are_enough(tmp_path: Path, open_redis: Stor
         await raw.aclose()
 
 
-async def test_a_node_of_a_cluster_is_told_apart(tmp_path: Path, open_redis: Stores) -> None:
-    """Where the keys lie on another node the message says what to name instead."""
+async def test_node_of_a_cluster_is_reported(tmp_path: Path, open_redis: Stores) -> None:
+    """If the keys are on another node, the message says what to configure instead."""
     # The port of its own that nodes talk at is 10,000 higher otherwise, which may not exist.
     bus = ("--cluster-port", str(free_port()))
     with running_server(tmp_path, "--cluster-enabled", "yes", *bus) as server:
@@ -225,8 +225,8 @@ async def test_a_node_of_a_cluster_is_told_apart(tmp_path: Path, open_redis: Sto
 # --- pacing ------------------------------------------------------------------------------
 
 
-async def test_a_pace_that_was_lost_is_not_begun_anew_at_once(server: RedisServer) -> None:
-    """Who has borrowed before waits for a window when the server knows nothing any more."""
+async def test_lost_rate_state_starts_with_a_pause(server: RedisServer) -> None:
+    """Whoever borrowed before waits for a window if the server has lost its state."""
     backend = RedisRate(parse_redis_url(server.url), "https://api.example:443")
     await backend.reserve(20, 1.0, 20)
     await server.empty()
@@ -235,8 +235,8 @@ async def test_a_pace_that_was_lost_is_not_begun_anew_at_once(server: RedisServe
     await backend.aclose()
 
 
-async def test_a_server_clock_that_goes_back_stops_nobody(server: RedisServer) -> None:
-    """What was lent keeps its distance from now: neither an hour's pause nor a burst."""
+async def test_server_clock_set_back_causes_neither_pause_nor_burst(server: RedisServer) -> None:
+    """Slots that were lent keep their distance from now."""
     backend = RedisRate(parse_redis_url(server.url), "https://api.example:443")
     at_us = 1_700_000_000_000_000
     common: list[str | int] = ["20.0", 1_000_000, "me", 90_000_000]
@@ -249,8 +249,8 @@ async def test_a_server_clock_that_goes_back_stops_nobody(server: RedisServer) -
     await backend.aclose()
 
 
-def test_the_clock_of_another_server_is_learned_at_once() -> None:
-    """An offset that would place the answer before the question is given up, not waited out."""
+def test_clock_of_another_server_is_adopted_at_once() -> None:
+    """An offset that would place the response before the request is dropped, not waited out."""
     offset = _ClockOffset()
     assert offset.update(100.0, asked_at=10.0, now=10.002) == pytest.approx(-89.998)
     assert offset.update(101.0, asked_at=11.0, now=11.2) == pytest.approx(-89.997, abs=0.001)
@@ -258,10 +258,8 @@ def test_the_clock_of_another_server_is_learned_at_once() -> None:
     assert offset.update(198.0, asked_at=13.0, now=13.004) == pytest.approx(-184.996)
 
 
-async def test_one_writer_at_a_time_even_where_each_command_arrives_twice(
-    server: RedisServer, open_redis: Stores
-) -> None:
-    """A write that is repeated, its answer lost, counts once."""
+async def test_repeated_write_counts_once(server: RedisServer, open_redis: Stores) -> None:
+    """If a write is repeated because its answer was lost, it counts once."""
     store = open_redis(server.url)
     async with store.lock("default", 1):
         await store.save(build_login())

@@ -1,4 +1,4 @@
-"""The pace that replicas borrow from Redis is the pace of one process."""
+"""Replicas that share a rate through Redis keep to the rate of one process."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ steps = st.lists(
 
 
 def lent_alone(rate: float, plan: list[Step]) -> list[float]:
-    """Return what one process' own pace allows, asked for in the same steps; ms from the start."""
+    """Return what one process's own rate limit allows, in the same steps; ms from the start."""
     pace, now, instants = RateLimit(rate, 1.0, SHARED_GUARD), 0.0, []
     for what, wait_ms in plan:
         now += wait_ms / 1000
@@ -79,18 +79,18 @@ async def lent_by_redis(backend: RedisRate, rate: float, plan: list[Step]) -> li
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(40))
 @given(rate=st.sampled_from([0.5, 1.0, 2.5, 20.0, 50.0]), plan=steps)
-async def test_what_is_lent_is_what_one_process_would_allow(
+async def test_script_lends_what_one_process_would_allow(
     server: RedisServer, backend: RedisRate, rate: float, plan: list[Step]
 ) -> None:
-    """Step by step the script and `RateLimit` agree, bursts, pauses and steps down included."""
+    """Step by step the script and `RateLimit` agree, including bursts, pauses and reductions."""
     await server.empty()
     alone = lent_alone(rate, plan)
     lent = await lent_by_redis(backend, rate, plan)
     assert lent == pytest.approx(alone, abs=0.0005)
 
 
-async def test_a_limiter_sees_no_more_than_the_rate_from_replicas_that_are_late(backend: RedisRate) -> None:
-    """Each departure up to 36 ms late, as processes are on a busy machine: no second sees a 21st arrival."""
+async def test_late_replicas_do_not_exceed_the_rate(backend: RedisRate) -> None:
+    """With departures up to 36 ms late, as on a busy machine, no second has a 21st arrival."""
     chance = random.Random(1)
     loans = [await backend.reserve(20, 1.0, 5) for _ in range(200)]
     instants = [instant for loan in loans for instant in loan.instants]
@@ -98,8 +98,8 @@ async def test_a_limiter_sees_no_more_than_the_rate_from_replicas_that_are_late(
     assert len(instants) / (instants[-1] - instants[0]) >= 0.95 * 20
 
 
-async def test_lenders_of_one_origin_share_one_pace(server: RedisServer, backend: RedisRate) -> None:
-    """Two replicas never get the same departures, and each counts the other."""
+async def test_replicas_of_one_origin_share_one_rate(server: RedisServer, backend: RedisRate) -> None:
+    """Two replicas never get the same slots, and each counts the other."""
     other = RedisRate(parse_redis_url(server.url), "https://api.example:443")
     loans = [await each.reserve(20, 1.0, 5) for _ in range(10) for each in (backend, other)]
     instants = [instant for loan in loans for instant in loan.instants]
@@ -113,8 +113,8 @@ async def test_lenders_of_one_origin_share_one_pace(server: RedisServer, backend
     assert (await backend.reserve(20, 1.0, 0)).replicas == 1
 
 
-async def test_another_origin_has_a_pace_of_its_own(server: RedisServer, backend: RedisRate) -> None:
-    """What one upstream's replicas use up leaves another upstream's pace untouched."""
+async def test_other_origin_has_a_rate_of_its_own(server: RedisServer, backend: RedisRate) -> None:
+    """What the replicas of one upstream use leaves another upstream's rate untouched."""
     await backend.reserve(20, 1.0, 40)
     other = RedisRate(parse_redis_url(server.url), "https://other.example:443")
     now = asyncio.get_running_loop().time()
@@ -122,23 +122,23 @@ async def test_another_origin_has_a_pace_of_its_own(server: RedisServer, backend
     await other.aclose()
 
 
-async def test_who_comes_back_waits_for_one_window(backend: RedisRate) -> None:
-    """What it let leave by itself is not known here: so nothing leaves for as long as that counts."""
+async def test_replica_that_comes_back_waits_for_one_window(backend: RedisRate) -> None:
+    """What it sent without the server is unknown, so nothing is lent for as long as that counts."""
     now = asyncio.get_running_loop().time()
     loan = await backend.reserve(20, 1.0, 1, rejoining=True)
     assert loan.instants[0] - now >= RateLimit(20, 1.0, SHARED_GUARD).window_s - 0.001
 
 
-async def test_asking_for_nothing_spends_nothing(server: RedisServer, backend: RedisRate) -> None:
-    """Being counted leaves no trace in the pace."""
+async def test_asking_for_no_slots_uses_none(server: RedisServer, backend: RedisRate) -> None:
+    """Being counted as a replica does not change the rate."""
     await backend.reserve(20, 1.0, 0)
     raw = redis.asyncio.Redis(port=server.port)
     assert await raw.exists("cfproxy:pace:{https://api.example:443}") == 0
     await raw.aclose()
 
 
-async def test_what_is_kept_is_one_window(server: RedisServer, backend: RedisRate) -> None:
-    """However many departures were lent, the server keeps no more of them than the rate."""
+async def test_server_keeps_one_window(server: RedisServer, backend: RedisRate) -> None:
+    """However many slots were lent, the server keeps no more of them than the rate."""
     for _ in range(20):
         await backend.reserve(20, 1.0, 5)
     raw = redis.asyncio.Redis(port=server.port)
@@ -146,8 +146,8 @@ async def test_what_is_kept_is_one_window(server: RedisServer, backend: RedisRat
     await raw.aclose()
 
 
-async def test_a_lender_that_is_away_is_unavailable() -> None:
-    """In the words of the store: it is the same server."""
+async def test_unreachable_rate_server_is_unavailable() -> None:
+    """The error is that of the store: it is the same server."""
     backend = RedisRate(parse_redis_url(f"redis://127.0.0.1:{free_port()}"), "https://api.example:443")
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
         await backend.reserve(20, 1.0, 1)

@@ -1,4 +1,4 @@
-"""A store behind Sentinels: the primary is found, and found again after a failover."""
+"""A store behind Sentinels: the primary is found, also after a failover."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.support.store_examples import build_login
 OPTIONS = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
 
 
-async def test_a_login_outlives_its_primary(tmp_path: Path, open_redis: Stores) -> None:
-    """A record that a replica has acknowledged is there after the failover, and can be written again."""
+async def test_login_survives_its_primary(tmp_path: Path, open_redis: Stores) -> None:
+    """A login that a replica has acknowledged is there after the failover, and can be saved again."""
     async with running_installation(tmp_path, *OPTIONS) as redises:
         store, watcher = open_redis(f"{redises.url}?replicas=1"), open_redis(redises.url)
         await store.save(build_login())
@@ -35,10 +35,8 @@ async def test_a_login_outlives_its_primary(tmp_path: Path, open_redis: Stores) 
         assert await watcher.load("default") == build_login(serial=2)
 
 
-async def test_sentinels_need_no_password_beside_a_server_that_has_one(
-    tmp_path: Path, open_redis: Stores
-) -> None:
-    """The usual set-up: `requirepass` on the servers, open Sentinels, one password in the URL."""
+async def test_sentinels_may_have_no_password(tmp_path: Path, open_redis: Stores) -> None:
+    """The usual setup: `requirepass` on the servers, open Sentinels, one password in the URL."""
     async with running_installation(tmp_path, *OPTIONS, replicas=0, password="pw") as redises:
         store = open_redis(redises.url.replace("//", "//:pw@"))
         await store.save(build_login())

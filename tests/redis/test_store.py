@@ -1,4 +1,4 @@
-"""What the Redis store promises beyond the contract: holders that stood still, servers that went away."""
+"""What the Redis store guarantees beyond the contract: suspended lock holders, unreachable servers."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-# --- holders that stood still ------------------------------------------------------------
+# --- suspended holders -------------------------------------------------------------------
 
 
-async def test_who_lost_its_lock_cannot_overwrite_what_came_after(
+async def test_holder_that_lost_its_lock_cannot_overwrite_a_newer_login(
     server: RedisServer, open_redis: Stores
 ) -> None:
-    """A replica that was stopped in the middle of a refresh finds a newer login, and leaves it alone."""
+    """A replica that was suspended during a refresh finds a newer login, and leaves it alone."""
     stopped, other = open_redis(server.url), open_redis(server.url)
     await other.save(build_login())
     raw = redis.asyncio.Redis(port=server.port)
@@ -54,10 +54,8 @@ async def test_who_lost_its_lock_cannot_overwrite_what_came_after(
     await raw.aclose()
 
 
-async def test_who_lost_its_lock_cannot_overwrite_even_what_it_never_read(
-    server: RedisServer, open_redis: Stores
-) -> None:
-    """The fence alone keeps an older holder out."""
+async def test_fence_alone_keeps_an_older_holder_out(server: RedisServer, open_redis: Stores) -> None:
+    """A holder that lost its lock can't overwrite even what it has not read."""
     stopped, other = open_redis(server.url), open_redis(server.url)
     raw = redis.asyncio.Redis(port=server.port)
     async with stopped.lock("default", 1):
@@ -69,10 +67,10 @@ async def test_who_lost_its_lock_cannot_overwrite_even_what_it_never_read(
     await raw.aclose()
 
 
-async def test_a_lost_lock_is_not_taken_for_a_later_one_of_the_same_process(
+async def test_lost_lock_is_not_mistaken_for_a_later_one_of_the_same_process(
     server: RedisServer, open_redis: Stores
 ) -> None:
-    """A refresh that lost its lock while somebody logged in here writes over nothing either."""
+    """A refresh that lost its lock during a login in the same process overwrites nothing either."""
     store = open_redis(server.url)
     raw = redis.asyncio.Redis(port=server.port)
     await store.save(build_login())
@@ -101,8 +99,8 @@ async def test_a_lost_lock_is_not_taken_for_a_later_one_of_the_same_process(
     await raw.aclose()
 
 
-async def test_a_forgotten_login_stays_forgotten(server: RedisServer, open_redis: Stores) -> None:
-    """Who stood still during a logout does not bring the login back."""
+async def test_deleted_login_stays_deleted(server: RedisServer, open_redis: Stores) -> None:
+    """A machine that was suspended during a logout does not restore the login."""
     stopped, other = open_redis(server.url), open_redis(server.url)
     await other.save(build_login())
     raw = redis.asyncio.Redis(port=server.port)
@@ -118,8 +116,8 @@ async def test_a_forgotten_login_stays_forgotten(server: RedisServer, open_redis
     await raw.aclose()
 
 
-async def test_a_lock_lasts_as_long_as_its_holder_works(server: RedisServer, open_redis: Stores) -> None:
-    """It is prolonged while the work goes on, so that it may be short."""
+async def test_lock_lasts_as_long_as_its_holder_works(server: RedisServer, open_redis: Stores) -> None:
+    """It is extended while the work goes on, so it can be short."""
     store, other = open_redis(server.url, life_s=0.2), open_redis(server.url, life_s=0.2)
     async with store.lock("default", 1) as lease:
         for _ in range(3):
@@ -129,8 +127,10 @@ async def test_a_lock_lasts_as_long_as_its_holder_works(server: RedisServer, ope
             assert lease.held()
 
 
-async def test_a_lock_ends_soon_after_its_holder_stood_still(server: RedisServer, open_redis: Stores) -> None:
-    """The holder knows first, the next one gets it after that, and its successor keeps it."""
+async def test_lock_expires_soon_after_its_holder_is_suspended(
+    server: RedisServer, open_redis: Stores
+) -> None:
+    """The holder knows first, the next one gets the lock after that, and keeps it."""
     store, other = open_redis(server.url, life_s=0.3), open_redis(server.url, life_s=5)
     async with store.lock("default", 1) as lease:
         assert lease.held()
@@ -144,8 +144,10 @@ async def test_a_lock_ends_soon_after_its_holder_stood_still(server: RedisServer
         assert lease.held()
 
 
-async def test_a_lock_whose_server_went_away_is_not_believed_in(tmp_path: Path, open_redis: Stores) -> None:
-    """What can't be prolonged ends by the holder's own clock."""
+async def test_lock_on_an_unreachable_server_expires_for_its_holder(
+    tmp_path: Path, open_redis: Stores
+) -> None:
+    """A lock that can't be extended ends by the holder's own clock."""
     with running_server(tmp_path) as server:
         await server.ready()
         store = open_redis(server.url, life_s=0.5)
@@ -155,11 +157,11 @@ async def test_a_lock_whose_server_went_away_is_not_believed_in(tmp_path: Path, 
             await until(lambda: not lease.held())
 
 
-# --- news --------------------------------------------------------------------------------
+# --- noticing changes --------------------------------------------------------------------
 
 
-async def test_a_warm_store_asks_nothing(server: RedisServer, open_redis: Stores) -> None:
-    """Looking for changes costs no command on the server, however often it is done."""
+async def test_check_for_changes_sends_no_command(server: RedisServer, open_redis: Stores) -> None:
+    """However often the stamp is read, the server receives nothing."""
     store = open_redis(server.url)
     await store.save(build_login())
     await store.load("default")
@@ -182,8 +184,8 @@ async def test_a_warm_store_asks_nothing(server: RedisServer, open_redis: Stores
     await raw.aclose()
 
 
-async def test_what_is_no_news_ends_nobodys_listening(server: RedisServer, open_redis: Stores) -> None:
-    """Whatever somebody publishes there, the next change is heard at once."""
+async def test_foreign_messages_do_not_end_the_subscription(server: RedisServer, open_redis: Stores) -> None:
+    """Whatever is published on the channel, the next change is noticed at once."""
     watcher, writer = open_redis(server.url), open_redis(server.url)
     await writer.save(build_login())
     await until(lambda: watcher.stamp("default") is not None)
@@ -196,7 +198,7 @@ async def test_what_is_no_news_ends_nobodys_listening(server: RedisServer, open_
     await until(lambda: watcher.stamp("default") != before)
 
 
-async def test_news_come_after_the_server_was_away(tmp_path: Path, open_redis: Stores) -> None:
+async def test_change_is_noticed_after_a_restart_of_the_server(tmp_path: Path, open_redis: Stores) -> None:
     """A change that was made while nobody could listen is noticed when the server is back."""
     options = ("--appendonly", "yes", "--appendfsync", "always")
     with running_server(tmp_path, *options) as server:
@@ -216,8 +218,8 @@ async def test_news_come_after_the_server_was_away(tmp_path: Path, open_redis: S
 # --- the server --------------------------------------------------------------------------
 
 
-async def test_a_server_that_is_away_is_unavailable(open_redis: Stores) -> None:
-    """Every call says so in the same words, with the server's name."""
+async def test_unreachable_server_is_unavailable(open_redis: Stores) -> None:
+    """Every call reports it in the same words, with the server's name."""
     port = free_port()
     store = open_redis(f"redis://user:marker-password@127.0.0.1:{port}/0")
     calls: list[Callable[[], Awaitable[object]]] = [
@@ -238,8 +240,8 @@ async def test_a_server_that_is_away_is_unavailable(open_redis: Stores) -> None:
             pytest.fail("entered")
 
 
-async def test_a_wrong_password_is_told_apart(tmp_path: Path, open_redis: Stores) -> None:
-    """Nothing gets better by waiting: the configuration or the ACL has to change."""
+async def test_wrong_password_is_a_lasting_error(tmp_path: Path, open_redis: Stores) -> None:
+    """Waiting does not help: the configuration or the ACL has to change."""
     with running_server(tmp_path, "--requirepass", "right-marker") as server:
         await server.ready()
         for credentials in ("", ":wrong-marker@"):
@@ -252,8 +254,8 @@ async def test_a_wrong_password_is_told_apart(tmp_path: Path, open_redis: Stores
         assert await store.load("default") == build_login()
 
 
-async def test_a_full_server_is_unavailable(tmp_path: Path, open_redis: Stores) -> None:
-    """With noeviction a full server refuses: the record stands, and the code word is told."""
+async def test_full_server_is_unavailable(tmp_path: Path, open_redis: Stores) -> None:
+    """With noeviction a full server refuses writes: the record stands, and the message has the error code."""
     with running_server(tmp_path, "--maxmemory-policy", "noeviction") as server:
         await server.ready()
         store = open_redis(server.url)
@@ -270,8 +272,8 @@ async def test_a_full_server_is_unavailable(tmp_path: Path, open_redis: Stores) 
         await raw.aclose()
 
 
-async def test_foreign_contents_are_left_alone(server: RedisServer, open_redis: Stores) -> None:
-    """What cfproxy cannot read as its own is refused and stays as it is."""
+async def test_foreign_content_is_left_alone(server: RedisServer, open_redis: Stores) -> None:
+    """What cfproxy can't read as its own is refused and stays as it is."""
     raw = redis.asyncio.Redis(port=server.port)
     store = open_redis(server.url)
     for content, words in (
@@ -292,8 +294,8 @@ async def test_foreign_contents_are_left_alone(server: RedisServer, open_redis: 
     await raw.aclose()
 
 
-async def test_a_save_waits_for_replicas_where_it_is_asked_to(tmp_path: Path, open_redis: Stores) -> None:
-    """With `?replicas=1` a login counts as saved once a replica has it; without one it is an error."""
+async def test_save_waits_for_the_configured_replicas(tmp_path: Path, open_redis: Stores) -> None:
+    """With `?replicas=1` a login is saved once a replica has it; without a replica that is an error."""
     with running_server(tmp_path / "primary", "--repl-diskless-sync-delay", "0") as primary:
         await primary.ready()
         store = open_redis(f"{primary.url}?replicas=1")
@@ -312,7 +314,7 @@ async def test_a_save_waits_for_replicas_where_it_is_asked_to(tmp_path: Path, op
 
 
 async def test_tls_verifies_the_server(tmp_path: Path, open_redis: Stores) -> None:
-    """`rediss://` trusts the authorities of `tls.ca_file`, and nobody without."""
+    """`rediss://` trusts the authorities in `tls.ca_file`, and by default no private ones."""
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))

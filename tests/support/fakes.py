@@ -1,9 +1,7 @@
-"""The broker's world on a fake clock: a scripted token endpoint, a store with faults, and both together.
+"""Token sources on a fake clock, with a scripted token endpoint and a store that can fail.
 
-Owns: `FakeEndpoint`, `FaultyStore`, `World`.
-Must not know: how the broker works inside.
-Invariant: the endpoint rotates as IdentityServer does by default: a refresh token is good once, and
-it is spent before the answer leaves.
+The endpoint rotates refresh tokens as IdentityServer does by default: each is valid once, and it is used up
+before the response is sent.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ UPSTREAM = "https://api.example:443"
 APP = App("default", "app", TOKEN_URL, UPSTREAM, "cfgateway offline_access", "authorization_code")
 CREDENTIALS_APP = App("default", "app", TOKEN_URL, UPSTREAM, "cfgateway", "client_credentials")
 
-LOST = "lost"  # the server does its part; its answer never arrives
+LOST = "lost"  # the server issues a token, but its response never arrives
 
 
 def reply(access: str, lifetime_s: float | None = 3600.0, refresh: str | None = None) -> TokenReply:
@@ -48,7 +46,7 @@ def refused() -> GrantRefused:
 
 
 class Alarms(FakeClock):
-    """A fake clock that notices a busy loop: alarms that are set for at once, again and again."""
+    """A fake clock that detects busy loops: sleeps of no length, again and again at one instant."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,19 +59,19 @@ class Alarms(FakeClock):
 
 
 class FakeEndpoint:
-    """An authorization server for one app; `plan` is used up first, then it does what is right."""
+    """An authorization server for one app; it follows `plan` first, and then behaves correctly."""
 
     def __init__(self, clock: FakeClock) -> None:
         self._clock = clock
         self.plan: list[Exception | TokenReply | str] = []
-        self.always: Exception | None = None  # the answer to everything, once the plan is used up
+        self.always: Exception | None = None  # the outcome of every request, once the plan is used up
         self.live: str | None = "refresh-1"
         self.rotates = True
         self.lifetime_s: float | None = 3600.0
         self.calls: list[str] = []
         self.called_at: list[float] = []  # on the monotonic clock
-        self.answered: list[str] = []  # refresh tokens that were spent and whose answer arrived
-        self.failed: list[str] = []  # what was presented in vain
+        self.answered: list[str] = []  # refresh tokens that were used and whose response arrived
+        self.failed: list[str] = []  # refresh tokens of failed requests
         self.dies_at: dict[str, float] = {}  # access token → monotonic instant
         self.gate = asyncio.Event()
         self.gate.set()
@@ -121,7 +119,7 @@ class FakeEndpoint:
             self.in_flight -= 1
 
     def issue(self, presented: str) -> TokenReply:
-        """Spend `presented` and give the next pair, as to anybody who asks."""
+        """Use `presented` up and return the next tokens."""
         if presented not in ("", self.live):  # "": client credentials
             raise refused()
         number = next(self._serial)
@@ -137,7 +135,7 @@ def _whose(login: Login) -> tuple[str, float]:
 
 
 class FakeLease(Lease):
-    """A lock that can get lost while it is held."""
+    """A lock that can be lost while it is held."""
 
     def __init__(self) -> None:
         self.lost = False
@@ -147,17 +145,17 @@ class FakeLease(Lease):
 
 
 class FaultyStore(MemoryStore):
-    """A store whose parts can be made to fail, and that takes a turn of the loop for everything."""
+    """A store that fails on request, and yields to the event loop in every operation."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lock_fault: CfproxyError | None = None
         self.load_fault: Exception | None = None
         self.save_fault: Exception | None = None
-        self.save_lands = False  # a failing save has its effect all the same
-        self.good_saves = 0  # how many saves still succeed in spite of `save_fault`
+        self.save_lands = False  # a failing save is carried out all the same
+        self.good_saves = 0  # how many saves succeed before `save_fault` counts
         self.shrunk: list[Login] = []  # saves whose serial did not grow within one login
-        self.slow_read: asyncio.Event | None = None  # what the next load reads arrives once this is set
+        self.slow_read: asyncio.Event | None = None  # the next load returns once this is set
         self.loads = 0
         self.locks = 0
         self.lease = FakeLease()
@@ -209,14 +207,14 @@ class FaultyStore(MemoryStore):
 
 
 class World:
-    """One store, one authorization server, any number of brokers, all on one clock."""
+    """One store, one authorization server and any number of token sources, on one clock."""
 
     def __init__(self, app: App = APP) -> None:
         self.app = app
         self.clock = Alarms()
         self.store = FaultyStore()
         self.endpoint = FakeEndpoint(self.clock)
-        self.brokers: list[TokenSource] = []
+        self.sources: list[TokenSource] = []
         self.events = LogCapture()
 
     def build_log(self) -> FilteringBoundLogger:
@@ -228,7 +226,7 @@ class World:
         return log
 
     async def token_source(self, app: App | None = None, chance: float = 0.0) -> TokenSource:
-        """Return one more broker, started: as if another process ran on the same store."""
+        """Return a started token source, which acts as another process with the same store."""
         token_source = TokenSource(
             app or self.app,
             self.store,
@@ -238,12 +236,12 @@ class World:
             jitter=lambda: 1.0,
             chance=lambda: chance,
         )
-        self.brokers.append(token_source)
+        self.sources.append(token_source)
         await token_source.start()
         return token_source
 
     def login(self, **changes: Any) -> Login:
-        """Return a login made now; its tokens are number 1."""
+        """Return a login that is made now; its tokens have the number 1."""
         fields: dict[str, Any] = {
             "account": self.app.account,
             "client_id": self.app.client_id,
@@ -276,9 +274,9 @@ class World:
         return [entry for entry in self.events.entries if entry["event"] == event]
 
     async def aclose(self, most_naps: int = 4) -> None:
-        """Close the brokers; nothing of theirs may go on afterwards, nor went round in circles before."""
+        """Close the token sources, and check that no task is left and that none was in a busy loop."""
         self.endpoint.gate.set()
-        for token_source in self.brokers:
+        for token_source in self.sources:
             await token_source.aclose()
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left, left
@@ -290,19 +288,19 @@ class World:
 
 @asynccontextmanager
 async def open_world(app: App = APP) -> AsyncIterator[World]:
-    """Give a world, and close it."""
+    """Yield a world, and close it."""
     world = World(app)
     yield world
     await world.aclose()
 
 
 def access(token: Token) -> str:
-    """Return the access token itself."""
+    """Return the access token in clear."""
     return token.value.reveal()
 
 
 def at_once(call: Coroutine[Any, Any, Token]) -> Token:
-    """Return what `call` returns; it must not wait for anything."""
+    """Return what `call` returns, and fail if it waits for anything."""
     try:
         call.send(None)
     except StopIteration as stop:

@@ -1,4 +1,4 @@
-"""Fixtures of the stores' tests: a Redis server, and stores on it as replicas would open them."""
+"""Fixtures: a Redis server, and stores on it as several replicas would open them."""
 
 from __future__ import annotations
 

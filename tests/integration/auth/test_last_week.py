@@ -26,8 +26,8 @@ HOUR_S = 3600.0
 
 
 @pytest.mark.slow
-async def test_a_login_is_warned_of_once_at_each_step_and_ends_when_it_was_said() -> None:
-    """Log, metric, status and page agree each hour; tokens are refreshed to the end, which is on time."""
+async def test_each_step_is_warned_of_once_and_the_login_ends_on_time() -> None:
+    """Log, metric, status and page agree each hour, and tokens are refreshed until the end."""
     clock = FakeClock()
     log = structlog.wrap_logger(None, processors=[LogCapture()])
     async with Sandbox(Behaviour(limiter="off"), clock=clock.time) as sandbox:

@@ -1,4 +1,4 @@
-"""The connection to the token endpoint, against servers that do what servers do on a bad day."""
+"""The client for the token endpoint, against failing and hostile servers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ GOOD = answer(200, {"access_token": ACCESS_TOKEN, "token_type": "Bearer", "expir
 
 
 class RawServer:
-    """A server that records every request and answers with given bytes, or runs a given handler."""
+    """A server that records every request and sends given bytes, or runs a given handler."""
 
     def __init__(self, script: bytes | Handler) -> None:
         self.script = script
@@ -95,7 +95,7 @@ def endpoint_at(origin: str, **options: Any) -> HttpTokenEndpoint:
 
 
 async def refuse(endpoint: TokenEndpoint) -> TokenEndpointUnavailable:
-    """Return the error of a refresh, having searched all that a debugger or log could print of it."""
+    """Return the error of a refresh, after checking everything that a debugger or log could print of it."""
     with pytest.raises(TokenEndpointUnavailable) as caught:
         await endpoint.refresh(Secret(REFRESH_TOKEN))
     assert_silent(caught.value)
@@ -115,7 +115,7 @@ def assert_silent(error: CfproxyError) -> None:
     assert "\n" not in str(error)
 
 
-# --- what goes out -------------------------------------------------------------------------
+# --- requests ----------------------------------------------------------------------------
 
 
 async def test_forms_agree_with_oauthlib() -> None:
@@ -148,8 +148,8 @@ async def test_app_without_a_secret_sends_none() -> None:
     assert set(server.forms[0]) == {"grant_type", "client_id", "scope", "code", "redirect_uri"}
 
 
-async def test_a_refresh_is_one_plain_form() -> None:
-    """A refresh is one POST with the app and the token as form fields, and only the headers we chose."""
+async def test_refresh_is_one_plain_form() -> None:
+    """A refresh is one POST with the app and the token as form fields, and only our own headers."""
     async with listening(GOOD) as server:
         reply = await endpoint_at(server.origin).refresh(Secret(REFRESH_TOKEN))
     assert (reply.access_token.reveal(), reply.lifetime_s) == (ACCESS_TOKEN, 60.0)
@@ -176,7 +176,7 @@ async def test_a_refresh_is_one_plain_form() -> None:
     }
 
 
-async def test_a_code_goes_out_with_its_redirect_uri_and_verifier() -> None:
+async def test_exchange_sends_redirect_uri_and_verifier() -> None:
     """An exchange carries the code, the redirect_uri it was issued for and PKCE's verifier."""
     async with listening(GOOD) as server:
         await endpoint_at(server.origin).exchange(Secret("c"), "https://r.example/cb", Secret("v"))
@@ -190,8 +190,8 @@ async def test_a_code_goes_out_with_its_redirect_uri_and_verifier() -> None:
     }
 
 
-async def test_cookies_are_not_replayed() -> None:
-    """A cookie that the server sets is forgotten with the answer."""
+async def test_cookies_are_not_sent_back() -> None:
+    """A cookie that the server sets is dropped."""
     async with listening(answer(200, {"access_token": "a"}, "Set-Cookie: session=1; Path=/")) as server:
         endpoint = endpoint_at(server.origin)
         for _ in range(2):
@@ -200,9 +200,7 @@ async def test_cookies_are_not_replayed() -> None:
     assert server.connections == 2
 
 
-async def test_the_environment_neither_diverts_nor_signs(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_environment_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Proxies and .netrc entries of the environment are ignored: secrets go to the endpoint alone."""
     netrc = tmp_path / "netrc"
     netrc.write_text("machine localhost login u password p\n")
@@ -217,8 +215,8 @@ async def test_the_environment_neither_diverts_nor_signs(
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_is_never_followed(status: int) -> None:
-    """The server that a redirect names sees nothing, whatever the status."""
+async def test_redirect_is_never_followed(status: int) -> None:
+    """The server that a redirect names receives nothing, whatever the status."""
     async with (
         listening(GOOD) as thief,
         listening(answer(status, {}, f"Location: {thief.origin}/connect/token")) as server,
@@ -229,11 +227,11 @@ async def test_a_redirect_is_never_followed(status: int) -> None:
     assert "redirects are never followed" in str(error)
 
 
-# --- what certainly did not arrive ---------------------------------------------------------
+# --- forms that were not sent ------------------------------------------------------------
 
 
-async def test_a_refused_connection_sent_nothing() -> None:
-    """Where nobody listens, what was to be presented is certainly unused; the port may be what is wrong."""
+async def test_refused_connection_sent_nothing() -> None:
+    """If nobody listens, the refresh token is certainly unused; the message mentions the URL."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
@@ -242,15 +240,15 @@ async def test_a_refused_connection_sent_nothing() -> None:
     assert f"the token endpoint at localhost:{port} cannot be reached" in str(error)
 
 
-async def test_an_unknown_name_sent_nothing() -> None:
-    """A name that does not resolve is told apart from a server that is down."""
+async def test_unknown_name_sent_nothing() -> None:
+    """The message tells an unknown name from a server that is down."""
     error = await refuse(endpoint_at("https://accounts.invalid"))
     assert not error.sent
     assert "does not resolve" in str(error)
 
 
-async def test_an_untrusted_certificate_gets_nothing() -> None:
-    """A server whose certificate does not verify sees neither form nor secret."""
+async def test_untrusted_server_receives_nothing() -> None:
+    """A server whose certificate is not trusted receives no form."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("localhost").configure_cert(context)
     async with listening(GOOD, context) as server:
@@ -260,8 +258,8 @@ async def test_an_untrusted_certificate_gets_nothing() -> None:
     assert server.forms == []
 
 
-async def test_a_trusted_certificate_gets_the_form() -> None:
-    """With the right CA the same server is talked to."""
+async def test_trusted_server_receives_the_form() -> None:
+    """With the right CA the same server is used."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
@@ -272,8 +270,8 @@ async def test_a_trusted_certificate_gets_the_form() -> None:
     assert reply.access_token.reveal() == ACCESS_TOKEN
 
 
-async def test_a_server_without_tls_gets_nothing() -> None:
-    """Plain HTTP behind an https address fails in the handshake, before the form."""
+async def test_server_without_tls_receives_nothing() -> None:
+    """Plain HTTP behind an https URL fails in the handshake, before the form is sent."""
 
     async def answer_in_clear(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(answer(400, {}))
@@ -285,8 +283,8 @@ async def test_a_server_without_tls_gets_nothing() -> None:
     assert "TLS handshake" in str(error)
 
 
-async def test_a_handshake_that_stalls_sent_nothing() -> None:
-    """Connecting has a limit of its own, TLS included."""
+async def test_stalled_handshake_sent_nothing() -> None:
+    """Connecting has a time limit of its own, which includes TLS."""
     held: list[asyncio.StreamWriter] = []
     async with await asyncio.start_server(lambda _, writer: held.append(writer), "127.0.0.1", 0) as silent:
         origin = f"https://localhost:{silent.sockets[0].getsockname()[1]}"
@@ -297,7 +295,7 @@ async def test_a_handshake_that_stalls_sent_nothing() -> None:
     assert "in time" in str(error)
 
 
-# --- what may have arrived -----------------------------------------------------------------
+# --- forms that may have been sent -------------------------------------------------------
 
 
 async def hang(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
@@ -349,7 +347,7 @@ UNANSWERED = {"in time", "broke off", "did not answer in HTTP"}
         (answer(200, {"access_token": f"{ACCESS_TOKEN}\n"}), "usable"),
     ],
 )
-async def test_what_may_have_arrived_is_not_called_unused(script: bytes | Handler, says: str) -> None:
+async def test_form_that_may_have_arrived_counts_as_sent(script: bytes | Handler, says: str) -> None:
     """Once the first byte was written the outcome is unknown, and the request is not repeated."""
     timeout_s = 0.1 if script in {hang, drip} else 10
     async with listening(script) as server:
@@ -360,8 +358,8 @@ async def test_what_may_have_arrived_is_not_called_unused(script: bytes | Handle
     assert server.connections == 1
 
 
-async def test_an_answer_that_came_while_this_process_stood_still_is_read() -> None:
-    """A stopped process or a paused machine has no time to read; the server has spent what was sent."""
+async def test_response_that_came_during_a_suspend_is_read() -> None:
+    """A suspended process can't read in time, but the server has used the refresh token up."""
 
     async def answer_and_stop_everything(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(GOOD)
@@ -373,7 +371,7 @@ async def test_an_answer_that_came_while_this_process_stood_still_is_read() -> N
     assert reply.access_token == Secret(ACCESS_TOKEN)
 
 
-async def test_an_answer_may_be_as_large_as_the_limit() -> None:
+async def test_response_may_be_as_large_as_the_limit() -> None:
     """64 KiB are read, one byte more is not."""
     document = b'{"access_token":"a"}'
     async with listening(answer(200, body=document.ljust(REPLY_MAX_BYTES))) as server:
@@ -382,8 +380,8 @@ async def test_an_answer_may_be_as_large_as_the_limit() -> None:
         await refuse(endpoint_at(server.origin))
 
 
-async def test_a_wish_to_be_left_alone_is_passed_on() -> None:
-    """A 503's Retry-After reaches whoever decides when to try again."""
+async def test_retry_after_is_passed_on() -> None:
+    """The Retry-After of a 503 reaches the caller."""
     async with listening(answer(503, {}, "Retry-After: 17")) as server:
         error = await refuse(endpoint_at(server.origin))
     assert error.retry_after_s == 17.0
@@ -392,8 +390,8 @@ async def test_a_wish_to_be_left_alone_is_passed_on() -> None:
 @pytest.mark.parametrize(
     ("code", "kind"), [("invalid_grant", GrantRefused), ("invalid_client", Misconfigured)]
 )
-async def test_a_refusal_shows_nothing_of_what_was_presented(code: str, kind: type[CfproxyError]) -> None:
-    """Refusals are told apart, and neither text nor traceback nor locals hold what the server echoed."""
+async def test_refusal_shows_no_secret(code: str, kind: type[CfproxyError]) -> None:
+    """Neither message nor traceback nor locals hold what the server repeated."""
     echo = answer(400, {"error": code, "error_description": f"bad {REFRESH_TOKEN} {CLIENT_SECRET}"})
     async with listening(echo) as server:
         with pytest.raises(kind) as caught:
@@ -401,14 +399,14 @@ async def test_a_refusal_shows_nothing_of_what_was_presented(code: str, kind: ty
     assert_silent(caught.value)
 
 
-async def test_a_secret_that_is_no_text_shows_nowhere() -> None:
+async def test_secret_that_cannot_be_encoded_shows_nowhere() -> None:
     """A client secret with stray bytes is sent as it is, rather than shown in an encoding error."""
     async with listening(GOOD) as server:
         await endpoint_at(server.origin, client_secret=Secret("s\udce4\ud800")).client_credentials()
     assert server.connections == 1
 
 
-# --- revocation ----------------------------------------------------------------------------
+# --- revocation --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -419,16 +417,16 @@ async def test_a_secret_that_is_no_text_shows_nowhere() -> None:
         (answer(400, {"error": "unsupported_token_type"}), False),
     ],
 )
-async def test_a_token_is_revoked_where_the_server_can(script: bytes, revoked: bool) -> None:
-    """RFC 7009: the answer tells whether the token is revoked or the server can't."""
+async def test_token_is_revoked_if_the_server_can(script: bytes, revoked: bool) -> None:
+    """RFC 7009: the response tells whether the token is revoked or the server can't."""
     async with listening(script) as server:
         assert await endpoint_at(server.origin).revoke(Secret("t"), "refresh_token") is revoked
     assert server.heads[0].startswith("POST /connect/revocation ")
     assert server.forms[0]["token_type_hint"] == "refresh_token"
 
 
-async def test_a_failed_revocation_shows_nothing() -> None:
-    """Trouble while revoking is an error without the token in it; without a URL there is nothing to ask."""
+async def test_failed_revocation_shows_no_secret() -> None:
+    """The error holds no token; without a revocation URL nothing is sent."""
     async with listening(answer(500, {})) as server:
         with pytest.raises(TokenEndpointUnavailable, match="the revocation endpoint at localhost") as caught:
             await endpoint_at(server.origin).revoke(Secret(REFRESH_TOKEN), "refresh_token")
@@ -437,7 +435,7 @@ async def test_a_failed_revocation_shows_nothing() -> None:
     assert server.connections == 1
 
 
-# --- where secrets may go --------------------------------------------------------------------
+# --- URLs that may receive secrets -------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", ["token_url", "revocation_url"])
@@ -457,12 +455,12 @@ async def test_a_failed_revocation_shows_nothing() -> None:
     ],
 )
 def test_secrets_never_travel_in_clear(key: str, url: str) -> None:
-    """Only https, or http on this machine, may receive a secret; the message names the key to correct."""
+    """Only https, or http on loopback, may receive a secret; the message names the key to correct."""
     with pytest.raises(Misconfigured, match=key):
         endpoint_at("https://accounts.example", **{key: url})
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8443", "[::1]:9", "127.9.9.9"])
-def test_loopback_may_do_without_tls(host: str) -> None:
-    """A stand-in on this machine needs no certificate."""
+def test_loopback_needs_no_tls(host: str) -> None:
+    """A test server on this machine needs no certificate."""
     assert isinstance(endpoint_at(f"http://{host}"), HttpTokenEndpoint)

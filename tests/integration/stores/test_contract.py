@@ -1,4 +1,4 @@
-"""What every token store promises, run against each of them."""
+"""The contract of `TokenStore`, run against every store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 async def reopen(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Opener]:
-    """Give the store as another process would see it, where there can be another process."""
+    """Return a function that opens the store as another process would, if there can be one."""
     monkeypatch.setattr("cfproxy.stores.encryption.SCRYPT_N", 2)
     key = Secret("a key") if "encrypted" in request.param else None
     url: str | RedisAddress = request.param.split()[-1]
@@ -59,7 +59,7 @@ def store(reopen: Opener) -> TokenStore:
 
 
 async def new_stamp(store: TokenStore, *old: Hashable) -> Hashable:
-    """Return the stamp once it is none of `old`: news may take a moment."""
+    """Return the stamp once it is none of `old`: news of a change may take a moment."""
     async with asyncio.timeout(PATIENCE_S):
         while (stamp := store.stamp("default")) in old:
             await asyncio.sleep(0.001)
@@ -72,21 +72,21 @@ async def gone(store: TokenStore, state: str | None, now: float = NOW, account: 
     return caught.value.reason
 
 
-async def test_a_saved_login_is_loaded_as_it_was(reopen: Opener) -> None:
-    """Every field of a login survives the store, also for whoever opens it next."""
+async def test_saved_login_is_loaded_unchanged(reopen: Opener) -> None:
+    """Every field of a login survives the store, also for another process."""
     login = build_login(login_expires_at=NOW + 9, presented_at=NOW + 1, refused_at=NOW + 2, answer_lost=True)
     await reopen().save(login)
     assert await reopen().load("default") == login
 
 
-async def test_what_was_never_saved_is_none(store: TokenStore) -> None:
-    """An account without a record is None, not an error."""
+async def test_unknown_account_has_no_login(store: TokenStore) -> None:
+    """An account without a login is None, not an error."""
     assert await store.load("default") is None
     assert store.stamp("default") is None
 
 
-async def test_a_save_replaces_the_whole_record(reopen: Opener) -> None:
-    """The newest save is the one that counts, and nothing of an older one shines through."""
+async def test_save_replaces_the_whole_login(reopen: Opener) -> None:
+    """Nothing of an older login is left."""
     first = build_login(presented_at=NOW)
     second = first.next(token=Token(Secret("access-2"), NOW, 60.0), refresh_token=None, presented_at=None)
     store = reopen()
@@ -95,8 +95,8 @@ async def test_a_save_replaces_the_whole_record(reopen: Opener) -> None:
     assert await reopen().load("default") == second
 
 
-async def test_delete_forgets_the_record_and_the_attempts(store: TokenStore) -> None:
-    """After a logout there is no token and no login under way; a second one finds nothing."""
+async def test_delete_forgets_the_login_and_the_attempts(store: TokenStore) -> None:
+    """After a logout there is no token and no attempt; a second logout finds nothing."""
     await store.save(build_login())
     await store.save_attempt(build_attempt())
     assert await store.delete("default") is True
@@ -105,14 +105,14 @@ async def test_delete_forgets_the_record_and_the_attempts(store: TokenStore) -> 
     assert await store.delete("default") is False
 
 
-async def test_attempts_alone_are_no_record(store: TokenStore) -> None:
-    """Deleting an account that only began to log in says that there was no record, and ends the attempt."""
+async def test_attempts_alone_are_no_login(store: TokenStore) -> None:
+    """Deleting an account that only has an attempt reports no login, and ends the attempt."""
     await store.save_attempt(build_attempt())
     assert await store.delete("default") is False
     assert await gone(store, None) == "unknown"
 
 
-async def test_the_stamp_tells_every_change(reopen: Opener) -> None:
+async def test_stamp_changes_with_the_login(reopen: Opener) -> None:
     """A stamp stays while nothing changes, and differs after each save and after a delete."""
     store, watcher = reopen(), reopen()
     stamps = [watcher.stamp("default")]
@@ -126,8 +126,8 @@ async def test_the_stamp_tells_every_change(reopen: Opener) -> None:
     await new_stamp(watcher, gone, *stamps[1:])
 
 
-async def test_a_probe_leaves_no_record(store: TokenStore) -> None:
-    """Trying the store changes nothing that it holds."""
+async def test_probe_changes_nothing(store: TokenStore) -> None:
+    """Probing the store changes nothing that it holds."""
     await store.probe("default")
     assert await store.load("default") is None
     await store.save(build_login())
@@ -136,8 +136,8 @@ async def test_a_probe_leaves_no_record(store: TokenStore) -> None:
     assert store.stamp("default") == stamp
 
 
-async def test_the_lock_excludes_everybody_else(reopen: Opener) -> None:
-    """One holder at a time, whichever way the others opened the store; reading goes on meanwhile."""
+async def test_lock_has_one_holder(reopen: Opener) -> None:
+    """There is one holder at a time, however the others opened the store; reading stays possible."""
     store, other = reopen(), reopen()
     await store.save(build_login())
     async with store.lock("default", 5):
@@ -149,8 +149,8 @@ async def test_the_lock_excludes_everybody_else(reopen: Opener) -> None:
         pass
 
 
-async def test_the_lock_goes_to_who_waits(reopen: Opener) -> None:
-    """Whoever waits for the lock gets it when it is free, one after the other."""
+async def test_lock_goes_to_a_waiter(reopen: Opener) -> None:
+    """Waiters get the lock one after the other."""
     inside: list[int] = []
     crowd: list[int] = []
 
@@ -165,8 +165,8 @@ async def test_the_lock_goes_to_who_waits(reopen: Opener) -> None:
     assert crowd == [1] * 8
 
 
-async def test_an_error_inside_frees_the_lock(store: TokenStore) -> None:
-    """A refresh that fails does not keep the next one out."""
+async def test_error_releases_the_lock(store: TokenStore) -> None:
+    """A refresh that fails does not block the next one."""
     with pytest.raises(ZeroDivisionError):
         async with store.lock("default", 5):
             raise ZeroDivisionError
@@ -174,8 +174,8 @@ async def test_an_error_inside_frees_the_lock(store: TokenStore) -> None:
         pass
 
 
-async def test_a_cancelled_waiter_leaves_no_lock_behind(reopen: Opener) -> None:
-    """Giving up while waiting for the lock does not take it."""
+async def test_cancelled_waiter_does_not_hold_the_lock(reopen: Opener) -> None:
+    """A cancelled wait for the lock does not acquire it."""
 
     async def wait() -> None:
         async with reopen().lock("default", 60):
@@ -192,14 +192,14 @@ async def test_a_cancelled_waiter_leaves_no_lock_behind(reopen: Opener) -> None:
         pass
 
 
-async def test_accounts_do_not_wait_for_each_other(store: TokenStore) -> None:
-    """Each account has its own lock."""
+async def test_accounts_have_locks_of_their_own(store: TokenStore) -> None:
+    """Accounts do not wait for each other."""
     async with store.lock("a", 5), store.lock("b", 0):
         pass
 
 
-async def test_an_attempt_is_taken_once(reopen: Opener) -> None:
-    """A redirect finishes one login; its replay is recognised, by whichever process it meets."""
+async def test_attempt_is_claimed_once(reopen: Opener) -> None:
+    """A redirect finishes one login; any process recognises its replay."""
     attempt = build_attempt()
     await reopen().save_attempt(attempt)
     assert await reopen().claim_attempt("default", "state-1", NOW + 1) == attempt
@@ -207,8 +207,8 @@ async def test_an_attempt_is_taken_once(reopen: Opener) -> None:
     assert await gone(reopen(), None, NOW + 2) == "used"
 
 
-async def test_an_attempt_that_was_put_back_is_taken_again(store: TokenStore) -> None:
-    """A login that failed before its code was spent can be finished once more with the same address."""
+async def test_attempt_that_is_saved_again_can_be_claimed_again(store: TokenStore) -> None:
+    """A login that failed before its code was sent can be finished with the same address."""
     attempt = build_attempt()
     await store.save_attempt(attempt)
     for state in ("state-1", None):
@@ -218,15 +218,15 @@ async def test_an_attempt_that_was_put_back_is_taken_again(store: TokenStore) ->
     assert await gone(store, "state-1") == "used"
 
 
-async def test_an_attempt_without_a_verifier_is_kept_as_well(store: TokenStore) -> None:
-    """`pkce: false` logins have attempts too."""
+async def test_attempt_may_have_no_verifier(store: TokenStore) -> None:
+    """Logins with `pkce: false` have attempts too."""
     attempt = build_attempt(verifier=None)
     await store.save_attempt(attempt)
     assert await store.claim_attempt("default", "state-1", NOW) == attempt
 
 
-async def test_a_foreign_state_is_unknown(store: TokenStore) -> None:
-    """A state that nobody here sent out takes nothing."""
+async def test_foreign_state_is_unknown(store: TokenStore) -> None:
+    """A state that was not issued here claims nothing."""
     attempt = build_attempt()
     await store.save_attempt(attempt)
     assert await gone(store, "state-2") == "unknown"
@@ -234,8 +234,8 @@ async def test_a_foreign_state_is_unknown(store: TokenStore) -> None:
     assert await store.claim_attempt("default", "state-1", NOW) == attempt
 
 
-async def test_no_state_takes_the_newest_attempt(store: TokenStore) -> None:
-    """A pasted code without a state belongs to the login that was begun last and is still open."""
+async def test_no_state_claims_the_newest_attempt(store: TokenStore) -> None:
+    """A code that was pasted without a state belongs to the newest unused attempt."""
     for state, age_s in [("old", 30.0), ("newest", 10.0), ("middle", 20.0)]:
         await store.save_attempt(build_attempt(state=state, created_at=NOW - age_s))
     taken = [(await store.claim_attempt("default", None, NOW)).state.reveal() for _ in range(3)]
@@ -244,22 +244,22 @@ async def test_no_state_takes_the_newest_attempt(store: TokenStore) -> None:
 
 
 @pytest.mark.parametrize("state", ["state-1", None])
-async def test_an_attempt_expires(store: TokenStore, state: str | None) -> None:
-    """After half an hour an attempt is told as expired once, and then forgotten."""
+async def test_attempt_expires(store: TokenStore, state: str | None) -> None:
+    """After half an hour an attempt is reported as expired once, and then forgotten."""
     await store.save_attempt(build_attempt())
     assert await gone(store, state, NOW + ATTEMPT_LIFETIME_S) == "expired"
     assert await gone(store, state, NOW + ATTEMPT_LIFETIME_S) == "unknown"
 
 
-async def test_an_attempt_lasts_until_its_time_is_over(store: TokenStore) -> None:
-    """A slow person still gets in within half an hour."""
+async def test_attempt_lasts_until_it_expires(store: TokenStore) -> None:
+    """A slow person can still log in within half an hour."""
     attempt = build_attempt()
     await store.save_attempt(attempt)
     assert await store.claim_attempt("default", "state-1", NOW + ATTEMPT_LIFETIME_S - 1) == attempt
 
 
-async def test_a_new_attempt_clears_expired_ones_away(store: TokenStore) -> None:
-    """Attempts that nobody finished do not pile up."""
+async def test_new_attempt_removes_expired_ones(store: TokenStore) -> None:
+    """Attempts that nobody finished do not accumulate."""
     await store.save_attempt(build_attempt(state="old"))
     await store.save_attempt(build_attempt(state="new", created_at=NOW + ATTEMPT_LIFETIME_S))
     assert await gone(store, "old", NOW + 1) == "unknown"
@@ -267,8 +267,8 @@ async def test_a_new_attempt_clears_expired_ones_away(store: TokenStore) -> None
 
 
 @pytest.mark.parametrize("state", ["state-1", None])
-async def test_of_fifty_takers_one_gets_the_attempt(reopen: Opener, state: str | None) -> None:
-    """Single use holds when everybody comes at once."""
+async def test_one_of_fifty_claims_succeeds(reopen: Opener, state: str | None) -> None:
+    """An attempt is used once, even with simultaneous claims."""
     await reopen().save_attempt(build_attempt())
     results = await asyncio.gather(
         *(reopen().claim_attempt("default", state, NOW) for _ in range(50)), return_exceptions=True
@@ -280,8 +280,8 @@ async def test_of_fifty_takers_one_gets_the_attempt(reopen: Opener, state: str |
         assert {refusal.reason for refusal in refused} == {"used"}
 
 
-async def test_accounts_are_kept_apart(store: TokenStore) -> None:
-    """No account's name reaches another one's record or attempts, however it is spelt."""
+async def test_accounts_are_separate(store: TokenStore) -> None:
+    """No account name reaches another account's login or attempts, however it is spelt."""
     attempt = build_attempt("a")
     look_alikes = [
         "a.login-x",
@@ -307,8 +307,8 @@ async def test_accounts_are_kept_apart(store: TokenStore) -> None:
     assert [name for name in names if await store.load(name) is None] == ["a"]
 
 
-async def test_the_setting_picks_the_store(tmp_path: Path) -> None:
-    """`memory` is new each time, `file` and `file:DIR` keep to the folder; the rest is refused unseen."""
+async def test_setting_selects_the_store(tmp_path: Path) -> None:
+    """`memory` is new each time, `file` and `file:DIR` use the folder; other values are refused unquoted."""
     await open_store("memory", None).save(build_login())
     assert await open_store("memory", None).load("default") is None
     for setting in ("file", f"file:{tmp_path}"):
@@ -322,6 +322,6 @@ async def test_the_setting_picks_the_store(tmp_path: Path) -> None:
     assert store.location == "redis://user@host:6379/0"
 
 
-async def test_a_store_says_where_it_is(store: TokenStore) -> None:
-    """People are told a place."""
+async def test_store_has_a_location(store: TokenStore) -> None:
+    """It is used in messages."""
     assert store.location

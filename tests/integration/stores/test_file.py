@@ -1,4 +1,4 @@
-"""The file store: what it believes, what it refuses, and what it never overwrites."""
+"""The file store: what it reads, what it refuses, and what it never overwrites."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def store(folder: Path) -> FileStore:
 
 
 async def test_reading_creates_nothing(folder: Path, store: FileStore) -> None:
-    """Asking a store that does not exist leaves the disk as it was."""
+    """Reading a store that does not exist leaves the disk as it was."""
     assert await store.load("default") is None
     assert store.stamp("default") is None
     assert await store.delete("default") is False
@@ -41,8 +41,8 @@ async def test_reading_creates_nothing(folder: Path, store: FileStore) -> None:
     assert not folder.parent.exists()
 
 
-async def test_a_used_attempt_leaves_no_verifier_on_disk(folder: Path, store: FileStore) -> None:
-    """Once a login came back, what could finish it again is gone from the disk."""
+async def test_used_attempt_leaves_no_verifier_on_disk(folder: Path, store: FileStore) -> None:
+    """What could finish the login again is removed from the disk."""
     await store.save_attempt(build_attempt(verifier="marker"))
     await store.claim_attempt("default", "state-1", NOW)
     contents = [path.read_text() for path in folder.iterdir()]
@@ -64,7 +64,7 @@ async def test_a_used_attempt_leaves_no_verifier_on_disk(folder: Path, store: Fi
         (json.dumps(DOCUMENT | {"account": "other"}).encode(), "not the login of account 'default'"),
     ],
 )
-async def test_what_we_cannot_read_as_ours_is_refused_and_kept(
+async def test_unreadable_record_is_refused_and_kept(
     folder: Path, store: FileStore, content: bytes, words: str
 ) -> None:
     """A damaged, foreign or newer document is named, and no save ever replaces it."""
@@ -77,8 +77,8 @@ async def test_what_we_cannot_read_as_ours_is_refused_and_kept(
     assert [found.name for found in folder.iterdir()] == ["default.json"]
 
 
-async def test_a_login_that_could_not_be_read_back_is_not_saved(store: FileStore) -> None:
-    """A good record is never replaced by one that the next load would refuse."""
+async def test_login_that_could_not_be_read_back_is_not_saved(store: FileStore) -> None:
+    """A record that `load` would refuse never replaces one that it accepts."""
     await store.save(build_login())
     for bad in (
         build_login(token=Token(Secret("a"), NOW, float("inf"))),
@@ -89,14 +89,14 @@ async def test_a_login_that_could_not_be_read_back_is_not_saved(store: FileStore
     assert await store.load("default") == build_login()
 
 
-async def test_the_stamp_never_raises(tmp_path: Path) -> None:
-    """A store that cannot be looked at has a stamp that is not the one of 'no record'."""
+async def test_stamp_never_raises(tmp_path: Path) -> None:
+    """If the store can't be accessed, the stamp differs from that of an account without a login."""
     (tmp_path / "file").write_bytes(b"")
     assert FileStore(tmp_path / "file" / "below").stamp("default") is not None
 
 
-async def test_a_damaged_attempt_stops_no_other_login(folder: Path, store: FileStore) -> None:
-    """An attempt file that cannot be read is named when it is needed, kept, and in nobody's way."""
+async def test_damaged_attempt_affects_no_other_login(folder: Path, store: FileStore) -> None:
+    """An unreadable attempt is reported when it is needed, kept, and does not affect other attempts."""
     damaged = folder / f"default.login-{Secret('damaged').fingerprint()}.json"
     put(damaged, b"{")
     attempt = build_attempt()
@@ -125,16 +125,16 @@ def one_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @example(content=b'{"version": 1e999}')
 @example(content=b"1" * 5000)
 @example(content=json.dumps(DOCUMENT | {"account": "\ud800"}).encode())
-def test_no_bytes_break_the_store(one_folder: Path, content: bytes) -> None:
-    """Whatever a record's file holds, the answer is a login or one of our two errors."""
+def test_any_content_is_a_login_or_a_known_error(one_folder: Path, content: bytes) -> None:
+    """Whatever the file of a login holds, loading returns a login or raises one of two errors."""
     put(one_folder / "default.json", content)
     with suppress(StoreUnusable, StoreUnavailable):
         assert isinstance(FileStore(one_folder)._load("default"), Login)
 
 
 @given(content=st.binary() | changed(attempt_to_document(build_attempt())))
-def test_no_bytes_break_an_attempt(one_folder: Path, content: bytes) -> None:
-    """Whatever an attempt's file holds, it is taken, gone or one of our two errors."""
+def test_any_content_is_an_attempt_or_a_known_error(one_folder: Path, content: bytes) -> None:
+    """Whatever the file of an attempt holds, it is claimed, gone or one of two errors."""
     name = f"default.login-{build_attempt().state.fingerprint()}"
     put(one_folder / f"{name}.json", content)
     (one_folder / f"{name}.used.json").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What the first release stored, every later one reads, uses, refreshes and writes again.
+"""Every later release can read, use, refresh and save what the first release has stored.
 
 The files in tests/fixtures/first-release are never changed. A new form of the document gets files of its own.
 """
@@ -43,8 +43,8 @@ APP = App(
 HASH = "ab084efd019f33e4"  # of the state; part of a name in both stores
 
 
-class UploadSlot:
-    """A store, and a way to leave in it what the first release did."""
+class FirstReleaseStore:
+    """A store, with methods that write what the first release would have."""
 
     def __init__(self, kind: str, store: TokenStore, put: Callable[[str, str], Awaitable[None]]) -> None:
         self.store = store
@@ -52,21 +52,21 @@ class UploadSlot:
         self._put = put
 
     async def put_login(self, file: str) -> None:
-        """Leave a login there."""
+        """Write a login."""
         await self._put("login", (FIRST_RELEASE / file).read_text("utf-8"))
 
     async def save_attempt(self, file: str) -> None:
-        """Leave a login attempt there."""
+        """Write a login attempt."""
         used = ".used" if "used" in file else ""
-        # The stores seal attempts for purposes of their own.
+        # The stores encrypt attempts for different purposes.
         if self._kind == "redis":
             file = file.replace("encrypted", "encrypted-redis")
         await self._put(f"attempt{used}", (FIRST_RELEASE / file).read_text("utf-8"))
 
 
 @pytest.fixture(params=["file", "redis"])
-async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[UploadSlot]:
-    """A store with the key; what it reads in clear it reads with one as well."""
+async def first_release(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[FirstReleaseStore]:
+    """A store with the key, which also reads documents in clear."""
     if request.param == "file":
         folder = tmp_path / "store"
         names = {"login": "", "attempt": f".login-{HASH}", "attempt.used": f".login-{HASH}.used"}
@@ -90,7 +90,7 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
             words = [word for field in fields.items() for word in field]
             await _send(server, "HSET", record["key"], *words)
 
-    yield UploadSlot(request.param, store, put)
+    yield FirstReleaseStore(request.param, store, put)
     await store.aclose()
 
 
@@ -105,10 +105,12 @@ async def _send(server: RedisServer, *words: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["login.json", "login-encrypted.json", "login-presented.json"])
-async def test_a_login_of_the_first_release_is_used_refreshed_and_saved(place: UploadSlot, file: str) -> None:
-    """Its access token serves while it lives; then its refresh token is spent and the new login is kept."""
-    await place.put_login(file)
-    login = await place.store.load("default")
+async def test_login_of_the_first_release_is_used_refreshed_and_saved(
+    first_release: FirstReleaseStore, file: str
+) -> None:
+    """Its access token is used, then its refresh token is sent, and the new login is saved."""
+    await first_release.put_login(file)
+    login = await first_release.store.load("default")
     assert login is not None
     assert login.belongs_to(APP)
     assert login_problem(login, APP) is None
@@ -119,7 +121,9 @@ async def test_a_login_of_the_first_release_is_used_refreshed_and_saved(place: U
     endpoint = FakeEndpoint(clock)
     endpoint.live = REFRESH
     log: Any = structlog.wrap_logger(None, processors=[LogCapture()])
-    token_source = TokenSource(APP, place.store, endpoint, clock, log, jitter=lambda: 1.0, chance=lambda: 0.0)
+    token_source = TokenSource(
+        APP, first_release.store, endpoint, clock, log, jitter=lambda: 1.0, chance=lambda: 0.0
+    )
     await token_source.start()
     try:
         token = await token_source.get()
@@ -129,7 +133,7 @@ async def test_a_login_of_the_first_release_is_used_refreshed_and_saved(place: U
         assert fresh.value.reveal() == "access-2"
     finally:
         await token_source.aclose()
-    saved = await place.store.load("default")
+    saved = await first_release.store.load("default")
     assert saved is not None
     assert (saved.token.value.reveal(), saved.login_at) == ("access-2", LOGIN_AT)
     assert saved.refresh_token is not None
@@ -137,26 +141,26 @@ async def test_a_login_of_the_first_release_is_used_refreshed_and_saved(place: U
     assert saved.serial > login.serial
 
 
-async def test_a_refused_login_of_the_first_release_says_why(place: UploadSlot) -> None:
-    """A login that had been lost is told as such, with the instant, and is not tried again."""
-    await place.put_login("login-refused.json")
-    login = await place.store.load("default")
+async def test_refused_login_of_the_first_release_says_why(first_release: FirstReleaseStore) -> None:
+    """A login that was lost is reported as such, with the time, and is not tried again."""
+    await first_release.put_login("login-refused.json")
+    login = await first_release.store.load("default")
     assert login is not None
     assert (login.refused_at, login.answer_lost) == (LOGIN_AT + 90_001.25, True)
     assert isinstance(login_problem(login, APP), LoginRequired)
 
 
-async def test_a_login_with_client_credentials_has_no_refresh_token(place: UploadSlot) -> None:
-    """A document without a refresh token and without an end is read as it was meant."""
-    await place.put_login("login-client-credentials.json")
-    login = await place.store.load("default")
+async def test_login_with_client_credentials_has_no_refresh_token(first_release: FirstReleaseStore) -> None:
+    """A document without a refresh token and without an end is read correctly."""
+    await first_release.put_login("login-client-credentials.json")
+    login = await first_release.store.load("default")
     assert login is not None
     assert (login.refresh_token, login.login_expires_at, login.scope) == (None, None, "cfgateway")
     assert login.token.value.reveal() == ACCESS
 
 
-async def test_an_encrypted_login_stays_closed_to_another_key(tmp_path: Path) -> None:
-    """The encrypted document asks for the key that it was written with."""
+async def test_encrypted_login_needs_its_key(tmp_path: Path) -> None:
+    """The encrypted document can't be read without a key or with another one."""
     path = tmp_path / "default.json"
     path.touch(mode=0o600)
     path.write_bytes((FIRST_RELEASE / "login-encrypted.json").read_bytes())
@@ -168,10 +172,12 @@ async def test_an_encrypted_login_stays_closed_to_another_key(tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["attempt.json", "attempt-encrypted.json"])
-async def test_an_attempt_of_the_first_release_is_finished_once(place: UploadSlot, file: str) -> None:
-    """A login that was begun before an update is finished after it, once."""
-    await place.save_attempt(file)
-    attempt = await place.store.claim_attempt("default", STATE, LOGIN_AT + 60)
+async def test_attempt_of_the_first_release_is_claimed_once(
+    first_release: FirstReleaseStore, file: str
+) -> None:
+    """A login that was started before an update can be finished after it, once."""
+    await first_release.save_attempt(file)
+    attempt = await first_release.store.claim_attempt("default", STATE, LOGIN_AT + 60)
     assert attempt.verifier is not None
     assert attempt.verifier.reveal() == VERIFIER
     assert (attempt.client_id, attempt.redirect_uri) == (
@@ -179,12 +185,12 @@ async def test_an_attempt_of_the_first_release_is_finished_once(place: UploadSlo
         "https://integration.example/callback",
     )
     with pytest.raises(AttemptGone):
-        await place.store.claim_attempt("default", STATE, LOGIN_AT + 61)
+        await first_release.store.claim_attempt("default", STATE, LOGIN_AT + 61)
 
 
-async def test_a_used_attempt_of_the_first_release_stays_used(place: UploadSlot) -> None:
+async def test_used_attempt_of_the_first_release_stays_used(first_release: FirstReleaseStore) -> None:
     """A state that was used before an update is refused as used after it."""
-    await place.save_attempt("attempt-used.json")
+    await first_release.save_attempt("attempt-used.json")
     with pytest.raises(AttemptGone) as caught:
-        await place.store.claim_attempt("default", STATE, LOGIN_AT + 60)
+        await first_release.store.claim_attempt("default", STATE, LOGIN_AT + 60)
     assert caught.value.reason == "used"

@@ -1,4 +1,4 @@
-"""The file store when a task is cancelled or a process killed in the middle of its work."""
+"""The file store when a task is cancelled or a process is killed in the middle of its work."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def child(script: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
 
 
-async def test_a_cancelled_save_is_still_finished(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cancelling a save does not undo it: the thread goes on and the record arrives whole."""
+async def test_cancelled_save_still_completes(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancelling a save does not undo it: the thread goes on and saves the whole record."""
     reached, go_on = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     real = os.fsync
@@ -61,10 +61,10 @@ async def test_a_cancelled_save_is_still_finished(store: FileStore, monkeypatch:
     assert FileStore(Path(store.location))._load("default") == NEW
 
 
-async def test_a_lock_that_comes_too_late_is_given_back(
+async def test_lock_that_arrives_too_late_is_released(
     store: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A waiter that is cancelled at the very moment of success does not keep the lock for ever."""
+    """A waiter that is cancelled at the moment of success does not keep the lock."""
     reached, go_on = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     real = locking.try_lock
@@ -92,8 +92,8 @@ async def test_a_lock_that_comes_too_late_is_given_back(
 
 
 @posix_only
-def test_a_killed_process_leaves_the_lock_free(store: FileStore, folder: Path) -> None:
-    """The lock of a process that was killed is free at once; while it lived, it held."""
+def test_killed_process_releases_the_lock(store: FileStore, folder: Path) -> None:
+    """The lock is held while the process lives, and free as soon as it was killed."""
 
     async def locked() -> bool:
         try:
@@ -111,7 +111,7 @@ def test_a_killed_process_leaves_the_lock_free(store: FileStore, folder: Path) -
 
 
 @posix_only
-def test_a_save_that_is_killed_anywhere_leaves_a_whole_record(store: FileStore, folder: Path) -> None:
+def test_save_that_is_killed_anywhere_leaves_a_whole_record(store: FileStore, folder: Path) -> None:
     """Kill a save before any of its steps: the old or the new record stands, and the next save works.
 
     What the killed ones leave behind goes with the first save an hour later.

@@ -1,4 +1,4 @@
-"""What the file store demands of its folder and files before it believes or touches them."""
+"""What the file store requires of its folder and files before it reads or writes them."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ KINDS = {
 
 @posix_only
 @pytest.mark.parametrize("kind", KINDS)
-async def test_only_a_plain_file_is_a_record(folder: Path, store: FileStore, kind: str) -> None:
-    """A link, folder, pipe or socket in the record's place is refused at once, with the way out."""
+async def test_record_must_be_a_plain_file(folder: Path, store: FileStore, kind: str) -> None:
+    """A link, folder, pipe or socket in its place is refused at once, with the command that removes it."""
     path = folder / "default.json"
     in_place_of(path, kind)
     told = await refusal(store)
@@ -94,8 +94,8 @@ async def test_only_a_plain_file_is_a_record(folder: Path, store: FileStore, kin
 
 @posix_only
 @pytest.mark.parametrize("kind", KINDS)
-async def test_only_a_plain_file_is_a_lock(folder: Path, store: FileStore, kind: str) -> None:
-    """The lock file is not followed elsewhere either, and nothing is made behind it."""
+async def test_lock_must_be_a_plain_file(folder: Path, store: FileStore, kind: str) -> None:
+    """A link in place of the lock file is not followed, and nothing is created behind it."""
     in_place_of(folder / "default.lock", kind)
     with pytest.raises(StoreUnusable, match=KINDS[kind]):
         async with store.lock("default", 5):
@@ -105,10 +105,10 @@ async def test_only_a_plain_file_is_a_lock(folder: Path, store: FileStore, kind:
 
 @posix_only
 @pytest.mark.parametrize("kind", ["link", "pipe", "loose mode"])
-async def test_a_record_swapped_at_the_last_moment_is_refused(
+async def test_record_that_is_swapped_at_the_last_moment_is_refused(
     folder: Path, store: FileStore, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """What counts is the file that was opened, not the one that was looked at before."""
+    """The file that was opened is checked, not only the one that was there before."""
     await store.save(build_login())
     path = folder / "default.json"
     real = os.open
@@ -128,8 +128,8 @@ async def test_a_record_swapped_at_the_last_moment_is_refused(
 
 @posix_only
 @pytest.mark.parametrize("mode", [0o644, 0o660, 0o604, 0o601])
-async def test_a_record_that_others_may_touch_is_refused(folder: Path, store: FileStore, mode: int) -> None:
-    """A loose mode is told with the command that closes it, after which the record is good."""
+async def test_record_that_others_can_access_is_refused(folder: Path, store: FileStore, mode: int) -> None:
+    """The message has the command that corrects the mode; after that the record is accepted."""
     await store.save(build_login())
     path = folder / "default.json"
     path.chmod(mode)
@@ -141,8 +141,8 @@ async def test_a_record_that_others_may_touch_is_refused(folder: Path, store: Fi
 
 @posix_only
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o701])
-async def test_a_folder_that_others_may_enter_is_refused(folder: Path, store: FileStore, mode: int) -> None:
-    """Nothing is read from or written to a folder that is not this user's alone; a lock neither."""
+async def test_folder_that_others_can_enter_is_refused(folder: Path, store: FileStore, mode: int) -> None:
+    """Nothing in it is read, written or locked."""
     await store.save(build_login())
     folder.chmod(mode)
     told = await refusal(store)
@@ -157,16 +157,16 @@ async def test_a_folder_that_others_may_enter_is_refused(folder: Path, store: Fi
 
 
 @posix_only
-async def test_a_linked_folder_is_refused(tmp_path: Path, folder: Path, store: FileStore) -> None:
-    """A link in the folder's place is not followed; the message names the folder itself."""
+async def test_linked_folder_is_refused(tmp_path: Path, folder: Path, store: FileStore) -> None:
+    """A link in place of the folder is not followed; the message names the folder itself."""
     await store.save(build_login())
     link = tmp_path / "link"
     link.symlink_to(folder)
     assert (await refusal(FileStore(link))).endswith(f"`store: file:{folder}`")
 
 
-async def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
-    """A store below a file cannot exist, and says so."""
+async def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    """A store below a file can't exist, and the message says so."""
     (tmp_path / "file").write_bytes(b"")
     assert "not a folder" in await refusal(FileStore(tmp_path / "file"))
     assert "set `store` to another folder" in await refusal(FileStore(tmp_path / "file" / "below"))
@@ -175,8 +175,8 @@ async def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
 @posix_only
 @root_only
 @pytest.mark.parametrize("part", ["folder", "record"])
-async def test_what_belongs_to_another_user_is_refused(folder: Path, store: FileStore, part: str) -> None:
-    """A folder or record that somebody else planted is not believed."""
+async def test_folder_or_record_of_another_user_is_refused(folder: Path, store: FileStore, part: str) -> None:
+    """A folder or record that someone else planted is not used."""
     await store.save(build_login())
     path = folder if part == "folder" else folder / "default.json"
     os.chown(path, 12345, -1)

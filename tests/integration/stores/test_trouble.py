@@ -48,7 +48,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def failing(
     monkeypatch: pytest.MonkeyPatch, name: str, error: int, *, when: Callable[..., bool] = lambda *_: True
 ) -> None:
-    """Let `os.NAME` fail with `error` while `when(*args)` holds."""
+    """Make `os.NAME` fail with `error` while `when(*args)` is true."""
     real = getattr(os, name)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -80,10 +80,10 @@ def fill(path: Path) -> None:
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
 @pytest.mark.parametrize("step", ["open", "write", "fsync", "close", "replace"])
-async def test_a_failing_disk_keeps_the_old_record(
+async def test_failing_disk_keeps_the_old_record(
     folder: Path, store: FileStore, monkeypatch: pytest.MonkeyPatch, step: str, error: int
 ) -> None:
-    """Whichever step of a save fails, the old record stands, nothing is left over, and the words say why."""
+    """Whichever step of a save fails, the old record stands, nothing else is left, and the message fits."""
     await store.save(OLD)
     with monkeypatch.context() as patch:
         failing(patch, step, error, when=creates if step == "open" else nth_time(1))
@@ -96,10 +96,10 @@ async def test_a_failing_disk_keeps_the_old_record(
     assert await store.load("default") == NEW
 
 
-async def test_a_save_that_may_not_survive_a_power_cut_is_told(
+async def test_save_that_may_not_survive_a_power_cut_is_an_error(
     store: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the last step, flushing the folder, fails, the new record is whole but not promised."""
+    """If flushing the folder, the last step, fails, the new record is complete but not guaranteed."""
     await store.save(OLD)
     failing(monkeypatch, "fsync", errno.EIO, when=nth_time(2))
     with pytest.raises(StoreUnavailable):
@@ -107,10 +107,10 @@ async def test_a_save_that_may_not_survive_a_power_cut_is_told(
     assert await store.load("default") == NEW
 
 
-async def test_a_file_system_that_flushes_no_folders_is_fine(
+async def test_file_system_that_cannot_flush_folders_is_fine(
     store: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """'Invalid argument' for a folder's flush means that there is nothing to flush."""
+    """`EINVAL` for flushing a folder means that there is nothing to flush."""
     await store.save(OLD)
     failing(monkeypatch, "fsync", errno.EINVAL, when=nth_time(2))
     await store.save(NEW)
@@ -118,10 +118,10 @@ async def test_a_file_system_that_flushes_no_folders_is_fine(
 
 
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.EMFILE])
-async def test_a_disk_that_cannot_be_read_is_no_missing_login(
+async def test_read_error_is_no_missing_login(
     store: FileStore, monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
-    """A read error is told as such; it never looks like 'not logged in', and nothing is saved over it."""
+    """A read error is reported as such, and nothing is saved over the record."""
     await store.save(OLD)
     with monkeypatch.context() as patch:
         failing(patch, "open", error, when=reads)
@@ -131,8 +131,8 @@ async def test_a_disk_that_cannot_be_read_is_no_missing_login(
     assert await store.load("default") == OLD
 
 
-async def test_a_folder_that_is_gone_is_no_logout(folder: Path, store: FileStore) -> None:
-    """A disk that is not mounted any more still has the login; no new folder takes its place."""
+async def test_missing_folder_is_no_logout(folder: Path, store: FileStore) -> None:
+    """An unmounted disk still has the login: no new folder takes its place."""
     await store.save(build_login())
     elsewhere = folder.rename(folder.with_name("elsewhere"))
     for _ in range(2):
@@ -148,10 +148,10 @@ async def test_a_folder_that_is_gone_is_no_logout(folder: Path, store: FileStore
     assert await store.load("default") == build_login()
 
 
-async def test_a_probe_finds_a_full_disk(
+async def test_probe_detects_a_full_disk(
     folder: Path, store: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A store that could not save says so before a token is at stake, and keeps nothing of the trial."""
+    """A store that could not save says so before a token is at stake, and leaves nothing behind."""
     with monkeypatch.context() as patch:
         failing(patch, "write", errno.ENOSPC)
         with pytest.raises(StoreUnavailable, match="free some space"):
@@ -161,8 +161,8 @@ async def test_a_probe_finds_a_full_disk(
 
 
 @root_only
-async def test_a_really_full_disk(small_disk: Path) -> None:
-    """On a full disk the old record is read and locked on, the new one refused, and space heals it."""
+async def test_really_full_disk(small_disk: Path) -> None:
+    """The old record can be read and locked, a new one is refused, and free space is enough to recover."""
     store = FileStore(small_disk / "store")
     async with store.lock("default", 5):
         await store.save(OLD)
@@ -180,8 +180,8 @@ async def test_a_really_full_disk(small_disk: Path) -> None:
 
 
 @root_only
-async def test_a_read_only_disk(small_disk: Path) -> None:
-    """A record on a read-only disk is read; its lock works where there is one, else that is told."""
+async def test_read_only_disk(small_disk: Path) -> None:
+    """A record is read; its lock works if the file exists, else the error is reported."""
     store = FileStore(small_disk / "store")
     async with store.lock("default", 5):
         await store.save(OLD)
@@ -200,8 +200,8 @@ async def test_a_read_only_disk(small_disk: Path) -> None:
 
 
 @posix_only
-async def test_a_folder_without_write_permission(folder: Path, store: FileStore) -> None:
-    """Where this user may only read, saving says so and the record stays."""
+async def test_folder_without_write_permission(folder: Path, store: FileStore) -> None:
+    """Saving fails with a clear error, and the record stays."""
     if os.geteuid() == 0:
         pytest.skip("root may write everywhere")
     await store.save(OLD)
@@ -214,18 +214,20 @@ async def test_a_folder_without_write_permission(folder: Path, store: FileStore)
         folder.chmod(0o700)
 
 
-async def test_a_lock_that_cannot_be_made_is_told(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without room for the lock file nobody is told that they are alone."""
+async def test_lock_that_cannot_be_created_is_an_error(
+    store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without space for the lock file nobody gets the lock."""
     failing(monkeypatch, "open", errno.ENOSPC, when=creates)
     with pytest.raises(StoreUnavailable, match=r"cannot lock in .*; free some space"):
         async with store.lock("default", 5):
             pytest.fail("entered")
 
 
-async def test_an_attempt_is_used_up_even_when_the_disk_is_full(
+async def test_attempt_is_used_up_even_on_a_full_disk(
     store: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Taking an attempt needs no space: the login goes on, and its replay is still refused."""
+    """A claim needs no space: the login goes on, and its replay is refused."""
     attempt = build_attempt()
     await store.save_attempt(attempt)
     with monkeypatch.context() as patch:
@@ -236,7 +238,7 @@ async def test_an_attempt_is_used_up_even_when_the_disk_is_full(
             await store.claim_attempt("default", state, NOW)
 
 
-def test_a_name_too_long_for_the_disk_is_for_good(store: FileStore) -> None:
-    """What no waiting mends is not called temporary."""
+def test_name_too_long_for_the_disk_is_a_lasting_error(store: FileStore) -> None:
+    """An error that waiting does not solve is not reported as temporary."""
     with pytest.raises(StoreUnusable, match="File name too long"):
         asyncio.run(store.save(build_login("a" * 300)))

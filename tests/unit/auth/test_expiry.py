@@ -1,4 +1,4 @@
-"""A login that is going to die is told of in time, and not too often."""
+"""Warnings before a login ends: in time, and not too often."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def a_login(life_s: float | None = 30 * DAY_S) -> Login:
 
 
 def days_of_warnings(login: Login, *, days: int) -> list[tuple[float, int]]:
-    """Look every hour, and refresh the token as a running proxy does; return when which step was told."""
+    """Check every hour, and refresh the token as a running proxy does; return when each step was given."""
     once, told = WarnOnce(), []
     for hour in range(days * 24 + 1):
         now = LOGIN_AT + hour * HOUR_S
@@ -43,19 +43,19 @@ def days_of_warnings(login: Login, *, days: int) -> list[tuple[float, int]]:
     return told
 
 
-def test_a_login_of_thirty_days_is_warned_of_four_times() -> None:
-    """At 7 days, 2 days, 1 day and at its end, once each, whatever is refreshed meanwhile."""
+def test_login_of_thirty_days_gets_four_warnings() -> None:
+    """Once each at 7 days, 2 days, 1 day and at its end, whatever is refreshed meanwhile."""
     assert days_of_warnings(a_login(), days=40) == [(23, 1), (28, 2), (29, 3), (30, 4)]
 
 
-def test_a_short_login_is_warned_of_in_proportion() -> None:
-    """A login of 14 days is not in danger from the day that it was made."""
+def test_warnings_of_a_short_login_are_in_proportion() -> None:
+    """A login of 14 days is not warned of from its first day."""
     assert [step for _, step in days_of_warnings(a_login(14 * DAY_S), days=20)] == [1, 2, 3, 4]
     assert days_of_warnings(a_login(14 * DAY_S), days=20)[0] == (10.5, 1)
 
 
-def test_a_warning_names_the_end_and_the_command() -> None:
-    """Whoever reads it knows how long there is and what to type."""
+def test_warning_names_the_end_and_the_command() -> None:
+    """The message says how much time is left and what to run."""
     warning = expiry_warning(a_login(), APP, LOGIN_AT + 23 * DAY_S + HOUR_S)
     assert warning is not None
     assert warning.message == (
@@ -78,12 +78,12 @@ def test_a_warning_names_the_end_and_the_command() -> None:
     ],
     ids=["none", "no end known", "ended already", "another app's", "client credentials"],
 )
-def test_no_warning_where_nothing_is_about_to_die(login: Login | None, app: App) -> None:
-    """Where a login is missing or refused, that is said instead; an app renews its token by itself."""
+def test_no_warning_without_an_approaching_end(login: Login | None, app: App) -> None:
+    """A missing or refused login is an error instead; client credentials do not end."""
     assert expiry_warning(login, app, LOGIN_AT + 29.5 * DAY_S) is None
 
 
-def test_a_new_login_ends_the_warnings_and_is_warned_of_anew() -> None:
+def test_new_login_ends_the_warnings_and_gets_its_own() -> None:
     """The steps count from each login's own end."""
     once, old = WarnOnce(), a_login()
     assert once.due(old, APP, LOGIN_AT + 29 * DAY_S) is not None
@@ -92,8 +92,8 @@ def test_a_new_login_ends_the_warnings_and_is_warned_of_anew() -> None:
     assert once.due(new, APP, LOGIN_AT + 53 * DAY_S) is not None
 
 
-def test_a_machine_that_slept_tells_only_the_step_that_it_woke_in() -> None:
-    """A laptop closed for a week does not begin with a week of old news; a clock set back repeats nothing."""
+def test_only_the_current_step_is_given_after_a_suspend() -> None:
+    """Steps that passed unnoticed are skipped, and a clock set back repeats nothing."""
     once, login = WarnOnce(), a_login()
     warning = once.due(login, APP, LOGIN_AT + 29.5 * DAY_S)
     assert isinstance(warning, ExpiryWarning)
@@ -102,8 +102,8 @@ def test_a_machine_that_slept_tells_only_the_step_that_it_woke_in() -> None:
 
 
 @given(st.floats(min_value=1.0, max_value=400 * DAY_S), st.floats(min_value=-10.0, max_value=500 * DAY_S))
-def test_the_step_only_grows_with_time(life_s: float, later_s: float) -> None:
-    """For any life and any instant: later never means less warned, and three quarters of a life are quiet."""
+def test_step_only_grows_with_time(life_s: float, later_s: float) -> None:
+    """For any login and instant: later never means a lower step, and three quarters of the time have none."""
     login = a_login(life_s)
     steps = [
         0 if (warning := expiry_warning(login, APP, LOGIN_AT + at)) is None else warning.step
@@ -126,6 +126,6 @@ def test_the_step_only_grows_with_time(life_s: float, later_s: float) -> None:
         (86_460, "1 d"),
     ],
 )
-def test_a_span_is_told_in_its_two_largest_units(seconds: float, text: str) -> None:
-    """Nobody wants to know the seconds of a week."""
+def test_duration_has_its_two_largest_units(seconds: float, text: str) -> None:
+    """A week is not shown with seconds."""
     assert span_text(seconds) == text

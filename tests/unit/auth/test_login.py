@@ -1,4 +1,4 @@
-"""Logging in and out: attempts, what is spent when, and what a person is told."""
+"""Logging in and out: attempts, when codes are sent, and what the messages say."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ BAD_APP = Misconfigured("the token endpoint at accounts.example refused the app 
 
 
 class Store(MemoryStore):
-    """A store that lets others run before each operation, fails where told, and says what it did."""
+    """A store that yields before each operation, fails on request, and records what it did."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,16 +83,16 @@ class Store(MemoryStore):
         await self._step("probe")
 
     async def save_attempt(self, attempt: Attempt) -> None:
-        await self._step("put")
+        await self._step("save_attempt")
         await super().save_attempt(attempt)
 
     async def claim_attempt(self, account: str, state: str | None, now: float) -> Attempt:
-        await self._step("take")
+        await self._step("claim")
         return await super().claim_attempt(account, state, now)
 
 
 class Endpoint:
-    """An endpoint that gives the next of its outcomes, and records what was presented."""
+    """An endpoint with scripted outcomes that records what was sent."""
 
     def __init__(self, store: Store, *outcomes: TokenReply | bool | CfproxyError) -> None:
         self.store = store
@@ -101,7 +101,7 @@ class Endpoint:
 
     async def _next(self, *presented: Any) -> Any:
         self.presented.append(presented)
-        self.store.done.append("present")
+        self.store.done.append("send")
         await asyncio.sleep(0)
         outcome = self.outcomes.pop(0)
         if isinstance(outcome, CfproxyError):
@@ -125,7 +125,7 @@ class Endpoint:
 
 
 class World:
-    """One account's plan and all that stands around it."""
+    """A login plan with its store, endpoint and clock."""
 
     def __init__(self, *outcomes: TokenReply | bool | CfproxyError, **changes: Any) -> None:
         self.store = Store()
@@ -143,14 +143,14 @@ class World:
         }
         self.plan = LoginPlan(**settings | changes)
 
-    async def begun(self) -> str:
-        """Begin, and return the address that the browser ends up on."""
+    async def start(self) -> str:
+        """Start a login, and return the address that the browser ends up on."""
         _, attempt = await start(self.plan)
         self.store.done.clear()
         return f"{REDIRECT}?code=the-code-1&scope=cfgateway&state={attempt.state.reveal()}"
 
     async def failure(self, text: str) -> str:
-        """Return the one-line message with which finishing fails."""
+        """Return the one-line message with which `finish` fails."""
         with pytest.raises(LoginFailed) as caught:
             await finish(self.plan, text)
         message = str(caught.value)
@@ -159,11 +159,11 @@ class World:
         return message
 
 
-# --- the usual way -------------------------------------------------------------------------
+# --- success -----------------------------------------------------------------------------
 
 
-async def test_beginning_gives_an_address_and_remembers_the_attempt() -> None:
-    """The address asks for what is configured and is bound to the attempt by state and PKCE."""
+async def test_start_returns_the_url_and_stores_the_attempt() -> None:
+    """The URL asks for what is configured, and state and PKCE bind it to the attempt."""
     world = World()
     url, attempt = await start(world.plan)
     assert url.startswith(f"{ACCOUNTS}/connect/authorize?")
@@ -182,8 +182,8 @@ async def test_beginning_gives_an_address_and_remembers_the_attempt() -> None:
 
 
 @pytest.mark.parametrize("pkce", [True, False])
-async def test_finishing_saves_the_login_under_the_lock(pkce: bool) -> None:
-    """The store is tried and locked before the code is spent, and the login is saved before the unlock."""
+async def test_finish_saves_the_login_under_the_lock(pkce: bool) -> None:
+    """The store is probed and locked before the code is sent, and the login is saved before the unlock."""
     world = World(REPLY, pkce=pkce)
     url, attempt = await start(world.plan)
     assert ("code_challenge" in url) is pkce
@@ -191,7 +191,7 @@ async def test_finishing_saves_the_login_under_the_lock(pkce: bool) -> None:
     login = await finish(world.plan, f"{REDIRECT}?code=the-code-1&state={attempt.state.reveal()}")
     verifier = attempt.verifier.reveal() if attempt.verifier else None
     assert world.endpoint.presented == [("the-code-1", REDIRECT, verifier)]
-    assert world.store.done == ["take", "lock", "probe", "load", "present", "save", "unlock"]
+    assert world.store.done == ["claim", "lock", "probe", "load", "send", "save", "unlock"]
     now = world.clock.time()
     assert login == await MemoryStore.load(world.store, "default")
     assert (login.serial, login.login_at, login.login_expires_at) == (1, now, now + MONTH_S)
@@ -200,10 +200,10 @@ async def test_finishing_saves_the_login_under_the_lock(pkce: bool) -> None:
     assert login.scope == "cfgateway offline_access"
 
 
-async def test_a_new_login_replaces_a_refused_one() -> None:
-    """The record's serial goes on counting, and nothing is left of what was wrong with the old login."""
+async def test_new_login_replaces_a_refused_one() -> None:
+    """The serial goes on counting, and nothing is left of what was wrong with the old login."""
     world = World(REPLY)
-    address = await world.begun()
+    address = await world.start()
     first = await login_app(replace(world.plan, endpoint=Endpoint(world.store, REPLY)))
     await world.store.save(replace(first, serial=6, refused_at=1.0, presented_at=1.0, answer_lost=True))
     login = await finish(world.plan, address)
@@ -211,19 +211,19 @@ async def test_a_new_login_replaces_a_refused_one() -> None:
     assert (login.refused_at, login.presented_at, login.answer_lost) == (None, None, False)
 
 
-async def test_a_login_lasts_as_long_as_what_was_granted() -> None:
-    """Without refresh token it ends with the access token; an unknown lifetime counts as five minutes."""
+async def test_login_lasts_as_long_as_what_was_granted() -> None:
+    """Without a refresh token it ends with the access token; an unknown lifetime counts as five minutes."""
     world = World(TokenReply(Secret("at"), None, None, "cfgateway"))
-    login = await finish(world.plan, await world.begun())
+    login = await finish(world.plan, await world.start())
     assert login.token.lifetime_s == UNKNOWN_LIFETIME_S
     assert login.login_expires_at == world.clock.time() + UNKNOWN_LIFETIME_S
     assert login.scope == "cfgateway"
 
 
-async def test_a_bare_code_finishes_the_newest_attempt() -> None:
-    """Who pastes the code alone means the login begun last."""
+async def test_bare_code_finishes_the_newest_attempt() -> None:
+    """A code that is pasted alone belongs to the login that was started last."""
     world = World(REPLY)
-    await world.begun()
+    await world.start()
     await world.clock.advance(60)
     _, newest = await start(world.plan)
     await finish(world.plan, "the-code-1")
@@ -231,8 +231,8 @@ async def test_a_bare_code_finishes_the_newest_attempt() -> None:
     assert world.endpoint.presented[0][2] == newest.verifier.reveal()
 
 
-async def test_an_app_logs_in_again_and_again() -> None:
-    """With client credentials there is no refresh token, and no day on which the login ends."""
+async def test_app_can_log_in_again_at_any_time() -> None:
+    """With client credentials there is no refresh token, and the login has no end."""
     world = World(REPLY, REPLY, redirect_uri=None)
     plan = replace(world.plan, app=replace(world.plan.app, grant="client_credentials"))
     await login_app(plan)
@@ -242,15 +242,15 @@ async def test_an_app_logs_in_again_and_again() -> None:
         await start(world.plan)
 
 
-# --- what is said when it fails --------------------------------------------------------------
+# --- messages of failures ----------------------------------------------------------------
 
 
 async def test_each_cause_of_failure_has_its_own_message() -> None:
-    """State, replay, age, denial, server trouble, refused code, wrong place: no two read alike."""
+    """State, replay, age, denial, server error, refused code, wrong URL: all messages differ."""
     messages = []
 
     world = World(GrantRefused("x"))
-    address = await world.begun()
+    address = await world.start()
     state = address.split("state=")[1]
     messages.append(await world.failure("another-code-1"))
     messages.append(await world.failure(address))
@@ -258,7 +258,7 @@ async def test_each_cause_of_failure_has_its_own_message() -> None:
     messages.append(await world.failure("the-code-1"))
 
     world = World()
-    address = await world.begun()
+    address = await world.start()
     await world.clock.advance(ATTEMPT_LIFETIME_S + 1)
     messages.append(await world.failure(address))
     messages.append(await World().failure("the-code-1"))
@@ -267,7 +267,7 @@ async def test_each_cause_of_failure_has_its_own_message() -> None:
         messages.append(await World().failure(f"{REDIRECT}?{query}"))
     for kind in (oauth.REFUSED_REDIRECT_URI, oauth.REFUSED_VERIFIER):
         world = World(GrantRefused("x", description=kind))
-        messages.append(await world.failure(await world.begun()))
+        messages.append(await world.failure(await world.start()))
     for wrong in (
         f"https://elsewhere.example/?code=the-code-1&state={state}",
         f"{ACCOUNTS}/home/error?errorId=1",
@@ -278,46 +278,46 @@ async def test_each_cause_of_failure_has_its_own_message() -> None:
     ):
         messages.append(await World().failure(wrong))
 
-    # The first bare code takes the attempt; the address and the second bare code then find it used.
+    # The first bare code claims the attempt; the address and the second bare code then find it used.
     assert messages[1] == messages[3]
     del messages[3]
     assert len(set(messages)) == len(messages)
 
 
-async def test_the_next_step_names_the_account() -> None:
-    """Who has more accounts than one is told which command to type."""
+async def test_next_step_names_the_account() -> None:
+    """With several accounts the message names the one to log in."""
     acme = World(app=replace(APP, account="acme"))
     assert "with: cfproxy login --account acme" in await acme.failure("the-code-1")
     assert "with: cfproxy login" in await World().failure("the-code-1")
 
 
-async def test_a_denial_ends_its_attempt() -> None:
-    """A redirect that says no counts only for a login begun here, and only once."""
+async def test_denial_ends_its_attempt() -> None:
+    """A redirect with an error counts only for an attempt that was started here, and only once."""
     world = World()
-    address = await world.begun()
+    address = await world.start()
     denial = f"?error=access_denied&state={address.split('state=')[1]}"
     assert "denied" in await world.failure(denial)
     assert "finished already" in await world.failure(denial)
     assert "unknown state" in await world.failure("?error=access_denied&state=forged")
 
 
-async def test_an_app_changed_meanwhile_gets_no_code() -> None:
-    """A code of one app is not shown to the endpoint in the name of another one."""
+async def test_changed_app_gets_no_code() -> None:
+    """A code of one app is not sent in the name of another one."""
     world = World(REPLY)
-    address = await world.begun()
+    address = await world.start()
     world.plan = replace(world.plan, app=replace(APP, client_id="app-2"))
     assert "client_id was changed" in await world.failure(address)
     assert world.endpoint.presented == []
 
 
-# --- what is spent and what is not -------------------------------------------------------------
+# --- when a code is used up --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("failure", [UNSENT, BAD_APP])
-async def test_what_left_the_code_unused_can_be_repeated(failure: CfproxyError) -> None:
-    """After an unreachable endpoint or a wrong secret the same address works once that is mended."""
+async def test_finish_can_be_repeated_if_the_code_is_unused(failure: CfproxyError) -> None:
+    """After an unreachable endpoint or a wrong secret the same address works once that is corrected."""
     world = World(failure, REPLY)
-    address = await world.begun()
+    address = await world.start()
     with pytest.raises(type(failure)) as caught:
         await finish(world.plan, address)
     assert str(failure) in str(caught.value)
@@ -327,10 +327,10 @@ async def test_what_left_the_code_unused_can_be_repeated(failure: CfproxyError) 
 
 @pytest.mark.parametrize("step", ["lock", "probe", "load"])
 @pytest.mark.parametrize("kind", [StoreUnavailable, StoreUnusable])
-async def test_a_store_in_trouble_costs_no_code(step: str, kind: type[CfproxyError]) -> None:
-    """Nothing is presented while the outcome could not be saved, and the address stays good."""
+async def test_failing_store_costs_no_code(step: str, kind: type[CfproxyError]) -> None:
+    """No code is sent while the login could not be saved, and the address stays valid."""
     world = World(REPLY)
-    address = await world.begun()
+    address = await world.start()
     world.store.failing[step] = kind("the store is in trouble")
     with pytest.raises(kind):
         await finish(world.plan, address)
@@ -339,30 +339,30 @@ async def test_a_store_in_trouble_costs_no_code(step: str, kind: type[CfproxyErr
     assert (await finish(world.plan, address)).serial == 1
 
 
-async def test_a_lost_answer_is_not_tried_again() -> None:
-    """When the code may have arrived, the person begins again, and is told so."""
+async def test_lost_answer_is_not_retried() -> None:
+    """If the code may have arrived, the message says to log in again."""
     world = World(LOST, REPLY)
-    address = await world.begun()
+    address = await world.start()
     with pytest.raises(TokenEndpointUnavailable, match="begin again") as caught:
         await finish(world.plan, address)
     assert caught.value.sent
     assert "finished already" in await world.failure(address)
 
 
-async def test_two_who_finish_the_same_attempt_spend_one_code() -> None:
-    """A browser that loads the callback twice spends one code, and one of them is told so."""
+async def test_attempt_that_is_finished_twice_sends_one_code() -> None:
+    """If a browser loads the callback twice, one code is sent, and one of the two gets an error."""
     world = World(REPLY)
-    address = await world.begun()
+    address = await world.start()
     results = await asyncio.gather(*[finish(world.plan, address) for _ in range(2)], return_exceptions=True)
     assert sorted(type(result).__name__ for result in results) == ["Login", "LoginFailed"]
     assert len(world.endpoint.presented) == 1
 
 
 @pytest.mark.parametrize("turns", range(16))
-async def test_cancelling_loses_no_login(turns: int) -> None:
-    """Wherever ^C strikes: what was presented ends up saved, what was not can be given again."""
+async def test_cancellation_loses_no_login(turns: int) -> None:
+    """Wherever ^C strikes: a code that was sent ends in a saved login, another one can be used again."""
     world = World(REPLY, REPLY)
-    address = await world.begun()
+    address = await world.start()
     task = asyncio.ensure_future(finish(world.plan, address))
     for _ in range(turns):
         await asyncio.sleep(0)
@@ -377,10 +377,10 @@ async def test_cancelling_loses_no_login(turns: int) -> None:
         assert (await finish(world.plan, address)).serial == 1
 
 
-async def test_cancelling_again_loses_no_login_either() -> None:
+async def test_second_cancellation_loses_no_login() -> None:
     """An impatient second ^C does not interrupt the save."""
     world = World(REPLY)
-    address = await world.begun()
+    address = await world.start()
     task = asyncio.ensure_future(finish(world.plan, address))
     while not world.endpoint.presented:
         await asyncio.sleep(0)
@@ -392,7 +392,7 @@ async def test_cancelling_again_loses_no_login_either() -> None:
     assert await MemoryStore.load(world.store, "default") is not None
 
 
-# --- logging out ---------------------------------------------------------------------------
+# --- logging out -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -405,13 +405,13 @@ async def test_cancelling_again_loses_no_login_either() -> None:
         ((True, LOST), None),
     ],
 )
-async def test_logging_out_forgets_whatever_the_server_says(
+async def test_logout_forgets_whatever_the_server_answers(
     outcomes: tuple[bool | CfproxyError, ...], revoked: bool | None
 ) -> None:
-    """Both tokens are revoked where the server can; the record and pending attempts go in any case."""
+    """Both tokens are revoked if the server can; the login and pending attempts are deleted in any case."""
     world = World(REPLY, *outcomes)
-    await finish(world.plan, await world.begun())
-    other = await world.begun()
+    await finish(world.plan, await world.start())
+    other = await world.start()
     assert await logout(world.plan) == LoggedOut(found=True, revoked=revoked)
     assert await world.store.load("default") is None
     assert (
@@ -424,7 +424,7 @@ async def test_logging_out_forgets_whatever_the_server_says(
     assert "unknown state" in await world.failure(other)
 
 
-async def test_an_apps_logout_revokes_its_one_token() -> None:
+async def test_logout_of_an_app_revokes_its_one_token() -> None:
     """With client credentials there is only an access token to revoke."""
     world = World(REPLY, True)
     plan = replace(world.plan, app=replace(world.plan.app, grant="client_credentials"))
@@ -433,7 +433,7 @@ async def test_an_apps_logout_revokes_its_one_token() -> None:
     assert world.endpoint.presented[1:] == [("at-1", "access_token")]
 
 
-async def test_logging_out_without_a_login_asks_nobody() -> None:
+async def test_logout_without_a_login_asks_nobody() -> None:
     """There is nothing to revoke, and that is no error."""
     world = World()
     assert await logout(world.plan) == LoggedOut(found=False, revoked=None)
@@ -441,10 +441,10 @@ async def test_logging_out_without_a_login_asks_nobody() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"client_id": "app-2"}, {"token_url": "https://other.example/token"}])
-async def test_a_token_is_not_shown_to_another_server(changes: dict[str, Any]) -> None:
-    """A record of another app or endpoint is forgotten without being presented anywhere."""
+async def test_token_is_not_sent_to_another_server(changes: dict[str, Any]) -> None:
+    """A login of another app or endpoint is deleted without being sent anywhere."""
     world = World(REPLY)
-    await finish(world.plan, await world.begun())
+    await finish(world.plan, await world.start())
     plan = replace(world.plan, app=replace(APP, **changes))
     assert await logout(plan) == LoggedOut(found=True, revoked=None)
     assert len(world.endpoint.presented) == 1

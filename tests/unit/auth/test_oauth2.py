@@ -1,4 +1,4 @@
-"""What goes to the authorization server, and what its answers mean."""
+"""Requests to the authorization server, and what its replies mean."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def good(**changes: Any) -> dict[str, Any]:
 
 
 def assert_silent(error: BaseException) -> None:
-    """Fail when the marker shows anywhere that a log might print."""
+    """Fail if the marker appears anywhere that a log might print."""
     shown = [str(error), repr(error), *traceback.format_exception(error)]
     assert not [text for text in shown if MARKER in text]
 
 
-# --- the authorize URL ---------------------------------------------------------------------
+# --- the authorize URL -------------------------------------------------------------------
 
 
-def test_the_challenge_is_that_of_the_rfc() -> None:
-    """The S256 challenge of RFC 7636 appendix B's verifier is the one printed there."""
+def test_challenge_is_that_of_the_rfc() -> None:
+    """The S256 challenge of the verifier in RFC 7636 appendix B is the one printed there."""
     verifier = Secret("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk")
     assert oauth.challenge_s256(verifier) == "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
 
 
-def test_states_and_verifiers_are_fresh_and_long_enough() -> None:
-    """Each has 256 random bits in 43 unreserved characters, the least that RFC 7636 §4.1 allows."""
+def test_states_and_verifiers_are_random_and_long_enough() -> None:
+    """Each has 256 random bits in 43 unreserved characters, the minimum of RFC 7636 §4.1."""
     for make in (oauth.new_state, oauth.new_verifier):
         values = {make().reveal() for _ in range(100)}
         assert len(values) == 100
@@ -59,10 +59,10 @@ def test_states_and_verifiers_are_fresh_and_long_enough() -> None:
 
 
 @given(client_id=texts, redirect_uri=texts, state=texts, scope=texts)
-def test_the_authorize_url_says_what_was_given(
+def test_authorize_url_carries_all_parameters(
     client_id: str, redirect_uri: str, state: str, scope: str
 ) -> None:
-    """Whatever the values, the server reads them back exactly, each once."""
+    """Whatever the values, the server reads each of them back exactly once."""
     url = oauth.build_authorize_url(
         AUTHORIZE,
         client_id=client_id,
@@ -83,8 +83,8 @@ def test_the_authorize_url_says_what_was_given(
 
 
 @pytest.mark.parametrize("challenge", [None, "a-challenge"])
-def test_the_authorize_url_agrees_with_oauthlib(challenge: str | None) -> None:
-    """Another client library asks for the same login in the same words."""
+def test_authorize_url_agrees_with_oauthlib(challenge: str | None) -> None:
+    """Another client library builds the same request."""
     pkce = {} if challenge is None else {"code_challenge": challenge, "code_challenge_method": "S256"}
     theirs = WebApplicationClient("app 1").prepare_request_uri(
         AUTHORIZE, redirect_uri=REDIRECT, scope=SCOPE, state="s/1+", **pkce
@@ -101,8 +101,8 @@ def test_the_authorize_url_agrees_with_oauthlib(challenge: str | None) -> None:
     assert ours.partition("?")[0] == theirs.partition("?")[0]
 
 
-def test_a_query_of_the_authorize_url_is_kept() -> None:
-    """A query that the configured authorize_url has stays as it is (RFC 6749 §3.1)."""
+def test_query_of_the_authorize_url_is_kept() -> None:
+    """A query in the configured authorize_url stays as it is (RFC 6749 §3.1)."""
     url = oauth.build_authorize_url(
         f"{AUTHORIZE}?tenant=a%20b#x",
         client_id="c",
@@ -117,7 +117,7 @@ def test_a_query_of_the_authorize_url_is_kept() -> None:
     )
 
 
-# --- the forms -----------------------------------------------------------------------------
+# --- the forms ---------------------------------------------------------------------------
 
 
 def test_form_has_the_credentials_of_the_app() -> None:
@@ -128,7 +128,7 @@ def test_form_has_the_credentials_of_the_app() -> None:
     assert oauth.build_form("c", Secret("s"), fields) == public | {"client_secret": "s"}
 
 
-# --- replies -------------------------------------------------------------------------------
+# --- replies -----------------------------------------------------------------------------
 
 
 @given(
@@ -136,10 +136,10 @@ def test_form_has_the_credentials_of_the_app() -> None:
     refresh_token=st.none() | texts,
     expires_in=st.integers(1, 10**8),
 )
-def test_a_reply_reads_as_oauthlib_reads_it(
+def test_reply_is_parsed_as_by_oauthlib(
     access_token: str, refresh_token: str | None, expires_in: int
 ) -> None:
-    """Every good answer means the same to another client library."""
+    """Every successful reply means the same to another client library."""
     document = good(access_token=access_token, expires_in=expires_in, scope=SCOPE)
     document |= {} if refresh_token is None else {"refresh_token": refresh_token}
     theirs = WebApplicationClient("c").parse_request_body_response(json.dumps(document))
@@ -153,8 +153,8 @@ def test_a_reply_reads_as_oauthlib_reads_it(
 @pytest.mark.parametrize(
     ("expires_in", "lifetime_s"), [(3600, 3600.0), (0.5, 0.5), ("3600", 3600.0), ("59.5", 59.5)]
 )
-def test_a_lifetime_is_a_number_of_seconds(expires_in: object, lifetime_s: float) -> None:
-    """`expires_in` counts as a number, and as the text of one."""
+def test_lifetime_is_a_number_of_seconds(expires_in: object, lifetime_s: float) -> None:
+    """`expires_in` may be a number or a string that holds one."""
     assert reply(good(expires_in=expires_in)).lifetime_s == lifetime_s
 
 
@@ -166,12 +166,12 @@ def test_a_lifetime_is_a_number_of_seconds(expires_in: object, lifetime_s: float
         *(True, False, [60], {}),
     ],
 )
-def test_a_lifetime_that_cannot_be_meant_is_unknown(expires_in: object) -> None:
-    """The token counts all the same: a rotated refresh token may stand beside a strange number."""
+def test_absurd_lifetime_is_unknown(expires_in: object) -> None:
+    """The token is still accepted, because refusing it could lose a rotated refresh token."""
     assert reply(good(expires_in=expires_in)).lifetime_s is None
 
 
-def test_an_answer_without_lifetime_refresh_token_or_type_is_an_answer() -> None:
+def test_optional_fields_may_be_missing() -> None:
     """`expires_in`, `refresh_token`, `scope` and `token_type` may be missing."""
     assert reply({"access_token": "at"}) == TokenReply(Secret("at"), None, None, None)
     empty = good(refresh_token="", scope=None, token_type=None)
@@ -201,16 +201,16 @@ def test_an_answer_without_lifetime_refresh_token_or_type_is_an_answer() -> None
         None,
     ],
 )
-def test_an_unusable_token_is_no_token(document: Any) -> None:
-    """What could not be sent as a bearer token, or break a header, is refused as a whole."""
+def test_unusable_token_is_refused(document: Any) -> None:
+    """What can't be sent as a bearer token, or would break a header, is refused as a whole."""
     with pytest.raises(TokenEndpointUnavailable) as caught:
         reply(document)
     assert caught.value.sent
 
 
 @pytest.mark.parametrize("token_type", ["bearer", "Bearer", "BEARER"])
-def test_the_token_type_is_read_without_case(token_type: str) -> None:
-    """RFC 6749 §5.1: the type's case does not matter."""
+def test_token_type_is_case_insensitive(token_type: str) -> None:
+    """RFC 6749 §5.1: the case of the type does not matter."""
     assert reply(good(token_type=token_type)).access_token == Secret("at")
 
 
@@ -218,22 +218,22 @@ def test_the_token_type_is_read_without_case(token_type: str) -> None:
     "body",
     [b"", b"\xff\xfe{}", b"<html>log in</html>", b"[" * 60000, b'{"a":' * 10000, b"1" * 5000, b'{"access_'],
 )
-def test_an_answer_that_is_not_json_is_worth_another_try(body: bytes) -> None:
-    """Web pages, nothing, half an answer and hostile nesting are all the endpoint's trouble, not ours."""
+def test_reply_that_is_not_json_can_be_retried(body: bytes) -> None:
+    """Web pages, empty bodies, truncated JSON and hostile nesting are problems of the endpoint."""
     for status in (200, 400, 500):
         with pytest.raises(TokenEndpointUnavailable) as caught:
             oauth.parse_reply(status, "text/html", body, where="the token endpoint at accounts.example")
         assert str(caught.value).startswith("the token endpoint at accounts.example answered ")
 
 
-def test_a_byte_order_mark_does_not_hide_an_answer() -> None:
+def test_byte_order_mark_is_ignored() -> None:
     """Some servers start their JSON with a byte order mark."""
     assert oauth.parse_reply(200, JSON, b"\xef\xbb\xbf" + json.dumps(good()).encode()).lifetime_s == 3600
 
 
 @pytest.mark.parametrize("status", [200, 400, 401])
 def test_only_invalid_grant_refuses_the_grant(status: int) -> None:
-    """`invalid_grant` ends a login, also in a 200; a server in trouble that says so is not believed."""
+    """`invalid_grant` ends a login, also in a 200, but not with a status that means a server error."""
     with pytest.raises(GrantRefused):
         reply({"error": "invalid_grant"}, status)
     for trouble in (302, 429, 500, 503):
@@ -251,8 +251,8 @@ def test_only_invalid_grant_refuses_the_grant(status: int) -> None:
         ("invalid_request", "pkce"),
     ],
 )
-def test_a_refused_app_is_told_what_to_correct(code: str, fix: str) -> None:
-    """Each refusal of the app names the key to correct and where Creative Force shows its value."""
+def test_refusal_of_the_app_says_what_to_correct(code: str, fix: str) -> None:
+    """Each message names the key to correct and where Creative Force shows its value."""
     with pytest.raises(Misconfigured) as caught:
         reply({"error": code}, 400)
     assert code in str(caught.value)
@@ -262,7 +262,7 @@ def test_a_refused_app_is_told_what_to_correct(code: str, fix: str) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 307, 400, 404, 405, 415, 500, 502, 503])
-def test_other_failures_are_for_now(status: int) -> None:
+def test_other_failures_are_temporary(status: int) -> None:
     """Redirects, unknown refusals and server errors say nothing about the grant."""
     with pytest.raises(TokenEndpointUnavailable, match=str(status)):
         reply({"error": "something_new"}, status)
@@ -282,8 +282,8 @@ def test_other_failures_are_for_now(status: int) -> None:
         (500, "7", 1.0),
     ],
 )
-def test_the_servers_wish_to_be_left_alone_is_heard(status: int, header: str, seconds: float) -> None:
-    """Retry-After in seconds counts with 429 and 503, for five minutes at most."""
+def test_retry_after_is_honoured(status: int, header: str, seconds: float) -> None:
+    """Retry-After in seconds counts with 429 and 503, up to five minutes."""
     with pytest.raises(TokenEndpointUnavailable) as caught:
         reply({}, status, retry_after=header)
     assert caught.value.retry_after_s == seconds
@@ -302,8 +302,8 @@ def test_the_servers_wish_to_be_left_alone_is_heard(status: int, header: str, se
         (["redirect_uri"], ""),
     ],
 )
-def test_a_description_is_classified_and_never_repeated(description: object, word: str) -> None:
-    """The server's words may echo a secret: only our own word for them is kept."""
+def test_description_is_classified_and_never_repeated(description: object, word: str) -> None:
+    """The server's words may repeat a secret: only our classification is kept."""
     with pytest.raises(GrantRefused) as caught:
         reply({"error": "invalid_grant", "error_description": description}, 400)
     assert caught.value.description == word
@@ -326,7 +326,9 @@ bodies = st.binary() | documents.map(lambda document: json.dumps(document).encod
 
 @given(status=st.integers(100, 599), content_type=st.text(), body=bodies, retry_after=st.text())
 @example(status=200, content_type="", body=b'{"access_token":"' + MARKER.encode() + b'\\n"}', retry_after="")
-def test_no_answer_surprises_or_leaks(status: int, content_type: str, body: bytes, retry_after: str) -> None:
+def test_any_reply_is_a_token_or_a_known_error(
+    status: int, content_type: str, body: bytes, retry_after: str
+) -> None:
     """Whatever comes back, it is a token or one of three errors, and none of them quotes it."""
     try:
         answer = oauth.parse_reply(status, content_type, body, retry_after=retry_after)
@@ -342,7 +344,7 @@ def test_no_answer_surprises_or_leaks(status: int, content_type: str, body: byte
             urlencode({"refresh_token": answer.refresh_token.reveal()})
 
 
-# --- revocation ----------------------------------------------------------------------------
+# --- revocation --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -357,16 +359,16 @@ def test_no_answer_surprises_or_leaks(status: int, content_type: str, body: byte
         (401, "unsupported_token_type", False),
     ],
 )
-def test_a_server_revokes_or_cannot(status: int, error: str | None, revoked: bool) -> None:
-    """RFC 7009: 200 is done; no such endpoint or no such kind of token means that the server can't."""
+def test_revocation_succeeds_or_is_not_supported(status: int, error: str | None, revoked: bool) -> None:
+    """RFC 7009: 200 is success; no such endpoint or token type means that the server can't."""
     assert oauth.parse_revocation(status, JSON, json.dumps({"error": error}).encode()) is revoked
 
 
 @given(
     status=st.integers(100, 599).filter(lambda status: status not in {200, 204, 404, 405, 501}), body=bodies
 )
-def test_any_other_answer_to_a_revocation_is_trouble(status: int, body: bytes) -> None:
-    """An answer that says neither is an error, and does not show what came."""
+def test_any_other_revocation_response_is_an_error(status: int, body: bytes) -> None:
+    """The error does not quote the response."""
     assume(b"unsupported_token_type" not in body)
     with pytest.raises(TokenEndpointUnavailable) as caught:
         oauth.parse_revocation(status, JSON, body)

@@ -1,4 +1,4 @@
-"""What people paste after logging in, and what it means."""
+"""What people paste after logging in, and how it is parsed."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ WHOLE = Redirect(code=Secret("8659m1X-k"), state="st-1", base=BASE)
         (f"{BASE}?code=&state=1", Redirect(base=BASE)),
     ],
 )
-def test_people_paste_the_redirect_in_many_forms(text: str, expected: Redirect) -> None:
-    """A whole address, its query, or the code alone; wrapped, quoted, or cut off at the front."""
+def test_redirect_is_accepted_in_many_forms(text: str, expected: Redirect) -> None:
+    """A whole URL, its query, or the code alone; wrapped, quoted, or truncated at the front."""
     assert parse_redirect(text) == expected
 
 
@@ -81,8 +81,8 @@ def test_people_paste_the_redirect_in_many_forms(text: str, expected: Redirect) 
         ("?" + "a=1&" * 200, "too many"),
     ],
 )
-def test_rubbish_is_refused_with_the_next_step(text: str, hint: str) -> None:
-    """What cannot be a redirect is refused in one line that says what to paste instead."""
+def test_other_input_is_refused_with_the_next_step(text: str, hint: str) -> None:
+    """What can't be a redirect is refused in one line that says what to paste instead."""
     with pytest.raises(LoginFailed, match=hint) as caught:
         parse_redirect(text)
     assert "\n" not in str(caught.value)
@@ -98,8 +98,8 @@ def fold(text: str, width: int) -> str:
     width=st.integers(20, 80),
     mark=st.sampled_from("?#"),
 )
-def test_a_terminals_line_breaks_do_not_matter(code: str, state: str, width: int, mark: str) -> None:
-    """However the address is folded, the code and state come out as the server made them."""
+def test_line_breaks_of_a_terminal_do_not_matter(code: str, state: str, width: int, mark: str) -> None:
+    """However the URL is wrapped, code and state are parsed exactly."""
     query = urlencode({"code": code, "state": state}, quote_via=quote)
     came = parse_redirect(fold(f"{BASE}{mark}{query}", width))
     assert came == Redirect(code=Secret(code), state=state, base=BASE)
@@ -131,7 +131,7 @@ pasted = st.text() | st.lists(fragments | st.text(max_size=3)).map("".join)
 @given(pasted)
 @example(f"https://[{MARKER}?code=1&state=2")
 @example("?code=%ff&state=\ud800")
-def test_nothing_pasted_surprises_or_leaks(text: str) -> None:
+def test_any_input_is_a_redirect_or_a_known_error(text: str) -> None:
     """Whatever is pasted, it is a redirect or a LoginFailed, and neither shows what it was."""
     shown = []
     try:
@@ -145,7 +145,7 @@ def test_nothing_pasted_surprises_or_leaks(text: str) -> None:
     assert not [line for line in shown if MARKER in line]
 
 
-# --- whether it is the answer to our login ---------------------------------------------------
+# --- checking the redirect ---------------------------------------------------------------
 
 
 def check(came: Redirect, redirect_uri: str = BASE) -> None:
@@ -167,8 +167,8 @@ def check(came: Redirect, redirect_uri: str = BASE) -> None:
         "https://INTEGRATION.example:443/cb",
     ],
 )
-def test_a_web_servers_tidying_is_no_other_place(redirect_uri: str) -> None:
-    """A final slash, a change to https, a default port and capital letters make no difference."""
+def test_normalised_url_is_the_same_place(redirect_uri: str) -> None:
+    """A trailing slash, a change to https, a default port and capital letters make no difference."""
     check(WHOLE, redirect_uri)
 
 
@@ -184,21 +184,21 @@ def test_a_web_servers_tidying_is_no_other_place(redirect_uri: str) -> None:
         (BASE, "has no code"),
     ],
 )
-def test_an_address_that_is_not_our_answer_is_explained(text: str, hint: str) -> None:
-    """Another place, another server and an address without a code each have a message of their own."""
+def test_url_that_is_not_our_redirect_is_explained(text: str, hint: str) -> None:
+    """Another URL, another server and a URL without a code each have their own message."""
     with pytest.raises(LoginFailed, match=hint) as caught:
         check(parse_redirect(text))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("iss", ["https://accounts.example", "https://ACCOUNTS.example:443/realms/x"])
-def test_the_issuer_is_known_by_its_origin(iss: str) -> None:
-    """RFC 9207: the server may name itself, also with a path; it has to be authorize_url's."""
+def test_issuer_is_compared_by_origin(iss: str) -> None:
+    """RFC 9207: a server may name itself, also with a path; its origin must be that of authorize_url."""
     check(Redirect(code=Secret("c"), state="s", iss=iss))
 
 
 def test_each_kind_of_refusal_has_its_own_message() -> None:
-    """A person's no, a server in trouble and a refused app read differently."""
+    """A denial, a server error and a refused app have different messages."""
     messages = {
         explain_error(error, "begin again")
         for error in (
@@ -213,8 +213,8 @@ def test_each_kind_of_refusal_has_its_own_message() -> None:
     assert all("begin again" in message for message in messages)
 
 
-def test_addresses_compare_by_place() -> None:
-    """User, query, default port and capital letters do not count; what is no address compares as nothing."""
+def test_urls_are_compared_without_user_and_query() -> None:
+    """User, query, default port and capital letters do not count; what is no URL equals nothing."""
     assert base_of("https://u:p@Host.Example:443?x=1#y") == "https://host.example/"
     assert base_of("http://host.example:443/a") == "http://host.example:443/a"
     assert origin_of("https://host.example/a/b?c") == "https://host.example"

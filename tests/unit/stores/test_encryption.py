@@ -1,4 +1,4 @@
-"""What is kept on disk with a key: nobody reads it without, and no key ever costs a login."""
+"""Encrypted records: unreadable without the key, and a wrong key never costs a login."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REAL_N = codec_module.SCRYPT_N
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick() -> Any:
-    """The derivation is slow on purpose."""
+    """Make the key derivation fast: it is slow on purpose."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codec_module, "SCRYPT_N", 2)
         yield
@@ -40,20 +40,20 @@ def document_of(folder: Path) -> str:
 
 
 @given(st.dictionaries(st.text(), st.none() | st.booleans() | st.integers() | st.text()))
-def test_any_document_comes_back(document: dict[str, Any]) -> None:
-    """With a key and without, for whoever opens it next."""
+def test_any_document_survives_the_round_trip(document: dict[str, Any]) -> None:
+    """With and without a key, also in another process."""
     for key in (KEY, None):
         content = DocumentCodec(key).encode(document, "login of a")
         assert DocumentCodec(key).decode(content, "login of a", "there") == document
 
 
-def test_the_derivation_is_as_slow_as_it_shall_be() -> None:
-    """OWASP's least for scrypt with 32 MiB: N = 2^15, r = 8, p = 3."""
+def test_key_derivation_has_the_recommended_cost() -> None:
+    """OWASP's minimum for scrypt with 32 MiB: N = 2^15, r = 8, p = 3."""
     assert (REAL_N, codec_module.SCRYPT_R, codec_module.SCRYPT_P) == (2**15, 8, 3)
 
 
 async def test_no_secret_is_on_disk_in_clear(tmp_path: Path) -> None:
-    """Neither tokens nor what a login attempt holds can be read without the key."""
+    """Neither tokens nor login attempts can be read without the key."""
     store = a_store(tmp_path / "store")
     await store.save(build_login())
     await store.save_attempt(build_attempt())
@@ -66,8 +66,8 @@ async def test_no_secret_is_on_disk_in_clear(tmp_path: Path) -> None:
             assert secret not in text
 
 
-async def test_two_saves_share_no_nonce(tmp_path: Path) -> None:
-    """AES-GCM loses everything when a nonce comes twice under one key."""
+async def test_saves_share_no_nonce(tmp_path: Path) -> None:
+    """Reusing a nonce under one key breaks AES-GCM."""
     store = a_store(tmp_path / "store")
     seen = set()
     for serial in range(1, 5):
@@ -78,8 +78,8 @@ async def test_two_saves_share_no_nonce(tmp_path: Path) -> None:
     assert len({salt for salt, _ in seen}) == 1, "one derivation is enough"
 
 
-async def test_a_key_that_is_added_later_encrypts_at_the_next_save(tmp_path: Path) -> None:
-    """A login in clear is read with a key; from the next refresh on it is encrypted."""
+async def test_key_that_is_added_later_encrypts_at_the_next_save(tmp_path: Path) -> None:
+    """A login in clear is read with a key, and encrypted from the next refresh on."""
     await a_store(tmp_path / "store", None).save(build_login())
     store = a_store(tmp_path / "store")
     assert await store.load("default") == build_login()
@@ -93,10 +93,10 @@ async def test_a_key_that_is_added_later_encrypts_at_the_next_save(tmp_path: Pat
     ("key", "text"),
     [(None, "is encrypted; set `store.key`"), (Secret("wrong"), "was encrypted with another `store.key`")],
 )
-async def test_without_the_right_key_nothing_is_read_and_nothing_overwritten(
+async def test_login_is_neither_read_nor_overwritten_without_its_key(
     tmp_path: Path, key: Secret | None, text: str
 ) -> None:
-    """A wrong or missing key is told as such, and the login is still there when the right one is set."""
+    """The message tells a wrong key from a missing one, and the login is still there for the right one."""
     await a_store(tmp_path / "store").save(build_login())
     before = document_of(tmp_path / "store")
     store = a_store(tmp_path / "store", key)
@@ -109,8 +109,8 @@ async def test_without_the_right_key_nothing_is_read_and_nothing_overwritten(
     assert await a_store(tmp_path / "store").load("default") == build_login()
 
 
-async def test_a_document_is_no_other_account_s(tmp_path: Path) -> None:
-    """Who can swap files, but has no key, can't give one account the login of another."""
+async def test_document_of_another_account_is_refused(tmp_path: Path) -> None:
+    """Swapping files without the key can't give one account the login of another."""
     store = a_store(tmp_path / "store")
     await store.save(build_login(account="acme"))
     (tmp_path / "store" / "acme.json").rename(tmp_path / "store" / "default.json")
@@ -118,8 +118,8 @@ async def test_a_document_is_no_other_account_s(tmp_path: Path) -> None:
         await store.load("default")
 
 
-async def test_an_attempt_is_taken_by_another_process_with_the_key(tmp_path: Path) -> None:
-    """A login begun by one process is finished by the next one, and nobody else's key will do."""
+async def test_attempt_is_claimed_by_another_process_with_the_key(tmp_path: Path) -> None:
+    """A login that one process started can be finished by another one, but not with another key."""
     await a_store(tmp_path / "store").save_attempt(build_attempt())
     with pytest.raises(StoreUnusable):
         await a_store(tmp_path / "store", None).claim_attempt("default", "state-1", NOW)
@@ -128,8 +128,8 @@ async def test_an_attempt_is_taken_by_another_process_with_the_key(tmp_path: Pat
 
 
 @given(st.integers(0, 10_000), st.integers(1, 255))
-def test_a_changed_byte_is_found(place: int, change: int) -> None:
-    """No damage to an encrypted document gives another document."""
+def test_changed_byte_is_detected(place: int, change: int) -> None:
+    """No damage to an encrypted document yields another document."""
     document = {"access_token": "a", "n": 1}
     content = bytearray(DocumentCodec(KEY).encode(document, "p"))
     content[place % len(content)] ^= change
@@ -158,7 +158,7 @@ def test_a_changed_byte_is_found(place: int, change: int) -> None:
         SEALED.replace("2", "3", 1).replace("%s", B64).encode(),
     ],
 )
-def test_what_is_not_ours_is_refused(content: bytes) -> None:
-    """Damaged and foreign documents are one named error, which says what to do."""
+def test_foreign_content_is_refused(content: bytes) -> None:
+    """Damaged and foreign documents raise one error, which says what to do."""
     with pytest.raises(StoreUnusable, match=r"there .*log in again"):
         DocumentCodec(KEY).decode(content, "p", "there")

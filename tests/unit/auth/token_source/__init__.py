@@ -1,1 +1,1 @@
-"""The broker and what it consists of, on a fake clock."""
+"""`TokenSource` on a fake clock, with a scripted endpoint and a store that can fail."""

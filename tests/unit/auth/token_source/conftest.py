@@ -1,4 +1,4 @@
-"""Fixtures of the broker's tests."""
+"""Fixtures: a world for each grant."""
 
 from __future__ import annotations
 

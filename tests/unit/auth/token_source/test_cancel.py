@@ -1,4 +1,4 @@
-"""Callers may leave at any instant, and the process may stop: no refresh is lost by it."""
+"""Cancelled callers and a stopping process lose no refresh."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from cfproxy.errors import CfproxyError, LoginRequired, StoreUnavailable
 from cfproxy.secret import Secret
 from tests.support.fakes import World, at_once, down
 
-# More turns of the event loop than any call takes from its beginning to its end.
+# More turns of the event loop than any call takes.
 TURNS = 25
 
 
-async def test_callers_who_leave_do_not_end_the_refresh_that_they_share(world: World) -> None:
-    """Of a thousand callers 300 hang up half-way: there is one refresh, it is saved, the others get it."""
+async def test_cancelled_callers_do_not_cancel_the_shared_refresh(world: World) -> None:
+    """If 300 of a thousand callers hang up, one refresh is made and saved, and the others get its token."""
     await world.put_expired()
     token_source = await world.token_source()
     world.endpoint.gate.clear()
@@ -32,8 +32,8 @@ async def test_callers_who_leave_do_not_end_the_refresh_that_they_share(world: W
     assert (await world.stored()).token.value == Secret("access-2")
 
 
-async def test_a_refresh_that_everybody_left_is_finished_and_saved(world: World) -> None:
-    """When the only caller hangs up, the rotated refresh token still reaches the store."""
+async def test_refresh_without_callers_is_completed_and_saved(world: World) -> None:
+    """If the only caller hangs up, the rotated refresh token still reaches the store."""
     await world.put_expired()
     token_source = await world.token_source()
     world.endpoint.gate.clear()
@@ -49,10 +49,10 @@ async def test_a_refresh_that_everybody_left_is_finished_and_saved(world: World)
 @pytest.mark.parametrize("call", ["get", "replace"])
 @pytest.mark.parametrize("outcome", ["answers", "fails", "refuses"])
 @pytest.mark.parametrize("after_turns", range(TURNS))
-async def test_a_call_may_be_cancelled_at_every_await(
+async def test_call_may_be_cancelled_at_every_await(
     world: World, call: str, outcome: str, after_turns: int
 ) -> None:
-    """Wherever a caller is cut off, the next call works, and no refresh token is presented twice."""
+    """Wherever a caller is cancelled, the next call works, and no refresh token is sent twice."""
     login = await (world.put_expired() if call == "get" else world.put())
     world.endpoint.plan = [down(sent=False)] if outcome == "fails" else []
     world.endpoint.live = None if outcome == "refuses" else "refresh-1"
@@ -76,8 +76,8 @@ async def test_a_call_may_be_cancelled_at_every_await(
     assert token_source.state().login == await world.stored()
 
 
-async def test_the_matrix_reaches_the_end_of_a_call(world: World) -> None:
-    """An undisturbed call is over within the turns of the matrix above."""
+async def test_cancellation_matrix_covers_a_whole_call(world: World) -> None:
+    """An undisturbed call takes fewer turns than the matrix above has."""
     await world.put_expired()
     caller = asyncio.create_task((await world.token_source()).get())
     for _ in range(TURNS - 1):
@@ -89,8 +89,8 @@ async def test_the_matrix_reaches_the_end_of_a_call(world: World) -> None:
 # --- closing -----------------------------------------------------------------------------
 
 
-async def test_closing_waits_for_a_refresh_under_way_and_saves_it(world: World) -> None:
-    """A stop in the middle of a refresh does not lose the login."""
+async def test_close_waits_for_a_running_refresh_and_saves_it(world: World) -> None:
+    """Stopping in the middle of a refresh does not lose the login."""
     await world.put_expired()
     token_source = await world.token_source()
     world.endpoint.gate.clear()
@@ -105,7 +105,7 @@ async def test_closing_waits_for_a_refresh_under_way_and_saves_it(world: World) 
     assert world.clock.sleeping == 0
 
 
-async def test_closing_saves_what_could_not_be_saved_before(world: World) -> None:
+async def test_close_saves_an_unsaved_token(world: World) -> None:
     """A token that is only in memory gets one last chance."""
     await world.put_expired()
     world.store.save_fault, world.store.good_saves = StoreUnavailable("the disk is full"), 1
@@ -116,8 +116,8 @@ async def test_closing_saves_what_could_not_be_saved_before(world: World) -> Non
     assert (await world.stored()).refresh_token == Secret("refresh-2")
 
 
-async def test_closing_ends_even_if_the_store_is_gone(world: World) -> None:
-    """A store out of reach does not keep the process from stopping."""
+async def test_close_returns_even_without_the_store(world: World) -> None:
+    """A store that can't be reached does not keep the process from stopping."""
     await world.put_expired()
     world.store.save_fault = StoreUnavailable("the disk is full")
     token_source = await world.token_source()
@@ -127,7 +127,7 @@ async def test_closing_ends_even_if_the_store_is_gone(world: World) -> None:
     assert token_source.state().unsaved
 
 
-async def test_after_closing_nothing_is_begun(world: World) -> None:
+async def test_nothing_is_started_after_close(world: World) -> None:
     """Late requests are served from memory or refused; they start no refresh and no read."""
     login = await world.put()
     token_source = await world.token_source()

@@ -1,4 +1,4 @@
-"""A store that other machines use too: a lock that is free proves nothing about its last holder."""
+"""A store that other machines use too, where a free lock proves nothing about its last holder."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from tests.support.fakes import World
 
 @pytest.fixture
 def world(world: World) -> World:
-    """The usual world, but for where its store is."""
+    """The usual world, with a store that other machines use too."""
     world.store.shared = True
     return world
 
 
-async def test_an_open_mark_is_left_alone_while_the_token_serves(world: World) -> None:
-    """Whoever marked the refresh token may still have its answer: nobody else spends it before need."""
+async def test_pending_refresh_of_another_machine_is_left_alone_while_the_token_is_valid(
+    world: World,
+) -> None:
+    """The machine that sent the refresh token may have the answer: nobody sends it again before expiry."""
     await world.put(presented_at=world.clock.time())
     token_source = await world.token_source()
     await world.clock.advance(3599)
@@ -30,8 +32,8 @@ async def test_an_open_mark_is_left_alone_while_the_token_serves(world: World) -
     assert world.endpoint.calls == ["refresh-1"]
 
 
-async def test_who_stood_still_saves_its_token_in_time(world: World) -> None:
-    """The new token of a machine that was stopped reaches the others, who spent nothing meanwhile."""
+async def test_suspended_machine_can_still_save_its_token(world: World) -> None:
+    """The others take over the token that it saves later, and have not sent the refresh token meanwhile."""
     login = await world.put(presented_at=world.clock.time())
     token_source = await world.token_source()
     await world.clock.advance(1800)
@@ -42,8 +44,8 @@ async def test_who_stood_still_saves_its_token_in_time(world: World) -> None:
     assert world.endpoint.calls == []
 
 
-async def test_a_lock_that_is_lost_before_sending_spends_nothing(world: World) -> None:
-    """The refresh token stays unspent, the caller is told, and the mark is left to who has the lock now."""
+async def test_lock_lost_before_sending_sends_nothing(world: World) -> None:
+    """The refresh token stays unused, the caller gets an error, and the mark stays for the new holder."""
     await world.put_expired()
     world.store.lease.lost = True
     token_source = await world.token_source()
@@ -56,8 +58,8 @@ async def test_a_lock_that_is_lost_before_sending_spends_nothing(world: World) -
     assert (await token_source.get()).value == Secret("access-2")
 
 
-async def test_who_stood_still_before_sending_goes_on_with_the_refresh(world: World) -> None:
-    """Nothing was presented under that mark, and its owner knows: no need to wait for the token's end."""
+async def test_suspended_machine_resumes_a_refresh_that_it_had_not_sent(world: World) -> None:
+    """Its own mark does not make it wait for expiry, since it knows that nothing was sent."""
     await world.put()
     token_source = await world.token_source()
     world.store.lease.lost = True
@@ -71,8 +73,8 @@ async def test_who_stood_still_before_sending_goes_on_with_the_refresh(world: Wo
     assert (await world.stored()).presented_at is None
 
 
-async def test_who_stood_still_before_sending_leaves_the_refresh_of_another_alone(world: World) -> None:
-    """Whoever took the refresh over in the meantime may have the new token in its hands."""
+async def test_suspended_machine_leaves_a_refresh_by_another_machine_alone(world: World) -> None:
+    """Another machine that has refreshed meanwhile may have the new token in memory."""
     await world.put()
     await world.token_source()
     world.store.lease.lost = True
@@ -86,8 +88,8 @@ async def test_who_stood_still_before_sending_leaves_the_refresh_of_another_alon
     assert world.endpoint.calls == ["refresh-1"]
 
 
-async def test_a_mark_that_cannot_be_saved_spends_nothing(world: World) -> None:
-    """Even with no valid token left: what others can't see marked, they would spend as well."""
+async def test_refresh_token_is_not_sent_without_a_saved_mark(world: World) -> None:
+    """Even without a valid token: other machines would send the same refresh token."""
     await world.put_expired()
     world.store.save_fault = StoreUnavailable("the store is out of reach")
     token_source = await world.token_source()
@@ -99,8 +101,8 @@ async def test_a_mark_that_cannot_be_saved_spends_nothing(world: World) -> None:
     assert (await token_source.get()).value == Secret("access-2")
 
 
-async def test_a_mark_that_was_saved_too_thinly_does_not_hold_its_owner_up(world: World) -> None:
-    """Too few replicas had it: nothing was presented under it, and its owner need not wait."""
+async def test_mark_on_too_few_replicas_does_not_delay_its_owner(world: World) -> None:
+    """Nothing was sent under such a mark, and its owner need not wait."""
     await world.put()
     token_source = await world.token_source()
     world.store.save_fault = StoreUnavailable("only 0 of 1 replicas have it")
@@ -115,11 +117,11 @@ async def test_a_mark_that_was_saved_too_thinly_does_not_hold_its_owner_up(world
     assert (await world.stored()).presented_at is None
 
 
-# --- a server that took over without the last writes -----------------------------------------
+# --- a server that lost writes -----------------------------------------------------------
 
 
-async def test_a_store_that_went_back_gets_the_newer_token_again(world: World) -> None:
-    """After a failover that lost writes, whoever has the newer token saves it; none is spent anew."""
+async def test_store_that_lost_writes_gets_the_newer_token_again(world: World) -> None:
+    """After a failover, whoever has the newer token saves it, and nothing is refreshed."""
     await world.put_expired()
     before = await world.stored()
     token_source = await world.token_source()
@@ -135,44 +137,44 @@ async def test_a_store_that_went_back_gets_the_newer_token_again(world: World) -
     assert world.named("store.went_back")
 
 
-async def test_of_many_replicas_one_brings_the_newer_token_back(world: World) -> None:
-    """All notice, one saves, and nobody drops anything; then the next refresh goes on as ever."""
+async def test_one_of_many_replicas_restores_the_newer_token(world: World) -> None:
+    """All notice, one saves, none drops its token, and the next refresh works as usual."""
     await world.put_expired()
     before = await world.stored()
-    brokers = [await world.token_source() for _ in range(3)]
-    await brokers[0].get()
+    sources = [await world.token_source() for _ in range(3)]
+    await sources[0].get()
     await world.clock.advance(2)
-    for token_source in brokers:
+    for token_source in sources:
         await token_source.get()
     await world.clock.advance(2)
     await world.put_expired(serial=before.serial, login_at=before.login_at)
     await world.clock.advance(2)
-    for token_source in brokers:
+    for token_source in sources:
         assert (await token_source.get()).value == Secret("access-2")
     await world.clock.advance(3600)
-    assert [(await token_source.get()).value for token_source in brokers] == [Secret("access-3")] * 3
+    assert [(await token_source.get()).value for token_source in sources] == [Secret("access-3")] * 3
     assert world.endpoint.calls == ["refresh-1", "refresh-2"]
     assert not world.named("token.unsaved_dropped")
 
 
-# --- many replicas ----------------------------------------------------------------------------
+# --- many replicas -----------------------------------------------------------------------
 
 
-async def test_replicas_do_not_all_refresh_in_the_same_instant(world: World) -> None:
-    """Each takes its own part of the early time; the first refreshes, the rest hear of it and ask nothing."""
+async def test_replicas_do_not_refresh_at_the_same_instant(world: World) -> None:
+    """Each waits for its own part of the early time; the first refreshes, the others use its token."""
     await world.put()
-    brokers = [await world.token_source(chance=number / 9) for number in range(10)]
+    sources = [await world.token_source(chance=number / 9) for number in range(10)]
     await world.clock.advance(3600 - 300)
     assert world.endpoint.calls == ["refresh-1"]
     assert world.store.locks == 1
     await world.clock.advance(299)
-    assert [(await token_source.get()).value for token_source in brokers] == [Secret("access-2")] * 10
+    assert [(await token_source.get()).value for token_source in sources] == [Secret("access-2")] * 10
     await world.clock.advance(2)
     assert (len(world.endpoint.calls), world.store.locks) == (1, 1)
 
 
-async def test_the_last_replica_still_refreshes_early(world: World) -> None:
-    """Where all others are gone, half of the early time is left for tries."""
+async def test_last_replica_still_refreshes_early(world: World) -> None:
+    """Without other replicas, half of the early time is left for attempts."""
     await world.put()
     await world.token_source(chance=1.0)
     await world.clock.advance(3600 - 151)

@@ -1,4 +1,4 @@
-"""A login ends only when it has ended, and what was presented is known on disk."""
+"""When a login ends, and how a refresh token is marked before it is sent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.fakes import LOST, World, access, at_once, down
 
 
 async def refused_in_flight(world: World) -> tuple[TokenSource, asyncio.Task[Token]]:
-    """Return a broker, and a caller whose refresh the server will refuse as soon as the gate is open."""
+    """Return a token source, and a caller whose refresh will be refused once the gate is open."""
     await world.put_expired()
     world.endpoint.live = None
     token_source = await world.token_source()
@@ -27,8 +27,8 @@ async def refused_in_flight(world: World) -> tuple[TokenSource, asyncio.Task[Tok
 # --- invalid_grant -----------------------------------------------------------------------
 
 
-async def test_a_refused_login_asks_for_a_person_and_no_network(world: World) -> None:
-    """After invalid_grant everybody is told to log in, without any further request, and the record stays."""
+async def test_refused_login_requires_a_new_login_and_no_network(world: World) -> None:
+    """After invalid_grant every caller is told to log in, without further requests, and the record stays."""
     await world.put_expired()
     world.endpoint.live = None
     token_source = await world.token_source()
@@ -45,8 +45,8 @@ async def test_a_refused_login_asks_for_a_person_and_no_network(world: World) ->
     assert stored.presented_at is None
 
 
-async def test_a_refusal_is_remembered_by_the_next_process(world: World) -> None:
-    """A restart does not present a refused refresh token again."""
+async def test_refusal_survives_a_restart(world: World) -> None:
+    """A restarted process does not send a refused refresh token again."""
     await world.put_expired()
     world.endpoint.live = None
     with pytest.raises(LoginRequired):
@@ -56,8 +56,8 @@ async def test_a_refusal_is_remembered_by_the_next_process(world: World) -> None
     assert len(world.endpoint.calls) == 1
 
 
-async def test_a_refused_login_serves_its_last_token_to_the_end(world: World) -> None:
-    """When an early refresh is refused, the access token in hand is still sent until it expires."""
+async def test_last_token_of_a_refused_login_is_used_until_expiry(world: World) -> None:
+    """If an early refresh is refused, the current access token is still sent until it expires."""
     await world.put()
     token_source = await world.token_source()
     world.endpoint.live = None
@@ -74,8 +74,8 @@ async def test_a_refused_login_serves_its_last_token_to_the_end(world: World) ->
         await token_source.get()
 
 
-async def test_a_token_that_is_rejected_after_the_login_ended_is_not_sent_again(world: World) -> None:
-    """When the API rejects the last token of a login that has ended, a person must come at once."""
+async def test_rejected_token_of_an_ended_login_is_not_sent_again(world: World) -> None:
+    """If the API rejects the last token of an ended login, callers are told to log in at once."""
     login = await world.put()
     token_source = await world.token_source()
     world.endpoint.live = None
@@ -86,8 +86,8 @@ async def test_a_token_that_is_rejected_after_the_login_ended_is_not_sent_again(
     assert not token_source.state().ready
 
 
-async def test_invalid_grant_is_not_believed_when_another_process_won(world: World) -> None:
-    """A refresh token that another process spent meanwhile is no reason to log in: its successor is used."""
+async def test_invalid_grant_is_ignored_if_another_process_has_refreshed(world: World) -> None:
+    """A refresh token that another process has used is no reason to log in: its successor is used."""
     await world.put_expired()
     token_source = await world.token_source()
     world.endpoint.gate.clear()
@@ -105,8 +105,8 @@ async def test_invalid_grant_is_not_believed_when_another_process_won(world: Wor
     assert (await world.stored()).refused_at is None
 
 
-async def test_the_winners_refresh_token_is_used_when_its_token_has_expired(world: World) -> None:
-    """If the other process' access token is too old, the next attempt goes with its refresh token."""
+async def test_refresh_token_of_another_process_is_used_if_its_token_has_expired(world: World) -> None:
+    """If the other process's access token is too old, the next attempt sends its refresh token."""
     await world.put_expired()
     token_source = await world.token_source()
     world.endpoint.gate.clear()
@@ -120,7 +120,7 @@ async def test_the_winners_refresh_token_is_used_when_its_token_has_expired(worl
     assert access(await token_source.get()) == "access-3"
 
 
-async def test_invalid_grant_is_not_believed_unless_the_store_can_be_read(world: World) -> None:
+async def test_invalid_grant_is_ignored_if_the_store_cannot_be_read(world: World) -> None:
     """Nobody is told to log in as long as the store could hold a newer login."""
     token_source, waiting = await refused_in_flight(world)
     world.store.load_fault = StoreUnavailable("the store is out of reach")
@@ -134,8 +134,8 @@ async def test_invalid_grant_is_not_believed_unless_the_store_can_be_read(world:
         await token_source.get()
 
 
-async def test_a_refusal_does_not_bring_a_removed_login_back(world: World) -> None:
-    """A logout while a refresh is under way stays a logout."""
+async def test_refusal_does_not_restore_a_deleted_login(world: World) -> None:
+    """A logout during a refresh stays a logout."""
     _, waiting = await refused_in_flight(world)
     await world.store.delete("default")
     world.endpoint.gate.set()
@@ -147,8 +147,8 @@ async def test_a_refusal_does_not_bring_a_removed_login_back(world: World) -> No
 # --- the mark ----------------------------------------------------------------------------
 
 
-async def test_a_refresh_token_is_marked_on_disk_before_it_goes_out(world: World) -> None:
-    """Whoever finds the record after a crash sees that its refresh token was presented, and when."""
+async def test_refresh_token_is_marked_in_the_store_before_it_is_sent(world: World) -> None:
+    """After a crash the record shows that its refresh token was sent, and when."""
     await world.put_expired()
     token_source = await world.token_source()
     world.endpoint.gate.clear()
@@ -166,10 +166,10 @@ async def test_a_refresh_token_is_marked_on_disk_before_it_goes_out(world: World
     [(down(), True), (down(sent=False), False), (Misconfigured("the app is refused"), False)],
     ids=["maybe arrived", "not sent", "refused the app"],
 )
-async def test_a_mark_stays_only_while_the_outcome_is_unknown(
+async def test_mark_stays_only_while_the_outcome_is_unknown(
     world: World, failure: Exception, open_after: bool
 ) -> None:
-    """What certainly left the refresh token unspent closes the mark; what may have spent it does not."""
+    """The mark is cleared if the refresh token is certainly unused, and stays if it may be used."""
     await world.put_expired()
     world.endpoint.plan = [failure]
     token_source = await world.token_source()
@@ -179,7 +179,7 @@ async def test_a_mark_stays_only_while_the_outcome_is_unknown(
     assert token_source.state().login == stored
 
 
-async def test_a_later_failure_does_not_close_an_older_mark(world: World) -> None:
+async def test_later_failure_does_not_clear_an_older_mark(world: World) -> None:
     """An attempt that was not sent says nothing about the one before it; the mark keeps its time."""
     await world.put_expired()
     world.endpoint.plan = [down(), down(sent=False)]
@@ -192,7 +192,7 @@ async def test_a_later_failure_does_not_close_an_older_mark(world: World) -> Non
     assert (await world.stored()).presented_at == first
 
 
-async def test_a_lost_answer_is_told_as_such(world: World) -> None:
+async def test_lost_answer_is_reported_as_such(world: World) -> None:
     """If a one-time refresh token is refused after an answer was lost, the message says what happened."""
     await world.put_expired()
     world.endpoint.plan = [LOST]
@@ -205,8 +205,8 @@ async def test_a_lost_answer_is_told_as_such(world: World) -> None:
     assert (await world.stored()).answer_lost
 
 
-async def test_an_error_that_was_answered_is_no_lost_answer(world: World) -> None:
-    """After a 503 the outcome is known: no mark stays, and a later refusal is a plain one."""
+async def test_error_response_is_not_a_lost_answer(world: World) -> None:
+    """After a 503 the outcome is known: no mark stays, and a later refusal is an ordinary one."""
     await world.put_expired()
     world.endpoint.plan = [TokenEndpointUnavailable("the token endpoint answered 503", answered=True)]
     token_source = await world.token_source()
@@ -221,8 +221,8 @@ async def test_an_error_that_was_answered_is_no_lost_answer(world: World) -> Non
     assert not (await world.stored()).answer_lost
 
 
-async def test_an_open_mark_is_settled_while_the_token_still_serves(world: World) -> None:
-    """After a crash in the middle of a refresh the outcome is found out at once, not at expiry."""
+async def test_pending_refresh_is_resolved_while_the_token_is_valid(world: World) -> None:
+    """After a crash during a refresh its outcome is found out at once, not at expiry."""
     await world.put(presented_at=world.clock.time() - 60)
     token_source = await world.token_source()
     assert access(at_once(token_source.get())) == "access-1"

@@ -1,4 +1,4 @@
-"""The token endpoint fails: the old token serves to its end, attempts are few, recovery needs nobody."""
+"""Failures of the token endpoint: the old token is used until it expires, attempts are few."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cfproxy.errors import (
 from cfproxy.secret import Secret
 from tests.support.fakes import World, down, refused
 
-# Each way to fail, and what callers get once no valid token is left.
+# Each kind of failure, and the error that callers get once no valid token is left.
 FAILURES = [
     pytest.param(down(), TokenEndpointUnavailable, id="no answer"),
     pytest.param(down(sent=False), TokenEndpointUnavailable, id="not sent"),
@@ -30,20 +30,20 @@ FAILURES = [
 ]
 
 
-@pytest.mark.parametrize(("failure", "told"), FAILURES)
-async def test_the_old_token_serves_to_its_end_and_recovery_needs_no_restart(
-    any_world: World, failure: Exception, told: type[CfproxyError]
+@pytest.mark.parametrize(("failure", "expected"), FAILURES)
+async def test_valid_token_is_used_until_expiry_and_recovery_needs_no_restart(
+    any_world: World, failure: Exception, expected: type[CfproxyError]
 ) -> None:
-    """Whatever the token endpoint does, a valid token is served, an expired one never, and it heals."""
+    """Whatever the token endpoint does, a valid token is used, an expired one never, and it recovers."""
     world = any_world
     await world.put()
     token_source = await world.token_source()
     world.endpoint.always = failure
     await world.clock.advance(3599)
     assert (await token_source.get()).value == Secret("access-1")
-    assert world.endpoint.calls, "it was tried early"
+    assert world.endpoint.calls, "a refresh was tried early"
     await world.clock.advance(1)
-    with pytest.raises(told):
+    with pytest.raises(expected):
         await token_source.get()
     assert not token_source.state().ready
     assert world.clock.sleeping == 1
@@ -55,8 +55,8 @@ async def test_the_old_token_serves_to_its_end_and_recovery_needs_no_restart(
     assert token_source.state().ready
 
 
-async def test_an_outage_costs_one_attempt_for_each_step_of_the_back_off(any_world: World) -> None:
-    """Attempts come after 1, 2, 4, … 30 s, however many requests ask meanwhile."""
+async def test_outage_causes_one_attempt_per_backoff_step(any_world: World) -> None:
+    """Attempts come after 1, 2, 4, … 30 s, however many requests wait."""
     world = any_world
     await world.put_expired()
     token_source = await world.token_source()
@@ -69,31 +69,31 @@ async def test_an_outage_costs_one_attempt_for_each_step_of_the_back_off(any_wor
     assert asked == [0, 1, 3, 7, 15, 31, 61, 91]
 
 
-async def test_every_caller_learns_what_is_left_of_the_back_off(world: World) -> None:
-    """Retry-After is the time to the next attempt: for who saw it fail as for who came later."""
+async def test_every_caller_gets_the_remaining_backoff(world: World) -> None:
+    """Retry-After is the time to the next attempt, for callers that saw the failure and for later ones."""
     await world.put_expired()
     world.endpoint.always = down()
     token_source = await world.token_source()
     for step_s in (1, 2, 4, 8, 16, 30):
         world.endpoint.gate.clear()
         await world.clock.settle()
-        witness = asyncio.create_task(token_source.get())
+        waiting = asyncio.create_task(token_source.get())
         await world.clock.settle()
         world.endpoint.gate.set()
         with pytest.raises(TokenEndpointUnavailable) as seen:
-            await witness
+            await waiting
         await world.clock.advance(step_s / 4)
-        with pytest.raises(TokenEndpointUnavailable) as told:
+        with pytest.raises(TokenEndpointUnavailable) as later:
             await token_source.get()
         assert seen.value.retry_after_s == pytest.approx(step_s)
-        assert told.value.retry_after_s == pytest.approx(step_s * 3 / 4)
+        assert later.value.retry_after_s == pytest.approx(step_s * 3 / 4)
         await world.clock.advance(step_s * 3 / 4 - 0.01)
         world.endpoint.gate.clear()
         await world.clock.advance(0.01)
 
 
 async def test_retry_after_of_the_server_is_honoured(world: World) -> None:
-    """Nobody asks again before the token endpoint said that one may."""
+    """The token endpoint is not asked again before the time that it named."""
     await world.put_expired()
     world.endpoint.plan = [down(retry_after_s=45.0)]
     token_source = await world.token_source()
@@ -107,8 +107,8 @@ async def test_retry_after_of_the_server_is_honoured(world: World) -> None:
     assert (await token_source.get()).value == Secret("access-2")
 
 
-async def test_a_success_makes_the_next_back_off_short_again(world: World) -> None:
-    """The back-off counts failures in a row."""
+async def test_success_resets_the_backoff(world: World) -> None:
+    """The backoff counts failures in a row."""
     login = await world.put_expired()
     world.endpoint.plan = [down(), down(), down()]
     token_source = await world.token_source()
@@ -120,8 +120,8 @@ async def test_a_success_makes_the_next_back_off_short_again(world: World) -> No
     assert login.serial < (await world.stored()).serial
 
 
-async def test_a_store_that_recovers_does_not_make_an_outage_look_young(world: World) -> None:
-    """When only the store is back, the next attempt is at once, and the pause after it as long as before."""
+async def test_recovered_store_does_not_reset_the_backoff_of_the_endpoint(world: World) -> None:
+    """When only the store is back, the next attempt comes at once, and the pause after it is still long."""
     await world.put_expired()
     world.endpoint.always = down()
     token_source = await world.token_source()
@@ -136,8 +136,8 @@ async def test_a_store_that_recovers_does_not_make_an_outage_look_young(world: W
     assert caught.value.retry_after_s == pytest.approx(30)
 
 
-async def test_a_store_that_was_away_for_long_is_used_again_soon(world: World) -> None:
-    """The store is asked often however long it was away: it is ours, and it costs nobody else anything."""
+async def test_store_is_used_again_soon_after_a_long_failure(world: World) -> None:
+    """The backoff stays short for the store: it is ours, and asking it often disturbs nobody."""
     await world.put_expired()
     token_source = await world.token_source()
     world.store.lock_fault = StoreUnavailable("out of reach")
@@ -150,8 +150,8 @@ async def test_a_store_that_was_away_for_long_is_used_again_soon(world: World) -
     assert (await token_source.get()).value == Secret("access-2")
 
 
-async def test_a_token_that_has_expired_on_arrival_starts_no_loop(any_world: World) -> None:
-    """A token endpoint that is slower than its tokens live is asked at the pace of the back-off."""
+async def test_token_that_expired_in_transit_causes_no_loop(any_world: World) -> None:
+    """A token endpoint that is slower than its tokens live is asked at the pace of the backoff."""
     world = any_world
     await world.put_expired()
     world.endpoint.lifetime_s = 5.0
@@ -170,8 +170,8 @@ async def test_a_token_that_has_expired_on_arrival_starts_no_loop(any_world: Wor
     assert len(world.endpoint.calls) == 5
 
 
-async def test_waiters_share_the_failure_but_not_the_exception(world: World) -> None:
-    """Each waiter gets an exception of its own, so that no traceback grows with the number of waiters."""
+async def test_waiters_get_exceptions_of_their_own(world: World) -> None:
+    """Each waiter gets its own copy of the failure, so that tracebacks don't grow with their number."""
     await world.put_expired()
     world.endpoint.always = down()
     token_source = await world.token_source()
@@ -184,8 +184,8 @@ async def test_waiters_share_the_failure_but_not_the_exception(world: World) -> 
     assert max(depths) <= 5
 
 
-async def test_a_bug_in_a_refresh_is_logged_with_its_traceback(world: World) -> None:
-    """A fault of ours is reported as such, and refreshing goes on."""
+async def test_bug_in_a_refresh_is_logged_with_its_traceback(world: World) -> None:
+    """An internal error is logged as such, and refreshing goes on."""
     await world.put_expired()
     world.endpoint.plan = [ValueError("a bug")]
     token_source = await world.token_source()
@@ -198,7 +198,7 @@ async def test_a_bug_in_a_refresh_is_logged_with_its_traceback(world: World) -> 
 
 
 async def test_client_credentials_need_no_login(credentials_world: World) -> None:
-    """The first token is fetched at the start, without a login, and saved."""
+    """The first token is requested at the start, without a login, and saved."""
     world = credentials_world
     token_source = await world.token_source()
     await world.clock.settle()
@@ -208,8 +208,8 @@ async def test_client_credentials_need_no_login(credentials_world: World) -> Non
     assert (stored.serial, stored.refresh_token, stored.scope) == (1, None, "cfgateway")
 
 
-async def test_two_processes_share_the_token_of_client_credentials(credentials_world: World) -> None:
-    """A process that starts later takes the stored token."""
+async def test_processes_share_the_token_of_client_credentials(credentials_world: World) -> None:
+    """A process that starts later uses the stored token."""
     world = credentials_world
     await (await world.token_source()).get()
     assert (await (await world.token_source()).get()).value == Secret("access-2")
@@ -217,7 +217,7 @@ async def test_two_processes_share_the_token_of_client_credentials(credentials_w
 
 
 async def test_client_credentials_replace_a_login_of_another_app(credentials_world: World) -> None:
-    """Another app's token is never used: an own one takes its place, in the store too."""
+    """Another app's token is never used: a token of our own replaces it, in the store too."""
     world = credentials_world
     await world.put(client_id="another")
     token_source = await world.token_source()
@@ -225,8 +225,8 @@ async def test_client_credentials_replace_a_login_of_another_app(credentials_wor
     assert (await world.stored()).client_id == "app"
 
 
-async def test_client_credentials_after_a_logout_fetch_another_token(credentials_world: World) -> None:
-    """A record that was removed is made anew: there is no login to be lost."""
+async def test_client_credentials_request_a_new_token_after_a_logout(credentials_world: World) -> None:
+    """A deleted record is created again: there is no login that could be lost."""
     world = credentials_world
     token_source = await world.token_source()
     await token_source.get()
@@ -237,8 +237,10 @@ async def test_client_credentials_after_a_logout_fetch_another_token(credentials
     assert (await token_source.get()).value == Secret("access-3")
 
 
-async def test_invalid_grant_for_client_credentials_is_a_matter_of_settings(credentials_world: World) -> None:
-    """Without a login there is nothing to log in again: the app's settings are wrong."""
+async def test_invalid_grant_for_client_credentials_is_a_configuration_error(
+    credentials_world: World,
+) -> None:
+    """There is no login to renew, so the app's settings are wrong."""
     world = credentials_world
     world.endpoint.always = refused()
     token_source = await world.token_source()
@@ -248,8 +250,8 @@ async def test_invalid_grant_for_client_credentials_is_a_matter_of_settings(cred
     assert 2 <= len(world.endpoint.calls) <= 6
 
 
-async def test_a_token_in_the_apps_own_name_ends_an_old_refusal(credentials_world: World) -> None:
-    """Marks that an earlier login left in the record go when a token comes."""
+async def test_client_credentials_clear_an_old_refusal(credentials_world: World) -> None:
+    """A new token clears what an earlier login has left in the record."""
     world = credentials_world
     at = world.clock.time()
     await world.put_expired(refused_at=at, presented_at=at, answer_lost=True)
@@ -258,8 +260,8 @@ async def test_a_token_in_the_apps_own_name_ends_an_old_refusal(credentials_worl
     assert (stored.refused_at, stored.presented_at, stored.answer_lost) == (None, None, False)
 
 
-async def test_a_store_that_comes_and_goes_does_not_shorten_the_back_off(credentials_world: World) -> None:
-    """Before the first token, too, the token endpoint is asked once per step, whatever the store does."""
+async def test_flapping_store_does_not_shorten_the_backoff(credentials_world: World) -> None:
+    """Before the first token, too, the endpoint is asked once per step, whatever the store does."""
     world = credentials_world
     world.endpoint.always = down(retry_after_s=200.0)
     token_source = await world.token_source()
@@ -271,8 +273,8 @@ async def test_a_store_that_comes_and_goes_does_not_shorten_the_back_off(credent
     assert len(world.endpoint.calls) == 1
 
 
-async def test_a_token_of_another_app_is_never_served(credentials_world: World) -> None:
-    """While the endpoint is down, another app's valid token is no way out."""
+async def test_token_of_another_app_is_never_used(credentials_world: World) -> None:
+    """While the endpoint is down, another app's valid token is still not used."""
     world = credentials_world
     await world.put(client_id="another", token=Token(Secret("foreign"), world.clock.time(), 3600.0))
     world.endpoint.always = down()
@@ -281,8 +283,8 @@ async def test_a_token_of_another_app_is_never_served(credentials_world: World) 
         await token_source.get()
 
 
-async def test_a_logout_during_an_outage_is_told_as_such(world: World) -> None:
-    """Who is logged out is told to log in, not to wait for the token endpoint."""
+async def test_logout_during_an_outage_is_reported_as_a_logout(world: World) -> None:
+    """After a logout the error asks for a login, not for patience with the token endpoint."""
     await world.put_expired()
     world.endpoint.always = down(retry_after_s=200.0)
     token_source = await world.token_source()

@@ -1,4 +1,4 @@
-"""One refresh for everybody, in time; and nobody waits who need not."""
+"""One refresh is shared by all callers and made early, so that nobody waits for it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from cfproxy.errors import Misconfigured, TokenEndpointUnavailable
 from cfproxy.secret import Secret
 from tests.support.fakes import World, access, at_once, down, reply
 
-# --- one flight --------------------------------------------------------------------------
+# --- sharing one refresh -----------------------------------------------------------------
 
 
-async def test_a_thousand_callers_of_an_expired_token_share_one_refresh(world: World) -> None:
+async def test_a_thousand_callers_share_one_refresh(world: World) -> None:
     """However many requests find the token expired, the token endpoint is asked once."""
     await world.put_expired()
     token_source = await world.token_source()
@@ -27,8 +27,8 @@ async def test_a_thousand_callers_of_an_expired_token_share_one_refresh(world: W
     assert access((await world.stored()).token) == "access-2"
 
 
-async def test_a_hundred_rejections_of_one_token_cause_one_refresh(world: World) -> None:
-    """When the API rejects a token for many requests at once, it is replaced once."""
+async def test_a_hundred_rejections_of_a_token_cause_one_refresh(world: World) -> None:
+    """If the API rejects a token for many requests at once, it is replaced once."""
     login = await world.put()
     token_source = await world.token_source()
     tokens = await asyncio.gather(*(token_source.replace(login.token) for _ in range(100)))
@@ -36,8 +36,8 @@ async def test_a_hundred_rejections_of_one_token_cause_one_refresh(world: World)
     assert world.endpoint.calls == ["refresh-1"]
 
 
-async def test_a_late_rejection_of_an_old_token_asks_nobody(world: World) -> None:
-    """A 401 for a token that was replaced meanwhile gets the current token, without any network."""
+async def test_late_rejection_of_an_old_token_causes_no_refresh(world: World) -> None:
+    """A 401 for a token that was already replaced gets the current token without any network."""
     login = await world.put()
     token_source = await world.token_source()
     await token_source.replace(login.token)
@@ -45,8 +45,8 @@ async def test_a_late_rejection_of_an_old_token_asks_nobody(world: World) -> Non
     assert len(world.endpoint.calls) == 1
 
 
-async def test_a_rejection_during_an_early_refresh_joins_it(world: World) -> None:
-    """A token that is being refreshed already is not refreshed a second time for a 401."""
+async def test_rejection_during_a_refresh_joins_it(world: World) -> None:
+    """A 401 does not start a second refresh of a token that is being refreshed."""
     login = await world.put()
     token_source = await world.token_source()
     world.endpoint.gate.clear()
@@ -64,8 +64,8 @@ async def test_a_rejection_during_an_early_refresh_joins_it(world: World) -> Non
 @pytest.mark.parametrize(
     ("lifetime_s", "early_at_s"), [(3600.0, 3300.0), (1200.0, 900.0), (400.0, 300.0), (None, 225.0)]
 )
-async def test_a_refresh_begins_early(world: World, lifetime_s: float | None, early_at_s: float) -> None:
-    """A refresh begins 5 min, or a quarter of the lifetime, before expiry; an unknown lifetime is 5 min."""
+async def test_refresh_starts_early(world: World, lifetime_s: float | None, early_at_s: float) -> None:
+    """A refresh starts 5 min or a quarter of the lifetime early; an unknown lifetime counts as 5 min."""
     await world.put_expired()
     world.endpoint.lifetime_s = lifetime_s
     token_source = await world.token_source()
@@ -76,8 +76,8 @@ async def test_a_refresh_begins_early(world: World, lifetime_s: float | None, ea
     assert len(world.endpoint.calls) == 2
 
 
-async def test_a_valid_token_never_waits_for_a_refresh(world: World) -> None:
-    """While the token endpoint stalls, requests go on with the token that is still valid, to its end."""
+async def test_valid_token_does_not_wait_for_a_refresh(world: World) -> None:
+    """While the token endpoint stalls, requests use the valid token until it expires."""
     await world.put()
     token_source = await world.token_source()
     world.endpoint.gate.clear()
@@ -94,8 +94,8 @@ async def test_a_valid_token_never_waits_for_a_refresh(world: World) -> None:
     assert access(await waiting) == "access-2"
 
 
-async def test_an_idle_proxy_keeps_its_token_fresh_with_one_alarm(world: World) -> None:
-    """Without any request the token is refreshed all the same, and one alarm is set at any time."""
+async def test_idle_proxy_refreshes_its_token_with_one_alarm(world: World) -> None:
+    """The token is refreshed without any requests, and there is one alarm at any time."""
     await world.put()
     token_source = await world.token_source()
     for _ in range(48):
@@ -108,8 +108,8 @@ async def test_an_idle_proxy_keeps_its_token_fresh_with_one_alarm(world: World) 
 # --- the clocks --------------------------------------------------------------------------
 
 
-async def test_a_wall_clock_that_leaps_ahead_ages_the_token(world: World) -> None:
-    """After a suspend, or a wall clock set forward, the token is as old as the wall clock says."""
+async def test_wall_clock_set_forward_ages_the_token(world: World) -> None:
+    """After a suspend, or with the wall clock set forward, the token is as old as the wall clock says."""
     await world.put()
     token_source = await world.token_source()
     await token_source.get()
@@ -119,8 +119,8 @@ async def test_a_wall_clock_that_leaps_ahead_ages_the_token(world: World) -> Non
         await token_source.get()
 
 
-async def test_a_token_that_a_suspend_made_old_is_refreshed_by_the_next_request(world: World) -> None:
-    """After a suspend no request waits for an alarm to notice that the token is about to expire."""
+async def test_request_after_a_suspend_refreshes_an_aged_token(world: World) -> None:
+    """After a suspend the next request notices that the token is about to expire, not only the alarm."""
     await world.put()
     token_source = await world.token_source()
     world.clock.jump_wall(3400)
@@ -129,8 +129,8 @@ async def test_a_token_that_a_suspend_made_old_is_refreshed_by_the_next_request(
     assert access(at_once(token_source.get())) == "access-2"
 
 
-async def test_an_alarm_that_comes_too_early_is_set_again(world: World) -> None:
-    """A wall clock that leapt ahead and back does not cost the early refresh."""
+async def test_alarm_that_fires_too_early_is_set_again(world: World) -> None:
+    """A wall clock that was set forward and back does not prevent the early refresh."""
     login = await world.put()
     token_source = await world.token_source()
     world.clock.jump_wall(2000)
@@ -145,8 +145,8 @@ async def test_an_alarm_that_comes_too_early_is_set_again(world: World) -> None:
     assert world.endpoint.calls == ["refresh-1"]
 
 
-async def test_a_wall_clock_that_is_set_back_does_not_prolong_the_token(world: World) -> None:
-    """After the wall clock was set back, the token is as old as the monotonic clock says."""
+async def test_wall_clock_set_back_does_not_prolong_the_token(world: World) -> None:
+    """With the wall clock set back, the token is as old as the monotonic clock says."""
     await world.put()
     token_source = await world.token_source()
     world.clock.jump_wall(-86400)
@@ -158,8 +158,8 @@ async def test_a_wall_clock_that_is_set_back_does_not_prolong_the_token(world: W
         await token_source.get()
 
 
-async def test_a_token_is_as_old_as_its_request(world: World) -> None:
-    """The lifetime counts from when the token was asked for, whatever the wall clock does meanwhile."""
+async def test_token_is_as_old_as_its_request(world: World) -> None:
+    """The lifetime counts from the token request, whatever the wall clock does meanwhile."""
     await world.put_expired()
     token_source = await world.token_source()
     world.endpoint.gate.clear()
@@ -174,14 +174,14 @@ async def test_a_token_is_as_old_as_its_request(world: World) -> None:
 
 
 async def rejected_request(token_source: TokenSource) -> None:
-    """Do what a request does whose every token the API rejects."""
+    """Act as a request whose tokens the API rejects, every one of them."""
     token = await token_source.get()
     fresh = await token_source.replace(token)
     if fresh.value != token.value:
         token_source.distrust(fresh)
 
 
-async def test_an_api_that_rejects_every_token_is_not_answered_with_a_storm(world: World) -> None:
+async def test_api_that_rejects_every_token_causes_no_refresh_storm(world: World) -> None:
     """Refreshes that do not help are held back, twice as long each time up to 60 s."""
     await world.put()
     token_source = await world.token_source()
@@ -192,8 +192,8 @@ async def test_an_api_that_rejects_every_token_is_not_answered_with_a_storm(worl
     assert asked == [0, 1, 3, 7, 15, 31, 63, 123, 183, 243]
 
 
-async def test_the_hold_on_refreshes_starts_small_again_after_a_quiet_minute(world: World) -> None:
-    """When tokens were accepted again for a minute, the next rejection begins with a short hold."""
+async def test_hold_is_short_again_after_a_quiet_minute(world: World) -> None:
+    """After a minute of accepted tokens, the next rejection starts with a short hold."""
     await world.put()
     token_source = await world.token_source()
     for _ in range(100):
@@ -207,8 +207,8 @@ async def test_the_hold_on_refreshes_starts_small_again_after_a_quiet_minute(wor
     assert len(world.endpoint.calls) == before + 1
 
 
-async def test_two_processes_do_not_undo_each_others_hold(world: World) -> None:
-    """A token that another process refreshed does not end the hold: both slow down."""
+async def test_refresh_by_another_process_does_not_end_the_hold(world: World) -> None:
+    """If the API rejects every token, both of two processes slow down."""
     await world.put()
     one, other = await world.token_source(), await world.token_source()
     for _ in range(240):
@@ -218,8 +218,8 @@ async def test_two_processes_do_not_undo_each_others_hold(world: World) -> None:
     assert len(world.endpoint.calls) <= 18
 
 
-async def test_the_same_token_again_is_no_replacement(world: World) -> None:
-    """A server that hands the rejected token out again is not asked again at once."""
+async def test_same_token_again_is_no_replacement(world: World) -> None:
+    """A server that returns the rejected token again is not asked again at once."""
     login = await world.put()
     token_source = await world.token_source()
     world.endpoint.plan = [reply("access-1") for _ in range(9)]
@@ -228,7 +228,7 @@ async def test_the_same_token_again_is_no_replacement(world: World) -> None:
     assert len(world.endpoint.calls) == 1
 
 
-async def test_distrust_of_an_old_token_means_nothing(world: World) -> None:
+async def test_distrust_of_an_old_token_has_no_effect(world: World) -> None:
     """Only the current token can be distrusted."""
     login = await world.put()
     token_source = await world.token_source()
@@ -237,8 +237,8 @@ async def test_distrust_of_an_old_token_means_nothing(world: World) -> None:
     assert access(await token_source.replace(current)) == "access-3"
 
 
-async def test_a_rejected_token_waits_for_the_back_off_too(world: World) -> None:
-    """When a forced refresh fails, further rejections fail at once until the back-off is over."""
+async def test_rejected_token_waits_for_the_backoff_too(world: World) -> None:
+    """After a forced refresh has failed, further rejections fail at once until the backoff is over."""
     login = await world.put()
     token_source = await world.token_source()
     world.endpoint.always = Misconfigured("the app is refused")
@@ -249,11 +249,11 @@ async def test_a_rejected_token_waits_for_the_back_off_too(world: World) -> None
     assert access(await token_source.get()) == "access-1"
 
 
-# --- what an answer holds ----------------------------------------------------------------
+# --- the reply ---------------------------------------------------------------------------
 
 
-async def test_the_old_refresh_token_stays_good_when_none_comes(world: World) -> None:
-    """An answer without refresh_token leaves the old one in place (RFC 6749 §6)."""
+async def test_old_refresh_token_stays_valid_without_a_new_one(world: World) -> None:
+    """A reply without refresh_token leaves the old one in place (RFC 6749 §6)."""
     await world.put_expired()
     world.endpoint.plan = [reply("access-2")]
     token_source = await world.token_source()
@@ -265,18 +265,18 @@ async def test_the_old_refresh_token_stays_good_when_none_comes(world: World) ->
     assert token_source.state().refreshes == 1
 
 
-async def test_what_the_server_says_was_granted_is_kept(world: World) -> None:
-    """A scope in the answer replaces the one that was asked for (RFC 6749 §5.1)."""
+async def test_granted_scope_is_stored(world: World) -> None:
+    """A scope in the reply replaces the one that was requested (RFC 6749 §5.1)."""
     await world.put_expired()
     world.endpoint.plan = [TokenReply(Secret("access-2"), 3600.0, None, "cfgateway")]
     await (await world.token_source()).get()
     assert (await world.stored()).scope == "cfgateway"
 
 
-async def test_a_fault_in_logging_does_not_end_refreshing(
+async def test_error_in_logging_does_not_end_refreshing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever goes wrong while a refresh ends, the next one can begin."""
+    """Whatever fails at the end of a refresh, the next one can start."""
 
     def fail(*_: object) -> None:
         raise OSError("a bug")

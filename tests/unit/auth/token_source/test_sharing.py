@@ -1,4 +1,4 @@
-"""Several processes on one store: what one does, the others see, and do not do again."""
+"""Several processes with one store: they share refreshes, logins and logouts."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tests.support.fakes import World, access, at_once, down
 # --- refreshing together -----------------------------------------------------------------
 
 
-async def test_processes_that_share_a_store_share_each_refresh(world: World) -> None:
-    """Of many processes with one expired login, one refreshes and the others take its result."""
+async def test_processes_with_one_store_share_each_refresh(world: World) -> None:
+    """Of several processes with an expired login, one refreshes and the others use its token."""
     await world.put_expired()
-    brokers = [await world.token_source() for _ in range(5)]
-    tokens = await asyncio.gather(*(token_source.get() for token_source in brokers))
+    sources = [await world.token_source() for _ in range(5)]
+    tokens = await asyncio.gather(*(token_source.get() for token_source in sources))
     assert {access(token) for token in tokens} == {"access-2"}
     assert world.endpoint.calls == ["refresh-1"]
 
 
-async def test_a_rejected_token_that_another_process_replaced_asks_nobody(world: World) -> None:
-    """The store is read before a forced refresh: what another process did is not done again."""
+async def test_rejected_token_that_another_process_replaced_needs_no_refresh(world: World) -> None:
+    """A forced refresh reads the store first, and does not repeat what another process has done."""
     login = await world.put()
     one, other = await world.token_source(), await world.token_source()
     await one.replace(login.token)
@@ -32,8 +32,8 @@ async def test_a_rejected_token_that_another_process_replaced_asks_nobody(world:
     assert len(world.endpoint.calls) == 1
 
 
-async def test_another_process_attempts_do_not_end_the_back_off(world: World) -> None:
-    """A mark that another process writes is no news: during an outage each process keeps its own pace."""
+async def test_attempts_of_another_process_do_not_end_the_backoff(world: World) -> None:
+    """A mark by another process is no new login: during an outage each process keeps its own pace."""
     await world.put_expired()
     world.endpoint.always = down()
     one, other = await world.token_source(), await world.token_source()
@@ -43,8 +43,8 @@ async def test_another_process_attempts_do_not_end_the_back_off(world: World) ->
     assert len(world.endpoint.calls) <= 2 * 8
 
 
-async def test_a_refresh_under_way_is_not_disturbed_by_a_look(world: World) -> None:
-    """While a refresh holds the lock nobody reads the store beside it."""
+async def test_store_is_not_read_beside_a_running_refresh(world: World) -> None:
+    """While a refresh holds the lock, nothing else in this process reads the store."""
     await world.put(presented_at=world.clock.time())
     token_source = await world.token_source()
     world.endpoint.gate.clear()
@@ -57,8 +57,8 @@ async def test_a_refresh_under_way_is_not_disturbed_by_a_look(world: World) -> N
     assert world.store.loads == loads
 
 
-async def test_a_refresh_waits_for_a_look_under_way(world: World) -> None:
-    """A slow read never brings an old record back over a token that was refreshed meanwhile."""
+async def test_refresh_waits_for_a_running_read(world: World) -> None:
+    """A slow read never replaces a token that was refreshed meanwhile with an old record."""
     await world.put()
     token_source = await world.token_source()
     world.clock.jump_wall(3400)
@@ -74,11 +74,11 @@ async def test_a_refresh_waits_for_a_look_under_way(world: World) -> None:
     assert token_source.state().login == await world.stored()
 
 
-# --- looking at the store ----------------------------------------------------------------
+# --- checking the store ------------------------------------------------------------------
 
 
-async def test_a_login_heals_a_running_proxy_within_a_second(world: World) -> None:
-    """While logged out the store is looked at once a second at most, and a login is taken at once."""
+async def test_running_proxy_uses_a_login_within_a_second(world: World) -> None:
+    """Without a login the store is checked once a second at most, and a login is used at once."""
     token_source = await world.token_source()
     loads = world.store.loads
     for _ in range(1000):
@@ -95,8 +95,8 @@ async def test_a_login_heals_a_running_proxy_within_a_second(world: World) -> No
     assert world.clock.sleeping == 1
 
 
-async def test_a_new_login_heals_a_refused_one(world: World) -> None:
-    """After a refusal a fresh login is taken by the running proxy, without a restart."""
+async def test_new_login_replaces_a_refused_one(world: World) -> None:
+    """A running proxy uses the new login without a restart."""
     await world.put_expired()
     world.endpoint.live = None
     token_source = await world.token_source()
@@ -116,8 +116,8 @@ async def test_a_new_login_heals_a_refused_one(world: World) -> None:
         {"upstream": "https://other.example:443"},
     ],
 )
-async def test_a_login_of_another_app_is_never_used(world: World, change: dict[str, str]) -> None:
-    """A record made by another app, or at another endpoint, is neither sent upstream nor presented."""
+async def test_login_of_another_app_is_never_used(world: World, change: dict[str, str]) -> None:
+    """A record of another app or endpoint is neither sent to the API nor to the token endpoint."""
     await world.put(**change)
     token_source = await world.token_source()
     for _ in range(3):
@@ -127,8 +127,8 @@ async def test_a_login_of_another_app_is_never_used(world: World, change: dict[s
     assert world.endpoint.calls == []
 
 
-async def test_a_login_of_another_app_is_not_used_even_between_two_looks(world: World) -> None:
-    """What is found under the lock counts: another app's refresh token is not presented."""
+async def test_login_of_another_app_is_not_used_between_two_checks(world: World) -> None:
+    """What is read under the lock counts: another app's refresh token is not sent."""
     await world.put_expired()
     token_source = await world.token_source()
     await world.put_expired(client_id="another")
@@ -137,7 +137,7 @@ async def test_a_login_of_another_app_is_not_used_even_between_two_looks(world: 
     assert world.endpoint.calls == []
 
 
-async def test_a_new_login_ends_the_hold_on_refreshes(world: World) -> None:
+async def test_new_login_ends_the_hold_on_refreshes(world: World) -> None:
     """Refreshes that did not help say nothing about another login."""
     login = await world.put()
     token_source = await world.token_source()
@@ -154,8 +154,8 @@ async def test_a_new_login_ends_the_hold_on_refreshes(world: World) -> None:
 
 
 @pytest.mark.parametrize("how", ["logout", "another app"])
-async def test_a_running_proxy_notices_that_its_login_is_gone(world: World, how: str) -> None:
-    """A logout, or a login as another app, ends the use of a token that is still valid, within a second."""
+async def test_running_proxy_notices_a_logout(world: World, how: str) -> None:
+    """A logout, or a login as another app, ends the use of a valid token within a second."""
     await world.put()
     token_source = await world.token_source()
     assert access(at_once(token_source.get())) == "access-1"
@@ -172,8 +172,8 @@ async def test_a_running_proxy_notices_that_its_login_is_gone(world: World, how:
     assert world.endpoint.calls == []
 
 
-async def test_an_unchanged_store_is_not_read(world: World) -> None:
-    """While nobody changes the record, looking at it costs a stamp and no read."""
+async def test_unchanged_store_is_not_read(world: World) -> None:
+    """A check of an unchanged record costs a stamp and no read."""
     await world.put()
     token_source = await world.token_source()
     for _ in range(100):
@@ -182,7 +182,7 @@ async def test_an_unchanged_store_is_not_read(world: World) -> None:
     assert world.store.loads == 1
 
 
-async def test_who_waits_for_a_look_does_not_end_it_by_leaving(world: World) -> None:
+async def test_cancelled_caller_does_not_cancel_a_read(world: World) -> None:
     """Of two callers that wait for the store, one hangs up: the other gets its token."""
     token_source = await world.token_source()
     await world.put()
@@ -196,8 +196,8 @@ async def test_who_waits_for_a_look_does_not_end_it_by_leaving(world: World) -> 
     assert access(await staying) == "access-1"
 
 
-async def test_a_store_that_can_be_read_again_is_told_within_a_second(world: World) -> None:
-    """The state does not stay red after the store is back, even if nothing is to be refreshed yet."""
+async def test_state_shows_within_a_second_that_the_store_works_again(world: World) -> None:
+    """The state recovers with the store, even if no refresh is due yet."""
     await world.put()
     token_source = await world.token_source()
     world.store.load_fault = StoreUnavailable("out of reach")

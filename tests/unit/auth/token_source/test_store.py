@@ -1,4 +1,4 @@
-"""The store fails: tokens serve from memory, nothing newer is overwritten, and nothing is lost."""
+"""Failures of the store: tokens are used from memory, nothing newer is overwritten, nothing is lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FULL = StoreUnavailable("the disk is full")
 
 
 async def with_unsaved(world: World) -> TokenSource:
-    """Return a broker that has refreshed, with the mark saved and the token not."""
+    """Return a token source that has refreshed and saved the mark, but could not save the token."""
     await world.put_expired()
     world.store.save_fault, world.store.good_saves = FULL, 1
     token_source = await world.token_source()
@@ -26,13 +26,13 @@ async def with_unsaved(world: World) -> TokenSource:
 # --- saving fails ------------------------------------------------------------------------
 
 
-async def test_a_token_that_cannot_be_saved_serves_from_memory_and_is_saved_later(world: World) -> None:
-    """A full disk costs no request; the state is red until the token is on disk."""
+async def test_unsaved_token_is_used_from_memory_and_saved_later(world: World) -> None:
+    """A full disk costs no request; the state shows the error until the token is saved."""
     token_source = await with_unsaved(world)
     assert token_source.state().store_error is FULL
     assert token_source.state().ready
     await world.clock.advance(60)
-    assert len(world.named("store.failed")) == 1, "one trouble is one line"
+    assert len(world.named("store.failed")) == 1, "one failure is one line"
     assert world.endpoint.calls == ["refresh-1"]
     world.store.mend()
     await world.clock.advance(5)
@@ -43,7 +43,7 @@ async def test_a_token_that_cannot_be_saved_serves_from_memory_and_is_saved_late
     assert world.named("store.recovered")
 
 
-async def test_an_unsaved_token_is_refreshed_from_memory(world: World) -> None:
+async def test_unsaved_token_is_refreshed_from_memory(world: World) -> None:
     """While the disk stays full, refreshing goes on with the refresh token that only memory has."""
     token_source = await with_unsaved(world)
     await world.clock.advance(3 * 3600)
@@ -54,8 +54,8 @@ async def test_an_unsaved_token_is_refreshed_from_memory(world: World) -> None:
     assert (await world.stored()).refresh_token == Secret(str(world.endpoint.live))
 
 
-async def test_an_unsaved_token_does_not_overwrite_a_newer_login(world: World) -> None:
-    """Somebody who logged in meanwhile is not thrown out again."""
+async def test_unsaved_token_does_not_overwrite_a_newer_login(world: World) -> None:
+    """A login that was made meanwhile is kept."""
     token_source = await with_unsaved(world)
     await world.put(token=Token(Secret("new"), world.clock.time(), 3600.0), login_at=world.clock.time() + 1)
     world.store.mend()
@@ -65,8 +65,8 @@ async def test_an_unsaved_token_does_not_overwrite_a_newer_login(world: World) -
     assert not token_source.state().unsaved
 
 
-async def test_an_unsaved_token_does_not_undo_a_logout(world: World) -> None:
-    """What was removed meanwhile is not written again."""
+async def test_unsaved_token_does_not_undo_a_logout(world: World) -> None:
+    """A login that was deleted meanwhile is not saved again."""
     token_source = await with_unsaved(world)
     await world.store.delete("default")
     world.store.mend()
@@ -76,8 +76,8 @@ async def test_an_unsaved_token_does_not_undo_a_logout(world: World) -> None:
         await token_source.get()
 
 
-async def test_a_save_that_took_effect_although_it_failed_loses_nothing(world: World) -> None:
-    """A store that writes and then reports a failure does not make its own mark look like a newer login."""
+async def test_mark_that_was_saved_although_saving_failed_is_recognised(world: World) -> None:
+    """If a save succeeds but reports a failure, our own mark does not look like a newer login."""
     await world.put_expired()
     world.store.save_fault, world.store.save_lands = FULL, True
     token_source = await world.token_source()
@@ -91,8 +91,8 @@ async def test_a_save_that_took_effect_although_it_failed_loses_nothing(world: W
     assert world.endpoint.calls == ["refresh-1"]
 
 
-async def test_a_token_that_reached_the_store_after_all_is_no_conflict(world: World) -> None:
-    """A save that failed and took effect is recognised as ours."""
+async def test_token_that_was_saved_although_saving_failed_is_no_conflict(world: World) -> None:
+    """A save that succeeded but reported a failure is recognised as ours."""
     await world.put_expired()
     world.store.save_fault, world.store.save_lands, world.store.good_saves = FULL, True, 1
     token_source = await world.token_source()
@@ -104,8 +104,8 @@ async def test_a_token_that_reached_the_store_after_all_is_no_conflict(world: Wo
     assert not world.named("token.unsaved_dropped")
 
 
-async def test_an_unsaved_token_outlives_another_process_being_refused(world: World) -> None:
-    """If another process presented the spent predecessor, the successor in memory saves the login."""
+async def test_unsaved_token_outlives_a_refusal_of_another_process(world: World) -> None:
+    """If another process sent the used refresh token, the successor in memory keeps the login alive."""
     token_source = await with_unsaved(world)
     await world.put_expired(serial=7, refused_at=world.clock.time(), answer_lost=True)
     world.store.mend()
@@ -116,8 +116,8 @@ async def test_an_unsaved_token_outlives_another_process_being_refused(world: Wo
     assert (await token_source.get()).value == Secret("access-2")
 
 
-async def test_a_refusal_that_cannot_be_saved_is_saved_later(world: World) -> None:
-    """The end of a login is remembered in memory, too, and written when the store is back."""
+async def test_refusal_that_cannot_be_saved_is_saved_later(world: World) -> None:
+    """The end of a login is remembered in memory, and saved when the store is back."""
     await world.put_expired()
     world.store.save_fault, world.store.good_saves = FULL, 1
     world.endpoint.live = None
@@ -130,8 +130,8 @@ async def test_a_refusal_that_cannot_be_saved_is_saved_later(world: World) -> No
     assert world.clock.sleeping == 0
 
 
-async def test_a_late_save_does_not_shorten_the_back_off(world: World) -> None:
-    """While a token waits to be saved, the token endpoint is still asked only once per step."""
+async def test_late_save_does_not_shorten_the_backoff(world: World) -> None:
+    """While a token waits to be saved, the endpoint is still asked once per step."""
     await with_unsaved(world)
     world.endpoint.always = down()
     await world.clock.advance(3600)
@@ -140,8 +140,8 @@ async def test_a_late_save_does_not_shorten_the_back_off(world: World) -> None:
     assert 10 <= len(world.endpoint.called_at) <= 11
 
 
-async def test_a_store_that_is_gone_altogether_is_tried_every_five_seconds(world: World) -> None:
-    """With a token unsaved and the store out of reach, saving is tried at its own pace, not in a loop."""
+async def test_unreachable_store_is_tried_every_five_seconds(world: World) -> None:
+    """With an unsaved token and no store, saving is retried at its own pace, not in a loop."""
     token_source = await with_unsaved(world)
     world.store.break_down()
     locks = world.store.locks
@@ -155,8 +155,8 @@ async def test_a_store_that_is_gone_altogether_is_tried_every_five_seconds(world
     assert world.endpoint.calls == ["refresh-1"]
 
 
-async def test_a_bug_in_saving_does_not_lose_the_new_token(world: World) -> None:
-    """Whatever saving raises, the token that the endpoint gave is kept and saved later."""
+async def test_bug_in_saving_does_not_lose_the_new_token(world: World) -> None:
+    """Whatever saving raises, the new token is kept and saved later."""
     await world.put_expired()
     world.store.save_fault, world.store.good_saves = ValueError("a bug"), 1
     token_source = await world.token_source()
@@ -166,11 +166,11 @@ async def test_a_bug_in_saving_does_not_lose_the_new_token(world: World) -> None
     assert (await world.stored()).refresh_token == Secret("refresh-2")
 
 
-# --- the mark can't be saved -------------------------------------------------------------
+# --- saving the mark fails ---------------------------------------------------------------
 
 
-async def test_a_refresh_that_cannot_be_marked_waits_while_the_token_is_valid(world: World) -> None:
-    """What could not be marked could not be saved either: it is put off, but not past expiry."""
+async def test_refresh_that_cannot_be_marked_waits_while_the_token_is_valid(world: World) -> None:
+    """If the mark can't be saved, neither could the token: the refresh waits, until expiry at most."""
     await world.put()
     token_source = await world.token_source()
     world.store.save_fault = FULL
@@ -182,8 +182,8 @@ async def test_a_refresh_that_cannot_be_marked_waits_while_the_token_is_valid(wo
     assert world.endpoint.calls == ["refresh-1"]
 
 
-async def test_a_rejected_token_is_replaced_even_if_that_cannot_be_marked(world: World) -> None:
-    """A token that the API rejects is as good as none: a full disk does not keep it in use."""
+async def test_rejected_token_is_replaced_even_without_a_saved_mark(world: World) -> None:
+    """A full disk does not keep a token in use that the API rejects."""
     login = await world.put()
     world.store.save_fault = FULL
     token_source = await world.token_source()
@@ -192,8 +192,8 @@ async def test_a_rejected_token_is_replaced_even_if_that_cannot_be_marked(world:
     assert world.named("token.refresh_unmarked")
 
 
-async def test_a_mark_that_could_not_be_saved_is_not_forgotten(world: World) -> None:
-    """An answer that is lost while the store is full is known as lost when the store is back."""
+async def test_mark_that_could_not_be_saved_is_saved_later(world: World) -> None:
+    """If an answer is lost while the disk is full, the record shows that once the disk has space."""
     await world.put_expired()
     world.store.save_fault = FULL
     world.endpoint.plan = [down()]
@@ -209,10 +209,10 @@ async def test_a_mark_that_could_not_be_saved_is_not_forgotten(world: World) -> 
 
 
 @pytest.mark.parametrize("fault", [StoreUnavailable("out of reach"), StoreUnusable("the record is damaged")])
-async def test_an_unreadable_store_lets_the_old_token_serve_to_its_end(
+async def test_token_is_used_until_expiry_while_the_store_cannot_be_read(
     world: World, fault: CfproxyError
 ) -> None:
-    """A store that cannot be read stops refreshing, not serving; it heals by itself."""
+    """An unreadable store stops refreshing, not serving, and recovery is automatic."""
     await world.put()
     token_source = await world.token_source()
     world.store.load_fault = fault
@@ -229,8 +229,8 @@ async def test_an_unreadable_store_lets_the_old_token_serve_to_its_end(
     assert token_source.state().store_error is None
 
 
-async def test_a_store_that_is_unreadable_at_the_start_is_no_logout(world: World) -> None:
-    """Nobody is told to log in because of a store that cannot be read."""
+async def test_store_that_is_unreadable_at_the_start_is_no_logout(world: World) -> None:
+    """Nobody is told to log in because the store can't be read."""
     await world.put()
     world.store.load_fault = StoreUnavailable("out of reach")
     token_source = await world.token_source()
@@ -245,8 +245,8 @@ async def test_a_store_that_is_unreadable_at_the_start_is_no_logout(world: World
     assert token_source.state().error is None
 
 
-async def test_an_empty_store_that_comes_back_means_login_required(world: World) -> None:
-    """Once the store can be read and holds nothing, the answer is to log in."""
+async def test_store_that_comes_back_empty_requires_a_login(world: World) -> None:
+    """Once the store can be read and holds nothing, callers are told to log in."""
     world.store.load_fault = StoreUnavailable("out of reach")
     token_source = await world.token_source()
     world.store.mend()
@@ -256,8 +256,8 @@ async def test_an_empty_store_that_comes_back_means_login_required(world: World)
     assert isinstance(token_source.state().error, LoginRequired)
 
 
-async def test_a_bug_in_reading_is_a_store_that_is_out_of_reach(world: World) -> None:
-    """Whatever reading raises, callers get an error that they know, and it heals."""
+async def test_bug_in_reading_counts_as_an_unavailable_store(world: World) -> None:
+    """Whatever reading raises, callers get a known error, and recovery is automatic."""
     await world.put()
     world.store.load_fault = ValueError("a bug")
     token_source = await world.token_source()
@@ -269,8 +269,8 @@ async def test_a_bug_in_reading_is_a_store_that_is_out_of_reach(world: World) ->
     assert (await token_source.get()).value == Secret("access-1")
 
 
-async def test_without_the_lock_nothing_is_presented(world: World) -> None:
-    """A refresh token never goes out while another process may be presenting it."""
+async def test_refresh_token_is_not_sent_without_the_lock(world: World) -> None:
+    """Another process may be sending it."""
     await world.put_expired()
     world.store.lock_fault = StoreUnavailable("another process still refreshes")
     token_source = await world.token_source()
@@ -285,8 +285,8 @@ async def test_without_the_lock_nothing_is_presented(world: World) -> None:
 # --- client credentials ------------------------------------------------------------------
 
 
-async def test_client_credentials_serve_over_a_foreign_record_that_cannot_be_replaced() -> None:
-    """A token that cannot be saved over another app's record is kept all the same, and asked for once."""
+async def test_client_credentials_work_if_a_foreign_record_cannot_be_replaced() -> None:
+    """A token that can't replace another app's record is kept in memory, and requested once."""
     async with open_world(CREDENTIALS_APP) as world:
         await world.put(client_id="another")
         world.store.save_fault = FULL
@@ -302,8 +302,8 @@ async def test_client_credentials_serve_over_a_foreign_record_that_cannot_be_rep
         assert (await world.stored()).client_id == "app"
 
 
-async def test_client_credentials_are_served_without_the_store() -> None:
-    """They spend nothing, so a store that is out of reach, from the start even, costs no request."""
+async def test_client_credentials_work_without_the_store() -> None:
+    """They use nothing up, so an unavailable store costs no request, not even at the start."""
     async with open_world(CREDENTIALS_APP) as world:
         world.store.break_down()
         token_source = await world.token_source()
@@ -323,8 +323,8 @@ async def test_client_credentials_are_served_without_the_store() -> None:
         assert len(world.endpoint.calls) == 2
 
 
-async def test_a_token_got_without_the_lock_gives_way_to_what_the_store_has() -> None:
-    """Who could not lock does not know what others saved meanwhile, and writes over nothing of it."""
+async def test_token_requested_without_the_lock_does_not_overwrite_the_store() -> None:
+    """What others have saved meanwhile is unknown, and wins."""
     async with open_world(CREDENTIALS_APP) as world:
         await world.put(refresh_token=None)
         token_source = await world.token_source()
@@ -340,8 +340,8 @@ async def test_a_token_got_without_the_lock_gives_way_to_what_the_store_has() ->
         assert token_source.state().store_error is None
 
 
-async def test_a_store_that_comes_back_with_an_older_token_takes_no_valid_one_away() -> None:
-    """What was in it before nobody could look is no news: the token in hand serves, and is saved."""
+async def test_older_token_in_a_recovered_store_does_not_replace_a_valid_one() -> None:
+    """The token in memory is used and saved."""
     async with open_world(CREDENTIALS_APP) as world:
         await world.put_expired(refresh_token=None, serial=7)
         world.store.break_down()
@@ -355,8 +355,8 @@ async def test_a_store_that_comes_back_with_an_older_token_takes_no_valid_one_aw
         assert (stored.token, stored.serial) == (token, 8)
 
 
-async def test_an_unsafe_store_is_refused_to_client_credentials_too() -> None:
-    """A store that will not get better by itself is a matter for whoever set it up."""
+async def test_unsafe_store_is_an_error_for_client_credentials_too() -> None:
+    """An error that will not pass has to be corrected by a person."""
     async with open_world(CREDENTIALS_APP) as world:
         world.store.lock_fault = StoreUnusable("the folder is open to other users")
         token_source = await world.token_source()

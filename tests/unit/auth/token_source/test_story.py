@@ -1,4 +1,4 @@
-"""Two processes on one login, through any story of faults: what must hold always, holds."""
+"""Invariants of two processes with one login, through any sequence of faults."""
 
 from __future__ import annotations
 
@@ -40,28 +40,28 @@ class Story(RuleBasedStateMachine):
         self.callers: list[asyncio.Task[None]] = []
         self.wrong: list[str] = []
         self.clock_went_back = False
-        # Set once a token may be in one memory only, or its answer was lost: then a login may die.
+        # Set once a token may be in one memory only, or its answer was lost: then a login may be lost.
         self.excused = False
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
-        async def to_rest() -> None:
+        async def settle() -> None:
             await work
             await self.world.clock.settle()
 
-        self.runner.run(to_rest())
+        self.runner.run(settle())
 
     @initialize(logged_in=st.booleans())
-    def begin(self, logged_in: bool) -> None:
+    def start(self, logged_in: bool) -> None:
         self.world = World()
 
-        async def begin() -> None:
+        async def open_sources() -> None:
             if logged_in:
                 await self._log_in()
-            self.brokers = [await self.world.token_source(), await self.world.token_source()]
+            self.sources = [await self.world.token_source(), await self.world.token_source()]
 
-        self.run(begin())
+        self.run(open_sources())
 
-    # --- what happens -----------------------------------------------------------------
+    # --- events --------------------------------------------------------------------------
 
     @rule(by_s=st.sampled_from([0.3, 1.0, 5.0, 31.0, 299.0, 900.0, 3300.0, 3601.0]))
     def time_passes(self, by_s: float) -> None:
@@ -76,16 +76,16 @@ class Story(RuleBasedStateMachine):
     def requests_come(self, who: int, times: int) -> None:
         async def ask() -> None:
             for _ in range(times):
-                self.callers.append(asyncio.create_task(self._get(self.brokers[who])))
+                self.callers.append(asyncio.create_task(self._get(self.sources[who])))
 
         self.run(ask())
 
     @rule(who=WHO, number=st.integers(1, 6))
     def a_token_is_rejected(self, who: int, number: int) -> None:
         async def ask() -> None:
-            login = self.brokers[who].state().login
+            login = self.sources[who].state().login
             token = login.token if login and number > 2 else Token(Secret(f"access-{number}"), 0.0, 1.0)
-            self.callers.append(asyncio.create_task(self._replace(self.brokers[who], token)))
+            self.callers.append(asyncio.create_task(self._replace(self.sources[who], token)))
 
         self.run(ask())
 
@@ -129,11 +129,11 @@ class Story(RuleBasedStateMachine):
         self.world.store.mend()
 
     @rule()
-    def somebody_logs_in(self) -> None:
+    def a_person_logs_in(self) -> None:
         self.run(self._log_in())
 
     @rule()
-    def somebody_logs_out(self) -> None:
+    def a_person_logs_out(self) -> None:
         async def log_out() -> None:
             if self.world.endpoint.in_flight == 0:  # a logout waits for the lock
                 await self.world.store.delete("default")
@@ -144,15 +144,15 @@ class Story(RuleBasedStateMachine):
     @rule(who=WHO)
     def a_process_restarts(self, who: int) -> None:
         async def restart() -> None:
-            await self.brokers[who].aclose()
-            self.brokers[who] = await self.world.token_source()
+            await self.sources[who].aclose()
+            self.sources[who] = await self.world.token_source()
 
         self.run(restart())
 
-    # --- what must hold ---------------------------------------------------------------
+    # --- invariants ----------------------------------------------------------------------
 
     @invariant()
-    def nobody_got_what_nobody_may_get(self) -> None:
+    def every_caller_got_a_valid_token_or_an_error(self) -> None:
         assert self.wrong == []
 
     @invariant()
@@ -181,19 +181,19 @@ class Story(RuleBasedStateMachine):
             self.runner.close()
 
     async def _end_well(self) -> None:
-        """When everything works again a login that the server still honours works, and nothing goes on."""
+        """Check that a login that the server still honours works again, and that no task is left."""
         world = self.world
         world.store.mend()
         world.endpoint.plan, world.endpoint.always = [], None
         world.endpoint.gate.set()
         await world.clock.advance(400)
-        for token_source in self.brokers:
+        for token_source in self.sources:
             await token_source.check_store()
             await world.clock.settle()
         stored = await world.store.load("default")
         if stored is not None and login_problem(stored, world.app) is None:
             assert self.excused or stored.refresh_token == Secret(str(world.endpoint.live))
-            for token_source in self.brokers:
+            for token_source in self.sources:
                 self._judge(await token_source.get())
                 assert not token_source.state().unsaved
         elif stored is not None:
@@ -202,10 +202,10 @@ class Story(RuleBasedStateMachine):
         assert self.wrong == []
         await world.aclose(most_naps=200)
 
-    # --- how --------------------------------------------------------------------------
+    # --- helpers -------------------------------------------------------------------------
 
     def _tries(self, token: str) -> int:
-        """How often a token may have been presented: once, and once for each failure of the endpoint."""
+        """Return how often a token may have been sent: once, and once for each failure of the endpoint."""
         return self.world.endpoint.failed.count(token) + 1
 
     async def _log_in(self) -> None:
@@ -239,7 +239,7 @@ class Story(RuleBasedStateMachine):
         name = token.value.reveal()
         if token.remaining_s(clock.time()) <= 0:
             self.wrong.append(f"{name} had expired by the wall clock")
-        # A process that starts after the wall clock was set back can't know better than that clock.
+        # A process that starts after the wall clock was set back has only that clock.
         if clock.monotonic() >= self.world.endpoint.dies_at[name] and not self.clock_went_back:
             self.wrong.append(f"{name} had expired by the monotonic clock")
 
