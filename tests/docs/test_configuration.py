@@ -1,4 +1,4 @@
-"""The settings are documented where people look: the example file, the schema and the README agree."""
+"""The settings are documented where people look: the example file, the schema and the reference agree."""
 
 from __future__ import annotations
 
@@ -134,12 +134,11 @@ def test_the_starter_file_is_valid(tmp_path: Path) -> None:
     assert list(load_settings(path, ENVIRON).accounts) == ["default"]
 
 
-def test_the_readme_names_every_key_and_no_other() -> None:
-    """The README's table under "Configuration" lists each key, dotted (`pacing.rate`), exactly once."""
-    readme = ROOT / "README.md"
-    assert readme.is_file(), "README.md is missing"
-    match = re.search(r"(?ms)^## Configuration$(.*?)(?=^## |\Z)", readme.read_text("utf-8"))
-    assert match, "README.md has no section '## Configuration'"
+def test_the_reference_lists_every_key_and_no_other() -> None:
+    """The table under "Keys" in docs/configuration.md lists each key, dotted (`pacing.rate`), exactly once."""
+    reference = ROOT / "docs" / "configuration.md"
+    match = re.search(r"(?ms)^## Keys$(.*?)(?=^## |\Z)", reference.read_text("utf-8"))
+    assert match, "docs/configuration.md has no section '## Keys'"
     first_cells = re.findall(r"(?m)^\|([^|]*)\|", match[1])
     named = [name for cell in first_cells for name in re.findall(r"`([a-z_.]+)`", cell)]
     assert sorted(named) == sorted(_schema_keys())
