@@ -135,7 +135,7 @@ def test_the_starter_file_is_valid(tmp_path: Path) -> None:
 
 
 def test_the_reference_lists_every_key_and_no_other() -> None:
-    """The table under "Keys" in docs/configuration.md lists each key, dotted (`pacing.rate`), exactly once."""
+    """The table under "Keys" in docs/configuration.md lists each key (`pacing.rate`) exactly once."""
     reference = ROOT / "docs" / "configuration.md"
     match = re.search(r"(?ms)^## Keys$(.*?)(?=^## |\Z)", reference.read_text("utf-8"))
     assert match, "docs/configuration.md has no section '## Keys'"
