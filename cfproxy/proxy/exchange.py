@@ -1,7 +1,7 @@
 """Handles one request from the access checks to the log line.
 
 Invariants:
-1. Once an answer has begun, nothing else is sent to the client: an answer that can't be completed is cut.
+1. Once a response has begun, nothing else is sent to the client: one that can't be completed is cut.
 2. Each request is logged once, without its query, headers or body.
 3. A request that has been sent ends with the settings it was admitted with, whatever is reloaded meanwhile.
 """
@@ -30,12 +30,11 @@ from cfproxy.proxy.request_body import ReplayableBody
 from cfproxy.proxy.request_headers import check_fields, forwardable_trailers
 from cfproxy.proxy.request_id import REQUEST_ID, parse_request_ids
 from cfproxy.proxy.response_headers import build_response_headers
-from cfproxy.proxy.retry import ForwardResult, PendingRequest, Timings
+from cfproxy.proxy.retry import Forwarding
 from cfproxy.server.connection import ClientConnection
 from cfproxy.server.problem_details import render_problem
 from cfproxy.server.request import Request
 from cfproxy.server.response import Response
-from cfproxy.upstream.client import UpstreamResponse
 from cfproxy.upstream.request import Call
 
 _TOO_LARGE = b'cfproxy; received-status=401; details="request body too large to replay after the 401"'
@@ -47,7 +46,7 @@ def build_connection(listener: AccountServer) -> ClientConnection:
 
 
 class Exchange:
-    """One request and its answer.
+    """One request and its response (see `server.request.RequestHandler`).
 
     Args:
         listener: the server whose listener received the request.
@@ -55,7 +54,6 @@ class Exchange:
     """
 
     _admission: Admission  # set by `_admit`
-    _timings: Timings  # set before the request is recorded
 
     def __init__(self, listener: AccountServer, request: Request) -> None:
         self._started_at = time.perf_counter()
@@ -69,8 +67,7 @@ class Exchange:
         self._request_id = self._ids.client_id or listener.make_request_id()
         self._body: ReplayableBody | None = None
         self._call: Call | None = None
-        self._pending: PendingRequest | None = None
-        self._result: ForwardResult | None = None
+        self._forwarding: Forwarding | None = None
 
     def start_now(self) -> bool:
         """Forward the request without a task, if nothing has to be awaited.
@@ -83,27 +80,25 @@ class Exchange:
             return False
         try:
             self._call = self._admit()
-            self._pending = self._account.forwarder.send_now(self._call, self._on_answer)
+            self._forwarding = self._account.forwarder.send_now(self._call, self._on_response)
         except Exception:  # noqa: BLE001 - `run` meets it again and reports it
             return False
-        if self._pending is None:
-            return False
-        self._note_started()
-        return True
+        if self._forwarding is not None:
+            self._note_started()
+        return self._forwarding is not None
 
     def cancel(self) -> None:
-        """End what `start_now` has started, without an answer."""
-        if self._pending is not None:
-            self._pending.answer.close()
-            self._timings = Timings(upstream_s=time.perf_counter() - self._pending.sent_at)
+        """End what `start_now` has started, without a response."""
+        if self._forwarding is not None:
+            self._forwarding.response.close()
+            self._forwarding.upstream_s = time.perf_counter() - self._forwarding.sent_at
             self._finish(None)
 
     async def run(self) -> bool:
-        """Answer the request, or go on from `start_now`; return whether the connection stays open."""
+        """Respond to the request, or go on from `start_now`; return whether the connection stays open."""
         listener, response = self._listener, self._response
         error: CfproxyError | None = None
-        self._timings = Timings()
-        if self._pending is None:  # settings may have been reloaded since `start_now`
+        if self._forwarding is None:  # settings may have been reloaded since `start_now`
             self._account = listener
             self._listener_settings = self._settings = listener.settings
         listener.request_started(self._request.connection)
@@ -121,7 +116,7 @@ class Exchange:
             if response.started:
                 response.abort()
             raise
-        except Exception as fault:  # a bug; the client must get an answer all the same
+        except Exception as fault:  # a bug; the client must get a response all the same
             self._listener.log.exception("request.crashed", request_id=self._request_id, exc_info=fault)
             error = CfproxyError("an internal fault; the log has it under request.crashed")
             response.close_after()
@@ -129,44 +124,41 @@ class Exchange:
         finally:
             if self._body is not None:
                 self._body.close()
-            if self._result is not None:
-                await self._result.answer.aclose()
+            if self._forwarding is not None and self._forwarding.done:
+                await self._forwarding.response.aclose()
             self._finish(error)
             error = None  # its traceback refers to this frame
         return response.keep_alive and not listener.draining
 
     async def _forward(self) -> None:
-        call, pending = self._call, self._pending
-        if call is None or pending is None:
-            call, pending = self._admit(), None
-        self._note_started()
-        forwarder = self._account.forwarder if pending is None else pending.forwarder
-        result = await forwarder.send(call, self._admission.flow, self._timings, pending=pending)
-        self._result = result
+        call, state = self._call, self._forwarding
+        if call is None or state is None:
+            call = self._admit()
+            state = self._forwarding = Forwarding(self._account.forwarder)
+            self._note_started()
+        await state.forwarder.send(call, self._admission.flow, state)
         if self._body is not None:
             self._body.stop_copying()
-        self._account.failure = None
-        answer, response = self._start_response(result), self._response
+        self._start_response(state)
+        upstream, response = state.response, self._response
         await response.drain()
-        if not answer.body.exhausted:  # most answers have arrived completely by now
-            while piece := await answer.body.read():
-                await response.write(piece)
-        response.finish(forwardable_trailers(answer.body.trailers, answer.head.raw_headers))
-        await answer.finish_upload()
+        if not upstream.body.exhausted:  # most responses have arrived completely by now
+            while data := await upstream.body.read():
+                await response.write(data)
+        response.finish(forwardable_trailers(upstream.body.trailers, upstream.head.raw_headers))
+        await upstream.finish_upload()
 
-    def _on_answer(self) -> None:
-        """Relay the answer to what `start_now` has sent, or start a task that does."""
-        pending, response, connection = self._pending, self._response, self._request.connection
-        assert pending is not None  # noqa: S101 - set by `start_now`
-        result = None if connection.writing_paused else pending.result()
-        if result is None:
+    def _on_response(self) -> None:
+        """Relay the response to what `start_now` has sent, or start a task that does."""
+        state, response, connection = self._forwarding, self._response, self._request.connection
+        assert state is not None  # noqa: S101 - set by `start_now`
+        if connection.writing_paused or not state.try_finish():
             connection.start_task()
             return
-        self._result, self._timings = result, result.timings
-        self._account.failure = None
+        upstream = state.response
         try:
-            answer = self._start_response(result)
-            response.finish(forwardable_trailers(answer.body.trailers, answer.head.raw_headers))
+            self._start_response(state)
+            response.finish(forwardable_trailers(upstream.body.trailers, upstream.head.raw_headers))
         except ConnectionError:
             response.abort()  # the client left
         except Exception as fault:
@@ -177,7 +169,7 @@ class Exchange:
             self._listener.log.exception("request.crashed", request_id=self._request_id, exc_info=fault)
         keep_alive = False
         try:
-            pending.answer.close()
+            upstream.close()
             self._finish(None)
             keep_alive = response.keep_alive and not self._listener.draining
         finally:
@@ -189,7 +181,7 @@ class Exchange:
             self._account.request_started(self._request.connection)
 
     def _finish(self, error: CfproxyError | None) -> None:
-        self._call = self._pending = None  # they refer to this exchange: avoid a reference cycle
+        self._call = None  # it refers to this exchange: avoid a reference cycle
         connection = self._request.connection
         # Recording later, together with other requests', takes half the time that it takes in between.
         connection.loop.call_soon(self._record, error, time.perf_counter() - self._started_at)
@@ -219,7 +211,7 @@ class Exchange:
         )
 
     def _answer_preflight(self) -> bool:
-        """Answer the request if it is a preflight from a listed origin; return whether it was."""
+        """Respond to a preflight from a listed origin; return whether the request is one."""
         request, settings = self._request, self._listener_settings
         headers, rules = request.fields.raw, settings.rules
         origin = preflight_origin(request.method, headers, rules.origins) if rules.origins else None
@@ -235,15 +227,16 @@ class Exchange:
     # --- the response ---------------------------------------------------------------------
 
     def _relay_interim(self, status: int, reason: bytes, headers: RawHeaders) -> None:
-        """Relay an interim answer (1xx)."""
+        """Relay an interim response (1xx)."""
         headers = build_response_headers(headers, self._settings.origin, self._admission.caller_url)
         with contextlib.suppress(ConnectionError):  # the connection reports a client that left
             self._response.send_interim(status, reason, headers)
 
-    def _start_response(self, result: ForwardResult) -> UpstreamResponse:
-        """Write the head of an answer, and as much of its body as has arrived."""
-        answer, settings, admission = result.answer, self._settings, self._admission
-        head = answer.head
+    def _start_response(self, state: Forwarding) -> None:
+        """Write the head of the upstream's response, and as much of its body as has arrived."""
+        upstream, settings, admission = state.response, self._settings, self._admission
+        self._account.failure = None
+        head = upstream.head
         headers = build_response_headers(
             head.raw_headers,
             settings.origin,
@@ -251,20 +244,19 @@ class Exchange:
             trailers=head.chunked,
             request_id=self._request_id.encode("ascii") if settings.sends_id else None,
         )
-        if result.too_large:
+        if state.too_large:
             headers.append((b"Proxy-Status", _TOO_LARGE))
         if settings.server_timing:
-            headers.append((b"Server-Timing", result.timings.render()))
+            headers.append((b"Server-Timing", state.render_timings()))
         if origins := self._listener_settings.rules.origins:
             headers = with_cors(headers, admission.web_origin, origins)
         if self._listener.draining:
             self._response.close_after()
-        first = answer.body.read_available()
+        first = upstream.body.read_available()
         self._response.start(head.status, head.reason, headers, first, sized=head.length is not None)
-        return answer
 
     def _refuse(self, error: CfproxyError) -> None:
-        """Answer with a problem document, or cut the connection if an answer has begun."""
+        """Send a problem document, or cut the connection if a response has begun."""
         if self._response.started:
             self._response.abort()
             return
@@ -288,20 +280,23 @@ class Exchange:
     # --- metrics and log ------------------------------------------------------------------
 
     def _record(self, error: CfproxyError | None, total_s: float) -> None:
-        request, response, result, timings = self._request, self._response, self._result, self._timings
+        request, response, state = self._request, self._response, self._forwarding
+        result = state if state is not None and state.done else None
         method = request.method.decode("ascii", "backslashreplace")
         path = _loggable_path(request.target)
         problem = error.slug if error is not None else "" if response.complete else "client-left"
-        waits: tuple[float | None, ...] = (timings.queued_s, timings.token_s, timings.upstream_s)
-        if result is None:  # a stage that was not reached has no duration
-            waits = tuple(seconds or None for seconds in waits)
+        durations: tuple[float | None, ...] = (None, None, None)
+        if state is not None:
+            durations = (state.queued_s, state.token_s, state.upstream_s)
+            if result is None:  # a stage that was not reached has no duration
+                durations = tuple(seconds or None for seconds in durations)
         self._settings.record(
             method,
             path,
             response.status,
             problem,
             total_s,
-            *waits,
+            *durations,
             0 if self._body is None else self._body.received_bytes,
             response.body_bytes,
             result is not None and result.retried,
@@ -321,8 +316,8 @@ class Exchange:
         if (trace_id := self._ids.trace_id) is not None:
             event["trace_id"] = trace_id
         if result is not None:
-            if timings.queued_s:
-                event["queued_ms"] = round(timings.queued_s * 1000, 1)
+            if result.queued_s:
+                event["queued_ms"] = round(result.queued_s * 1000, 1)
             if result.retried:
                 event["retried"] = True
             if result.postponed:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cfproxy.auth.models import Token
 from cfproxy.auth.token_source import TokenSource
@@ -30,65 +30,47 @@ RETURNING_S = 1e-9  # tells the queue that a request has been queued before, eve
 
 
 @dataclass(slots=True)
-class Timings:
-    """Where a request spent its time, all attempts together.
+class Forwarding:
+    """The state of one request that is forwarded.
 
     Args:
-        queued_s: seconds waiting for slots.
-        token_s: seconds waiting for tokens.
-        upstream_s: seconds from sending to the head of the answer.
-    """
-
-    queued_s: float = 0.0
-    token_s: float = 0.0
-    upstream_s: float = 0.0
-
-    def render(self) -> bytes:
-        """Return the value of `Server-Timing` (W3C Server Timing §3), in milliseconds."""
-        parts = (("queue", self.queued_s), ("token", self.token_s), ("upstream", self.upstream_s))
-        return ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in parts).encode()
-
-
-@dataclass(slots=True)
-class ForwardResult:
-    """The final answer to a forwarded request.
-
-    Args:
-        answer: to be relayed and closed by the caller.
-        timings: of all attempts.
+        forwarder: sends and retries it, whatever is reloaded meanwhile.
+        sent_at: when the latest attempt was sent, on the clock of `time.perf_counter`; 0 before the first.
+        done: whether the response is final.
+        queued_s, token_s: seconds spent waiting for slots and for tokens, all attempts together.
+        upstream_s: seconds from sending to the head of the response, all attempts together.
         retried: whether the request was retried with another token after a 401.
         postponed: how often it was retried after a 429 or 503.
         too_large: whether a 401 was not retried because the body was too large to be replayed.
+
+    Attributes:
+        token: sent with the latest attempt.
+        response: to the latest attempt; to be relayed and closed by the caller when it is final.
     """
 
-    answer: UpstreamResponse
-    timings: Timings
+    forwarder: Forwarder
+    sent_at: float = 0.0
+    done: bool = False
+    queued_s: float = 0.0
+    token_s: float = 0.0
+    upstream_s: float = 0.0
     retried: bool = False
     postponed: int = 0
     too_large: bool = False
+    token: Token = field(init=False)
+    response: UpstreamResponse = field(init=False)
 
+    def try_finish(self) -> bool:
+        """Return whether the response has arrived and is final; if not, `Forwarder.send` must go on."""
+        if self.response.arrived() and self.response.status not in _RETRYABLE:
+            self.done = True
+            self.upstream_s = time.perf_counter() - self.sent_at
+        return self.done
 
-@dataclass(slots=True)
-class PendingRequest:
-    """A request sent by `Forwarder.send_now` that no task waits for.
-
-    Args:
-        token: sent with it.
-        answer: still to come.
-        sent_at: on the clock of `time.perf_counter`.
-        forwarder: that sent it; it also retries it, whatever was reloaded meanwhile.
-    """
-
-    token: Token
-    answer: UpstreamResponse
-    sent_at: float
-    forwarder: Forwarder
-
-    def result(self) -> ForwardResult | None:
-        """Return the result if the answer is complete and final; None if `Forwarder.send` must go on."""
-        if not self.answer.arrived() or self.answer.status in _RETRYABLE:
-            return None
-        return ForwardResult(self.answer, Timings(0.0, 0.0, time.perf_counter() - self.sent_at))
+    def render_timings(self) -> bytes:
+        """Return the value of `Server-Timing` (W3C Server Timing §3), in milliseconds."""
+        parts = (("queue", self.queued_s), ("token", self.token_s), ("upstream", self.upstream_s))
+        return ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in parts).encode()
 
 
 class Forwarder:
@@ -120,121 +102,113 @@ class Forwarder:
         self._retry_too_many = retry_too_many
         self._now = now
 
-    def send_now(self, call: Call, on_answer: Callable[[], None]) -> PendingRequest | None:
+    def send_now(self, call: Call, on_response: Callable[[], None]) -> Forwarding | None:
         """Send `call` if it has no body and a token, a slot and a connection are available, as is usual.
 
         Args:
             call: the request.
-            on_answer: called when the answer's head has arrived, or will not arrive.
+            on_response: called when the head of the response has arrived, or will not arrive.
 
         Returns:
-            the pending request; None if nothing was sent.
+            the state of the request; None if nothing was sent.
         """
         token = self._source.current() if call.body is None else None
         if token is None:
             return None
-        answer = self._upstream.try_send_now(call, token, self._fair_queue.try_acquire, on_answer)
-        return None if answer is None else PendingRequest(token, answer, time.perf_counter(), self)
+        acquire_slot = self._fair_queue.try_acquire
+        response = self._upstream.try_send_now(call, token, acquire_slot, on_response)
+        if response is None:
+            return None
+        state = Forwarding(self, time.perf_counter())
+        state.token, state.response = token, response
+        return state
 
-    async def send(
-        self,
-        call: Call,
-        flow: Hashable,
-        timings: Timings | None = None,
-        *,
-        pending: PendingRequest | None = None,
-    ) -> ForwardResult:
-        """Send `call`, retry it where that helps, and return the last answer.
+    async def send(self, call: Call, flow: Hashable, state: Forwarding) -> None:
+        """Send `call`, and retry it where that helps.
 
         Args:
             call: the request.
             flow: its flow in the fair queue.
-            timings: updated even if there is no answer.
-            pending: the first attempt, if `send_now` has sent it.
+            state: of the request, new or from `send_now`; updated even if an error is raised.
 
         Raises:
             what `TokenSource.get`, `FairQueue.acquire` and `UpstreamClient.send` raise
         """
-        timings, started_at = Timings() if timings is None else timings, time.perf_counter()
-        try:
-            token = await self._token_and_slot(flow, timings) if pending is None else pending.token
-        except QueueRefusal:
-            timings.queued_s = time.perf_counter() - started_at - timings.token_s
-            raise
-        result = ForwardResult(await self._attempt(call, token, timings, pending), timings)
-        while result.answer.status in _RETRYABLE:
-            next_token = await self._token_for_retry(result, call, flow, token)
-            if next_token is None:
-                break
-            token = next_token
+        if state.sent_at:
+            await self._attempt(call, state, state.response)
+        else:
+            started_at = time.perf_counter()
+            try:
+                await self._acquire(flow, state)
+            except QueueRefusal:
+                state.queued_s = time.perf_counter() - started_at - state.token_s
+                raise
+            await self._attempt(call, state)
+        while state.response.status in _RETRYABLE and await self._acquire_for_retry(call, flow, state):
             if call.body is not None:
                 call.body.restart()
-            result.answer = await self._attempt(call, token, timings)
-        return result
+            await self._attempt(call, state)
+        state.done = True
 
-    async def _attempt(
-        self, call: Call, token: Token, timings: Timings, pending: PendingRequest | None = None
-    ) -> UpstreamResponse:
-        sent_at = time.perf_counter() if pending is None else pending.sent_at
+    async def _attempt(self, call: Call, state: Forwarding, pending: UpstreamResponse | None = None) -> None:
+        if pending is None:
+            state.sent_at = time.perf_counter()
         try:
-            return await self._upstream.send(call, token, None if pending is None else pending.answer)
+            state.response = await self._upstream.send(call, state.token, pending)
         finally:
-            timings.upstream_s += time.perf_counter() - sent_at
+            state.upstream_s += time.perf_counter() - state.sent_at
 
-    async def _token_for_retry(
-        self, result: ForwardResult, call: Call, flow: Hashable, token: Token
-    ) -> Token | None:
-        """Return the token for a retry, whose slot is taken; None if the answer is final."""
+    async def _acquire_for_retry(self, call: Call, flow: Hashable, state: Forwarding) -> bool:
+        """Acquire a token and a slot for a retry; return False if the response is final."""
         try:
-            if result.answer.status == 401:
-                return await self._after_unauthorized(result, call, flow, token)
-            return await self._after_too_many(result, call, flow)
+            if state.response.status == 401:
+                return await self._after_unauthorized(call, flow, state)
+            return await self._after_too_many(call, flow, state)
         except BaseException:
-            await result.answer.aclose()
+            await state.response.aclose()
             raise
 
-    async def _after_unauthorized(
-        self, result: ForwardResult, call: Call, flow: Hashable, token: Token
-    ) -> Token | None:
-        if result.retried:
-            self._source.distrust(token)
-            return None
+    async def _after_unauthorized(self, call: Call, flow: Hashable, state: Forwarding) -> bool:
+        if state.retried:
+            self._source.distrust(state.token)
+            return False
         if not self._retry_unauthorized:
-            return None
+            return False
         if call.body is not None and not call.body.replayable:
-            result.too_large = True
-            return None
+            state.too_large = True
+            return False
         started_at = time.perf_counter()
-        fresh = await self._source.replace(token)
-        result.timings.token_s += time.perf_counter() - started_at
-        if fresh.value == token.value:
-            return None  # there is no other token to try
-        result.retried = True
-        await result.answer.aclose()
-        return await self._token_and_slot(flow, result.timings, returning=True)
+        fresh = await self._source.replace(state.token)
+        state.token_s += time.perf_counter() - started_at
+        if fresh.value == state.token.value:
+            return False  # there is no other token to try
+        state.retried = True
+        await state.response.aclose()
+        await self._acquire(flow, state, returning=True)
+        return True
 
-    async def _after_too_many(self, result: ForwardResult, call: Call, flow: Hashable) -> Token | None:
-        status = result.answer.status
-        asked_s = retry_after_s(result.answer.head.raw_headers, self._now())
+    async def _after_too_many(self, call: Call, flow: Hashable, state: Forwarding) -> bool:
+        status = state.response.status
+        asked_s = retry_after_s(state.response.head.raw_headers, self._now())
         if status == 503 and asked_s is None:
-            return None  # out of service rather than overloaded
+            return False  # out of service rather than overloaded
         pause_s = RETRY_AFTER_DEFAULT_S if asked_s is None else min(asked_s, RETRY_AFTER_MAX_S)
         self._fair_queue.throttle(pause_s, step_down=status == 429)
         # A 429 was not processed; a 503 may have been (RFC 9110 §9.2.2, RFC 6585 §4).
         repeatable = status == 429 or call.idempotent
         replayable = call.body is None or call.body.replayable
-        if not (self._retry_too_many and repeatable and replayable) or result.postponed == POSTPONED_MAX:
-            return None
+        if not (self._retry_too_many and repeatable and replayable) or state.postponed == POSTPONED_MAX:
+            return False
         try:
-            token = await self._token_and_slot(flow, result.timings, returning=True)
+            await self._acquire(flow, state, returning=True)
         except QueueRefusal:
-            return None  # not within `max_wait`: the upstream's own answer is the most useful one
-        await result.answer.aclose()
-        result.postponed += 1
-        return token
+            return False  # not within `max_wait`: the upstream's own response is the most useful one
+        await state.response.aclose()
+        state.postponed += 1
+        return True
 
-    async def _token_and_slot(self, flow: Hashable, timings: Timings, *, returning: bool = False) -> Token:
-        """Wait for a slot, and return a token that is valid at that instant.
+    async def _acquire(self, flow: Hashable, state: Forwarding, *, returning: bool = False) -> None:
+        """Wait for a slot, and for a token that is valid at that instant.
 
         The token is awaited first, so that requests that can't be authorized don't queue. A request that
         then has to wait for another token has missed its slot and takes a new one. A token that was merely
@@ -242,24 +216,24 @@ class Forwarder:
 
         Args:
             flow: the flow in the fair queue.
-            timings: updated with the time spent waiting.
+            state: gets the token, and the time spent waiting.
             returning: whether the request has used a slot before.
         """
-        token = await self._get_token(timings)
+        token = await self._get_token(state)
         while True:
-            waited_s = max(timings.queued_s, RETURNING_S) if returning else 0.0
+            waited_s = max(state.queued_s, RETURNING_S) if returning else 0.0
             queued_s = await self._fair_queue.acquire(flow, waited_s)
-            if not queued_s:
-                return token  # no time has passed
-            timings.queued_s += queued_s
-            before_s = timings.token_s
-            current = await self._get_token(timings)
-            if current is token or timings.token_s - before_s < SLOT_VALID_S:
-                return current
+            state.queued_s += queued_s
+            before_s = state.token_s
+            # Without a wait no time has passed, and the token is still the current one.
+            current = await self._get_token(state) if queued_s else token
+            if current is token or state.token_s - before_s < SLOT_VALID_S:
+                state.token = current
+                return
             token, returning = current, True
 
-    async def _get_token(self, timings: Timings) -> Token:
+    async def _get_token(self, state: Forwarding) -> Token:
         started_at = time.perf_counter()
         token = await self._source.get()
-        timings.token_s += time.perf_counter() - started_at
+        state.token_s += time.perf_counter() - started_at
         return token

@@ -63,9 +63,9 @@ async def test_a_client_that_left_leaves_no_timer() -> None:
         [connection] = world.listener.connections
         exchange = connection._handler
         assert isinstance(exchange, Exchange)
-        assert exchange._pending is not None
-        assert isinstance(exchange._pending.answer, UpstreamResponse)
-        upward = exchange._pending.answer.connection
+        assert exchange._forwarding is not None
+        assert isinstance(exchange._forwarding.response, UpstreamResponse)
+        upward = exchange._forwarding.response.connection
         client.abort()
         await until(lambda: _nobody_waits(world) and upward.lost)
         assert connection._timeout._timer is None

@@ -22,7 +22,7 @@ from cfproxy.errors import (
 )
 from cfproxy.pacing.queue import FairQueue
 from cfproxy.proxy.request_body import ReplayableBody
-from cfproxy.proxy.retry import Forwarder, Timings
+from cfproxy.proxy.retry import Forwarder, Forwarding
 from cfproxy.upstream.client import UpstreamClient, UpstreamResponse
 from cfproxy.upstream.request import Call
 from tests.support.proxied import FakePacer, FakeSource, a_body
@@ -30,8 +30,8 @@ from tests.support.proxied import FakePacer, FakeSource, a_body
 GET = Call("GET", b"", None, chunked=False)
 
 
-class FakeAnswer:
-    """An upstream answer that records when it is closed."""
+class FakeResponse:
+    """An upstream response that records when it is closed."""
 
     def __init__(self, status: int, journal: list[str]) -> None:
         self.status = status
@@ -52,7 +52,7 @@ class Scene:
     """A forwarder whose collaborators write one journal.
 
     Args:
-        statuses: of the upstream's answers, in order; an error is raised instead.
+        statuses: of the upstream's responses, in order; an error is raised instead.
     """
 
     def __init__(self, *statuses: int | Exception, retry: bool = True) -> None:
@@ -76,7 +76,7 @@ class Scene:
     ) -> None:
         return None
 
-    async def send(self, call: Call, token: Token, response: UpstreamResponse | None = None) -> FakeAnswer:
+    async def send(self, call: Call, token: Token, response: UpstreamResponse | None = None) -> FakeResponse:
         self.journal.append(f"send {token.value.reveal()}")
         if call.body is not None:
             self.bodies.append(b"")
@@ -92,7 +92,14 @@ class Scene:
         status = self._statuses.pop(0)
         if isinstance(status, Exception):
             raise status
-        return FakeAnswer(status, self.journal)
+        return FakeResponse(status, self.journal)
+
+
+async def forward(scene: Scene, call: Call = GET, flow: str = "me") -> Forwarding:
+    """Forward a request and return what became of it."""
+    state = Forwarding(scene.forwarder)
+    await scene.forwarder.send(call, flow, state)
+    return state
 
 
 def posting(body: ReplayableBody) -> Call:
@@ -105,9 +112,9 @@ def posting(body: ReplayableBody) -> Call:
 async def test_a_token_is_awaited_before_the_slot_and_renewed_after_it() -> None:
     """No request queues without a token, and the one that is sent is current."""
     scene = Scene(200)
-    result = await scene.forwarder.send(GET, "me")
+    result = await forward(scene)
     assert scene.journal == ["get", "slot", "get", "send token-1"]
-    assert (result.answer.status, result.retried, result.timings.queued_s) == (200, False, 0.25)
+    assert (result.response.status, result.retried, result.queued_s) == (200, False, 0.25)
     assert scene.pacer.flows == ["me"]
 
 
@@ -115,14 +122,14 @@ async def test_a_token_replaced_while_waiting_costs_no_second_slot() -> None:
     """A background refresh must not double the waiting time of a long queue."""
     scene = Scene(200)
     scene.pacer.gate.clear()
-    task = asyncio.create_task(scene.forwarder.send(GET, "me"))
+    task = asyncio.create_task(forward(scene))
     while not scene.pacer.waiting:
         await asyncio.sleep(0)
     scene.source.renew()
     scene.pacer.gate.set()
     result = await task
     assert scene.journal == ["get", "slot", "get", "send token-2"]
-    assert result.timings.queued_s == 0.25
+    assert result.queued_s == 0.25
 
 
 async def test_waiting_for_a_token_after_the_slot_takes_another_slot(
@@ -140,9 +147,9 @@ async def test_waiting_for_a_token_after_the_slot_takes_another_slot(
         return await get()
 
     monkeypatch.setattr(scene.source, "get", refresh_after_the_slot)
-    result = await scene.forwarder.send(GET, "me")
+    result = await forward(scene)
     assert scene.journal == ["get", "slot", "get", "slot", "get", "send token-2"]
-    assert result.timings.queued_s == 0.5
+    assert result.queued_s == 0.5
 
 
 @pytest.mark.parametrize("error", [LoginRequired("x"), TokenEndpointUnavailable("x")])
@@ -151,7 +158,7 @@ async def test_without_a_token_nothing_queues_and_nothing_is_sent(error: Cfproxy
     scene = Scene(200)
     scene.source.error = error
     with pytest.raises(type(error)):
-        await scene.forwarder.send(GET, "me")
+        await forward(scene)
     assert scene.journal == ["get"]
 
 
@@ -160,7 +167,7 @@ async def test_without_a_slot_nothing_is_sent() -> None:
     scene = Scene(200)
     scene.pacer.error = QueueFull("x")
     with pytest.raises(QueueFull):
-        await scene.forwarder.send(GET, "me")
+        await forward(scene)
     assert scene.journal == ["get", "slot"]
 
 
@@ -168,12 +175,13 @@ async def test_without_a_slot_nothing_is_sent() -> None:
 async def test_a_failed_request_reports_its_timings(error: CfproxyError) -> None:
     """They show what it waited for."""
     sends = isinstance(error, UpstreamUnreachable)
-    scene, timings = Scene(error if sends else 200), Timings()
+    scene = Scene(error if sends else 200)
+    state = Forwarding(scene.forwarder)
     scene.pacer.error = None if sends else error
     with pytest.raises(type(error)):
-        await scene.forwarder.send(GET, "me", timings)
-    assert timings.queued_s == 0.25 if sends else timings.queued_s > 0
-    assert (timings.upstream_s > 0) == sends
+        await scene.forwarder.send(GET, "me", state)
+    assert state.queued_s == 0.25 if sends else state.queued_s > 0
+    assert (state.upstream_s > 0) == sends
 
 
 # --- the retry after a 401 ----------------------------------------------------------------
@@ -182,7 +190,7 @@ async def test_a_failed_request_reports_its_timings(error: CfproxyError) -> None
 async def test_a_401_is_retried_with_a_new_token_and_a_new_slot() -> None:
     """The first answer's connection is released before the wait, and the client gets the second answer."""
     scene = Scene(401, 200)
-    result = await scene.forwarder.send(GET, "me")
+    result = await forward(scene)
     assert scene.journal[3:] == [
         "send token-1",
         "replace token-1",
@@ -192,27 +200,27 @@ async def test_a_401_is_retried_with_a_new_token_and_a_new_slot() -> None:
         "get",
         "send token-2",
     ]
-    assert (result.answer.status, result.retried, result.timings.queued_s) == (200, True, 0.5)
+    assert (result.response.status, result.retried, result.queued_s) == (200, True, 0.5)
 
 
 async def test_the_retry_sends_the_token_that_is_current_then() -> None:
     """Not one that was replaced while the retry waited."""
     scene = Scene(401, 200)
     scene.after_send = scene.pacer.gate.clear
-    task = asyncio.create_task(scene.forwarder.send(GET, "me"))
+    task = asyncio.create_task(forward(scene))
     while not scene.pacer.waiting:
         await asyncio.sleep(0)
     scene.source.renew()
     scene.pacer.gate.set()
-    assert (await task).answer.status == 200
+    assert (await task).response.status == 200
     assert scene.journal[-4:] == ["get", "slot", "get", "send token-3"]
 
 
 async def test_a_second_401_passes_and_is_reported() -> None:
     """With two tokens refused the token is not the cause, so there is no further retry."""
     scene = Scene(401, 401)
-    result = await scene.forwarder.send(GET, "me")
-    assert (result.answer.status, result.retried) == (401, True)
+    result = await forward(scene)
+    assert (result.response.status, result.retried) == (401, True)
     assert scene.journal[-2:] == ["send token-2", "distrust token-2"]
     assert "close 401" in scene.journal[:-2]
 
@@ -220,8 +228,8 @@ async def test_a_second_401_passes_and_is_reported() -> None:
 async def test_with_retry_off_a_401_passes() -> None:
     """`retry.unauthorized: false` passes each 401 to the client and keeps the token."""
     scene = Scene(401, retry=False)
-    result = await scene.forwarder.send(GET, "me")
-    assert result.answer.status == 401
+    result = await forward(scene)
+    assert result.response.status == 401
     assert scene.journal == ["get", "slot", "get", "send token-1"]
 
 
@@ -229,7 +237,7 @@ async def test_with_retry_off_a_401_passes() -> None:
 async def test_no_other_status_is_retried(status: int) -> None:
     """Only a 401 can be due to the token; for 429 see test_too_many_requests.py."""
     scene = Scene(status)
-    assert (await scene.forwarder.send(GET, "me")).answer.status == status
+    assert (await forward(scene)).response.status == status
     assert scene.journal[-1] == "send token-1"
 
 
@@ -237,8 +245,8 @@ async def test_a_401_passes_if_there_is_no_other_token() -> None:
     """When `replace` returns the rejected token, a retry would only repeat the request."""
     scene = Scene(401)
     scene.source.stuck = True
-    result = await scene.forwarder.send(GET, "me")
-    assert (result.answer.status, result.retried, result.too_large) == (401, False, False)
+    result = await forward(scene)
+    assert (result.response.status, result.retried, result.too_large) == (401, False, False)
     assert scene.journal[-1] == "replace token-1"
 
 
@@ -247,7 +255,7 @@ async def test_a_failed_replacement_closes_the_first_answer() -> None:
     scene = Scene(401)
     scene.source.replace_error = LoginRequired("x")
     with pytest.raises(LoginRequired):
-        await scene.forwarder.send(GET, "me")
+        await forward(scene)
     assert scene.journal[-1] == "close 401"
 
 
@@ -256,7 +264,7 @@ async def test_a_client_that_leaves_during_the_replacement_leaks_nothing() -> No
     scene = Scene(401)
     scene.source.replace_error = asyncio.CancelledError()
     with pytest.raises(asyncio.CancelledError):
-        await scene.forwarder.send(GET, "me")
+        await forward(scene)
     assert scene.journal[-1] == "close 401"
 
 
@@ -264,7 +272,7 @@ async def test_an_upstream_failure_is_not_retried_here() -> None:
     """Only the HTTP client knows whether a failed request may be repeated."""
     scene = Scene(UpstreamUnreachable("x"))
     with pytest.raises(UpstreamUnreachable):
-        await scene.forwarder.send(GET, "me")
+        await forward(scene)
     assert scene.journal[-1] == "send token-1"
 
 
@@ -272,7 +280,7 @@ async def test_the_retry_sends_the_whole_body_again() -> None:
     """From its first byte, whatever the first attempt read."""
     scene = Scene(401, 200)
     with closing(a_body(b"ab", b"cd")) as body:
-        await scene.forwarder.send(posting(body), "me")
+        await forward(scene, posting(body))
     assert scene.bodies == [b"abcd", b"abcd"]
 
 
@@ -281,7 +289,7 @@ async def test_after_an_early_401_only_the_retry_reads_the_rest_of_the_body() ->
     scene = Scene(401, 200)
     scene.take_bytes = 2
     with closing(a_body(b"ab", b"cd", b"ef")) as body:
-        await scene.forwarder.send(posting(body), "me")
+        await forward(scene, posting(body))
     assert scene.bodies == [b"ab", b"abcdef"]
 
 
@@ -289,6 +297,6 @@ async def test_a_401_passes_if_the_body_was_too_large_to_replay() -> None:
     """There is no retry, no pointless refresh, and the result says why."""
     scene = Scene(401)
     with closing(a_body(b"abcd", max_bytes=3)) as body:
-        result = await scene.forwarder.send(posting(body), "me")
-    assert (result.answer.status, result.too_large, result.retried) == (401, True, False)
+        result = await forward(scene, posting(body))
+    assert (result.response.status, result.too_large, result.retried) == (401, True, False)
     assert scene.journal[-1] == "send token-1"

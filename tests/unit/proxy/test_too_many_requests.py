@@ -18,7 +18,7 @@ from cfproxy.errors import QueueTimeout, TokenEndpointUnavailable
 from cfproxy.pacing.queue import FairQueue
 from cfproxy.proxy.request_body import ReplayableBody
 from cfproxy.proxy.response_headers import retry_after_s
-from cfproxy.proxy.retry import POSTPONED_MAX, RETRY_AFTER_MAX_S, Forwarder, ForwardResult
+from cfproxy.proxy.retry import POSTPONED_MAX, RETRY_AFTER_MAX_S, Forwarder, Forwarding
 from cfproxy.upstream.client import UpstreamClient, UpstreamResponse
 from cfproxy.upstream.request import Call
 from tests.support.proxied import FakePacer, FakeSource, a_body
@@ -27,7 +27,7 @@ NOW = 1_800_000_000.0
 
 
 class Refusal:
-    """An answer of the upstream.
+    """A response of the upstream.
 
     Args:
         status: its status.
@@ -48,7 +48,7 @@ class Refusal:
 
 
 class Scene:
-    """A forwarder whose upstream gives these answers in order."""
+    """A forwarder whose upstream gives these responses in order."""
 
     def __init__(self, *answers: Refusal, retry: bool = True) -> None:
         self.journal: list[str] = []
@@ -76,8 +76,10 @@ class Scene:
             self.sent.append(await call.body.read())
         return self.answers.pop(0)
 
-    async def ask(self, method: str = "GET", body: ReplayableBody | None = None) -> ForwardResult:
-        return await self.forwarder.send(Call(method, b"", body, chunked=False), "flow")
+    async def ask(self, method: str = "GET", body: ReplayableBody | None = None) -> Forwarding:
+        state = Forwarding(self.forwarder)
+        await self.forwarder.send(Call(method, b"", body, chunked=False), "flow", state)
+        return state
 
     def source_fails_after_a_429(self) -> None:
         def throttle(_pause_s: float, *, step_down: bool) -> None:
@@ -96,7 +98,7 @@ async def test_a_429_pauses_all_requests_and_is_retried(method: str) -> None:
     first = Refusal(429, "3")
     scene = Scene(first, Refusal(200))
     result = await scene.ask(method)
-    assert (result.answer.status, result.postponed, first.closed) == (200, 1, True)
+    assert (result.response.status, result.postponed, first.closed) == (200, 1, True)
     assert scene.pauses == ["3 slower"]
     assert scene.journal.count("slot") == 2
 
@@ -127,7 +129,7 @@ async def test_a_request_is_retried_twice_at_most() -> None:
     last = Refusal(429, "1")
     scene = Scene(Refusal(429, "1"), Refusal(429, "1"), last)
     result = await scene.ask()
-    assert cast("object", result.answer) is last
+    assert cast("object", result.response) is last
     assert result.postponed == POSTPONED_MAX
     assert not last.closed
     assert len(scene.pauses) == 3
@@ -138,7 +140,7 @@ async def test_a_429_passes_when_the_wait_would_be_too_long() -> None:
     only = Refusal(429, "200")
     scene = Scene(only)
     result = await scene_with_a_full_queue(scene).ask()
-    assert cast("object", result.answer) is only
+    assert cast("object", result.response) is only
     assert not only.closed
 
 
@@ -158,7 +160,7 @@ def scene_with_a_full_queue(scene: Scene) -> Scene:
 async def test_a_429_passes_if_retries_are_off() -> None:
     """`retry.too_many_requests: false` passes it on; other requests still pause."""
     scene = Scene(Refusal(429, "3"), retry=False)
-    assert (await scene.ask()).answer.status == 429
+    assert (await scene.ask()).response.status == 429
     assert scene.pauses == ["3 slower"]
 
 
@@ -166,14 +168,14 @@ async def test_a_replayable_body_is_sent_again() -> None:
     """The retry carries the same bytes."""
     scene = Scene(Refusal(429), Refusal(201))
     with closing(a_body(b"shoe")) as body:
-        assert (await scene.ask("POST", body)).answer.status == 201
+        assert (await scene.ask("POST", body)).response.status == 201
     assert scene.sent == [b"shoe", b"shoe"]
 
 
 async def test_a_429_passes_if_the_body_is_not_replayable() -> None:
     """A partial body is never sent."""
     scene = Scene(Refusal(429))
-    assert (await scene.ask("POST", a_body(b"shoe", max_bytes=2))).answer.status == 429
+    assert (await scene.ask("POST", a_body(b"shoe", max_bytes=2))).response.status == 429
 
 
 @pytest.mark.parametrize(("method", "status"), [("GET", 200), ("PUT", 200), ("POST", 503), ("PATCH", 503)])
@@ -182,14 +184,14 @@ async def test_a_503_with_retry_after_pauses_and_only_idempotent_requests_are_re
 ) -> None:
     """A 503 may have been processed."""
     scene = Scene(Refusal(503, "2"), Refusal(200))
-    assert (await scene.ask(method)).answer.status == status
+    assert (await scene.ask(method)).response.status == status
     assert scene.pauses == ["2"]
 
 
 async def test_a_503_without_retry_after_is_final() -> None:
     """The server is broken rather than busy."""
     scene = Scene(Refusal(503))
-    assert (await scene.ask()).answer.status == 503
+    assert (await scene.ask()).response.status == 503
     assert scene.pauses == []
 
 
@@ -197,7 +199,7 @@ async def test_a_401_is_still_retried_after_a_429() -> None:
     """The two kinds of retries have separate limits."""
     scene = Scene(Refusal(429), Refusal(401), Refusal(429), Refusal(200))
     result = await scene.ask()
-    assert (result.answer.status, result.retried, result.postponed) == (200, True, 2)
+    assert (result.response.status, result.retried, result.postponed) == (200, True, 2)
     assert scene.journal.count("slot") == 4
 
 
