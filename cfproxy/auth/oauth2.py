@@ -15,6 +15,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -120,18 +121,9 @@ def build_form(client_id: str, client_secret: Secret | None, fields: Fields) -> 
 # --- the replies -------------------------------------------------------------------------
 
 
-def parse_reply(
-    status: int,
-    content_type: str,
-    body: bytes,
-    *,
-    retry_after: str = "",
-    where: str = "the token endpoint",
-) -> TokenReply:
-    """Parse a response of the token endpoint (RFC 6749 §5.1, §5.2).
-
-    An `error` in a 200 counts too. An absurd `expires_in` (not positive, over ten years, not a number) counts
-    as absent: refusing the reply could lose a rotated refresh token.
+@dataclass(frozen=True, slots=True)
+class EndpointResponse:
+    """A response of the token or revocation endpoint.
 
     Args:
         status: the HTTP status.
@@ -139,27 +131,84 @@ def parse_reply(
         body: complete.
         retry_after: the header; a number of seconds, capped at `RETRY_AFTER_MAX_S`.
         where: names the endpoint in messages.
+    """
+
+    status: int
+    content_type: str
+    body: bytes = field(repr=False)
+    retry_after: str = ""
+    where: str = "the token endpoint"
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the status is 2xx."""
+        return 200 <= self.status < 300
+
+    @property
+    def is_client_error(self) -> bool:
+        """Whether the status is 4xx."""
+        return 400 <= self.status < 500
+
+    def parse_object(self) -> dict[str, Any]:
+        """Return the JSON object in the body, {} if there is none."""
+        try:
+            document = json.loads(self.body.decode("utf-8-sig"))
+        except (ValueError, RecursionError):
+            return {}
+        return document if isinstance(document, dict) else {}
+
+    def error(self, what: str = "") -> TokenEndpointUnavailable:
+        """Return the error that says `what` came, or what the status means."""
+        text = f"{self.where} answered {self.status} {what}" if what else self._explain_status()
+        return TokenEndpointUnavailable(text, retry_after_s=self._retry_after_s(), answered=True)
+
+    def _explain_status(self) -> str:
+        text = f"{self.where} answered {self.status}"
+        if 300 <= self.status < 400:
+            return f"{text}; redirects are never followed: check the URL in the configuration"
+        if self.is_success:
+            return f"{text} with an error"
+        if self.is_client_error and self.status != 429:
+            return f"{text} without a known reason: check the URL in the configuration"
+        return f"{text}: try again later"
+
+    def _retry_after_s(self) -> float:
+        # A date (RFC 9110 §10.2.3) would need a clock; the caller's own backoff applies instead.
+        least_s = TokenEndpointUnavailable.retry_after_s
+        value = self.retry_after.strip()
+        if self.status not in {429, 503} or not re.fullmatch(r"[0-9]{1,18}", value):
+            return least_s
+        return max(least_s, min(float(value), RETRY_AFTER_MAX_S))
+
+
+def parse_reply(response: EndpointResponse) -> TokenReply:
+    """Parse a response of the token endpoint (RFC 6749 §5.1, §5.2).
+
+    An `error` in a 200 counts too. An absurd `expires_in` (not positive, over ten years, not a number) counts
+    as absent: refusing the reply could lose a rotated refresh token.
 
     Raises:
         GrantRefused: `invalid_grant`, with one of the `REFUSED_…` words or "" as its description.
         Misconfigured: the app's settings are refused.
         TokenEndpointUnavailable: anything else, with `sent` and `answered` true.
     """
-    document = _read_object(body)
-    if not _is_success(status) or document.get("error"):
-        raise _error(status, document, retry_after, where)
+    document = response.parse_object()
+    if not response.is_success or document.get("error"):
+        raise _refusal(response, document)
     access_token = _text(document.get("access_token"), _VISIBLE)
     token_type = document.get("token_type") or "bearer"
     # RFC 6749 §5.1 requires token_type, yet some servers omit it. Only bearer tokens are usable (§7.1).
     if access_token is None or not isinstance(token_type, str) or token_type.lower() != "bearer":
-        raise TokenEndpointUnavailable(
-            f"{where} answered {status} {_what_instead(content_type, document)}", answered=True
-        )
+        if document:
+            raise response.error("without a usable bearer token: check token_url")
+        if "html" in response.content_type.lower():
+            raise response.error(
+                "with a web page, not a token: check token_url and whatever intercepts the connection"
+            )
+        raise response.error("with something that is not a token: check token_url")
     refresh_token = document.get("refresh_token") or None
     if refresh_token is not None and _text(refresh_token, _VSCHAR) is None:
-        raise TokenEndpointUnavailable(
-            f"{where} answered {status} with an unusable refresh token", answered=True
-        )
+        raise response.error("with an unusable refresh token")
     return TokenReply(
         access_token=Secret(access_token),
         lifetime_s=_lifetime_s(document.get("expires_in")),
@@ -168,109 +217,55 @@ def parse_reply(
     )
 
 
-def parse_revocation(
-    status: int,
-    _content_type: str,
-    body: bytes,
-    *,
-    retry_after: str = "",
-    where: str = "the revocation endpoint",
-) -> bool:
-    """Parse a response of the revocation endpoint (RFC 7009 §2.2); arguments as for `parse_reply`.
-
-    Returns:
-        whether the token was revoked; False if the server can't.
+def parse_revocation(response: EndpointResponse) -> bool:
+    """Return whether a token was revoked, or False if the server can't (RFC 7009 §2.2).
 
     Raises:
         TokenEndpointUnavailable: anything else.
     """
-    if status in {200, 204}:
+    if response.status in {200, 204}:
         return True
-    error = _read_object(body).get("error")
-    if status in {404, 405, 501} or (400 <= status < 500 and error == "unsupported_token_type"):
+    unsupported = response.parse_object().get("error") == "unsupported_token_type"
+    if response.status in {404, 405, 501} or (response.is_client_error and unsupported):
         return False
-    raise TokenEndpointUnavailable(
-        f"{where} answered {_status_text(status)}",
-        retry_after_s=_retry_after_s(status, retry_after),
-        answered=True,
-    )
+    raise response.error()
 
 
-def parse_probe(
-    status: int,
-    content_type: str,
-    body: bytes,
-    *,
-    retry_after: str = "",
-    where: str = "the token endpoint",
-) -> None:
-    """Check the response to `probe_form`, which should be a refusal; arguments as for `parse_reply`.
+def parse_probe(response: EndpointResponse) -> None:
+    """Check the response to a form with `PROBE_GRANT`, which should be a refusal of the grant.
 
     Raises:
         Misconfigured: the app is refused (`invalid_client`).
         TokenEndpointUnavailable: this is no token endpoint, or it has a problem.
     """
-    document = _read_object(body)
-    if 400 <= status < 500 and document.get("error") in _PROBED:
+    if response.is_client_error and response.parse_object().get("error") in _PROBED:
         return
     try:
-        parse_reply(status, content_type, body, retry_after=retry_after, where=where)
+        parse_reply(response)
     except GrantRefused:
         return
-    raise TokenEndpointUnavailable(f"{where} gave a token for a grant that does not exist: check token_url")
+    raise TokenEndpointUnavailable(
+        f"{response.where} gave a token for a grant that does not exist: check token_url"
+    )
 
 
-def _is_success(status: int) -> bool:
-    return 200 <= status < 300
-
-
-def _read_object(body: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(body.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def _error(status: int, document: dict[str, Any], retry_after: str, where: str) -> CfproxyError:
+def _refusal(response: EndpointResponse, document: dict[str, Any]) -> CfproxyError:
     code = document.get("error")
     # Only a plain refusal ends a login; a server error says nothing about the grant.
-    if isinstance(code, str) and (_is_success(status) or 400 <= status < 500) and status != 429:
+    if isinstance(code, str) and (response.is_success or response.is_client_error) and response.status != 429:
         if code == "invalid_grant":
             return GrantRefused(
-                f"{where} refused the code or refresh token (invalid_grant)",
+                f"{response.where} refused the code or refresh token (invalid_grant)",
                 description=_classify(document.get("error_description")),
             )
         if code in _REPAIRS:
-            return Misconfigured(f"{where} refused the app ({code}): {_REPAIRS[code]}")
-    return TokenEndpointUnavailable(
-        f"{where} answered {_status_text(status)}",
-        retry_after_s=_retry_after_s(status, retry_after),
-        answered=True,
-    )
+            return Misconfigured(f"{response.where} refused the app ({code}): {_REPAIRS[code]}")
+    return response.error()
 
 
 def _classify(description: object) -> str:
     text = description.lower() if isinstance(description, str) else ""
     return next((word for word, pattern in _REFUSALS if pattern.search(text)), "")
-
-
-def _status_text(status: int) -> str:
-    if 300 <= status < 400:
-        return f"{status}; redirects are never followed: check the URL in the configuration"
-    if _is_success(status):
-        return f"{status} with an error"
-    if 400 <= status < 500 and status != 429:
-        return f"{status} without a known reason: check the URL in the configuration"
-    return f"{status}: try again later"
-
-
-def _what_instead(content_type: str, document: dict[str, Any]) -> str:
-    if document:
-        return "without a usable bearer token: check token_url"
-    if "html" in content_type.lower():
-        return "with a web page, not a token: check token_url and whatever intercepts the connection"
-    return "with something that is not a token: check token_url"
 
 
 def _text(value: object, pattern: re.Pattern[str]) -> str | None:
@@ -283,11 +278,3 @@ def _lifetime_s(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LIFETIME_MAX_S:
         return None
     return float(value)
-
-
-def _retry_after_s(status: int, value: str) -> float:
-    # A date (RFC 9110 §10.2.3) would need a clock; the caller's own backoff applies instead.
-    least_s = TokenEndpointUnavailable.retry_after_s
-    if status not in {429, 503} or not re.fullmatch(r"[0-9]{1,18}", value.strip()):
-        return least_s
-    return max(least_s, min(float(value), RETRY_AFTER_MAX_S))

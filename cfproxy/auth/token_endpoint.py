@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import urlencode
 
@@ -22,6 +22,7 @@ from yarl import URL
 from cfproxy import __version__
 from cfproxy.auth import oauth2
 from cfproxy.auth.models import TokenReply
+from cfproxy.auth.oauth2 import EndpointResponse
 from cfproxy.errors import CfproxyError, Misconfigured, TokenEndpointUnavailable, without_traceback
 from cfproxy.hosts import is_loopback, render_authority
 from cfproxy.secret import Secret
@@ -36,14 +37,6 @@ _HEADERS = {
 }
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class _Response:
-    status: int
-    content_type: str
-    retry_after: str
-    body: bytes = field(repr=False)
 
 
 @dataclass(slots=True)
@@ -149,7 +142,7 @@ class HttpTokenEndpoint:
     ) -> TokenReply:
         return await self._parsed(oauth2.parse_reply, _Request(self._token_url, "token", fields, may_send))
 
-    async def _parsed(self, parse: Callable[..., _T], request: _Request) -> _T:
+    async def _parsed(self, parse: Callable[[EndpointResponse], _T], request: _Request) -> _T:
         # Errors are raised here only. The methods below return them, which keeps their frames, with the form
         # and the response, out of the traceback.
         outcome = await self._outcome(parse, request)
@@ -157,22 +150,16 @@ class HttpTokenEndpoint:
             raise outcome
         return outcome
 
-    async def _outcome(self, parse: Callable[..., _T], request: _Request) -> _T | CfproxyError:
+    async def _outcome(self, parse: Callable[[EndpointResponse], _T], request: _Request) -> _T | CfproxyError:
         response = await self._send(request)
         if isinstance(response, CfproxyError):
             return response
         try:
-            return parse(
-                response.status,
-                response.content_type,
-                response.body,
-                retry_after=response.retry_after,
-                where=request.where,
-            )
+            return parse(response)
         except CfproxyError as error:
             return without_traceback(error)
 
-    async def _send(self, request: _Request) -> _Response | TokenEndpointUnavailable:
+    async def _send(self, request: _Request) -> EndpointResponse | TokenEndpointUnavailable:
         posting = asyncio.create_task(self._post(request))
         try:
             await self._wait(posting, request)
@@ -185,7 +172,7 @@ class HttpTokenEndpoint:
             await _end(posting)
         return TokenEndpointUnavailable(f"{request.where} {what}", sent=request.sent, answered=answered)
 
-    async def _wait(self, posting: asyncio.Task[_Response], request: _Request) -> None:
+    async def _wait(self, posting: asyncio.Task[EndpointResponse], request: _Request) -> None:
         """Wait until `posting` is over.
 
         The time is counted in steps, each of them once, however long it took. After a suspend the response
@@ -203,7 +190,7 @@ class HttpTokenEndpoint:
             await asyncio.wait({posting}, timeout=step_s)
             waited_s += step_s
 
-    async def _post(self, request: _Request) -> _Response:
+    async def _post(self, request: _Request) -> EndpointResponse:
         form = oauth2.build_form(self._client_id, self._client_secret, request.fields)
         # A session for each request. Token requests are rare, and nothing may linger between two of them: no
         # cookie, and no stale connection that leaves the fate of a request unclear.
@@ -226,15 +213,16 @@ class HttpTokenEndpoint:
         ):
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise _Unreadable("compressed its answer although it was asked not to")
-            return _Response(
+            return EndpointResponse(
                 status=response.status,
                 content_type=response.headers.get("Content-Type", ""),
-                retry_after=response.headers.get("Retry-After", ""),
                 body=await _read(response),
+                retry_after=response.headers.get("Retry-After", ""),
+                where=request.where,
             )
 
 
-async def _end(posting: asyncio.Task[_Response]) -> None:
+async def _end(posting: asyncio.Task[EndpointResponse]) -> None:
     """Cancel the task and wait for its end."""
     posting.cancel()
     await asyncio.wait({posting})

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from cfproxy.auth import oauth2 as oauth
+from cfproxy.auth import oauth2
 from cfproxy.auth.interfaces import Lease
 from cfproxy.auth.login import LoggedOut, LoginPlan, finish, login_app, logout, start
 from cfproxy.auth.models import ATTEMPT_LIFETIME_S, UNKNOWN_LIFETIME_S, App, Attempt, Login, TokenReply
@@ -175,7 +175,7 @@ async def test_start_returns_the_url_and_stores_the_attempt() -> None:
         "redirect_uri": REDIRECT,
         "scope": "cfgateway offline_access",
         "state": attempt.state.reveal(),
-        "code_challenge": oauth.challenge_s256(attempt.verifier),
+        "code_challenge": oauth2.challenge_s256(attempt.verifier),
         "code_challenge_method": "S256",
     }
     assert await world.store.claim_attempt("default", None, world.clock.time()) == attempt
@@ -265,7 +265,7 @@ async def test_each_cause_of_failure_has_its_own_message() -> None:
 
     for query in ("error=access_denied", "error=server_error", "error=invalid_scope", "error=marker"):
         messages.append(await World().failure(f"{REDIRECT}?{query}"))
-    for kind in (oauth.REFUSED_REDIRECT_URI, oauth.REFUSED_VERIFIER):
+    for kind in (oauth2.REFUSED_REDIRECT_URI, oauth2.REFUSED_VERIFIER):
         world = World(GrantRefused("x", description=kind))
         messages.append(await world.failure(await world.start()))
     for wrong in (

@@ -13,8 +13,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from oauthlib.oauth2 import WebApplicationClient
 
-from cfproxy.auth import oauth2 as oauth
+from cfproxy.auth import oauth2
 from cfproxy.auth.models import TokenReply
+from cfproxy.auth.oauth2 import EndpointResponse
 from cfproxy.errors import GrantRefused, Misconfigured, TokenEndpointUnavailable
 from cfproxy.secret import Secret
 
@@ -28,7 +29,7 @@ texts = st.text(st.characters(codec="ascii", min_codepoint=0x20, max_codepoint=0
 
 
 def reply(document: Any, status: int = 200, **options: str) -> TokenReply:
-    return oauth.parse_reply(status, JSON, json.dumps(document).encode(), **options)
+    return oauth2.parse_reply(EndpointResponse(status, JSON, json.dumps(document).encode(), **options))
 
 
 def good(**changes: Any) -> dict[str, Any]:
@@ -47,12 +48,12 @@ def assert_silent(error: BaseException) -> None:
 def test_challenge_is_that_of_the_rfc() -> None:
     """The S256 challenge of the verifier in RFC 7636 appendix B is the one printed there."""
     verifier = Secret("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk")
-    assert oauth.challenge_s256(verifier) == "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
+    assert oauth2.challenge_s256(verifier) == "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
 
 
 def test_states_and_verifiers_are_random_and_long_enough() -> None:
     """Each has 256 random bits in 43 unreserved characters, the minimum of RFC 7636 §4.1."""
-    for make in (oauth.new_state, oauth.new_verifier):
+    for make in (oauth2.new_state, oauth2.new_verifier):
         values = {make().reveal() for _ in range(100)}
         assert len(values) == 100
         assert all(re.fullmatch(r"[A-Za-z0-9_-]{43}", value) for value in values)
@@ -63,7 +64,7 @@ def test_authorize_url_carries_all_parameters(
     client_id: str, redirect_uri: str, state: str, scope: str
 ) -> None:
     """Whatever the values, the server reads each of them back exactly once."""
-    url = oauth.build_authorize_url(
+    url = oauth2.build_authorize_url(
         AUTHORIZE,
         client_id=client_id,
         redirect_uri=redirect_uri,
@@ -89,7 +90,7 @@ def test_authorize_url_agrees_with_oauthlib(challenge: str | None) -> None:
     theirs = WebApplicationClient("app 1").prepare_request_uri(
         AUTHORIZE, redirect_uri=REDIRECT, scope=SCOPE, state="s/1+", **pkce
     )
-    ours = oauth.build_authorize_url(
+    ours = oauth2.build_authorize_url(
         AUTHORIZE,
         client_id="app 1",
         redirect_uri=REDIRECT,
@@ -103,7 +104,7 @@ def test_authorize_url_agrees_with_oauthlib(challenge: str | None) -> None:
 
 def test_query_of_the_authorize_url_is_kept() -> None:
     """A query in the configured authorize_url stays as it is (RFC 6749 §3.1)."""
-    url = oauth.build_authorize_url(
+    url = oauth2.build_authorize_url(
         f"{AUTHORIZE}?tenant=a%20b#x",
         client_id="c",
         redirect_uri="https://r.example/",
@@ -122,10 +123,10 @@ def test_query_of_the_authorize_url_is_kept() -> None:
 
 def test_form_has_the_credentials_of_the_app() -> None:
     """Secrets are revealed, empty fields are left out, and a public client sends no client_secret."""
-    fields: oauth.Fields = {"token": Secret("t"), "token_type_hint": "access_token", "code_verifier": None}
+    fields: oauth2.Fields = {"token": Secret("t"), "token_type_hint": "access_token", "code_verifier": None}
     public = {"token": "t", "token_type_hint": "access_token", "client_id": "c"}
-    assert oauth.build_form("c", None, fields) == public
-    assert oauth.build_form("c", Secret("s"), fields) == public | {"client_secret": "s"}
+    assert oauth2.build_form("c", None, fields) == public
+    assert oauth2.build_form("c", Secret("s"), fields) == public | {"client_secret": "s"}
 
 
 # --- replies -----------------------------------------------------------------------------
@@ -222,13 +223,16 @@ def test_reply_that_is_not_json_can_be_retried(body: bytes) -> None:
     """Web pages, empty bodies, truncated JSON and hostile nesting are problems of the endpoint."""
     for status in (200, 400, 500):
         with pytest.raises(TokenEndpointUnavailable) as caught:
-            oauth.parse_reply(status, "text/html", body, where="the token endpoint at accounts.example")
+            oauth2.parse_reply(
+                EndpointResponse(status, "text/html", body, where="the token endpoint at accounts.example")
+            )
         assert str(caught.value).startswith("the token endpoint at accounts.example answered ")
 
 
 def test_byte_order_mark_is_ignored() -> None:
     """Some servers start their JSON with a byte order mark."""
-    assert oauth.parse_reply(200, JSON, b"\xef\xbb\xbf" + json.dumps(good()).encode()).lifetime_s == 3600
+    body = b"\xef\xbb\xbf" + json.dumps(good()).encode()
+    assert oauth2.parse_reply(EndpointResponse(200, JSON, body)).lifetime_s == 3600
 
 
 @pytest.mark.parametrize("status", [200, 400, 401])
@@ -292,9 +296,9 @@ def test_retry_after_is_honoured(status: int, header: str, seconds: float) -> No
 @pytest.mark.parametrize(
     ("description", "word"),
     [
-        ("Invalid 'redirect_uri' in request.", oauth.REFUSED_REDIRECT_URI),
-        ("Mismatching redirect URI.", oauth.REFUSED_REDIRECT_URI),
-        ("Code challenge failed.", oauth.REFUSED_VERIFIER),
+        ("Invalid 'redirect_uri' in request.", oauth2.REFUSED_REDIRECT_URI),
+        ("Mismatching redirect URI.", oauth2.REFUSED_REDIRECT_URI),
+        ("Code challenge failed.", oauth2.REFUSED_VERIFIER),
         ("The code has expired", ""),
         ("the grant was refused", ""),
         (f"no such code: {MARKER}", ""),
@@ -331,7 +335,7 @@ def test_any_reply_is_a_token_or_a_known_error(
 ) -> None:
     """Whatever comes back, it is a token or one of three errors, and none of them quotes it."""
     try:
-        answer = oauth.parse_reply(status, content_type, body, retry_after=retry_after)
+        answer = oauth2.parse_reply(EndpointResponse(status, content_type, body, retry_after))
     except (GrantRefused, Misconfigured, TokenEndpointUnavailable) as error:
         assert_silent(error)
     else:
@@ -339,7 +343,7 @@ def test_any_reply_is_a_token_or_a_known_error(
         assert value
         assert all("!" <= character <= "~" for character in value)
         assert MARKER not in repr(answer.access_token)
-        assert answer.lifetime_s is None or 0 < answer.lifetime_s <= oauth.LIFETIME_MAX_S
+        assert answer.lifetime_s is None or 0 < answer.lifetime_s <= oauth2.LIFETIME_MAX_S
         if answer.refresh_token is not None:
             urlencode({"refresh_token": answer.refresh_token.reveal()})
 
@@ -361,7 +365,8 @@ def test_any_reply_is_a_token_or_a_known_error(
 )
 def test_revocation_succeeds_or_is_not_supported(status: int, error: str | None, revoked: bool) -> None:
     """RFC 7009: 200 is success; no such endpoint or token type means that the server can't."""
-    assert oauth.parse_revocation(status, JSON, json.dumps({"error": error}).encode()) is revoked
+    response = EndpointResponse(status, JSON, json.dumps({"error": error}).encode())
+    assert oauth2.parse_revocation(response) is revoked
 
 
 @given(
@@ -371,5 +376,5 @@ def test_any_other_revocation_response_is_an_error(status: int, body: bytes) -> 
     """The error does not quote the response."""
     assume(b"unsupported_token_type" not in body)
     with pytest.raises(TokenEndpointUnavailable) as caught:
-        oauth.parse_revocation(status, JSON, body)
+        oauth2.parse_revocation(EndpointResponse(status, JSON, body))
     assert_silent(caught.value)
