@@ -11,6 +11,6 @@ from tests.integration.sandbox.world import World, open_world
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    """A sandbox with its defaults, on a clock that is set by hand."""
+    """A sandbox with its defaults, on a manual clock."""
     async with open_world() as opened:
         yield opened

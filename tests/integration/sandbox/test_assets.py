@@ -1,4 +1,4 @@
-"""Uploads: files go to the object store beside the API, without its token."""
+"""Uploads go to the object store beside the API, without its token."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ async def presign(world: World, **body: object) -> Any:
         return response.status, await response.json()
 
 
-async def test_a_file_goes_to_the_object_store_without_a_token(world: World) -> None:
-    """The API gives a URL beside itself; a PUT there needs no token, and the asset is known afterwards."""
+async def test_a_file_is_uploaded_to_the_object_store_without_a_token(world: World) -> None:
+    """The API returns a URL; a PUT there needs no token, and the asset is known afterwards."""
     product = (await world.get("/v1/products?pageSize=1"))["pageData"][0]
     status, slot = await presign(world, fileName="a.jpg", productId=product["id"])
     assert (status, slot["method"]) == (200, "PUT")
@@ -31,14 +31,14 @@ async def test_a_file_goes_to_the_object_store_without_a_token(world: World) -> 
 
 
 async def test_the_object_store_refuses_a_token(world: World) -> None:
-    """Whoever sends the API's token to the object store gets 400, as from a real one."""
+    """An upload with the API's token gets 400, as from a real object store."""
     _, slot = await presign(world, fileName="a.jpg")
     async with world.client.put(slot["url"], data=b"picture", headers=world.bearer()) as response:
         assert response.status == 400
         assert "Only one auth mechanism allowed" in await response.text()
 
 
-async def test_a_presigned_url_is_good_for_an_hour_and_as_it_is(world: World) -> None:
+async def test_a_presigned_url_is_valid_unchanged_for_an_hour(world: World) -> None:
     """Another signature, another key or a late upload gets 403."""
     _, slot = await presign(world, fileName="a.jpg")
     address, _, signature = slot["url"].partition("?")
@@ -50,8 +50,8 @@ async def test_a_presigned_url_is_good_for_an_hour_and_as_it_is(world: World) ->
         assert (response.status, "Request has expired" in await response.text()) == (403, True)
 
 
-async def test_an_upload_needs_a_name_and_a_product_that_exists(world: World) -> None:
-    """A missing file name is 400, an unknown product 404."""
+async def test_an_upload_needs_a_name_and_an_existing_product(world: World) -> None:
+    """A missing file name gets 400, an unknown product 404."""
     status, problem = await presign(world, fileName=" ")
     assert (status, list(problem["errors"])) == (400, ["fileName"])
     assert (await presign(world, fileName="a.jpg", productId=str(uuid.UUID(int=0))))[0] == 404

@@ -1,4 +1,4 @@
-"""The login in a browser: what is refused, what is asked, and where the answer goes."""
+"""The authorization endpoint: what it refuses, the consent page, and the redirect."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def read_query(url: str) -> dict[str, str]:
     return dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
 
 
-async def test_consent_leads_to_a_code(world: World) -> None:
-    """Pressing "Yes, Allow" redirects with code, scope, the state as it was sent, and the issuer."""
+async def test_consent_redirects_with_a_code(world: World) -> None:
+    """Pressing "Yes, Allow" redirects with code, scope, the unchanged state, and the issuer."""
     redirected = await approve(world.authorize_url())
     answer = read_query(redirected)
     assert redirected.startswith(f"{CALLBACK}?")
@@ -43,7 +43,7 @@ async def test_consent_leads_to_a_code(world: World) -> None:
     assert (await world.exchange(answer["code"]))[0] == 200
 
 
-async def test_denial_leads_to_an_error(world: World) -> None:
+async def test_denial_redirects_with_an_error(world: World) -> None:
     """Pressing "No" redirects with `access_denied` and the state."""
     redirected = await approve(world.authorize_url(), decision="deny")
     assert read_query(redirected) == {
@@ -53,14 +53,14 @@ async def test_denial_leads_to_an_error(world: World) -> None:
     }
 
 
-async def test_the_redirect_can_come_without_issuer_and_state(world: World) -> None:
-    """`iss` can be switched off, and without a state none comes back."""
+async def test_the_redirect_can_omit_issuer_and_state(world: World) -> None:
+    """`iss` can be switched off, and a login without a state gets none back."""
     world.behaviour.iss_in_redirect = False
     assert set(read_query(await approve(world.authorize_url(state="")))) == {"code", "scope"}
 
 
-async def test_a_redirect_uri_with_a_query_keeps_it(world: World) -> None:
-    """The answer is appended to the query that the redirect URI has already (RFC 6749 §3.1.2)."""
+async def test_the_query_of_a_redirect_uri_is_kept(world: World) -> None:
+    """The result is appended to the redirect URI's own query (RFC 6749 §3.1.2)."""
     target = "https://integration.example/cb?tenant=7"
     world.behaviour.redirect_uris = (target,)
     redirected = await approve(world.authorize_url(redirect_uri=target))
@@ -82,7 +82,7 @@ async def test_a_redirect_uri_with_a_query_keeps_it(world: World) -> None:
 async def test_without_a_registered_redirect_uri_nothing_is_redirected(
     world: World, method: str, changes: dict[str, str]
 ) -> None:
-    """A wrong client or redirect URI ends on an error page of the sandbox."""
+    """A wrong client or redirect URI gets an error page of the sandbox."""
     target = world.authorize_url(**changes).removeprefix(world.sandbox.url)
     async with world.call(method, target, headers={}) as response:
         assert response.status == 400
@@ -90,8 +90,8 @@ async def test_without_a_registered_redirect_uri_nothing_is_redirected(
         assert "This login cannot continue" in await response.text()
 
 
-async def test_a_doubled_parameter_is_refused(world: World) -> None:
-    """An address that says two things is not guessed at."""
+async def test_a_duplicate_parameter_is_refused(world: World) -> None:
+    """An ambiguous address is not interpreted."""
     target = world.authorize_url().removeprefix(world.sandbox.url)
     assert await world.status("GET", f"{target}&state=2", headers={}) == 400
 
@@ -107,22 +107,22 @@ async def test_a_doubled_parameter_is_refused(world: World) -> None:
         ({"code_challenge": "short", "code_challenge_method": "S256"}, "invalid_request"),
     ],
 )
-async def test_other_faults_are_told_to_the_app(world: World, changes: dict[str, str], error: str) -> None:
-    """Once the redirect URI is trusted, errors travel on the redirect, with the state."""
+async def test_other_errors_are_sent_to_the_app(world: World, changes: dict[str, str], error: str) -> None:
+    """Once the redirect URI is trusted, errors are sent in the redirect, with the state."""
     answer = read_query(await approve(world.authorize_url(**changes)))
     assert (answer["error"], answer["state"]) == (error, "st&te=1")
 
 
-async def test_pkce_can_be_demanded(world: World) -> None:
-    """With `require_pkce` a login without a challenge is an error, one with it goes on."""
+async def test_pkce_can_be_required(world: World) -> None:
+    """With `require_pkce` a login without a challenge is an error; one with a challenge continues."""
     world.behaviour.require_pkce = True
     assert read_query(await approve(world.authorize_url()))["error"] == "invalid_request"
     url = world.authorize_url(code_challenge="x" * 43, code_challenge_method="S256")
     assert "code" in read_query(await approve(url))
 
 
-async def test_the_consent_page_says_who_asks_for_what(world: World) -> None:
-    """It names the studio, the app and the scopes, and has one button for each answer."""
+async def test_the_consent_page_names_the_app_and_its_scopes(world: World) -> None:
+    """It names the studio, the app and the scopes, and has one button for each decision."""
     world.behaviour.app_name = "<b>Shop & Sync</b>"
     async with world.client.get(world.authorize_url()) as response:
         page = Page(await response.text())
@@ -138,8 +138,8 @@ async def test_the_consent_page_says_who_asks_for_what(world: World) -> None:
     ]
 
 
-async def test_the_pages_need_no_script_and_nothing_from_elsewhere(world: World) -> None:
-    """The policy allows the own style sheet and a form that ends at the app, and nothing else."""
+async def test_the_pages_load_no_scripts_and_nothing_from_other_origins(world: World) -> None:
+    """The policy allows only the sandbox's style sheet and a form that ends at the app."""
     async with world.client.get(world.authorize_url()) as response:
         page = Page(await response.text())
         assert response.headers["Content-Security-Policy"] == (
@@ -156,7 +156,7 @@ async def test_the_pages_need_no_script_and_nothing_from_elsewhere(world: World)
         assert (response.status, response.content_type) == (200, "text/css")
 
 
-async def test_a_redirect_uri_that_a_policy_cannot_name_is_allowed_by_scheme(world: World) -> None:
+async def test_a_redirect_uri_without_csp_syntax_is_allowed_by_scheme(world: World) -> None:
     """A form may end at an IPv6 address too."""
     target = "http://[::1]:9/callback"
     world.behaviour.redirect_uris = (target,)
@@ -172,8 +172,8 @@ async def test_a_form_without_a_clear_decision_is_refused(world: World, body: st
     assert await world.status("POST", target, headers=headers, data=body) == 400
 
 
-async def test_the_paste_page_shows_where_the_redirect_led(world: World) -> None:
-    """The sandbox's own `/paste` is always a registered redirect URI, and shows the whole address to copy."""
+async def test_the_paste_page_shows_the_redirected_url(world: World) -> None:
+    """The sandbox's own `/paste` is always registered, and shows the whole address to copy."""
     redirected = await approve(world.authorize_url(redirect_uri=f"{world.sandbox.url}/paste"))
     async with world.client.get(redirected) as response:
         page = Page(await response.text())
@@ -186,15 +186,15 @@ async def test_the_paste_page_shows_where_the_redirect_led(world: World) -> None
 
 
 async def test_the_paste_page_escapes_what_it_shows(world: World) -> None:
-    """Markup in the address stays text."""
+    """Markup in the address is shown as text."""
     async with world.call("GET", "/paste?code=<script>x</script>&state=\"'", headers={}) as response:
         html = await response.text()
     assert "<script" not in html
     assert "&lt;script&gt;" in html
 
 
-async def test_approving_says_why_it_failed(world: World) -> None:
-    """A login page that is an error, or that is not there, raises an error for people."""
+async def test_approve_reports_why_it_failed(world: World) -> None:
+    """An error page, or no page at all, raises an error with a readable message."""
     with pytest.raises(LoginFailed, match="answered 400; check client_id and redirect_uri"):
         await approve(world.authorize_url(client_id="unknown"))
     url = world.authorize_url()

@@ -1,4 +1,4 @@
-"""The control plane: look at the sandbox and change it while it runs."""
+"""The control plane: inspect the sandbox and change it while it runs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ async def control(world: World, method: str, path: str, **options: Any) -> tuple
         return response.status, await response.json()
 
 
-async def test_the_state_shows_settings_and_counters_and_no_token(world: World) -> None:
-    """Everything but tokens and codes can be looked at."""
+async def test_the_state_shows_settings_and_counters_but_no_token(world: World) -> None:
+    """Everything except tokens and codes can be inspected."""
     login = world.sandbox.issue_login()
     code = world.sandbox.issue_code()
     await world.refresh(login["refresh_token"])
@@ -38,15 +38,15 @@ async def test_the_state_shows_settings_and_counters_and_no_token(world: World) 
         assert secret not in json.dumps(state)
 
 
-async def test_settings_change_while_it_runs(world: World) -> None:
-    """A PATCH sets what it names and answers with all settings."""
+async def test_settings_can_change_while_it_runs(world: World) -> None:
+    """A PATCH changes the settings it names, and returns all of them."""
     status, answer = await control(world, "PATCH", "behaviour", json={"rotation": False, "limit_rate": 3})
     assert (status, answer["rotation"], answer["limit_rate"]) == (200, False, 3)
     assert (world.behaviour.rotation, world.behaviour.limit_rate) == (False, 3)
 
 
-async def test_wrong_settings_are_listed_and_change_nothing(world: World) -> None:
-    """Unknown settings and wrong values are told all at once."""
+async def test_invalid_settings_are_listed_and_change_nothing(world: World) -> None:
+    """Unknown settings and invalid values are reported together."""
     body = {"rotation": False, "nonsense": 1, "limiter": "leaky"}
     assert await control(world, "PATCH", "behaviour", json=body) == (
         400,
@@ -77,10 +77,10 @@ async def test_wrong_settings_are_listed_and_change_nothing(world: World) -> Non
         ),
     ],
 )
-async def test_a_body_that_makes_no_sense_is_refused(
+async def test_an_invalid_body_is_refused(
     world: World, method: str, path: str, body: bytes, problem: str
 ) -> None:
-    """The answer is 400 and says what is wrong."""
+    """The response is 400 with the reason."""
     status, answer = await control(world, method, path, data=body)
     assert status == 400
     assert answer["problems"][0].startswith(problem)
@@ -96,7 +96,7 @@ async def test_a_fault_can_be_queued(world: World) -> None:
 
 
 async def test_access_tokens_can_be_revoked(world: World) -> None:
-    """All access tokens issued so far become worthless; refresh tokens stay good."""
+    """All access tokens issued so far become invalid; refresh tokens stay valid."""
     login = world.sandbox.issue_login()
     assert await control(world, "POST", "revoke-access-tokens") == (200, {"revoked": 1})
     headers = {"Authorization": f"Bearer {login['access_token']}"}
@@ -104,8 +104,8 @@ async def test_access_tokens_can_be_revoked(world: World) -> None:
     assert (await world.refresh(login["refresh_token"]))[0] == 200
 
 
-async def test_a_reset_is_a_fresh_start() -> None:
-    """Settings go back to what the sandbox was started with; tokens, counters and changes are forgotten."""
+async def test_a_reset_restores_the_initial_state() -> None:
+    """Settings return to their initial values; tokens, counters and changes are forgotten."""
     started_with = Behaviour(limit_rate=1, api_faults=[Fault("status", status=503)])
     async with open_world(started_with) as world:
         _, before = await control(world, "GET", "state")
@@ -132,8 +132,8 @@ async def test_a_reset_is_a_fresh_start() -> None:
         ("POST", "reset"),
     ],
 )
-async def test_a_web_page_of_another_origin_may_not_use_it(world: World, method: str, path: str) -> None:
-    """A request with a foreign `Origin` gets 403 and does nothing."""
+async def test_a_web_page_of_another_origin_is_refused(world: World, method: str, path: str) -> None:
+    """A request with a foreign `Origin` gets 403 and changes nothing."""
     world.behaviour.rotation = False
     for origin in ("https://evil.example", "null"):
         headers = {"Origin": origin}

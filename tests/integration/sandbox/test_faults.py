@@ -1,4 +1,4 @@
-"""Faults on demand: each hits as many requests as it should, and does to them what it says."""
+"""Faults on demand: each affects the configured number of requests, in the configured way."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BOTH = pytest.mark.parametrize("server", ["token", "api"])
 
 
 async def call(world: World, server: Server) -> tuple[int, str, bytes]:
-    """Make a call that is good as such; give status, content type and body."""
+    """Make a valid call; return status, content type and body."""
     form = {**APP, "grant_type": "client_credentials"}
     if server == "token":
         pending = world.call("POST", "/connect/token", headers={}, data=form)
@@ -28,16 +28,16 @@ async def call(world: World, server: Server) -> tuple[int, str, bytes]:
 
 
 @BOTH
-async def test_a_fault_hits_as_often_as_it_should(world: World, server: Server) -> None:
-    """Faults are taken first in, first out, each for its number of calls; then all is well."""
+async def test_a_fault_affects_the_configured_number_of_calls(world: World, server: Server) -> None:
+    """Faults are taken first in, first out, each for its number of calls; later calls succeed."""
     world.sandbox.inject(server, Fault("status", status=503, times=2))
     world.sandbox.inject(server, Fault("status", status=418))
     assert [(await call(world, server))[0] for _ in range(4)] == [503, 503, 418, 200]
 
 
 @BOTH
-async def test_a_status_has_the_body_and_headers_that_were_asked_for(world: World, server: Server) -> None:
-    """Any error answer can be played, its type included."""
+async def test_a_status_fault_has_the_configured_body_and_headers(world: World, server: Server) -> None:
+    """Any error response can be imitated, including its content type."""
     headers = {"Content-Type": "application/json", "Retry-After": "7"}
     world.sandbox.inject(
         server, Fault("status", status=400, body='{"error":"invalid_client"}', headers=headers)
@@ -48,8 +48,8 @@ async def test_a_status_has_the_body_and_headers_that_were_asked_for(world: Worl
 
 
 @BOTH
-async def test_a_page_can_come_instead_of_json(world: World, server: Server) -> None:
-    """`html` answers 200 with a maintenance page."""
+async def test_an_html_page_can_replace_json(world: World, server: Server) -> None:
+    """`html` responds 200 with a maintenance page."""
     world.sandbox.inject(server, Fault("html"))
     status, kind, body = await call(world, server)
     assert (status, kind) == (200, "text/html")
@@ -58,7 +58,7 @@ async def test_a_page_can_come_instead_of_json(world: World, server: Server) -> 
 
 @BOTH
 @pytest.mark.parametrize("size_bytes", [0, 1, 200_000])
-async def test_garbage_has_the_size_that_was_asked_for(world: World, server: Server, size_bytes: int) -> None:
+async def test_garbage_has_the_configured_size(world: World, server: Server, size_bytes: int) -> None:
     """`garbage` claims to be JSON, is not even text, and can be large."""
     world.sandbox.inject(server, Fault("garbage", size_bytes=size_bytes))
     status, kind, body = await call(world, server)
@@ -67,8 +67,10 @@ async def test_garbage_has_the_size_that_was_asked_for(world: World, server: Ser
 
 
 @BOTH
-async def test_a_reset_cuts_the_connection_before_anything_is_done(world: World, server: Server) -> None:
-    """After `reset` the connection is gone, and no token was issued."""
+async def test_a_reset_drops_the_connection_before_the_request_is_carried_out(
+    world: World, server: Server
+) -> None:
+    """After `reset` the connection is closed, and no token was issued."""
     world.sandbox.inject(server, Fault("reset"))
     with pytest.raises(aiohttp.ClientConnectionError):
         await call(world, server)
@@ -77,8 +79,8 @@ async def test_a_reset_cuts_the_connection_before_anything_is_done(world: World,
     )
 
 
-async def test_a_lost_answer_has_spent_the_refresh_token(world: World) -> None:
-    """After `lost` the server has rotated, and the client has nothing: the old token is a replay now."""
+async def test_a_lost_response_has_spent_the_refresh_token(world: World) -> None:
+    """After `lost` the server has rotated but the client has nothing: the old token is now a replay."""
     token = world.sandbox.issue_login()["refresh_token"]
     world.sandbox.inject("token", Fault("lost"))
     with pytest.raises(aiohttp.ClientConnectionError):
@@ -88,10 +90,10 @@ async def test_a_lost_answer_has_spent_the_refresh_token(world: World) -> None:
 
 
 @pytest.mark.parametrize(("kind", "assets"), [("lost", 1), ("reset", 0)])
-async def test_a_lost_call_of_the_api_had_its_effect(
+async def test_a_lost_api_call_takes_effect(
     world: World, kind: Literal["lost", "reset"], assets: int
 ) -> None:
-    """After `lost` a POST has happened although nobody was told; after `reset` it has not."""
+    """After `lost` a POST was carried out without a response; after `reset` it was not."""
     product_id = (await world.get("/v1/products?pageSize=1"))["pageData"][0]["id"]
     body = {"fileName": "a.jpg", "productId": product_id}
     world.sandbox.inject("api", Fault(kind))
@@ -101,8 +103,8 @@ async def test_a_lost_call_of_the_api_had_its_effect(
     assert world.sandbox.journal.api_statuses == {200: 2, 444: 1}
 
 
-async def test_a_slow_answer_was_processed_before_it_was_late(world: World) -> None:
-    """A client that gives up on a `slow` refresh has spent its token all the same."""
+async def test_a_slow_response_is_processed_before_its_delay(world: World) -> None:
+    """A client that gives up on a `slow` refresh has still spent its token."""
     token = world.sandbox.issue_login()["refresh_token"]
     world.sandbox.inject("token", Fault("slow", delay_s=3600.0))
     pending = asyncio.ensure_future(world.refresh(token))
@@ -113,15 +115,15 @@ async def test_a_slow_answer_was_processed_before_it_was_late(world: World) -> N
 
 
 @BOTH
-async def test_a_slow_answer_comes_in_the_end(world: World, server: Server) -> None:
-    """`slow` gives the right answer after its delay."""
+async def test_a_slow_response_arrives_after_its_delay(world: World, server: Server) -> None:
+    """`slow` sends the correct response after its delay."""
     world.sandbox.inject(server, Fault("slow", delay_s=0.0))
     assert (await call(world, server))[0] == 200
 
 
 @BOTH
-async def test_a_stall_holds_one_client_and_no_other(world: World, server: Server) -> None:
-    """A stalled call gets no answer while others are served, and ends when its client leaves."""
+async def test_a_stall_affects_only_its_own_client(world: World, server: Server) -> None:
+    """A stalled call gets no response while others are served, and ends when its client disconnects."""
     world.sandbox.inject(server, Fault("stall"))
     stalled = asyncio.ensure_future(call(world, server))
     while world.behaviour.token_faults or world.behaviour.api_faults:
@@ -133,7 +135,7 @@ async def test_a_stall_holds_one_client_and_no_other(world: World, server: Serve
 
 
 async def test_closing_ends_stalled_calls() -> None:
-    """`close` does not wait for a stall: its client sees the connection go."""
+    """`close` does not wait for a stalled call; its connection is closed."""
     async with open_world(Behaviour(api_faults=[Fault("stall")])) as world:
         stalled = asyncio.ensure_future(call(world, "api"))
         while world.behaviour.api_faults:
@@ -143,8 +145,8 @@ async def test_closing_ends_stalled_calls() -> None:
             await stalled
 
 
-async def test_a_fault_that_answers_is_in_the_journal(world: World) -> None:
-    """A token call that a fault answered is listed with the fault's kind."""
+async def test_a_fault_is_recorded_in_the_journal(world: World) -> None:
+    """A token call that was answered by a fault is listed with the fault's kind."""
     world.sandbox.inject("token", Fault("html"))
     await call(world, "token")
     assert [each.outcome for each in world.sandbox.token_requests] == ["fault:html"]

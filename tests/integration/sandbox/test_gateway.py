@@ -1,4 +1,4 @@
-"""The API: who may call it, what its paths answer, and how it says no."""
+"""The API: authorization, responses and errors."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ async def challenge_of(world: World, headers: Any) -> tuple[int, str | None]:
 
 
 async def test_a_call_needs_a_token(world: World) -> None:
-    """Without a bearer token the answer is 401 with a bare challenge."""
+    """Without a bearer token the response is 401 with a bare challenge."""
     assert await challenge_of(world, {}) == (401, "Bearer")
     assert await challenge_of(world, {"Authorization": "Basic eDp5"}) == (401, "Bearer")
 
 
 async def test_an_unknown_token_is_refused(world: World) -> None:
-    """A token that the server does not know gets 401 with `invalid_token`."""
+    """An unknown token gets 401 with `invalid_token`."""
     answer = await challenge_of(world, {"Authorization": "Bearer nonsense"})
     assert answer == (401, 'Bearer error="invalid_token"')
 
 
-async def test_two_tokens_are_none(world: World) -> None:
-    """Two Authorization headers are refused, even when one of them is good."""
+async def test_two_authorization_headers_are_refused(world: World) -> None:
+    """Two Authorization headers are refused, even if one of them is valid."""
     good = world.bearer()["Authorization"]
     headers = [("Authorization", good), ("Authorization", good)]
     assert await challenge_of(world, headers) == (401, 'Bearer error="invalid_token"')
 
 
 async def test_a_token_expires(world: World) -> None:
-    """After `access_lifetime_s` the answer is 401 and says when the token expired."""
+    """After `access_lifetime_s` the response is 401 with the expiry time."""
     world.clock.now = 1_798_761_600.0
     headers = world.bearer()
     world.clock.now += 3599.5
@@ -51,14 +51,14 @@ async def test_a_token_expires(world: World) -> None:
     )
 
 
-async def test_a_401_can_come_without_a_challenge(world: World) -> None:
+async def test_a_401_can_omit_the_challenge(world: World) -> None:
     """Some gateways send no `WWW-Authenticate`."""
     world.behaviour.www_authenticate = False
     assert await challenge_of(world, {"Authorization": "Bearer nonsense"}) == (401, None)
 
 
-async def test_all_tokens_can_be_made_invalid_at_once(world: World) -> None:
-    """Tokens issued so far get 401, those issued later are good."""
+async def test_all_access_tokens_can_be_revoked_at_once(world: World) -> None:
+    """Tokens issued so far get 401; later ones are valid."""
     headers = world.bearer()
     assert world.sandbox.revoke_access_tokens() == 1
     assert world.sandbox.revoke_access_tokens() == 0
@@ -67,15 +67,15 @@ async def test_all_tokens_can_be_made_invalid_at_once(world: World) -> None:
 
 
 async def test_a_token_without_the_scope_is_forbidden(world: World) -> None:
-    """A token that lacks `cfgateway` gets 403: another token of the same kind would not help."""
+    """A token without `cfgateway` gets 403: another token of the same kind would not help."""
     token = world.sandbox.issue_login("offline_access")["access_token"]
     async with world.call("GET", "/v1/jobs", headers={"Authorization": f"bearer {token}"}) as response:
         assert response.status == 403
         assert (await response.json())["title"] == "Forbidden"
 
 
-async def test_lists_come_in_pages_of_ten(world: World) -> None:
-    """A list has `pageInfo` and `pageData`, ten records a page unless asked otherwise, and no total."""
+async def test_lists_have_pages_of_ten(world: World) -> None:
+    """A list has `pageInfo` and `pageData`, ten records a page by default, and no total."""
     first, third = await world.get("/v1/jobs"), await world.get("/v1/jobs?pageNumber=3&pageSize=25")
     assert first["pageInfo"] == {"pageNumber": 1, "pageSize": 10}
     assert set(first) == {"pageInfo", "pageData"}
@@ -98,8 +98,8 @@ async def test_lists_come_in_pages_of_ten(world: World) -> None:
         ("/v1/jobs/1", "id"),
     ],
 )
-async def test_invalid_input_is_a_problem_with_its_field(world: World, target: str, field: str) -> None:
-    """A 400 has the shape of ASP.NET's ProblemDetails and names the field."""
+async def test_invalid_input_is_reported_with_its_field(world: World, target: str, field: str) -> None:
+    """A 400 has the format of ASP.NET's ProblemDetails and names the field."""
     async with world.call("GET", target) as response:
         assert response.status == 400
         assert response.content_type == "application/problem+json"
@@ -126,8 +126,8 @@ async def test_invalid_input_is_a_problem_with_its_field(world: World, target: s
         "/v1/jobs%0A",
     ],
 )
-async def test_what_is_not_there_is_404(world: World, target: str) -> None:
-    """Unknown records and unknown paths are 404; a path counts as it was written."""
+async def test_unknown_records_and_paths_are_404(world: World, target: str) -> None:
+    """Paths are matched as they were sent."""
     async with world.call("GET", target) as response:
         assert (response.status, (await response.json())["title"]) == (404, "Not Found")
 
@@ -137,12 +137,12 @@ async def test_what_is_not_there_is_404(world: World, target: str) -> None:
     [("DELETE", "/v1/jobs/x", "GET, PUT"), ("GET", "/v1/assets/get-presigned-url", "POST")],
 )
 async def test_another_method_is_405(world: World, method: str, target: str, allow: str) -> None:
-    """The answer names the methods that there are."""
+    """The response lists the allowed methods."""
     async with world.call(method, target) as response:
         assert (response.status, response.headers["Allow"]) == (405, allow)
 
 
-async def test_records_lead_to_each_other(world: World) -> None:
+async def test_records_refer_to_each_other(world: World) -> None:
     """From a job to its products, their work units, production types and outfits."""
     world.behaviour.limiter = "off"
     job = (await world.get("/v1/jobs?pageSize=1"))["pageData"][0]
@@ -160,7 +160,7 @@ async def test_records_lead_to_each_other(world: World) -> None:
 
 
 async def test_jobs_can_be_filtered_by_client(world: World) -> None:
-    """`clientId` keeps that client's jobs; an unknown client has none."""
+    """`clientId` selects that client's jobs; an unknown client has none."""
     client_id = (await world.get("/v1/jobs?pageSize=1"))["pageData"][0]["clientId"]
     found = (await world.get(f"/v1/jobs?pageSize=100&clientId={client_id}"))["pageData"]
     assert 1 < len(found) < 60
@@ -168,7 +168,7 @@ async def test_jobs_can_be_filtered_by_client(world: World) -> None:
     assert (await world.get(f"/v1/jobs?clientId={uuid.UUID(int=0)}"))["pageData"] == []
 
 
-async def test_a_job_sums_up_its_products(world: World) -> None:
+async def test_a_job_counts_its_products_by_status(world: World) -> None:
     """The overview counts the job's products by status."""
     job = (await world.get("/v1/jobs?pageSize=1"))["pageData"][0]
     overview = await world.get(f"/v1/jobs/{job['id']}/get-job-status-overview")
@@ -177,7 +177,7 @@ async def test_a_job_sums_up_its_products(world: World) -> None:
 
 
 async def test_a_job_can_be_changed(world: World) -> None:
-    """PUT changes the fields it names, for everyone who reads later."""
+    """PUT changes the fields it names, for all later readers."""
     job = (await world.get("/v1/jobs?pageSize=1"))["pageData"][0]
     async with world.call("PUT", f"/v1/jobs/{job['id']}", json={"name": "Renamed", "code": "X"}) as response:
         changed = await response.json()
@@ -195,10 +195,10 @@ async def test_a_job_can_be_changed(world: World) -> None:
         ({"data": io.BytesIO(b"x" * 1_100_000), "type": "application/json"}, 413, None),
     ],
 )
-async def test_a_bad_body_changes_nothing(
+async def test_an_invalid_body_changes_nothing(
     world: World, options: dict[str, Any], status: int, fields: list[str] | None
 ) -> None:
-    """Wrong values, no JSON object, another type or too much of it are refused."""
+    """Invalid values, non-objects, other types and oversized bodies are refused."""
     before = await world.get("/v1/jobs?pageSize=1")
     target = f"/v1/jobs/{before['pageData'][0]['id']}"
     headers = world.bearer() | ({"Content-Type": options.pop("type")} if "type" in options else {})
@@ -209,8 +209,8 @@ async def test_a_bad_body_changes_nothing(
     assert await world.get("/v1/jobs?pageSize=1") == before
 
 
-def test_the_studio_is_the_same_every_time() -> None:
-    """One seed gives one studio, with ids that never repeat; another seed gives another."""
+def test_the_studio_is_reproducible() -> None:
+    """One seed gives one studio, with unique ids; another seed gives another."""
     studio, again, other = Studio(), Studio(), Studio(seed=21)
     assert studio == again
     assert set(studio.jobs).isdisjoint(other.jobs)

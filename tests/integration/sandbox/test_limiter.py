@@ -1,4 +1,4 @@
-"""The API's limit: 20 calls per second and IP address, counted in either of two ways."""
+"""The API's rate limit: 20 calls per second and IP address, counted in either of two ways."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.integration.sandbox.world import World
 TICKS = st.integers(0, 45).map(lambda ticks: ticks / 64)
 
 
-def test_a_fixed_window_begins_with_its_first_call() -> None:
+def test_a_fixed_window_starts_with_its_first_call() -> None:
     """Twenty calls pass, the rest of that second is refused, the next window starts with the next call."""
     limiter = Limiter(Behaviour(limiter="fixed"))
     assert [limiter.admit("a", 100.5) for _ in range(20)] == [None] * 20
@@ -24,8 +24,8 @@ def test_a_fixed_window_begins_with_its_first_call() -> None:
     assert limiter.admit("a", 102.25) == pytest.approx(0.25)
 
 
-def test_a_fixed_window_lets_a_burst_pass_at_its_seam() -> None:
-    """Around a seam, twice the rate gets through in far less than a second: the weakness of fixed windows."""
+def test_a_fixed_window_admits_a_double_burst_at_its_boundary() -> None:
+    """Around a boundary, twice the rate passes in far less than a second: the flaw of fixed windows."""
     limiter = Limiter(Behaviour(limiter="fixed"))
     limiter.admit("a", 0.0)
     late = [limiter.admit("a", 0.99) for _ in range(19)]
@@ -33,15 +33,15 @@ def test_a_fixed_window_lets_a_burst_pass_at_its_seam() -> None:
     assert late + early == [None] * 39
 
 
-def test_a_sliding_window_has_no_seam() -> None:
-    """A call passes when fewer than twenty counted calls are younger than a second."""
+def test_a_sliding_window_has_no_boundary() -> None:
+    """A call passes if fewer than twenty counted calls are younger than a second."""
     limiter = Limiter(Behaviour(limiter="sliding"))
     assert [limiter.admit("a", 0.99) for _ in range(20)] == [None] * 20
     assert limiter.admit("a", 1.5) == pytest.approx(0.49)
 
 
-def test_blocked_calls_prolong_the_block_when_they_count() -> None:
-    """Whoever keeps knocking at a sliding limit that counts blocked calls stays outside."""
+def test_blocked_calls_prolong_the_block_if_they_count() -> None:
+    """A client that keeps calling a sliding limit that counts blocked calls stays blocked."""
     counting = Limiter(Behaviour(limiter="sliding", limit_rate=1))
     assert [counting.admit("a", at) for at in (0.0, 0.9)] == [None, pytest.approx(1.0)]
     assert counting.admit("a", 1.0) is not None
@@ -51,8 +51,8 @@ def test_blocked_calls_prolong_the_block_when_they_count() -> None:
 
 
 @pytest.mark.parametrize("mode", ["fixed", "sliding"])
-def test_each_address_has_its_own_budget(mode: str) -> None:
-    """One machine's burst takes nothing from another's."""
+def test_each_address_has_its_own_limit(mode: str) -> None:
+    """One machine's burst does not affect another's."""
     behaviour = Behaviour(limit_rate=1)
     behaviour.update({"limiter": mode})
     limiter = Limiter(behaviour)
@@ -62,7 +62,7 @@ def test_each_address_has_its_own_budget(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["fixed", "sliding"])
-def test_a_clock_that_is_set_back_blocks_nobody(mode: str) -> None:
+def test_a_clock_that_is_set_back_blocks_no_calls(mode: str) -> None:
     """Calls counted in what is now the future are forgotten."""
     behaviour = Behaviour(limit_rate=1)
     behaviour.update({"limiter": mode})
@@ -79,7 +79,7 @@ def test_a_limiter_that_is_off_admits_everything() -> None:
 
 @given(st.lists(TICKS, max_size=60), st.integers(1, 5), st.integers(1, 128), st.booleans())
 def test_a_sliding_limit_is_never_exceeded(gaps: list[float], rate: int, per: int, count: bool) -> None:
-    """No span of `limit_per_s` holds more admitted calls than `limit_rate`, however the calls come."""
+    """No span of `limit_per_s` has more admitted calls than `limit_rate`, in any sequence of calls."""
     per_s = per / 64
     behaviour = Behaviour(limiter="sliding", limit_rate=rate, limit_per_s=per_s, blocked_calls_count=count)
     limiter, now, admitted = Limiter(behaviour), 0.0, []
@@ -94,7 +94,7 @@ def test_a_sliding_limit_is_never_exceeded(gaps: list[float], rate: int, per: in
 
 
 @given(st.integers(1, 5), st.integers(1, 30), st.booleans(), st.sampled_from(["fixed", "sliding"]))
-def test_waiting_as_long_as_told_is_enough(rate: int, calls: int, count: bool, mode: str) -> None:
+def test_waiting_for_retry_after_is_enough(rate: int, calls: int, count: bool, mode: str) -> None:
     """A caller that waits for the time it was given passes at the next call."""
     behaviour = Behaviour(limit_rate=rate, blocked_calls_count=count)
     behaviour.update({"limiter": mode})
@@ -106,7 +106,7 @@ def test_waiting_as_long_as_told_is_enough(rate: int, calls: int, count: bool, m
 
 
 async def test_a_call_over_the_limit_gets_429(world: World) -> None:
-    """The answer is plain text that names the limit, with `Retry-After` in whole seconds."""
+    """The response is plain text that names the limit, with `Retry-After` in whole seconds."""
     statuses = [await world.status("GET", "/v1/productiontypes") for _ in range(20)]
     assert statuses == [200] * 20
     async with world.call("GET", "/v1/productiontypes") as response:
@@ -119,8 +119,8 @@ async def test_a_call_over_the_limit_gets_429(world: World) -> None:
     assert world.sandbox.journal.api_statuses == {200: 21, 429: 1}
 
 
-async def test_a_429_can_come_without_retry_after(world: World) -> None:
-    """Some gateways do not say when to come back."""
+async def test_a_429_can_omit_retry_after(world: World) -> None:
+    """Some gateways do not say when to retry."""
     world.behaviour.update({"retry_after": False, "limit_rate": 1, "limit_per_s": 90})
     await world.status("GET", "/v1/productiontypes")
     async with world.call("GET", "/v1/productiontypes") as response:
@@ -130,7 +130,7 @@ async def test_a_429_can_come_without_retry_after(world: World) -> None:
 
 
 async def test_the_limit_counts_calls_without_a_token_too(world: World) -> None:
-    """The limit stands before the login: an anonymous call uses it up."""
+    """The limit is checked before the token: an anonymous call counts."""
     world.behaviour.limit_rate = 1
     assert await world.status("GET", "/v1/jobs", headers={}) == 401
     assert await world.status("GET", "/v1/jobs") == 429

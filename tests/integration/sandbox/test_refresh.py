@@ -10,7 +10,7 @@ from tests.integration.sandbox.world import World
 
 
 async def test_a_rotated_refresh_token_works_once(world: World) -> None:
-    """With rotation each refresh gives a new refresh token; the old one gets `invalid_grant` from then on."""
+    """With rotation each refresh issues a new refresh token; the old one gets `invalid_grant` afterwards."""
     first = world.sandbox.issue_login()["refresh_token"]
     status, answer = await world.refresh(first)
     assert status == 200
@@ -21,7 +21,7 @@ async def test_a_rotated_refresh_token_works_once(world: World) -> None:
 
 
 async def test_a_detected_reuse_revokes_the_whole_login(world: World) -> None:
-    """With `reuse_detection: revoke` a replay kills the refresh token in use, too; other logins live."""
+    """With `reuse_detection: revoke` a replay also revokes the current refresh token, but no other login."""
     world.behaviour.reuse_detection = "revoke"
     first = world.sandbox.issue_login()["refresh_token"]
     other = world.sandbox.issue_login()["refresh_token"]
@@ -32,15 +32,15 @@ async def test_a_detected_reuse_revokes_the_whole_login(world: World) -> None:
     assert (await world.refresh(other))[0] == 200
 
 
-async def test_of_parallel_refreshes_one_wins(world: World) -> None:
-    """The refresh token is marked used before any answer leaves."""
+async def test_one_of_parallel_refreshes_succeeds(world: World) -> None:
+    """The refresh token is marked used before any response is sent."""
     first = world.sandbox.issue_login()["refresh_token"]
     answers = await asyncio.gather(*(world.refresh(first) for _ in range(10)))
     assert sorted(status for status, _ in answers) == [200] + [400] * 9
 
 
-async def test_without_rotation_the_refresh_token_stays(world: World) -> None:
-    """A server that does not rotate repeats the refresh token, or leaves it out of its answer."""
+async def test_without_rotation_the_refresh_token_stays_valid(world: World) -> None:
+    """A server that does not rotate repeats the refresh token in its response, or omits it."""
     world.behaviour.rotation = False
     first = world.sandbox.issue_login()["refresh_token"]
     assert (await world.refresh(first))[1]["refresh_token"] == first
@@ -65,15 +65,15 @@ async def test_a_login_ends_as_configured(world: World, rotation: bool, expiry: 
     assert (await world.refresh(token))[1] == {"error": "invalid_grant"}
 
 
-async def test_a_refresh_may_ask_for_less_but_not_for_more(world: World) -> None:
-    """The scope of a refresh lies within the login's, and a refused scope does not spend the token."""
+async def test_a_refresh_may_narrow_but_not_widen_the_scope(world: World) -> None:
+    """A refused scope does not spend the token."""
     token = world.sandbox.issue_login()["refresh_token"]
     assert await world.refresh(token, scope="cfgateway admin") == (400, {"error": "invalid_scope"})
     assert (await world.refresh(token, scope="cfgateway"))[1]["scope"] == "cfgateway"
 
 
 async def test_a_refresh_token_belongs_to_its_app(world: World) -> None:
-    """Another app's credentials do not help."""
+    """It can't be used with another app's credentials."""
     token = world.sandbox.issue_login()["refresh_token"]
     world.behaviour.client_id = "another"
     assert await world.refresh(token, client_id="another") == (400, {"error": "invalid_grant"})

@@ -1,4 +1,4 @@
-"""The sandbox as a whole: starting, closing, many connections at once."""
+"""The sandbox as a whole: start, close, and many connections at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONNECTIONS = 1200
 
 
 def allow_open_files(count: int) -> None:
-    """Raise the limit of open files for this process; skip where that cannot be."""
+    """Raise the limit of open files for this process, or skip the test."""
     if sys.platform == "win32":
         return
     import resource
@@ -28,7 +28,7 @@ def allow_open_files(count: int) -> None:
 
 
 @pytest.mark.slow
-async def test_it_answers_more_than_a_thousand_connections_at_once() -> None:
+async def test_it_serves_more_than_a_thousand_connections_at_once() -> None:
     """1,200 connections are open together, and each is served."""
     allow_open_files(3 * CONNECTIONS)
     async with open_world(Behaviour(limiter="off")) as world:
@@ -45,8 +45,8 @@ async def test_it_answers_more_than_a_thousand_connections_at_once() -> None:
         assert world.sandbox.api_requests == len(world.sandbox.journal.api_arrivals) == CONNECTIONS
 
 
-async def test_a_port_that_is_taken_is_an_error() -> None:
-    """Starting on somebody else's port raises OSError and leaves nothing behind."""
+async def test_a_port_in_use_is_an_error() -> None:
+    """Starting on a port in use raises OSError and leaves nothing behind."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -57,8 +57,8 @@ async def test_a_port_that_is_taken_is_an_error() -> None:
         await sandbox.close()
 
 
-async def test_it_can_be_started_again_on_its_port(world: World) -> None:
-    """After `close` the port is free, and what was issued is still good."""
+async def test_it_can_be_restarted_on_its_port(world: World) -> None:
+    """After `close` the port is free, and issued tokens are still valid."""
     login = world.sandbox.issue_login()
     port = int(world.sandbox.url.rpartition(":")[2])
     await world.sandbox.close()
@@ -67,7 +67,7 @@ async def test_it_can_be_started_again_on_its_port(world: World) -> None:
 
 
 async def test_it_listens_on_ipv6_too() -> None:
-    """An IPv6 address stands in brackets in the URL."""
+    """The URL has an IPv6 address in brackets."""
     if not socket.has_ipv6:
         pytest.skip("no IPv6 here")
     sandbox = Sandbox()
@@ -86,7 +86,7 @@ async def test_codes_default_to_the_first_redirect_uri(world: World) -> None:
     assert (await world.exchange(code, redirect_uri=f"{world.sandbox.url}/paste"))[0] == 200
 
 
-async def test_the_other_server_is_not_under_the_apis_name(world: World) -> None:
+async def test_paths_outside_the_api_need_no_token(world: World) -> None:
     """Paths outside `/v1` need no token and are not counted as API calls."""
     assert await world.status("GET", "/v1x", headers={}) == 404
     assert await world.status("GET", "/", headers={}) == 404

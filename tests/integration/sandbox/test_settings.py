@@ -19,7 +19,7 @@ DOCUMENT = ROOT / "docs" / "sandbox.md"
 
 
 def render(value: object) -> str:
-    """Write a value as the command line and docs/sandbox.md have it."""
+    """Render a value as on the command line and in docs/sandbox.md."""
     match value:
         case bool():
             return str(value).lower()
@@ -131,7 +131,7 @@ def test_an_invalid_text_is_refused_with_a_reason(name: str, text: str, says: st
     assert str(caught.value).startswith(says)
 
 
-def test_a_setting_that_does_not_exist_cannot_be_set() -> None:
+def test_an_unknown_setting_cannot_be_set() -> None:
     """A misspelt attribute raises instead of changing nothing."""
     behaviour = Behaviour()
     with pytest.raises(ValueError, match="no attribute 'rotatoin'"):
@@ -203,7 +203,7 @@ def test_a_duration_is_a_finite_number_that_is_not_negative(value: object) -> No
         Behaviour().update({"access_lifetime_s": value})
 
 
-def test_the_documentation_lists_every_setting_as_it_is() -> None:
+def test_the_documentation_lists_every_setting() -> None:
     """The table in docs/sandbox.md has exactly the settings, with their defaults and descriptions."""
     shown, texts = defaults(), descriptions()
     rows = [f"| `{name}` | `{shown[name]}` | {texts[name]} |" for name in Behaviour.model_fields]
@@ -213,7 +213,7 @@ def test_the_documentation_lists_every_setting_as_it_is() -> None:
 
 
 def test_the_documentation_lists_every_fault() -> None:
-    """Every kind of fault and every field of a fault has its row in docs/sandbox.md."""
+    """Every kind of fault and every field of a fault has a row in docs/sandbox.md."""
     text = DOCUMENT.read_text(encoding="utf-8")
     names = [*FAULT_KINDS, *(each.name for each in fields(Fault) if each.name != "kind")]
     assert [name for name in names if f"\n| `{name}` |" not in text] == []
@@ -233,7 +233,7 @@ def test_every_value_of_a_choice_is_documented() -> None:
             assert f"`{value}`" in texts[name], name
 
 
-def test_a_long_duration_is_shown_in_figures() -> None:
+def test_a_long_duration_is_shown_in_digits() -> None:
     """The documentation shows a default that can be copied."""
     assert defaults()["refresh_lifetime_s"] == "2592000"
     assert defaults()["limit_per_s"] == "1"

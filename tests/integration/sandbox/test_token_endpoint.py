@@ -1,4 +1,4 @@
-"""The token endpoint: who gets a token, who gets which error, and what a refresh token is good for."""
+"""The token endpoint: tokens, errors, and what they depend on."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ VERIFIER = "v" * 43
 CHALLENGE = base64.urlsafe_b64encode(hashlib.sha256(VERIFIER.encode()).digest()).rstrip(b"=").decode()
 
 
-async def test_a_code_becomes_tokens(world: World) -> None:
-    """A code gives an access token for an hour and a refresh token, in an answer that may not be cached."""
+async def test_a_code_is_exchanged_for_tokens(world: World) -> None:
+    """A code gives an access token for an hour and a refresh token, in a response that may not be cached."""
     form = {
         **APP,
         "grant_type": "authorization_code",
@@ -36,8 +36,8 @@ async def test_a_code_becomes_tokens(world: World) -> None:
     assert [each.value for each in world.sandbox.access_tokens] == [answer["access_token"]]
 
 
-async def test_an_error_answer_is_one_that_clients_understand(world: World) -> None:
-    """An error is HTTP 400 with its code as JSON, as RFC 6749 has it."""
+async def test_an_error_response_follows_the_rfc(world: World) -> None:
+    """An error is HTTP 400 with its code as JSON (RFC 6749)."""
     status, answer = await world.exchange("never-issued")
     assert (status, answer) == (400, {"error": "invalid_grant"})
     with pytest.raises(InvalidGrantError):
@@ -55,18 +55,18 @@ async def test_client_credentials_give_no_refresh_token(world: World) -> None:
 
 @pytest.mark.parametrize("scope", ["cfgateway offline_access", "everything", " "])
 async def test_client_credentials_with_another_scope_are_refused(world: World, scope: str) -> None:
-    """Without a person there is nothing to stay signed in for, and no other scope exists."""
+    """`offline_access` needs a user, and no other scope exists."""
     assert await world.token("client_credentials", scope=scope) == (400, {"error": "invalid_scope"})
 
 
 async def test_a_login_without_offline_access_gives_no_refresh_token(world: World) -> None:
-    """Only `offline_access` asks for a refresh token."""
+    """Only `offline_access` requests a refresh token."""
     status, answer = await world.exchange(world.sandbox.issue_code(scope="cfgateway"))
     assert (status, answer["scope"]) == (200, "cfgateway")
     assert "refresh_token" not in answer
 
 
-async def test_a_wrong_secret_does_not_burn_the_code(world: World) -> None:
+async def test_a_wrong_secret_does_not_spend_the_code(world: World) -> None:
     """After `invalid_client` the same code still works."""
     code = world.sandbox.issue_code()
     assert await world.exchange(code, client_secret="wrong") == (400, {"error": "invalid_client"})
@@ -74,8 +74,8 @@ async def test_a_wrong_secret_does_not_burn_the_code(world: World) -> None:
     assert (await world.exchange(code))[0] == 200
 
 
-async def test_a_wrong_redirect_uri_burns_the_code(world: World) -> None:
-    """A code that was shown with the wrong redirect URI is gone."""
+async def test_a_wrong_redirect_uri_spends_the_code(world: World) -> None:
+    """A code that was sent with the wrong redirect URI is invalid afterwards."""
     code = world.sandbox.issue_code()
     refused = (400, {"error": "invalid_grant"})
     assert await world.exchange(code, redirect_uri=f"{CALLBACK}/") == refused
@@ -94,7 +94,7 @@ async def test_a_code_works_once(world: World) -> None:
 
 
 async def test_a_code_expires(world: World) -> None:
-    """A code lives for `code_lifetime_s`."""
+    """A code is valid for `code_lifetime_s`."""
     old, fresh = world.sandbox.issue_code(), world.sandbox.issue_code()
     world.clock.now += 1799.0
     assert (await world.exchange(fresh))[0] == 200
@@ -103,7 +103,7 @@ async def test_a_code_expires(world: World) -> None:
 
 
 async def test_a_code_belongs_to_its_app(world: World) -> None:
-    """Another app's credentials do not help."""
+    """It can't be used with another app's credentials."""
     code = world.sandbox.issue_code()
     world.behaviour.client_id = "another"
     assert await world.exchange(code, client_id="another") == (400, {"error": "invalid_grant"})
@@ -120,10 +120,10 @@ async def test_a_code_belongs_to_its_app(world: World) -> None:
         (base64.urlsafe_b64encode(hashlib.sha256(b"short").digest()).rstrip(b"=").decode(), "short", 400),
     ],
 )
-async def test_pkce_is_checked_when_the_login_used_it(
+async def test_pkce_is_checked_if_the_login_used_it(
     world: World, challenge: str, verifier: str, status: int
 ) -> None:
-    """The verifier has to match the login's challenge, and may not come without one."""
+    """The verifier has to match the login's challenge, and must not be sent without one."""
     code = world.sandbox.issue_code(challenge=challenge)
     fields = {"code_verifier": verifier} if verifier else {}
     assert (await world.exchange(code, **fields))[0] == status
@@ -141,7 +141,7 @@ async def test_an_app_may_use_only_the_grants_it_is_registered_for(world: World)
 
 
 async def test_an_unknown_grant_is_refused(world: World) -> None:
-    """A grant that the server never heard of gets `unsupported_grant_type`."""
+    """An unknown grant type gets `unsupported_grant_type`."""
     assert await world.token("password") == (400, {"error": "unsupported_grant_type"})
 
 
@@ -156,13 +156,13 @@ async def test_an_unknown_grant_is_refused(world: World) -> None:
     ],
 )
 async def test_a_form_that_lacks_or_repeats_a_field_is_refused(world: World, body: str) -> None:
-    """A missing, empty, doubled or badly encoded field gets `invalid_request`."""
+    """A missing, empty, duplicate or badly encoded field gets `invalid_request`."""
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
     async with world.call("POST", "/connect/token", headers=headers, data=body) as response:
         assert (response.status, await response.json()) == (400, {"error": "invalid_request"})
 
 
-async def test_credentials_in_a_header_are_not_looked_at(world: World) -> None:
+async def test_credentials_in_a_header_are_ignored(world: World) -> None:
     """The app's credentials are form fields; HTTP Basic gets `invalid_client`."""
     basic = basic_credentials()
     async with world.call("POST", "/connect/token", headers=basic, data={"grant_type": "x"}) as response:
@@ -181,15 +181,15 @@ def basic_credentials() -> dict[str, str]:
         ("POST", {"data": {"grant_type": "x" * 70_000}}, 413),
     ],
 )
-async def test_what_is_no_form_is_refused_by_http(
+async def test_a_request_without_a_form_is_refused(
     world: World, method: str, options: dict[str, Any], status: int
 ) -> None:
-    """GET gets 405, another content type 415, a huge form 413."""
+    """GET gets 405, another content type 415, an oversized form 413."""
     assert await world.status(method, "/connect/token", headers={}, **options) == status
 
 
-async def test_every_call_is_kept_for_a_look(world: World) -> None:
-    """Calls are listed with their grant, outcome and instant."""
+async def test_every_call_is_recorded(world: World) -> None:
+    """Calls are listed with their grant, outcome and time."""
     world.clock.now = 1_900_000_000.5
     await world.token("client_credentials")
     await world.refresh("never-issued")

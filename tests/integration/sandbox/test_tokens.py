@@ -1,4 +1,4 @@
-"""Tokens themselves: what they look like, how they are revoked, how a test gets them without a request."""
+"""Tokens: their format, their revocation, and how a test gets them without a request."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from cfproxy.sandbox import Sandbox
 from tests.integration.sandbox.world import APP, World
 
 
-async def test_access_tokens_can_look_like_jwts(world: World) -> None:
-    """With `token_format: jwt` a token has three parts, its claims tell its expiry, and the API takes it."""
+async def test_access_tokens_can_be_jwts(world: World) -> None:
+    """With `token_format: jwt` a token has three parts and an expiry claim, and the API accepts it."""
     world.behaviour.token_format = "jwt"
     _, answer = await world.token("client_credentials")
     claims_part = answer["access_token"].split(".")[1]
@@ -24,8 +24,8 @@ async def test_access_tokens_can_look_like_jwts(world: World) -> None:
 
 
 @pytest.mark.parametrize("kind", ["access_token", "refresh_token"])
-async def test_a_revoked_token_is_worthless(world: World, kind: str) -> None:
-    """Revoking an access token kills that one, revoking a refresh token its whole login (RFC 7009)."""
+async def test_a_revoked_token_is_invalid(world: World, kind: str) -> None:
+    """Revoking an access token affects only it, revoking a refresh token its whole login (RFC 7009)."""
     login, other = world.sandbox.issue_login(), world.bearer()
     form = {**APP, "token": login[kind], "token_type_hint": kind}
     assert await world.status("POST", "/connect/revocation", headers={}, data=form) == 200
@@ -44,10 +44,10 @@ async def test_a_revoked_token_is_worthless(world: World, kind: str) -> None:
         ({"token_type_hint": "id_token"}, 400, "unsupported_token_type"),
     ],
 )
-async def test_revocation_answers_as_its_rfc_says(
+async def test_revocation_follows_the_rfc(
     world: World, changes: dict[str, str], status: int, error: str | None
 ) -> None:
-    """An unknown token is no error; a wrong app, no token or an unknown kind of token is."""
+    """An unknown token is no error; a wrong app, a missing token or an unknown token type is."""
     form = {**APP, "token": "never-issued", **changes}
     async with world.call("POST", "/connect/revocation", headers={}, data=form) as response:
         assert response.status == status
@@ -55,7 +55,7 @@ async def test_revocation_answers_as_its_rfc_says(
 
 
 async def test_the_discovery_document_names_the_endpoints(world: World) -> None:
-    """The addresses in the discovery document are the sandbox's own."""
+    """The URLs in the discovery document are the sandbox's own."""
     async with world.call("GET", "/.well-known/openid-configuration", headers={}) as response:
         document = await response.json()
     assert document["issuer"] == world.sandbox.url
@@ -63,8 +63,8 @@ async def test_the_discovery_document_names_the_endpoints(world: World) -> None:
     assert document["authorization_response_iss_parameter_supported"] is True
 
 
-async def test_tokens_issued_without_a_request_are_as_good() -> None:
-    """A test can begin with a login instead of making one."""
+async def test_tokens_issued_without_a_request_are_valid() -> None:
+    """A test can start with a login instead of making one."""
     async with Sandbox() as sandbox:
         answer = sandbox.issue_login("cfgateway")
         assert sandbox.access_tokens[0].value == answer["access_token"]

@@ -1,4 +1,4 @@
-"""What the sandbox's tests share: a sandbox on loopback, a client, a clock that is set by hand."""
+"""Shared by the sandbox's tests: a sandbox on loopback, a client, a manual clock."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ CALLBACK = "https://integration.example/callback"
 APP = {"client_id": "sandbox-client", "client_secret": "sandbox-secret"}
 
 
-class HandClock:
-    """A wall clock that moves only when it is told to."""
+class ManualClock:
+    """A wall clock that moves only when it is set."""
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
@@ -33,14 +33,14 @@ class World:
 
     sandbox: Sandbox
     client: aiohttp.ClientSession
-    clock: HandClock
+    clock: ManualClock
 
     @property
     def behaviour(self) -> Behaviour:
         return self.sandbox.behaviour
 
     async def token(self, grant: str, **fields: str) -> tuple[int, dict[str, Any]]:
-        """Call the token endpoint as the right app; give status and answer."""
+        """Call the token endpoint as the registered app; return status and response."""
         form = {"grant_type": grant, **APP, **fields}
         async with self.client.post(f"{self.sandbox.url}/connect/token", data=form) as response:
             return response.status, await response.json()
@@ -52,7 +52,7 @@ class World:
         return await self.token("authorization_code", **{"code": code, "redirect_uri": CALLBACK, **fields})
 
     def authorize_url(self, **changes: str) -> str:
-        """Give a good authorize URL with some parameters changed; an empty one is left out."""
+        """Return a valid authorization URL with some parameters changed; an empty one is omitted."""
         query = {
             "client_id": "sandbox-client",
             "redirect_uri": CALLBACK,
@@ -64,12 +64,12 @@ class World:
         return f"{self.sandbox.url}/connect/authorize?{urlencode(kept)}"
 
     def bearer(self) -> dict[str, str]:
-        """Give the headers of a caller with a fresh token."""
+        """Return the headers of a caller with a new token."""
         return {"Authorization": f"Bearer {self.sandbox.issue_login()['access_token']}"}
 
     @asynccontextmanager
     async def call(self, method: str, target: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Call the sandbox with the target exactly as given, with a good token unless headers are given."""
+        """Call the sandbox with the target unchanged, with a valid token unless headers are given."""
         if "headers" not in options:
             options["headers"] = self.bearer()
         address = URL(self.sandbox.url + target, encoded=True)
@@ -77,7 +77,7 @@ class World:
             yield response
 
     async def get(self, target: str) -> Any:
-        """Give the JSON of an API answer that must be good."""
+        """Return the JSON of a successful API response."""
         async with self.call("GET", target) as response:
             assert response.status == 200
             return await response.json()
@@ -91,7 +91,7 @@ class World:
 @asynccontextmanager
 async def open_world(behaviour: Behaviour | None = None) -> AsyncIterator[World]:
     """Start a sandbox and a client that opens a connection for every call."""
-    clock = HandClock()
+    clock = ManualClock()
     sandbox = Sandbox(behaviour, clock)
     await sandbox.start()
     connector = aiohttp.TCPConnector(force_close=True, limit=0)
