@@ -1,4 +1,4 @@
-"""What the tests of the configuration share: a file to load, and the least that it needs."""
+"""Shared by the tests of the configuration: a file to load, and the minimum it needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MARKER = "S3cret-Marker.zz9"
 
 
 class Loader:
-    """Loads a text as the file config.yaml in a folder of its own."""
+    """Loads text as the file config.yaml in a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -41,7 +41,7 @@ class Loader:
 
 
 def outcome(load_it: Callable[[], Settings]) -> Settings | ConfigError:
-    """Return what loading gives, the error included."""
+    """Return the loaded settings, or the error."""
     try:
         return load_it()
     except ConfigError as error:

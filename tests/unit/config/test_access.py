@@ -1,4 +1,4 @@
-"""Keys that lead to an account, users of a Unix socket, a store with a key: how they are written."""
+"""Access keys, users of a Unix socket, encrypted stores and limits in the configuration."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells 
 
 @pytest.fixture(scope="session")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Loader:
-    """A folder of this file's own."""
+    """A folder of this module's own."""
     return Loader(tmp_path_factory.mktemp("config"))
 
 
 # --- access keys ----------------------------------------------------------------------------
 
 
-def test_a_key_may_lead_to_an_account(load: Loader) -> None:
+def test_a_key_may_select_an_account(load: Loader) -> None:
     """An entry is a secret in any of its forms, or `{key: SECRET, account: NAME}`."""
     text = (
         BASE + "access: {keys: [a, {key: b, account: acme}, {key: {env: K}, account: default}, {key: d}]}\n"
@@ -56,14 +56,14 @@ def test_a_key_may_lead_to_an_account(load: Loader) -> None:
         ("[{account: acme}]", "0: must be text, {env: NAME} or {file: PATH}, or {key: one of these,"),
     ],
 )
-def test_a_key_that_leads_nowhere_is_told(load: Loader, keys: str, problem: str) -> None:
+def test_an_invalid_key_is_reported(load: Loader, keys: str, problem: str) -> None:
     """Unknown accounts, one key for two accounts and misspelt entries are problems; no key is shown."""
     text = f"access: {{keys: {keys}}}\naccounts: {{acme: {{listen: off, access: {{keys: []}}}}}}"
     assert load.problem(text).startswith(f"config.yaml: access.keys.{problem}")
 
 
-def test_a_key_that_an_account_inherits_is_told_of_once(load: Loader) -> None:
-    """The problem stands where the key is written."""
+def test_an_inherited_key_is_reported_once(load: Loader) -> None:
+    """The problem is reported where the key is written."""
     text = "access: {keys: [{key: k, account: nobody}]}\naccounts: {acme: {listen: off}}"
     assert "access.keys.0: is for an account that does not exist" in load.problem(text)
 
@@ -72,7 +72,7 @@ def test_a_key_that_an_account_inherits_is_told_of_once(load: Loader) -> None:
 
 
 def test_accounts_without_a_listener_do_not_collide(load: Loader) -> None:
-    """Any number of accounts may be reached through one listener only."""
+    """Any number of accounts may share one listener."""
     got = load.settings(BASE + "accounts: {a: {listen: off}, b: {listen: OFF}, c: {listen: 'no'}}")
     assert [account.listen for account in got.accounts.values()][1:] == [None] * 3
 
@@ -82,7 +82,7 @@ def test_accounts_without_a_listener_do_not_collide(load: Loader) -> None:
 
 @on_linux
 def test_a_user_is_a_name_or_a_number(load: Loader) -> None:
-    """Both mean a number to the kernel; the name is kept for people."""
+    """Both mean a number to the kernel; the name is kept for display."""
     name, uid = getpass.getuser(), os.getuid()
     got = load.settings(f"{BASE}listen: unix:/s\naccess: {{users: [{name}, 12345]}}")
     assert got.accounts["default"].access.users == (LocalUser(name, uid), LocalUser("12345", 12345))
@@ -98,13 +98,13 @@ def test_a_user_is_a_name_or_a_number(load: Loader) -> None:
         ("access: {users: [0]}", " works with a Unix socket only (listen: unix:/path)"),
     ],
 )
-def test_a_user_who_cannot_be_told_is_a_problem(load: Loader, text: str, problem: str) -> None:
-    """An unknown name, and a listener that does not know who calls."""
+def test_a_user_that_cannot_be_identified_is_a_problem(load: Loader, text: str, problem: str) -> None:
+    """An unknown name, or a listener that can't identify its callers."""
     assert problem.strip() in load.problem(text)
     assert load.problem(text).startswith("config.yaml: access.users")
 
 
-def test_elsewhere_than_on_linux_users_are_a_problem(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_users_outside_linux_are_a_problem(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     """A setting that could not protect anything is refused."""
     monkeypatch.setattr(sys, "platform", "darwin")
     assert "works on Linux only" in load.problem("listen: unix:/s\naccess: {users: [root]}")
@@ -125,7 +125,7 @@ def test_a_store_is_a_value_or_a_section(load: Loader) -> None:
     assert MARKER not in repr(got)
 
 
-def test_accounts_that_share_a_pace_share_its_store(load: Loader) -> None:
+def test_accounts_that_share_a_rate_share_its_store(load: Loader) -> None:
     """Two servers could not keep one rate."""
     one = "store: redis://a/0\npacing: {shared: true}\n"
     accounts = "accounts: {b: {listen: 'off', store: 'redis://b/0'}}"
@@ -133,8 +133,8 @@ def test_accounts_that_share_a_pace_share_its_store(load: Loader) -> None:
         load.settings(f"{BASE}{one}{accounts}")
 
 
-def test_the_environment_sets_the_place_and_the_key_of_a_store(load: Loader) -> None:
-    """`CFPROXY_STORE` is the place, with `CFPROXY_STORE__KEY` beside it."""
+def test_the_environment_sets_the_url_and_the_key_of_a_store(load: Loader) -> None:
+    """`CFPROXY_STORE` is the URL, `CFPROXY_STORE__KEY` the key."""
     (load.folder / "k").write_text("from file\n")
     for key in (
         {"CFPROXY_STORE__KEY": "from file"},
@@ -147,8 +147,8 @@ def test_the_environment_sets_the_place_and_the_key_of_a_store(load: Loader) -> 
     assert (got.url, got.key) == ("memory", Secret("k"))
 
 
-def test_a_mistake_in_a_short_form_is_told_in_the_words_of_the_file(load: Loader) -> None:
-    """Who wrote `store: cloud` reads `store`, who wrote the section reads `store.url`."""
+def test_a_mistake_in_a_shorthand_names_the_key_that_was_written(load: Loader) -> None:
+    """`store: cloud` is reported as `store`, the section as `store.url`."""
     want = "must be file, file:DIR, memory or redis://host:port/0"
     assert load.problem("store: cloud") == f"config.yaml: store: {want}"
     assert load.problem("store: {url: cloud}") == f"config.yaml: store.url: {want}"
@@ -156,7 +156,7 @@ def test_a_mistake_in_a_short_form_is_told_in_the_words_of_the_file(load: Loader
 
 
 def test_a_key_without_the_library_is_a_problem(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told before anything is stored, with the command that installs it."""
+    """It is reported before anything is stored, with the command to install it."""
     monkeypatch.setattr("cfproxy.config.conflicts.find_spec", lambda _: None)
     problem = load.problem("store: {key: k}")
     assert problem == "config.yaml: store.key: needs a library; run: pip install 'cfproxy[encrypt]'"
@@ -173,6 +173,6 @@ def test_a_key_without_the_library_is_a_problem(load: Loader, monkeypatch: pytes
         ("{connections: 0}", "limits.connections: must be 1 or more"),
     ],
 )
-def test_limits_that_would_let_nobody_in_are_a_problem(load: Loader, limits: str, problem: str) -> None:
-    """A limit may be small, not senseless."""
+def test_limits_that_admit_no_request_are_a_problem(load: Loader, limits: str, problem: str) -> None:
+    """A limit may be small, but not useless."""
     assert load.problem(f"limits: {limits}") == f"config.yaml: {problem}"

@@ -1,4 +1,4 @@
-"""Several accounts: what each inherits, and what has to agree."""
+"""Several accounts: what each inherits, and which settings have to agree."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.support.config_loader import BASE, Loader
 
 @pytest.fixture(scope="session")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Loader:
-    """A folder of this file's own."""
+    """A folder of this module's own."""
     return Loader(tmp_path_factory.mktemp("config"))
 
 
 def test_an_account_inherits_what_it_does_not_set(load: Loader) -> None:
-    """Inheritance goes section by section, so one key of a section may differ."""
+    """Inheritance works section by section, so one key of a section may differ."""
     got = load.settings(
         BASE + "access: {methods: [GET], keys: [a]}\npacing: {queue: 5}\n"
         "accounts: {acme: {client_id: b, listen: 8090, access: {keys: [b]}}}"
@@ -30,7 +30,7 @@ def test_an_account_inherits_what_it_does_not_set(load: Loader) -> None:
 
 
 def test_without_a_client_id_at_the_top_there_is_no_default_account(load: Loader) -> None:
-    """The top level then only says what the accounts share."""
+    """The top level then only has what the accounts share."""
     got = load.settings(
         "redirect_uri: https://example.com/cb\naccounts: {b: {client_id: b}, a: {client_id: a, listen: 0}}"
     )
@@ -47,27 +47,27 @@ def test_a_secret_of_an_account_replaces_the_inherited_one(load: Loader) -> None
 
 @pytest.mark.parametrize("name", ["Acme", "a.b", "con", "nul", "com1", "-a", "a" * 65, "''", "a b", "é"])
 def test_account_names_are_file_names(load: Loader, name: str) -> None:
-    """Small letters, digits, - and _, and none of the names that Windows keeps for devices."""
+    """Lower-case letters, digits, - and _, and no device names of Windows."""
     assert "is not an account name" in load.problem(f"accounts: {{{name}: {{listen: 8090}}}}")
 
 
 def test_default_is_the_top_level(load: Loader) -> None:
-    """`accounts.default` beside a client_id at the top would be a second one."""
+    """`accounts.default` beside a client_id at the top level would be a second one."""
     taken, missing = load.problems("client_id: a\naccounts: {default: {listen: 8090}}")
     assert taken.startswith("config.yaml: accounts.default: is taken")
     assert missing.startswith("config.yaml: redirect_uri: needed")
 
 
 @pytest.mark.parametrize("key", ["admin", "log", "accounts"])
-def test_process_wide_keys_are_for_the_top_level(load: Loader, key: str) -> None:
-    """An account can't have its own admin page, log or accounts."""
+def test_process_wide_keys_belong_to_the_top_level(load: Loader, key: str) -> None:
+    """An account can't have its own admin listener, log or accounts."""
     assert load.problem(f"accounts: {{a: {{listen: 8090, {key}: {{}}}}}}") == (
         f"config.yaml: accounts.a.{key}: belongs to the top level: it applies to all accounts"
     )
 
 
-def test_an_inherited_mistake_is_told_once(load: Loader) -> None:
-    """It is shown where it is written, whatever the number of accounts."""
+def test_an_inherited_mistake_is_reported_once(load: Loader) -> None:
+    """It is reported where it is written, for any number of accounts."""
     accounts = "accounts: {a: {listen: 8090}, b: {listen: 8091, timeouts: {idle: never}}}"
     assert load.problems(f"{BASE}timeouts: {{connect: soon}}\n{accounts}") == [
         "config.yaml: timeouts.connect: must be a duration such as 10s, 5m, 1h, 30d",
@@ -76,7 +76,7 @@ def test_an_inherited_mistake_is_told_once(load: Loader) -> None:
 
 
 def test_an_account_without_client_id_is_named(load: Loader) -> None:
-    """When some accounts have one, the one without is told."""
+    """If only some accounts have a client id, those without are named."""
     text = "redirect_uri: https://e.com/\naccounts: {a: {client_id: a}, b: {listen: 8090}}"
     (problem,) = load.problems(text)
     assert problem.startswith("config.yaml: accounts.b.client_id: must be set")
@@ -96,14 +96,14 @@ def test_an_account_without_client_id_is_named(load: Loader) -> None:
     ],
 )
 def test_listeners_do_not_collide(load: Loader, listen: str | None, owner: str) -> None:
-    """Each account needs an address of its own, and the admin listener has its own, too."""
+    """Each account and the admin listener need an address of their own."""
     account = {"client_id": "b"} | ({"listen": listen} if listen else {})
     problem = load.problem(yaml.safe_dump({"accounts": {"acme": account}}))
     assert problem.startswith("config.yaml: accounts.acme.listen: ")
     assert f"is taken by {owner}; give this account a listen address of its own" in problem
 
 
-def test_a_wildcard_collides_with_every_address_of_its_kind(load: Loader) -> None:
+def test_a_wildcard_collides_with_every_address_of_its_family(load: Loader) -> None:
     """0.0.0.0:8081 takes the admin's port, [::]:8081 does not; port 0 never collides."""
     text = "access: {allow_remote: true}\naccounts: {a: {listen: '%s'}}"
     assert "is taken by admin" in load.problem(text % "0.0.0.0:8081")
@@ -113,7 +113,7 @@ def test_a_wildcard_collides_with_every_address_of_its_kind(load: Loader) -> Non
 
 
 def test_accounts_on_one_upstream_agree_on_pacing(load: Loader) -> None:
-    """The limit is per IP address, so two pacings for one upstream can't both be right."""
+    """The limit is per IP address, so one upstream can't have two rates."""
     text = "accounts: {a: {client_id: b, listen: 8090, pacing: {rate: 5}%s}}"
     problem = load.problem(text % ", upstream: 'https://gateway.creativeforce.io:443/base'")
     assert problem.startswith("config.yaml: accounts.a.pacing: must be as in account 'default'")
@@ -124,8 +124,8 @@ def test_accounts_on_one_upstream_agree_on_pacing(load: Loader) -> None:
     "host", ["0.0.0.0", "'[::]", "192.168.1.5", "proxy.lan", "127.1", "'[::ffff:127.0.0.1]"]
 )
 @pytest.mark.parametrize("key", ["listen", "admin"])
-def test_no_listener_is_open_to_others_by_accident(load: Loader, key: str, host: str) -> None:
-    """Beyond this machine a listener needs an access key or an explicit allow_remote."""
+def test_no_listener_is_exposed_by_accident(load: Loader, key: str, host: str) -> None:
+    """A listener that other machines can reach needs an access key or an explicit allow_remote."""
     line = f"{key}: {host}:9999" + ("'" if host.startswith("'") else "")
     if host == "127.1":
         assert "must have a valid host name or IP address" in load.problem(line)

@@ -1,4 +1,4 @@
-"""What a configuration gives, where its file is looked for, and how it is shown."""
+"""What a configuration means, where its file is searched for, and how it is rendered."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.support.config_loader import BASE, ENVIRON, MARKER, Loader
 
 @pytest.fixture(scope="session")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Loader:
-    """A folder of this file's own."""
+    """A folder of this module's own."""
     return Loader(tmp_path_factory.mktemp("config"))
 
 
-def test_two_keys_make_a_working_configuration(load: Loader) -> None:
-    """A client_id and a redirect_uri are enough; all else has the documented defaults."""
+def test_two_keys_are_a_working_configuration(load: Loader) -> None:
+    """A client_id and a redirect_uri are enough; all other keys have the documented defaults."""
     got = load.settings(BASE)
     account = got.accounts["default"]
     assert list(got.accounts) == ["default"]
@@ -61,8 +61,8 @@ def test_no_file_is_needed() -> None:
     assert got.accounts["default"].redirect_uri == "https://example.com/cb"
 
 
-def test_the_environment_wins(load: Loader) -> None:
-    """A variable replaces the file's value for its key and leaves the key's neighbours alone."""
+def test_the_environment_overrides_the_file(load: Loader) -> None:
+    """A variable replaces the file's value for its key and leaves neighbouring keys alone."""
     environ = {"CFPROXY_PACING__RATE": "5", "CFPROXY_CLIENT_ID": "other", "CFPROXY_LISTEN": ""}
     account = load.account("pacing: {rate: 7, queue: 3}\nlisten: 9000", environ)
     assert (account.pacing.rate, account.pacing.queue, account.client_id) == (5.0, 3, "other")
@@ -70,7 +70,7 @@ def test_the_environment_wins(load: Loader) -> None:
 
 
 def test_the_sandbox_has_hosts_of_its_own(load: Loader) -> None:
-    """`environment: sandbox` picks all four URLs; one that is set wins, wherever it is set."""
+    """`environment: sandbox` selects all four URLs; one that is set overrides it, wherever it is set."""
     account = load.account("environment: Sandbox\ntoken_url: http://localhost:1/t")
     assert account.upstream == "https://sandbox-gateway.creativeforce.io"
     assert account.authorize_url == "https://sandbox-accounts.creativeforce.io/connect/authorize"
@@ -79,7 +79,7 @@ def test_the_sandbox_has_hosts_of_its_own(load: Loader) -> None:
 
 
 def test_client_credentials_need_a_secret_and_no_redirect_uri(load: Loader) -> None:
-    """The grant decides what is needed and what is asked for."""
+    """The grant decides which keys are needed and which scope is requested."""
     got = load.settings("client_id: a\nclient_secret: s\ngrant: client_credentials")
     assert got.accounts["default"].scope == "cfgateway"
     assert load.problems("client_id: a\ngrant: client_credentials") == [
@@ -90,15 +90,15 @@ def test_client_credentials_need_a_secret_and_no_redirect_uri(load: Loader) -> N
 
 
 def test_null_is_the_default(load: Loader) -> None:
-    """A key without a value is as if it were not there, and un-inherits in an account."""
+    """A key without a value has its default, even if an account would inherit another value."""
     got = load.settings(BASE + "client_secret: s\npacing:\ntls: {ca_file: null}\nlog: ~\naccess: {hosts: }\n"
                         "accounts: {a: {client_secret: null, listen: 8090}}")  # fmt: skip
     assert got.accounts["default"].pacing == Pacing()
     assert got.accounts["a"].client_secret is None
 
 
-def test_settings_can_be_made_by_hand() -> None:
-    """A program gives values of the settings' own types, by the attributes' names."""
+def test_settings_can_be_constructed_in_python() -> None:
+    """Values have the settings' own types, and the attributes' names."""
     listen = UnixAddress("/run/cf.sock")
     account = Account(
         name="a", client_id="x", client_secret=Secret("s"), listen=listen, pacing=Pacing(rate=None, per_s=2.0)
@@ -108,7 +108,7 @@ def test_settings_can_be_made_by_hand() -> None:
 
 
 def test_addresses_are_values() -> None:
-    """They can be compared and varied, and know whether others can reach them."""
+    """They can be compared and replaced, and know whether other machines can reach them."""
     address = TcpAddress("::1", 8080)
     assert str(replace(address, port=1)) == "[::1]:1"
     assert address.is_loopback
@@ -119,7 +119,7 @@ def test_addresses_are_values() -> None:
 
 
 def test_the_effective_configuration_reads_back(load: Loader) -> None:
-    """What `config show` prints is a configuration with the same effect, secrets apart."""
+    """The output of `config show` is a configuration with the same effect, except for secrets."""
     text = (
         BASE + "client_secret: s\naccess: {keys: [k1, k2], paths: ['!/x/**']}\nstore: file:/var/lib/cf\n"
         "pacing: {rate: 2.5, per: 90s, max_wait: 1500ms}\nadmin: off\n"
@@ -135,8 +135,8 @@ def test_the_effective_configuration_reads_back(load: Loader) -> None:
         assert redone.model_copy(update={"access": account.access}) == account
 
 
-def test_render_shows_no_password_in_an_url(load: Loader) -> None:
-    """Even settings that were made by hand are shown without passwords."""
+def test_render_shows_no_password_in_a_url(load: Loader) -> None:
+    """Settings constructed in Python are rendered without passwords too."""
     got = load.settings(BASE)
     account = got.accounts["default"].model_copy(update={"upstream": f"https://user:{MARKER}@host/x"})
     shown = render_settings(got.model_copy(update={"accounts": {"default": account}}))
@@ -147,7 +147,7 @@ def test_render_shows_no_password_in_an_url(load: Loader) -> None:
 # --- where the file is ----------------------------------------------------------------------
 
 
-def test_the_file_is_looked_for_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_searched_for_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """-c, then CFPROXY_CONFIG, then ./config.yaml, then the user's folder, then none."""
     user_folder = tmp_path / "user"
     monkeypatch.setattr("platformdirs.user_config_path", lambda _: user_folder)
@@ -170,16 +170,14 @@ def test_the_file_is_looked_for_in_order(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("explicit", "environ"), [("nope.yaml", {}), (None, {"CFPROXY_CONFIG": "nope.yaml"})]
 )
-def test_a_file_that_was_asked_for_must_exist(
-    tmp_path: Path, explicit: str | None, environ: dict[str, str]
-) -> None:
-    """No other file is read in its place."""
+def test_a_named_file_must_exist(tmp_path: Path, explicit: str | None, environ: dict[str, str]) -> None:
+    """No other file is read instead."""
     (tmp_path / "config.yaml").write_text(BASE)
     with pytest.raises(ConfigError, match=r"nope\.yaml: does not exist \(named by (-c|CFPROXY_CONFIG)\)"):
         find_config(explicit, environ, tmp_path)
 
 
-def test_a_path_that_cannot_be_looked_up_is_told_when_it_is_read(tmp_path: Path) -> None:
+def test_an_inaccessible_path_is_reported_when_it_is_read(tmp_path: Path) -> None:
     """It is neither skipped nor a traceback."""
     path = find_config("x" * 5_000, {}, tmp_path)
     assert path is not None
@@ -188,10 +186,8 @@ def test_a_path_that_cannot_be_looked_up_is_told_when_it_is_read(tmp_path: Path)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="only POSIX has owners and modes")
-def test_a_file_of_somebody_else_is_used_only_when_it_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """./config.yaml decides where tokens go: in a folder that others write to it may be a trap."""
+def test_an_untrusted_file_is_used_only_if_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """./config.yaml decides where tokens go: in a folder that others can write to it may be a trap."""
     place = tmp_path / "config.yaml"
     place.write_text("")
     assert find_config(None, {}, tmp_path) == place
@@ -211,8 +207,8 @@ def test_a_file_of_somebody_else_is_used_only_when_it_is_named(
             find_config(None, {}, tmp_path)
 
 
-def test_a_link_to_nowhere_is_called_that(tmp_path: Path) -> None:
-    """`config init` would not write through it, so it is not what is advised."""
+def test_a_dangling_link_is_reported_as_such(tmp_path: Path) -> None:
+    """`config init` would not write through it, so the message does not suggest that."""
     link = tmp_path / "config.yaml"
     link.symlink_to("nowhere.yaml")
     with pytest.raises(ConfigError, match=r"is a link to a file that does not exist") as caught:

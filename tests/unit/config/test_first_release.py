@@ -39,7 +39,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def _keys_of(tree: dict[str, Any], prefix: str = "") -> set[str]:
-    """Return the keys of an account, dotted; a word for the store is its `url`."""
+    """Return the keys of an account, dotted; a plain value for the store is its `url`."""
     keys: set[str] = set()
     for key, value in tree.items():
         if key in {"store", "pacing", "retry", "access", "timeouts", "limits", "tls", "log"}:
@@ -50,7 +50,7 @@ def _keys_of(tree: dict[str, Any], prefix: str = "") -> set[str]:
 
 
 def _missing(expected: Any, found: Any, where: str = "") -> list[str]:
-    """Return where `found` does not say what is expected; it may say more."""
+    """Return where `found` lacks what is expected; it may have more."""
     if not isinstance(expected, dict) or not isinstance(found, dict):
         return [] if expected == found else [f"{where}: {found!r} instead of {expected!r}"]
     return [
@@ -62,15 +62,15 @@ def _missing(expected: Any, found: Any, where: str = "") -> list[str]:
 
 @posix_only
 def test_a_configuration_of_the_first_release_means_the_same(path: Path) -> None:
-    """Each key is accepted and has the effect that it had, in all accounts."""
+    """Each key is accepted and has the same effect, in all accounts."""
     meaning = (FOLDER / "meaning.yaml").read_text("utf-8").replace("{folder}", str(path.parent))
     shown = render_settings(load_settings(path, SECRETS))
     assert not _missing(yaml.safe_load(meaning), yaml.safe_load(shown))
 
 
 @posix_only
-def test_its_secrets_come_from_where_they_came_from(path: Path) -> None:
-    """Texts, variables and files give the same secrets, and keys lead to the same accounts."""
+def test_its_secrets_are_resolved_as_before(path: Path) -> None:
+    """Texts, variables and files give the same secrets, and keys select the same accounts."""
     accounts = load_settings(path, SECRETS).accounts
     default, acme = accounts["default"], accounts["acme"]
     assert default.client_secret is not None
@@ -93,8 +93,8 @@ def test_its_secrets_come_from_where_they_came_from(path: Path) -> None:
     )
 
 
-def test_the_configuration_holds_every_key_of_the_first_release() -> None:
-    """Until that release is out, a new key is put into both files; afterwards they stay as they are."""
+def test_the_configuration_has_every_key_of_the_first_release() -> None:
+    """Until that release, a new key is added to both files; afterwards they stay unchanged."""
     tree = yaml.safe_load((FOLDER / "config.yaml").read_text("utf-8"))
     held = _keys_of(tree).union(*(_keys_of(account) for account in tree["accounts"].values()))
     assert held <= set(_schema_keys()), "a key of the first release is gone"

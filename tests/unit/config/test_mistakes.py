@@ -1,4 +1,4 @@
-"""What people are told when a setting is wrong."""
+"""The messages for invalid settings."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from tests.support.config_loader import Loader
 
 @pytest.fixture(scope="session")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Loader:
-    """A folder of this file's own."""
+    """A folder of this module's own."""
     return Loader(tmp_path_factory.mktemp("config"))
 
 
-def test_every_problem_is_told_at_once(load: Loader) -> None:
-    """One run shows all there is to mend, in the file and in the environment."""
+def test_all_problems_are_reported_at_once(load: Loader) -> None:
+    """One run reports everything that has to change, in the file and in the environment."""
     text = (
         "client_id: a\nclient_idd: b\npkce: maybe\npacing: {rate: -1, queue: many}\nretry: 5\n"
         "accounts: {con: {}, a: {listen: here}}\nlisten: 0.0.0.0:80\nlog: {level: loud}\nstore: cloud\n"
@@ -42,8 +42,8 @@ def test_every_problem_is_told_at_once(load: Loader) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "{}", "accounts: {}", "accounts: {a: {}, b: {}}", "---"])
-def test_nothing_configured_is_one_problem(load: Loader, text: str) -> None:
-    """An empty file is fine as such; then the client id is what is missing, and how to start is said."""
+def test_an_empty_configuration_is_one_problem(load: Loader, text: str) -> None:
+    """An empty file is valid; only the client id is missing, and the message says how to start."""
     (problem,) = [each for each in load.problems(text) if "listen" not in each]
     assert problem.startswith("config.yaml: client_id: must be set, here or as CFPROXY_CLIENT_ID")
     assert "cfproxy config init" in problem
@@ -57,10 +57,8 @@ def test_nothing_configured_is_one_problem(load: Loader, text: str) -> None:
         ("a: b\n---\nc: d\n", "line 2, column 1", "a second document starts here; a file has only one"),
     ],
 )
-def test_a_mistake_that_is_easily_made_in_yaml_is_named(
-    load: Loader, text: str, place: str, cause: str
-) -> None:
-    """A tab from an editor and a stray `---` are said to be what they are."""
+def test_a_common_yaml_mistake_is_named(load: Loader, text: str, place: str, cause: str) -> None:
+    """A tab from an editor and a stray `---` are reported as such."""
     (problem,) = load.problems(text)
     assert problem.startswith(f"config.yaml: {place}: ")
     assert cause in problem
@@ -75,8 +73,8 @@ def test_a_mistake_that_is_easily_made_in_yaml_is_named(
     ],
     ids=["byte-order mark", "CRLF", "CR"],
 )
-def test_what_editors_do_to_a_file_does_no_harm(load: Loader, text: bytes) -> None:
-    """A byte-order mark and the line ends of any system are read."""
+def test_a_byte_order_mark_and_all_line_ends_are_accepted(load: Loader, text: bytes) -> None:
+    """Editors of any system may write the file."""
     account = load.settings(text).accounts["default"]
     assert (account.client_id, account.redirect_uri) == ("app", "https://example.com/cb")
 
@@ -144,6 +142,6 @@ def test_what_editors_do_to_a_file_does_no_harm(load: Loader, text: bytes) -> No
         ("log: {level: info, level: info}", "log.level: is given twice (again in line 3)"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_told_in_plain_words(load: Loader, text: str, problem: str) -> None:
-    """`file: key.path: what is wanted`, one line for one mistake."""
+def test_a_mistake_is_reported_in_plain_words(load: Loader, text: str, problem: str) -> None:
+    """`file: key.path: what is valid`, one line for each mistake."""
     assert load.problem(text).startswith(f"config.yaml: {problem}")

@@ -1,4 +1,4 @@
-"""`store: redis://…`: which URLs are taken, and what they mean."""
+"""`store: redis://…`: which URLs are valid, and what they mean."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load(tmp_path: Path) -> Loader:
         ("rediss+sentinel://a/main", RedisAddress((("a", 26379),), tls=True, service="main")),
     ],
 )
-def test_a_url_says_where_the_server_is(url: str, address: RedisAddress) -> None:
+def test_a_url_names_the_server(url: str, address: RedisAddress) -> None:
     """Host, port, database, user and password, TLS, Sentinels, and the replicas to wait for."""
     assert parse_redis_url(url) == address
     assert parse_redis_url(str(address)) == replace(address, password=None)
@@ -63,14 +63,14 @@ def test_a_url_says_where_the_server_is(url: str, address: RedisAddress) -> None
         "redis://hö",
     ],
 )
-def test_other_urls_are_told_what_is_wanted(load: Loader, url: str) -> None:
-    """A mistake is a problem of the configuration that does not repeat the URL."""
+def test_an_invalid_url_is_reported_without_repeating_it(load: Loader, url: str) -> None:
+    """The message says what is valid."""
     problem = load.problem(f"store: '{url}'")
     assert problem.startswith("config.yaml: store: ")
     assert len(url) < 9 or url not in problem
 
 
-def test_a_password_can_stand_beside_the_url(load: Loader) -> None:
+def test_a_password_can_be_separate_from_the_url(load: Loader) -> None:
     """As a literal, from a variable or from a file, like every secret; the user stays in the URL."""
     (load.folder / "p").write_text("from file\n")
     for password in ("from file", "{file: p}", "{env: P}"):
@@ -80,16 +80,16 @@ def test_a_password_can_stand_beside_the_url(load: Loader) -> None:
         assert (url.username, url.password) == ("u", Secret("from file"))
 
 
-def test_a_password_needs_a_redis_store_and_one_place(load: Loader) -> None:
-    """A second password, or one for a store that has none, is a mistake."""
+def test_a_password_needs_a_redis_store_and_is_given_once(load: Loader) -> None:
+    """A second password, or one for a store without passwords, is a mistake."""
     path = "config.yaml: store.password"
     assert load.problem("store: {password: p}") == f"{path}: is for a Redis store only"
     twice = f"store: {{url: 'redis://:{MARKER}@h', password: p}}"
     assert load.problem(twice) == f"{path}: is also in store.url; keep one of them"
 
 
-def test_no_form_of_an_address_shows_the_password(load: Loader) -> None:
-    """Neither `config show` nor a repr nor the place that people are told."""
+def test_no_rendering_of_an_address_shows_the_password(load: Loader) -> None:
+    """Neither `config show` nor repr nor str."""
     settings = load.settings(f"{BASE}store: 'redis://u:{MARKER}@h:1/2'")
     shown = render_settings(settings)
     assert yaml.safe_load(shown)["store"] == "redis://[redacted]@h:1/2"
@@ -100,7 +100,7 @@ def test_no_form_of_an_address_shows_the_password(load: Loader) -> None:
 def test_a_redis_store_without_the_library_is_a_problem(
     load: Loader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is told before anything is served, with the command that installs it."""
+    """It is reported before anything is served, with the command to install it."""
     monkeypatch.setattr("cfproxy.config.conflicts.find_spec", lambda _: None)
     problem = load.problem("store: redis://h")
     assert problem == "config.yaml: store: needs a library; run: pip install 'cfproxy[redis]'"

@@ -1,4 +1,4 @@
-"""A secret's value shows nowhere, whatever is wrong around it."""
+"""No message, repr, traceback or rendering contains a secret's value."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.examples import examples
 
 @pytest.fixture(scope="session")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Loader:
-    """A folder of this file's own."""
+    """A folder of this module's own."""
     return Loader(tmp_path_factory.mktemp("config"))
 
 
@@ -131,7 +131,7 @@ def test_no_secret_ever_shows(load: Loader, data: st.DataObject, marker: str) ->
 
 
 def test_every_kind_of_secret_is_redacted(load: Loader) -> None:
-    """A configuration with secrets everywhere shows each as [redacted]."""
+    """A configuration with every kind of secret shows each as [redacted]."""
     environ = {"K": f"{MARKER}-2"}
     got = load.settings(
         f"{BASE}client_secret: {MARKER}\naccess: {{keys: [{MARKER}-1, {{env: K}}]}}\n"
@@ -143,8 +143,8 @@ def test_every_kind_of_secret_is_redacted(load: Loader) -> None:
     assert MARKER not in render_settings(got) + repr(got)
 
 
-def test_settings_made_by_hand_hide_their_input_too() -> None:
-    """A program that builds settings with a value of a wrong kind gets an error without that value."""
+def test_settings_constructed_in_python_hide_their_input_too() -> None:
+    """The error for a value of a wrong type does not contain the value."""
     with pytest.raises(ValidationError) as caught:
         Access(keys=({"vault": MARKER},))  # type: ignore[arg-type] # the mistake under test
     assert "must be text, {env: NAME} or {file: PATH}" in str(caught.value)

@@ -1,4 +1,4 @@
-"""How the YAML file and the environment are read, and what is said when they can't be."""
+"""How the YAML file and the environment are read, and the messages if they can't be."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from tests.support.examples import examples
 
 @pytest.fixture(scope="session")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Loader:
-    """A folder of this file's own."""
+    """A folder of this module's own."""
     return Loader(tmp_path_factory.mktemp("config"))
 
 
 # --- the file -------------------------------------------------------------------------------
 
 
-def test_a_byte_order_mark_does_no_harm(load: Loader) -> None:
-    """Windows editors put one at the start of a UTF-8 file; it belongs to no key."""
+def test_a_byte_order_mark_is_ignored(load: Loader) -> None:
+    """Windows editors put one at the start of a UTF-8 file; it is not part of a key."""
     content = BASE.encode()
     assert load.settings(codecs.BOM_UTF8 + content) == load.settings(content)
     assert load.problems(codecs.BOM_UTF8) == load.problems(b"")
 
 
-def test_plain_scalars_mean_what_they_look_like(load: Loader) -> None:
-    """A client_id of digits keeps its leading zero, a date stays text, `no` is no boolean there."""
+def test_plain_scalars_are_text(load: Loader) -> None:
+    """A client_id of digits keeps its leading zero, a date stays text, `no` is not a boolean there."""
     for written in ("0123456", "2024-01-01", "no", "1_000", "0x1f", "1e3", "'quoted'"):
         got = load.settings(f"client_id: {written}\nredirect_uri: https://example.com/cb")
         assert got.accounts["default"].client_id == written.strip("'")
 
 
 @pytest.mark.parametrize("word", ["off", "Off", "OFF", "'off'", '"off"', "false", "no", "False"])
-def test_off_is_a_word_however_it_is_written(load: Loader, word: str) -> None:
+def test_off_is_recognised_in_every_spelling(load: Loader, word: str) -> None:
     """Quoted or not, in any case, and where YAML would read it as false."""
     got = load.settings(f"{BASE}admin: {word}\npacing: {{rate: {word}}}")
     assert got.admin is None
@@ -50,8 +50,8 @@ def test_off_is_a_word_however_it_is_written(load: Loader, word: str) -> None:
 
 
 @pytest.mark.parametrize("quote", ["", "'", '"'])
-def test_a_variable_may_have_kept_the_quotes_of_a_word(load: Loader, quote: str) -> None:
-    """As those of a container's env file do."""
+def test_a_variable_may_contain_the_quotes_of_a_word(load: Loader, quote: str) -> None:
+    """A container's env file keeps them."""
     words = {"ADMIN": "Off", "PACING__RATE": "off", "LOG__FORMAT": "AUTO", "LOG__LEVEL": "debug"}
     environ = {f"CFPROXY_{name}": f"{quote}{word}{quote}" for name, word in words.items()}
     got = load.settings(BASE, environ)
@@ -60,13 +60,13 @@ def test_a_variable_may_have_kept_the_quotes_of_a_word(load: Loader, quote: str)
 
 
 @pytest.mark.parametrize("written", [" false ", "False ", "'false'", '"off"'])
-def test_a_variable_may_have_kept_what_stood_round_a_boolean(load: Loader, written: str) -> None:
-    """As `set NAME=false && cfproxy` keeps the space on Windows."""
+def test_a_variable_may_contain_spaces_around_a_boolean(load: Loader, written: str) -> None:
+    """`set NAME=false && cfproxy` keeps the space on Windows."""
     assert load.account("", {"CFPROXY_PKCE": written}).pkce is False
 
 
-def test_words_and_booleans_are_read_in_any_case(load: Loader) -> None:
-    """`JSON`, 'auto' and `Yes` are understood."""
+def test_words_and_booleans_ignore_case(load: Loader) -> None:
+    """`JSON`, 'auto' and `Yes` are valid."""
     assert load.settings(BASE + "log: {format: JSON}").log.format == "json"
     assert load.settings(BASE + "log: {format: 'AUTO'}").log.format == "auto"
     for word, value in {
@@ -81,7 +81,7 @@ def test_words_and_booleans_are_read_in_any_case(load: Loader) -> None:
 
 
 def test_anchors_and_merge_keys_work(load: Loader) -> None:
-    """YAML's own ways to say a thing once may be used."""
+    """YAML's own means to avoid repetition are supported."""
     got = load.settings(
         "accounts:\n"
         "  a: &a {client_id: x, redirect_uri: 'https://example.com/cb', pkce: off}\n"
@@ -119,7 +119,7 @@ _ALIAS_BOMB = b"x0: &x0 [1]\n" + b"".join(
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_problem(load: Loader, content: bytes, problem: str) -> None:
-    """Wrong encodings, other shapes and alias bombs are refused in plain words."""
+    """Wrong encodings, other structures and alias bombs are refused in plain words."""
     (only,) = load.problems(content)
     assert problem in only
 
@@ -135,8 +135,8 @@ def test_a_missing_file_is_a_problem(load: Loader) -> None:
 # --- the environment ------------------------------------------------------------------------
 
 
-def test_variables_carry_lists_mappings_and_accounts() -> None:
-    """Lists are comma-separated or in brackets, mappings in braces, account names in capitals."""
+def test_variables_can_contain_lists_mappings_and_accounts() -> None:
+    """Lists are comma-separated or in brackets, mappings in braces, account names in upper case."""
     got = load_settings(
         None,
         {
@@ -160,13 +160,13 @@ def test_variables_carry_lists_mappings_and_accounts() -> None:
 
 
 def test_the_whole_accounts_mapping_may_come_from_one_variable() -> None:
-    """CFPROXY_ACCOUNTS takes all accounts at once."""
+    """CFPROXY_ACCOUNTS accepts all accounts at once."""
     got = load_settings(None, {"CFPROXY_ACCOUNTS": "{a: {client_id: x, redirect_uri: 'https://e.com/'}}"})
     assert list(got.accounts) == ["a"]
 
 
-def test_a_service_named_cfproxy_does_no_harm() -> None:
-    """The variables that Kubernetes sets for a service of that name are not taken for settings."""
+def test_variables_of_a_service_named_cfproxy_are_ignored() -> None:
+    """Kubernetes sets them for a service of that name; they are not settings."""
     links = {
         "CFPROXY_PORT": "tcp://10.0.0.1:8080",
         "CFPROXY_SERVICE_HOST": "10.0.0.1",
@@ -198,7 +198,7 @@ def test_a_service_named_cfproxy_does_no_harm() -> None:
         ("CFPROXY_LISTEN", "0.0.0.0:80", "can be reached from other machines"),
     ],
 )  # fmt: skip
-def test_a_wrong_variable_is_named(name: str, value: str, problem: str) -> None:
+def test_an_invalid_variable_is_named(name: str, value: str, problem: str) -> None:
     """A problem that comes from the environment names its variable."""
     with pytest.raises(ConfigError) as caught:
         load_settings(None, {**ENVIRON, name: value})
@@ -207,7 +207,7 @@ def test_a_wrong_variable_is_named(name: str, value: str, problem: str) -> None:
 
 
 def test_one_key_is_set_by_one_variable() -> None:
-    """Two variables for one key are a contradiction, also when one is the {file} form."""
+    """Two variables for one key are a contradiction, even if one is the {file} form."""
     environ = {**ENVIRON, "CFPROXY_CLIENT_SECRET": "x", "CFPROXY_CLIENT_SECRET__FILE": "/x"}
     with pytest.raises(
         ConfigError, match="CFPROXY_CLIENT_SECRET__FILE: sets the same key as CFPROXY_CLIENT_SECRET;"
@@ -215,8 +215,8 @@ def test_one_key_is_set_by_one_variable() -> None:
         load_settings(None, environ)
 
 
-def test_an_unknown_variable_is_told_beside_a_broken_file(load: Loader) -> None:
-    """A file that can't be read does not hide what is wrong in the environment."""
+def test_an_unknown_variable_is_reported_beside_an_unreadable_file(load: Loader) -> None:
+    """A file that can't be read does not hide problems in the environment."""
     got = load.problems("a: [", {"CFPROXY_WRONG": "1"})
     assert [problem.split(": ")[0] for problem in got] == ["config.yaml", "environment"]
 
@@ -267,7 +267,7 @@ def test_any_content_gives_settings_or_a_config_error(load: Loader, content: str
     st.one_of(st.text(), st.lists(_fragments, max_size=8).map("".join)),
 )
 def test_any_variable_gives_settings_or_a_config_error(name: str, value: str) -> None:
-    """No variable, however strange, ends in a traceback, and each problem is laid to the environment."""
+    """No variable, however strange, ends in a traceback, and each problem names the environment."""
     got = outcome(lambda: load_settings(None, {**ENVIRON, f"CFPROXY_{name}": value}))
     if isinstance(got, ConfigError):
         assert {problem.source for problem in got.problems} == {"environment"}
@@ -286,8 +286,8 @@ def test_a_variable_refers_to_a_secret_as_the_file_does(tmp_path: Path, form: st
     assert secret.reveal() == "sesame"
 
 
-def test_a_store_password_can_be_a_file_that_a_variable_names(tmp_path: Path) -> None:
-    """As the other secrets."""
+def test_a_store_password_can_be_a_file_named_by_a_variable(tmp_path: Path) -> None:
+    """Like other secrets."""
     place = tmp_path / "secret"
     place.write_text("sesame\n")
     variables = {"CFPROXY_STORE__URL": "redis://127.0.0.1:1", "CFPROXY_STORE__PASSWORD__FILE": str(place)}

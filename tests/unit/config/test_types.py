@@ -18,7 +18,7 @@ from tests.support.config_loader import Loader
 
 @pytest.fixture(scope="session")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Loader:
-    """A folder of this file's own."""
+    """A folder of this module's own."""
     return Loader(tmp_path_factory.mktemp("config"))
 
 
@@ -27,13 +27,13 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Loader:
 
 @given(st.integers(1, 3_000_000_000_000).map(lambda ms: ms / 1000))
 def test_durations_read_back(seconds: float) -> None:
-    """A duration that is shown and read again is the same."""
+    """A rendered duration is read back unchanged."""
     assert parse_duration(render_duration(seconds)) == seconds
 
 
 @given(st.integers(0, 10**15 - 1))
 def test_sizes_read_back(size_bytes: int) -> None:
-    """A size that is shown and read again is the same."""
+    """A rendered size is read back unchanged."""
     assert parse_size(render_size(size_bytes)) == size_bytes
 
 
@@ -81,12 +81,12 @@ def test_a_client_id_is_printable_ascii(load: Loader, client_id: str) -> None:
         ("unix:/run/cf.sock", "unix:/run/cf.sock"),
     ],
 )
-def test_a_listener_is_written_in_many_ways(load: Loader, written: str, shown: str) -> None:
-    """A port alone listens on this machine only; IPv6 addresses stand in brackets."""
+def test_a_listen_address_has_many_forms(load: Loader, written: str, shown: str) -> None:
+    """A port alone means this machine only; IPv6 addresses are in brackets."""
     assert str(load.account(f"listen: {written}").listen) == shown
 
 
-def test_a_socket_path_is_a_listener(load: Loader) -> None:
+def test_a_socket_path_is_a_listen_address(load: Loader) -> None:
     """unix:/path listens on a Unix socket, which no other machine can reach."""
     assert load.account("listen: unix:/run/cf.sock").listen == UnixAddress("/run/cf.sock")
 
@@ -118,14 +118,14 @@ def test_an_upstream_is_https_or_this_machine(load: Loader, written: str, kept: 
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("key", ["upstream", "authorize_url", "token_url", "revocation_url"])
-def test_tokens_go_to_plain_https_urls_only(load: Loader, key: str, url: str) -> None:
-    """No user name, query, fragment, dot segment or odd character, and no http beyond this machine."""
+def test_tokens_are_sent_to_plain_https_urls_only(load: Loader, key: str, url: str) -> None:
+    """No user name, query, fragment, dot segment or odd character, and http to this machine only."""
     problem = load.problem(yaml.safe_dump({key: url}))
     assert problem.startswith(f"config.yaml: {key}: must ")
 
 
-def test_a_redirect_uri_stays_as_it_is_written(load: Loader) -> None:
-    """Servers compare it as text, so nothing about it is tidied."""
+def test_a_redirect_uri_is_kept_unchanged(load: Loader) -> None:
+    """Servers compare it as text, so it is not normalised."""
     written = "HTTP://Studio.Example.com:80/cb/?a=1"
     assert load.settings(f"client_id: a\nredirect_uri: {written}").accounts["default"].redirect_uri == written
 
@@ -133,13 +133,13 @@ def test_a_redirect_uri_stays_as_it_is_written(load: Loader) -> None:
 @pytest.mark.parametrize(
     "redirect_uri", ["/cb", "cf://x", "https://a.b/#f", "https://u:p@a.b/", "https://a b/", "[a]"]
 )
-def test_a_redirect_uri_is_an_absolute_web_address(load: Loader, redirect_uri: str) -> None:
-    """A relative address, another scheme or a fragment can't have been registered."""
+def test_a_redirect_uri_is_an_absolute_http_url(load: Loader, redirect_uri: str) -> None:
+    """A relative URL, another scheme or a fragment can't have been registered."""
     (problem,) = load.problems(f"client_id: a\nredirect_uri: {redirect_uri}")
     assert problem.startswith("config.yaml: redirect_uri: must ")
 
 
-def test_access_lists_are_tidied(load: Loader) -> None:
+def test_access_lists_are_normalised(load: Loader) -> None:
     """Hosts and origins are compared as clients send them: lower case, no default port."""
     access = load.account(
         "access:\n"
@@ -157,8 +157,8 @@ def test_access_lists_are_tidied(load: Loader) -> None:
 # --- references -----------------------------------------------------------------------------
 
 
-def test_a_secret_comes_from_the_text_a_variable_or_a_file(load: Loader) -> None:
-    """A file's path starts at the configuration's folder; a trailing newline and a byte-order mark go."""
+def test_a_secret_comes_from_text_a_variable_or_a_file(load: Loader) -> None:
+    """A path starts at the configuration's folder; a trailing newline and a byte-order mark are removed."""
     for content in (b"from file", b"from file\n", b"from file\r\n", codecs.BOM_UTF8 + b"from file\r\n"):
         (load.folder / "secret.txt").write_bytes(content)
         assert load.account("client_secret: {file: secret.txt}").client_secret == Secret("from file")
@@ -171,7 +171,7 @@ def test_a_secret_comes_from_the_text_a_variable_or_a_file(load: Loader) -> None
 
 
 def test_a_secret_file_is_a_short_text(load: Loader) -> None:
-    """Binary content, an endless file and an unknown home folder are told as such."""
+    """Binary content, a large file and an unknown home folder are reported as such."""
     (load.folder / "binary").write_bytes(b"\xff")
     (load.folder / "long").write_bytes(b"x" * 70_000)
     text = "client_secret: {file: %s}"

@@ -1,4 +1,4 @@
-"""Waiting for a turn: fair, bounded, cancellable, and exact on a clock that is moved by hand."""
+"""The fair queue: order, limits, cancellation and timing, on a manual clock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.unit.pacing.test_rate import most_in_window
 
 @dataclass(eq=False)
 class Caller:
-    """One request that wants a slot, and what became of it."""
+    """One request for a slot, and its outcome."""
 
     flow: Hashable
     asked_at: float
@@ -36,23 +36,23 @@ class Caller:
 
 
 class Scene:
-    """A shaper on a fake clock, its callers, and the order in which they left."""
+    """A queue on a fake clock, its callers, and the order in which they were served."""
 
     def __init__(
         self, rate: float | None = 20.0, per_s: float = 1.0, queue: int = 1000, max_wait_s: float = 60.0
     ) -> None:
         self.clock = FakeClock()
-        self.pace = RateLimit(rate, per_s)
-        self.fair_queue = FairQueue(self.pace, self.clock, queue, max_wait_s)
+        self.limit = RateLimit(rate, per_s)
+        self.fair_queue = FairQueue(self.limit, self.clock, queue, max_wait_s)
         self.callers: list[Caller] = []
         self.left: list[Caller] = []
 
     def ask(self, flow: Hashable, count: int = 1) -> list[Caller]:
-        fresh = [Caller(flow, self.clock.monotonic(), len(self.left)) for _ in range(count)]
-        for caller in fresh:
+        callers = [Caller(flow, self.clock.monotonic(), len(self.left)) for _ in range(count)]
+        for caller in callers:
             caller.task = asyncio.create_task(self._call(caller))
-        self.callers += fresh
-        return fresh
+        self.callers += callers
+        return callers
 
     async def _call(self, caller: Caller) -> None:
         try:
@@ -81,7 +81,7 @@ async def scene() -> AsyncIterator[Scene]:
 
 
 async def fill(scene: Scene, flow: Hashable, waiting: int) -> list[Caller]:
-    """Spend the burst, then let `waiting` callers of `flow` queue up."""
+    """Use up the burst, then queue `waiting` requests of `flow`."""
     scene.ask("earlier", 10)
     await scene.clock.settle()
     callers = scene.ask(flow, waiting)
@@ -90,10 +90,10 @@ async def fill(scene: Scene, flow: Hashable, waiting: int) -> list[Caller]:
     return callers
 
 
-# --- for any story -----------------------------------------------------------------------
+# --- any sequence ------------------------------------------------------------------------
 
 FLOWS = "abcd"
-STORIES = st.lists(
+SEQUENCES = st.lists(
     st.one_of(
         st.tuples(st.just("ask"), st.tuples(st.sampled_from(FLOWS), st.integers(1, 12))),
         st.tuples(st.just("cancel"), st.integers(0, 200)),
@@ -124,24 +124,24 @@ async def play(scene: Scene, move: str, what: Any) -> None:
     rate=st.sampled_from([1.0, 2.5, 5.0, 20.0]),
     queue=st.integers(0, 30),
     max_wait_s=st.floats(0.0, 6.0),
-    story=STORIES,
+    sequence=SEQUENCES,
 )
-async def test_for_any_story_the_promises_hold(
-    rate: float, queue: int, max_wait_s: float, story: list[tuple[str, Any]]
+async def test_the_invariants_hold_in_any_sequence(
+    rate: float, queue: int, max_wait_s: float, sequence: list[tuple[str, Any]]
 ) -> None:
-    """Never too many in a window, no slot lost, nobody overtaken, starved, forgotten or kept too long."""
+    """No window too full, no slot lost, no request overtaken, starved, forgotten or kept too long."""
     scene = Scene(rate, 1.0, queue, max_wait_s)
-    for move, what in story:
+    for move, what in sequence:
         await play(scene, move, what)
         state = scene.fair_queue.state()
         assert state.waiting <= queue
         assert state.departures == len(scene.left), "a slot went to nobody"
-        assert not state.waiting or scene.pace.ready_at > scene.clock.monotonic(), "a slot was not used"
+        assert not state.waiting or scene.limit.ready_at > scene.clock.monotonic(), "a slot was not used"
         assert scene.clock.sleeping == (1 if state.waiting else 0), "a timer without need, or none"
     await scene.clock.advance(max_wait_s + 0.001)
     assert all(caller.task.done() for caller in scene.callers)
     if scene.left:
-        assert most_in_window(scene.left_at, scene.pace.window_s - 1e-9) <= max(1, int(rate))
+        assert most_in_window(scene.left_at, scene.limit.window_s - 1e-9) <= max(1, int(rate))
     assert_kept_in_time(scene, max_wait_s)
     assert_fair(scene)
 
@@ -158,7 +158,7 @@ def assert_kept_in_time(scene: Scene, max_wait_s: float) -> None:
 
 
 def assert_fair(scene: Scene) -> None:
-    """Check that each flow's own order was kept and no turn let more than two rounds pass."""
+    """Check that each flow's order was kept, and that no turn took more than two rounds."""
     turns = dict.fromkeys(FLOWS, 0)
     for position, caller in enumerate(scene.left):
         flow = str(caller.flow)
@@ -173,14 +173,14 @@ def assert_fair(scene: Scene) -> None:
 
 
 async def test_ten_requests_from_idle_do_not_wait(scene: Scene) -> None:
-    """A short burst from idle leaves at once, without a task or a timer of the shaper's."""
+    """A short burst after an idle time is sent at once, without a task or a timer."""
     tasks = len(asyncio.all_tasks())
     assert [await scene.fair_queue.acquire("a") for _ in range(10)] == [0.0] * 10
     assert len(asyncio.all_tasks()) == tasks
     assert scene.clock.sleeping == 0
 
 
-async def test_a_thousand_at_once_all_leave_in_the_shortest_time(scene: Scene) -> None:
+async def test_a_thousand_at_once_are_sent_in_the_shortest_time(scene: Scene) -> None:
     """1,000 requests from 50 connections all get their slot, within 3 % of 50 s."""
     for connection in range(50):
         scene.ask(connection, 20)
@@ -188,22 +188,22 @@ async def test_a_thousand_at_once_all_leave_in_the_shortest_time(scene: Scene) -
     await scene.clock.advance(51.5)
     assert len(scene.left) == 1000
     assert scene.left_at[-1] - began_at >= 48.5
-    assert most_in_window(scene.left_at, scene.pace.window_s - 1e-9) == 20
+    assert most_in_window(scene.left_at, scene.limit.window_s - 1e-9) == 20
 
 
-async def test_a_lone_caller_beside_a_bulk_job_hardly_waits(scene: Scene) -> None:
-    """While 1,000 requests of one flow drain, a caller who asks now and then waits 150 ms at most."""
+async def test_a_single_caller_beside_a_bulk_job_hardly_waits(scene: Scene) -> None:
+    """While 1,000 requests of one flow drain, an occasional caller waits 150 ms at most."""
     scene.ask("bulk", 1000)
     for _ in range(25):
         await scene.clock.advance(0.97)
-        scene.ask("person")
+        scene.ask("single")
     await scene.clock.advance(1.0)
-    waits = [caller.waited_s for caller in scene.callers if caller.flow == "person"]
+    waits = [caller.waited_s for caller in scene.callers if caller.flow == "single"]
     assert len([wait for wait in waits if wait is not None and wait <= 0.15]) == 25
 
 
 async def test_flows_share_the_rate_evenly(scene: Scene) -> None:
-    """A flow with 500 waiting and one with 50 leave in turn, one of each."""
+    """A flow with 500 waiting requests and one with 50 take turns, one request each."""
     await fill(scene, "large", 500)
     scene.ask("small", 50)
     await scene.clock.advance(5.2)
@@ -211,8 +211,8 @@ async def test_flows_share_the_rate_evenly(scene: Scene) -> None:
     assert abs(shares.count("large") - shares.count("small")) <= 1
 
 
-async def test_a_lone_caller_hardly_waits_in_a_crowd_of_connections_either(scene: Scene) -> None:
-    """Beside 50 connections that ask again after each answer one waits for two slots at most."""
+async def test_a_single_caller_hardly_waits_beside_many_connections(scene: Scene) -> None:
+    """Beside 50 connections that send again after each response it waits for two slots at most."""
 
     async def returning(connection: int) -> None:
         while True:
@@ -221,7 +221,7 @@ async def test_a_lone_caller_hardly_waits_in_a_crowd_of_connections_either(scene
     crowd = [asyncio.create_task(returning(connection)) for connection in range(50)]
     for _ in range(10):
         await scene.clock.advance(0.97)
-        scene.ask("person")
+        scene.ask("single")
     await scene.clock.advance(1.0)
     for task in crowd:
         task.cancel()
@@ -230,17 +230,17 @@ async def test_a_lone_caller_hardly_waits_in_a_crowd_of_connections_either(scene
     assert all(caller.waited_s is not None and caller.waited_s <= 0.19 for caller in scene.left)
 
 
-async def test_newcomers_do_not_starve_a_bulk_job(scene: Scene) -> None:
-    """While a new caller comes for every slot, a bulk job still gets its turns."""
+async def test_new_flows_do_not_starve_a_bulk_job(scene: Scene) -> None:
+    """While a new caller arrives for every slot, a bulk job still gets its turns."""
     bulk = await fill(scene, "bulk", 3)
     for number in range(60):
-        scene.ask(f"newcomer {number}")
+        scene.ask(f"new {number}")
         await scene.clock.advance(0.0515)
     assert [caller.left_at is not None for caller in bulk] == [True] * 3
 
 
-async def test_a_caller_who_returns_at_once_is_no_newcomer(scene: Scene) -> None:
-    """One who asks again right after each answer gets one turn in a round, not every second one."""
+async def test_a_flow_that_returns_at_once_is_not_new(scene: Scene) -> None:
+    """A flow that asks again right after each slot gets one turn a round, not every second slot."""
     for bulk in "xyz":
         scene.ask(bulk, 200)
     await scene.clock.settle()
@@ -257,8 +257,8 @@ async def test_a_caller_who_returns_at_once_is_no_newcomer(scene: Scene) -> None
     assert abs(shares.count("returning") - len(shares) / 4) <= 2
 
 
-class Seat(asyncio.Future[Any]):
-    """A place in line, told apart by its flow."""
+class Waiter(asyncio.Future[Any]):
+    """A waiter that is identified by its flow."""
 
     def __init__(self, key: str) -> None:
         super().__init__(loop=asyncio.get_running_loop())
@@ -266,17 +266,17 @@ class Seat(asyncio.Future[Any]):
 
 
 @given(keys=st.text(FLOWS, max_size=60), served=st.integers(0, 30), key=st.sampled_from(FLOWS))
-async def test_the_estimated_place_is_never_behind_the_true_one(keys: str, served: int, key: str) -> None:
-    """Who asks is told at most as many before him as there are, and short of it by three rounds at most."""
-    line = _RoundRobin()
+async def test_the_estimated_position_is_never_behind_the_true_one(keys: str, served: int, key: str) -> None:
+    """The estimate is a lower bound, and short by three rounds at most."""
+    waiters = _RoundRobin()
     for each in keys:
-        line.push(each, Seat(each), 0.0)
-    for _ in range(min(served, len(line))):
-        line.pop(0.0)
-    estimate, mine = line.count_ahead(key), Seat(key)
-    line.push(key, mine, 0.0)
+        waiters.push(each, Waiter(each), 0.0)
+    for _ in range(min(served, len(waiters))):
+        waiters.pop(0.0)
+    estimate, mine = waiters.count_ahead(key), Waiter(key)
+    waiters.push(key, mine, 0.0)
     truth = 0
-    while line.pop(0.0) is not mine:
+    while waiters.pop(0.0) is not mine:
         truth += 1
     assert estimate <= truth <= estimate + 3 * len(FLOWS)
 
@@ -285,7 +285,7 @@ async def test_the_estimated_place_is_never_behind_the_true_one(keys: str, serve
 
 
 async def test_a_wait_known_to_be_too_long_is_refused_at_once() -> None:
-    """Who would wait longer than `max_wait` hears so on asking, with the time the backlog takes."""
+    """A request that would wait longer than `max_wait` is refused at once, with the backlog's time."""
     scene = Scene(max_wait_s=5.0)
     callers = scene.ask("bulk", 300)
     await scene.clock.settle()
@@ -296,19 +296,19 @@ async def test_a_wait_known_to_be_too_long_is_refused_at_once() -> None:
     await scene.aclose()
 
 
-async def test_a_long_queue_of_others_is_no_reason_to_refuse() -> None:
-    """The wait is judged by the caller's own flow: a newcomer beside a long bulk flow may stay."""
+async def test_a_long_queue_of_another_flow_refuses_no_request() -> None:
+    """The estimate depends on the request's own flow: a new one beside a long bulk flow is admitted."""
     scene = Scene(max_wait_s=5.0)
     scene.ask("bulk", 300)
     await scene.clock.settle()
-    person = scene.ask("person")[0]
+    single = scene.ask("single")[0]
     await scene.clock.advance(0.2)
-    assert person.left_at is not None
+    assert single.left_at is not None
     await scene.aclose()
 
 
-async def test_nobody_is_refused_who_would_have_been_in_time() -> None:
-    """Of a bulk job as many get through as the rate allows within `max_wait`."""
+async def test_no_request_is_refused_that_would_have_been_in_time() -> None:
+    """As many requests of a bulk job succeed as the rate allows within `max_wait`."""
     scene = Scene(max_wait_s=5.0)
     scene.ask("bulk", 300)
     await scene.clock.advance(10.0)
@@ -319,8 +319,8 @@ async def test_nobody_is_refused_who_would_have_been_in_time() -> None:
     await patient.aclose()
 
 
-async def test_who_is_overtaken_by_newcomers_hears_by_max_wait() -> None:
-    """A caller whose turn does come too late after all is refused no later than `max_wait`."""
+async def test_an_overtaken_request_is_refused_by_max_wait() -> None:
+    """A request whose slot would be too late after all is refused no later than `max_wait`."""
     scene = Scene(rate=2.0, max_wait_s=5.0)
     bulk = scene.ask("bulk", 10)
     await scene.clock.settle()
@@ -334,8 +334,8 @@ async def test_who_is_overtaken_by_newcomers_hears_by_max_wait() -> None:
     assert all(0.0 < (caller.refused_at or 0.0) - caller.asked_at <= 5.0 for caller in refused)
 
 
-async def test_nobody_leaves_too_late_since_the_process_stood_still() -> None:
-    """A timer that rings late finds callers whose time is up, and sends none of them out."""
+async def test_no_request_is_sent_late_after_the_process_was_suspended() -> None:
+    """A late timer finds requests whose time is up, and sends none of them."""
     scene = Scene(rate=1.0, max_wait_s=2.0)
     first, second = scene.ask("a", 2)
     await scene.clock.settle()
@@ -347,8 +347,8 @@ async def test_nobody_leaves_too_late_since_the_process_stood_still() -> None:
     await scene.aclose()
 
 
-async def test_a_full_queue_refuses_and_says_when_to_return() -> None:
-    """With all places taken by his own flow a caller is refused; Retry-After is the backlog's time."""
+async def test_a_full_queue_refuses_with_retry_after() -> None:
+    """With all places taken by its own flow a request is refused; Retry-After is the backlog's time."""
     scene = Scene(queue=100)
     await fill(scene, "bulk", 100)
     refused = scene.ask("bulk")[0]
@@ -359,21 +359,21 @@ async def test_a_full_queue_refuses_and_says_when_to_return() -> None:
 
 
 async def test_a_bulk_job_cannot_lock_others_out_of_a_full_queue() -> None:
-    """A caller of a shorter flow takes the place of the longest flow's newest."""
+    """A request of a shorter flow evicts the newest of the longest flow."""
     scene = Scene(queue=100)
     bulk = await fill(scene, "bulk", 100)
-    person = scene.ask("person")[0]
+    single = scene.ask("single")[0]
     await scene.clock.settle()
     assert isinstance(bulk[-1].refusal, QueueFull)
     assert not bulk[-2].task.done()
     assert scene.fair_queue.state().waiting == 100
     await scene.clock.advance(0.2)
-    assert person.left_at is not None
+    assert single.left_at is not None
     await scene.aclose()
 
 
-async def test_places_are_not_traded_among_equals() -> None:
-    """When every flow holds one place, a full queue refuses the newcomer and puts nobody out."""
+async def test_flows_of_equal_length_do_not_evict_each_other() -> None:
+    """If every flow has one place, a full queue refuses the new request and evicts none."""
     scene = Scene(queue=3)
     scene.ask("earlier", 10)
     await scene.clock.settle()
@@ -385,19 +385,19 @@ async def test_places_are_not_traded_among_equals() -> None:
     await scene.aclose()
 
 
-async def test_a_queue_of_none_lets_only_those_pass_who_need_not_wait() -> None:
-    """With `queue: 0` the burst passes and the rest is refused."""
+async def test_a_queue_of_zero_admits_only_requests_that_need_not_wait() -> None:
+    """With `queue: 0` the burst is sent and the rest is refused."""
     scene = Scene(queue=0)
     callers = scene.ask("a", 12)
     await scene.clock.settle()
     assert [isinstance(caller.refusal, QueueFull) for caller in callers] == [False] * 10 + [True] * 2
 
 
-# --- leaving -----------------------------------------------------------------------------
+# --- cancellation and pauses -------------------------------------------------------------
 
 
 async def test_a_cancelled_caller_leaves_the_queue_at_once(scene: Scene) -> None:
-    """Who hangs up gives his place to those behind him, and the last to go takes the timer along."""
+    """The requests behind it move up, and the last one to leave stops the timer."""
     first, second = await fill(scene, "a", 2)
     first.task.cancel()
     await scene.clock.settle()
@@ -409,7 +409,7 @@ async def test_a_cancelled_caller_leaves_the_queue_at_once(scene: Scene) -> None
 
 
 async def test_flows_that_are_gone_leave_nothing_behind(scene: Scene) -> None:
-    """However many flows come and hang up or are served, only those that wait are remembered."""
+    """However many flows are cancelled or served, only waiting ones are remembered."""
     await fill(scene, "patient", 3)
     for caller in [caller for number in range(50) for caller in scene.ask(number)]:
         await scene.clock.settle()
@@ -424,10 +424,10 @@ async def test_flows_that_are_gone_leave_nothing_behind(scene: Scene) -> None:
 @pytest.mark.parametrize("turns", range(60))
 @pytest.mark.parametrize("others", [0, 1])
 async def test_a_slot_is_not_lost_whenever_its_caller_is_cancelled(turns: int, others: int) -> None:
-    """At whatever moment round its turn a caller hangs up, the slot serves the next one instead."""
+    """At whatever moment around its turn a caller is cancelled, the slot goes to the next one."""
     scene = Scene()
     caller, *rest = await fill(scene, "a", 1 + others)
-    due_at = scene.pace.ready_at
+    due_at = scene.limit.ready_at
     moving = asyncio.create_task(scene.clock.advance(due_at - scene.clock.monotonic()))
     for _ in range(turns):
         await asyncio.sleep(0)
@@ -442,8 +442,8 @@ async def test_a_slot_is_not_lost_whenever_its_caller_is_cancelled(turns: int, o
     await scene.aclose()
 
 
-async def test_a_pause_holds_all_and_ends_without_a_burst(scene: Scene) -> None:
-    """Nobody leaves before the pause ends, those from idle neither; then the flow is steady."""
+async def test_a_pause_holds_every_request_and_ends_without_a_burst(scene: Scene) -> None:
+    """Nothing is sent before the pause ends, not even after an idle time; then the flow is steady."""
     until = scene.clock.monotonic() + 3.0
     scene.fair_queue.pause(until)
     scene.ask("a", 30)
@@ -452,8 +452,8 @@ async def test_a_pause_holds_all_and_ends_without_a_burst(scene: Scene) -> None:
     assert min(after - before for before, after in pairwise(scene.left_at)) >= 0.045
 
 
-async def test_a_pause_refuses_at_once_who_cannot_outwait_it() -> None:
-    """When the upstream asks for more time than a caller has, he hears so when the pause begins."""
+async def test_a_pause_refuses_requests_that_cannot_outlast_it() -> None:
+    """If the upstream asks for more time than a request has, it is refused when the pause starts."""
     scene = Scene(max_wait_s=5.0)
     waiting = await fill(scene, "a", 3)
     scene.fair_queue.pause(scene.clock.monotonic() + 20.0)
@@ -466,8 +466,8 @@ async def test_a_pause_refuses_at_once_who_cannot_outwait_it() -> None:
     assert late.refusal.retry_after_s == pytest.approx(20.0)
 
 
-async def test_without_a_rate_nobody_waits() -> None:
-    """With `rate: off` every caller leaves at once."""
+async def test_without_a_rate_no_request_waits() -> None:
+    """With `rate: off` every request is sent at once."""
     scene = Scene(rate=None)
     scene.ask("a", 500)
     await scene.clock.settle()
@@ -475,14 +475,14 @@ async def test_without_a_rate_nobody_waits() -> None:
     assert scene.fair_queue.state().rate is None
 
 
-# --- what it shows and costs -------------------------------------------------------------
+# --- state and cost ----------------------------------------------------------------------
 
 
-async def test_who_asks_without_waiting_overtakes_nobody(scene: Scene) -> None:
-    """A departure that is free at this instant belongs to who waits for it, woken or not."""
+async def test_try_acquire_overtakes_no_waiting_request(scene: Scene) -> None:
+    """A slot that is free now belongs to the request that waits for it, even before that is woken."""
     await fill(scene, "bulk", 1)
-    scene.clock._now += 10.0  # nobody has noticed yet
-    assert scene.pace.ready_at < scene.clock.monotonic()
+    scene.clock._now += 10.0  # no timer has fired yet
+    assert scene.limit.ready_at < scene.clock.monotonic()
     before = scene.fair_queue.state().departures
     assert not scene.fair_queue.try_acquire()
     assert scene.fair_queue.state().departures == before
@@ -494,7 +494,7 @@ async def test_who_asks_without_waiting_overtakes_nobody(scene: Scene) -> None:
 
 
 async def test_its_state_can_be_read(scene: Scene) -> None:
-    """Waiting callers, departures, rate, pause and the longest wait can be shown at any moment."""
+    """Waiting requests, slots used, rate, pause and the longest wait can be read at any moment."""
     await fill(scene, "a", 30)
     until = scene.clock.monotonic() + 2.0
     scene.fair_queue.pause(until)
@@ -510,8 +510,8 @@ async def test_its_state_can_be_read(scene: Scene) -> None:
     assert state.departures == len(scene.left) > 10
 
 
-async def test_ten_thousand_waiting_callers_are_cheap() -> None:
-    """10,000 waiting callers, their tasks included, take less than 100 MiB and go without a trace."""
+async def test_ten_thousand_waiting_requests_are_cheap() -> None:
+    """With their tasks they take less than 100 MiB, and leave nothing behind."""
     scene = Scene(queue=10_000, max_wait_s=3600.0)
     scene.ask("earlier", 10)
     await scene.clock.settle()
@@ -529,8 +529,8 @@ async def test_ten_thousand_waiting_callers_are_cheap() -> None:
     assert scene.fair_queue.state().waiting == 0
 
 
-async def test_joining_a_long_queue_counts_nobody(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long as the whole queue would leave in time, a caller's own place in it need not be worked out."""
+async def test_joining_a_long_queue_needs_no_count(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the whole queue fits in `max_wait`, a request's own position is not computed."""
     counted: list[Hashable] = []
     monkeypatch.setattr(_RoundRobin, "count_ahead", lambda _, key: counted.append(key))
     scene.ask("bulk", 900)
@@ -539,11 +539,11 @@ async def test_joining_a_long_queue_counts_nobody(scene: Scene, monkeypatch: pyt
     assert counted == []
 
 
-# --- who comes back from a slot that was in vain ------------------------------------------
+# --- returning requests ------------------------------------------------------------------
 
 
-async def test_who_returns_stands_first_in_its_flow(scene: Scene) -> None:
-    """A request that the upstream sent away does not queue up behind those that came after it."""
+async def test_a_returning_request_is_first_in_its_flow(scene: Scene) -> None:
+    """A request that the upstream rejected does not queue behind later ones."""
     await fill(scene, "bulk", 20)
     slot = asyncio.create_task(scene.fair_queue.acquire("bulk", 0.001))
     await scene.clock.advance(0.2)
@@ -551,23 +551,23 @@ async def test_who_returns_stands_first_in_its_flow(scene: Scene) -> None:
     assert len([caller for caller in scene.left if caller.flow == "bulk"]) < 5
 
 
-async def test_who_return_leave_in_the_order_in_which_they_came_back(scene: Scene) -> None:
-    """Those that were sent away together overtake the others of their flow, not each other."""
+async def test_returning_requests_keep_their_order(scene: Scene) -> None:
+    """Rejected requests overtake the others of their flow, but not each other."""
     await fill(scene, "bulk", 20)
     order: list[int] = []
 
-    async def come_back(number: int) -> None:
+    async def return_later(number: int) -> None:
         await scene.fair_queue.acquire("bulk", 0.001)
         order.append(number)
 
-    back = [asyncio.create_task(come_back(number)) for number in range(5)]
+    returning = [asyncio.create_task(return_later(number)) for number in range(5)]
     await scene.clock.advance(1.0)
-    assert all(task.done() for task in back)
+    assert all(task.done() for task in returning)
     assert order == [0, 1, 2, 3, 4]
 
 
-async def test_who_returns_does_not_stand_before_other_flows(scene: Scene) -> None:
-    """Coming back is no way round the turns of the others."""
+async def test_a_returning_request_does_not_overtake_other_flows(scene: Scene) -> None:
+    """Returning does not bypass the turns of other flows."""
     scene.ask("earlier", 10)
     await scene.clock.settle()
     others = scene.ask("a") + scene.ask("b") + scene.ask("c")
@@ -582,8 +582,8 @@ async def test_who_returns_does_not_stand_before_other_flows(scene: Scene) -> No
         slot.cancel()
 
 
-async def test_who_returns_has_only_the_rest_of_its_time() -> None:
-    """`max_wait` bounds all of a request's waiting, and it is told as soon as that is certain."""
+async def test_a_returning_request_has_only_the_rest_of_its_time() -> None:
+    """`max_wait` limits a request's total wait, and it is refused as soon as that is certain."""
     scene = Scene(max_wait_s=10.0)
     scene.ask("earlier", 10)
     await scene.clock.settle()
@@ -599,8 +599,8 @@ async def test_who_returns_has_only_the_rest_of_its_time() -> None:
     await scene.aclose()
 
 
-async def test_a_busy_upstream_slows_everybody_down_and_pauses_them(scene: Scene) -> None:
-    """`back_off` is what a 429 asks for; a 503 with Retry-After asks for the pause alone."""
+async def test_a_429_pauses_every_request_and_reduces_the_rate(scene: Scene) -> None:
+    """A 503 with Retry-After only pauses them."""
     scene.fair_queue.throttle(1.0, step_down=False)
     assert scene.fair_queue.state().rate == 20.0
     assert scene.fair_queue.state().paused_until == scene.clock.monotonic() + 1.0
