@@ -71,7 +71,6 @@ class ClientConnection(StreamProtocol):
         self.local_address: str | None = None
         self.remote_address: str | None = None
         self.busy = False  # with a request
-        self._request: Request | None = None
         self._body: BodyStream | None = None
         self._handler: RequestHandler | None = None  # as long as no task runs it
         self._task: asyncio.Task[None] | None = None
@@ -140,7 +139,6 @@ class ClientConnection(StreamProtocol):
             self._body.fail(ConnectionResetError())
         self._connections.closed(self)
         self._cancel_request()
-        self._request = None  # it refers to this connection: avoid a reference cycle
 
     # --- called by request handlers -------------------------------------------------------
 
@@ -152,8 +150,8 @@ class ClientConnection(StreamProtocol):
         """Continue after a response that needed no task; `keep_alive`: the connection may be reused."""
         self._handler = None
         if not keep_alive:
-            self._stop_working()
             self._end()
+            self._stop_working()
         elif self._buffer.data and self._start_next():
             self.start_task()  # pipelined requests take turns with other connections
         else:
@@ -214,7 +212,7 @@ class ClientConnection(StreamProtocol):
                 handler, self._handler = self._handler, None
                 assert handler is not None  # noqa: S101 - the condition above
                 keep_alive = await handler.run()
-                if not (keep_alive and self._request is not None and self._request.read_whole):
+                if not (keep_alive and self._received_request()) or self.lost:
                     self._end()
                     return
                 if self._buffer.data:  # take turns with other connections, and wait for a slow reader
@@ -232,11 +230,10 @@ class ClientConnection(StreamProtocol):
 
     def _start_next(self) -> bool:
         """Take the next request from the buffer, if its head is complete, and create its handler."""
-        self._body = self._request = None
+        self._body = None
         if not self._buffer.has_head():
             return False
-        self._request = self._next_request()
-        self._handler = self._handle(self._request)
+        self._handler = self._handle(self._next_request())
         return True
 
     def _next_request(self) -> Request:
@@ -261,6 +258,10 @@ class ClientConnection(StreamProtocol):
         if len(buffer.data) > limits.ahead_bytes:
             self.hold_reading()
         return request
+
+    def _received_request(self) -> bool:
+        """Return whether the current request has arrived completely, and is well-formed."""
+        return not self._discarding and (self._body is None or self._body.complete)
 
     def _feed_body(self, data: bytes) -> bytes:
         """Give the body its part of `data`; return the rest."""
@@ -311,7 +312,7 @@ class ClientConnection(StreamProtocol):
 
     def _end(self) -> None:
         """Close the connection after its last response."""
-        if self._request is None or self._request.read_whole or self._eof or not self.writable:
+        if self._received_request() or self._eof or not self.writable:
             self._close()
             return
         # The client may still be sending. A reset would make it lose the response.
