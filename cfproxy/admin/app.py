@@ -107,14 +107,9 @@ class AdminApp:
         # A full queue is reported but does not make us unready: replicas share the API's rate limit, so
         # sending callers to another one would not help.
         checks += [
-            {
-                "check": "queue",
-                "upstream": upstream,
-                "state": pacing["state"],
-                "detail": pacing["detail"],
-                "ok": pacing["state"] == "ok",
-            }
+            {"check": "queue", "upstream": upstream, "state": state, "detail": detail, "ok": state == "ok"}
             for upstream, pacing in self._pacing().items()
+            for state, detail in [(pacing["state"], pacing["detail"])]
         ]
         ready = not self.draining and all(report["ready"] for report in reports)
         status = "ok" if ready else "shutting-down" if self.draining else "not-ready"

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from cfproxy.admin.access import CALLBACK, FormToken, check_key, wants_html
 from cfproxy.admin.interfaces import RunningAccount
 from cfproxy.admin.messages import AdminRequest, AdminResponse, HttpError, json_response
-from cfproxy.admin.pages import LoginView, render_departure, render_login, render_note
+from cfproxy.admin.pages import render_departure, render_login, render_note
 from cfproxy.admin.view import View
 from cfproxy.auth import login
 from cfproxy.auth.models import ATTEMPT_LIFETIME_S, Attempt
@@ -141,17 +141,17 @@ class LoginPages:
     async def _page(
         self, account: RunningAccount, error: CfproxyError | None = None, *, pasted: bool = False
     ) -> AdminResponse:
-        view = LoginView(
-            name=account.app.account,
+        response = render_login(
+            account.app.account,
+            await self._describe(account),
             form_token=self._token.value,
             redirect_uri=account.redirect_uri,
             # A login by another process would not reach a store in this process's memory.
             command="" if account.store.location == "memory" else account.app.login_command,
-            alert="" if error is None else error.message,
+            error="" if error is None else error.message,
             pasted=pasted,
+            status=200 if error is None else _status_of(error),
         )
-        status = 200 if error is None else _status_of(error)
-        response = render_login(view, await self._describe(account), status=status)
         retry_after_s = getattr(error, "retry_after_s", None)
         if retry_after_s is not None:
             response.headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))

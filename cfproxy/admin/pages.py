@@ -10,45 +10,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
-from types import MappingProxyType
 
 from cfproxy import __version__
 from cfproxy.admin.messages import AdminResponse, HttpError
 from cfproxy.admin.view import View, clock_text
 
 _TYPES = {"style.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
-# With no-referrer, browsers send `Origin: null` even with our own forms (Fetch, "append a request `Origin`
-# header"), so these could not be told from another site's. Other origins learn nothing either way.
-_FORM_HEADERS = {"Referrer-Policy": "same-origin"}
-
 _NO_REQUEST: View = dict.fromkeys(
     ("at", "account", "method", "path", "status", "queue", "token", "upstream", "total", "note", "tone"), ""
 )
-
-
-@dataclass(frozen=True, slots=True)
-class LoginView:
-    """What the login page shows besides the account's view.
-
-    Args:
-        name: the account's name.
-        form_token: the CSRF token.
-        redirect_uri: where the login sends the browser; None without a login in a browser.
-        command: the command that does the same in a terminal; empty if none can.
-        alert: why the last attempt failed; empty if none did.
-        pasted: whether that attempt was a pasted address.
-    """
-
-    name: str
-    form_token: str
-    redirect_uri: str | None
-    command: str
-    alert: str = ""
-    pasted: bool = False
 
 
 def render_status(
@@ -90,28 +63,52 @@ def render_status(
     return _page(str(summary["title"]), body, names=" ".join(accounts), after=last_event_id)
 
 
-def render_login(login: LoginView, account: View, *, status: int = 200) -> AdminResponse:
-    """Return the login page of one account."""
-    texts = {"form_token": login.form_token, "name": login.name, "command": login.command}
+def render_login(
+    name: str,
+    account: View,
+    *,
+    form_token: str,
+    redirect_uri: str | None,
+    command: str,
+    error: str = "",
+    pasted: bool = False,
+    status: int = 200,
+) -> AdminResponse:
+    """Return the login page of one account.
+
+    Args:
+        name: the account's name.
+        account: see `view_account`.
+        form_token: the CSRF token.
+        redirect_uri: where the login sends the browser; None without a login in a browser.
+        command: the command that does the same in a terminal; empty if none can.
+        error: why the last attempt failed; empty if none did.
+        pasted: whether that attempt was a pasted address.
+        status: HTTP status.
+    """
     steps = _fill(
-        "app.html" if login.redirect_uri is None else "steps.html",
-        texts | {"redirect_uri": login.redirect_uri or ""},
-        described="alert redirected-hint" if login.pasted else "redirected-hint",
+        "app.html" if redirect_uri is None else "steps.html",
+        {"form_token": form_token, "name": name, "command": command, "redirect_uri": redirect_uri or ""},
+        described="alert redirected-hint" if pasted else "redirected-hint",
         # Screen readers start at the rejected field, and read the reason.
-        refused=_Html(' aria-invalid="true" autofocus' if login.pasted else ""),
-        command_hidden=_hidden(not login.command),
+        refused=_Html(' aria-invalid="true" autofocus' if pasted else ""),
+        command_hidden=_hidden(not command),
     )
-    alert = f'<p class="alert" id="alert" role="alert"><b>Login failed:</b> {escape(login.alert)}</p>'
+    alert = f'<p class="alert" id="alert" role="alert"><b>Login failed:</b> {escape(error)}</p>'
     body = _fill(
         "login.html",
-        account | {"name": login.name},
-        alert=_Html(alert if login.alert else ""),
+        account | {"name": name},
+        alert=_Html(alert if error else ""),
         steps=_Html(steps),
         done_hidden=_hidden(not account["just_now"]),
         detail_hidden=_hidden(not account["detail"]),
     )
-    title = f"{'Not logged in' if login.alert else 'Log in'}: {login.name} · cfproxy"
-    return _page(title, body, names=login.name, status=status, headers=_FORM_HEADERS)
+    title = f"{'Not logged in' if error else 'Log in'}: {name} · cfproxy"
+    response = _page(title, body, names=name, status=status)
+    # With no-referrer, browsers send `Origin: null` even with our own forms (Fetch, "append a request
+    # `Origin` header"), as other sites' pages may. Other origins learn nothing either way.
+    response.headers["Referrer-Policy"] = "same-origin"
+    return response
 
 
 def render_note(
@@ -177,11 +174,10 @@ def _page(
     names: str = "",
     after: str = "",
     status: int = 200,
-    headers: Mapping[str, str] = MappingProxyType({}),
     frame: str = "page.html",
 ) -> AdminResponse:
     html = _fill(frame, {}, title=title, body=_Html(body), names=names, after=after, version=__version__)
-    return AdminResponse(html.encode(), status, {"Content-Type": "text/html; charset=utf-8"} | dict(headers))
+    return AdminResponse(html.encode(), status, {"Content-Type": "text/html; charset=utf-8"})
 
 
 def _card(name: str, view: View, *, with_login: bool) -> str:

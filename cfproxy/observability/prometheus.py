@@ -18,30 +18,15 @@ from prometheus_client.registry import Collector
 from cfproxy import __version__
 from cfproxy.errors import state_of
 from cfproxy.observability.metrics import Metrics
-from cfproxy.observability.request_stats import Durations, RequestStats
+from cfproxy.observability.request_stats import Durations
 from cfproxy.observability.status import ACCOUNT_STATES
 
-_DURATIONS: tuple[tuple[str, str, Callable[[RequestStats], Durations]], ...] = (
-    (
-        "cfproxy_request_duration_seconds",
-        "From the head of a request to the last byte of its response.",
-        lambda stats: stats.total,
-    ),
-    (
-        "cfproxy_queue_duration_seconds",
-        "Time in the queue, over all attempts of a request.",
-        lambda stats: stats.queued,
-    ),
-    (
-        "cfproxy_token_duration_seconds",
-        "Time waiting for a token, over all attempts of a request.",
-        lambda stats: stats.token,
-    ),
-    (
-        "cfproxy_upstream_duration_seconds",
-        "From sending a request to the head of the API's response, over all attempts.",
-        lambda stats: stats.upstream,
-    ),
+# Name, help text, attribute of `RequestStats`.
+_DURATIONS = (
+    ("cfproxy_request_duration_seconds", "From the request's head to the response's last byte.", "total"),
+    ("cfproxy_queue_duration_seconds", "Time waiting for slots, over all attempts.", "queued"),
+    ("cfproxy_token_duration_seconds", "Time waiting for tokens, over all attempts.", "token"),
+    ("cfproxy_upstream_duration_seconds", "From sending to the response's head, all attempts.", "upstream"),
 )
 
 
@@ -56,12 +41,7 @@ class MetricsCollector(Collector):
         self._metrics = metrics
         self._in_flight: Mapping[str, int] = {}
         self._registry = CollectorRegistry()
-        build = Gauge(
-            "cfproxy_build_info",
-            "Versions.",
-            ["version", "python"],
-            registry=self._registry,
-        )
+        build = Gauge("cfproxy_build_info", "Versions.", ["version", "python"], registry=self._registry)
         build.labels(__version__, platform.python_version()).set(1)
         ProcessCollector(registry=self._registry)
         self._registry.register(self)
@@ -104,10 +84,10 @@ class MetricsCollector(Collector):
             received.add_metric([account], stats.received_bytes)
             sent.add_metric([account], stats.sent_bytes)
         yield from (requests, retries, received, sent, in_flight)
-        for name, text, choose in _DURATIONS:
+        for name, text, attribute in _DURATIONS:
             family = HistogramMetricFamily(name, text, labels=["account"])
             for account, stats in self._metrics.requests.items():
-                durations = choose(stats)
+                durations: Durations = getattr(stats, attribute)
                 family.add_metric([account], durations.cumulative(), durations.sum_s)
             yield family
 
@@ -133,16 +113,15 @@ class MetricsCollector(Collector):
         )
         for name, read in self._metrics.accounts.items():
             state = read()
-            failures = Counter({"ok": state.refreshes})
+            results = Counter({"ok": state.refreshes})
             for kind, count in state.failures.items():
-                failures[kind.state] += count
-            for result in ACCOUNT_STATES:
-                refreshes.add_metric([name, result], failures[result])
+                results[kind.state] += count
             store_errors.add_metric([name], state.store_failures)
             unsaved.add_metric([name], state.unsaved)
             ready.add_metric([name], state.ready)
             warning.add_metric([name], state.warning_step)
             for word in ACCOUNT_STATES:
+                refreshes.add_metric([name, word], results[word])
                 states.add_metric([name, word], state_of(state.error) == word)
             if state.login is not None:
                 token.add_metric([name], state.login.token.expires_at)

@@ -147,3 +147,61 @@ async def test_a_malformed_request_gets_a_problem_document(caplog: pytest.LogCap
         assert b"marker" not in answer
         assert b"\r\nServer: cfproxy\r\n" in answer
     assert caplog.records == []
+
+
+async def send(service: Service, head: str, body: bytes = b"") -> bytes:
+    """Send a request as it is, and return everything that comes back until the connection ends."""
+    port = URL(str(service.admin_url)).port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(head.replace("\n", "\r\n").format(port=port).encode() + body)
+    try:
+        async with asyncio.timeout(30):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+FORM = (
+    "POST /login HTTP/1.1\nHost: 127.0.0.1:{port}\nConnection: close\n"
+    "Content-Type: application/x-www-form-urlencoded\n"
+)
+
+
+async def test_a_form_is_limited_in_size_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that is too large, too slow or malformed gets an error."""
+    async with serving() as service:
+        large = await send(service, FORM + "Content-Length: 70000\n\n", b"x" * 70000)
+        assert large.startswith(b"HTTP/1.1 413 ")
+        chunked = await send(service, FORM + "Transfer-Encoding: chunked\n\n", b"nonsense\r\n")
+        assert b"urn:cfproxy:problem:bad-target" in chunked
+        monkeypatch.setattr("cfproxy.admin.messages.BODY_S", 0.05)
+        slow = await send(service, FORM + "Content-Length: 10\n\n", b"x")
+        assert b"did not arrive within" in slow
+
+
+async def test_a_form_that_waits_for_100_continue_gets_it() -> None:
+    """Only where the body is read; a refused request gets its response at once."""
+    async with serving() as service:
+        head = "Expect: 100-continue\nContent-Length: 6\n\n"
+        answer = await send(service, FORM + head, b"token=")
+        assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 403 ")
+        refused = await send(service, FORM.replace("127.0.0.1", "evil.example") + head)
+        assert refused.startswith(b"HTTP/1.1 421 ")
+
+
+async def test_a_target_that_is_not_a_path_is_refused() -> None:
+    """Nothing here is a forward proxy."""
+    async with serving() as service:
+        answer = await send(service, "GET http://127.0.0.1/livez HTTP/1.1\nHost: 127.0.0.1:{port}\n\n")
+        assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+async def test_requests_on_one_connection_are_answered_in_order() -> None:
+    """Also when they arrive together; an unread body does not become the next request."""
+    async with serving() as service:
+        get = "GET /{} HTTP/1.1\nHost: 127.0.0.1:{{port}}\n{}\n"
+        answers = await send(service, get.format("livez", "") + get.format("nowhere", "Connection: close\n"))
+        assert [answers.count(status) for status in (b"HTTP/1.1 200 OK", b"HTTP/1.1 404 Not Found")] == [1, 1]
+        assert answers.index(b"200 OK") < answers.index(b"404 Not Found")
+        with_body = get.format("livez", "Content-Length: 5\nConnection: close\n")
+        assert (await send(service, with_body, b"GET /")).count(b"HTTP/1.1 ") == 1
