@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -54,6 +54,9 @@ EXPIRY_LOOK_S = 60.0
 # The settings that a part depends on. A token source and its endpoint also depend on the app.
 _OF_ENDPOINT = attrgetter("client_secret", "timeouts.token_s", "timeouts.connect_s")
 _OF_UPSTREAM = attrgetter("upstream", "limits.upstream")
+_OF_FORWARDER = attrgetter("retry")
+_OF_ORIGIN = attrgetter("upstream")
+_OF_RULES = attrgetter("access")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +93,7 @@ class RunningAccount:
     proxy_settings: ProxySettings
     socket: ListeningSocket | None
     server: AccountServer
-    warnings: WarnOnce = field(default_factory=WarnOnce)
+    warnings: WarnOnce
 
     @property
     def name(self) -> str:
@@ -173,68 +176,39 @@ def build_account(
     Raises:
         ListenError: `tls.ca_file` holds no certificate.
     """
-    if before is not None:
-        return _rebuild(before, settings, socket, queue, options, log, servers)
-    store = store or build_store(settings)
-    endpoint = build_endpoint(settings)
-    token_source = build_token_source(settings, store, endpoint, log)
-    upstream = build_upstream(settings)
-    forwarder = build_forwarder(settings, token_source, queue, upstream)
-    origin = build_origin(settings.upstream)
-    proxy_settings = build_proxy_settings(settings, origin, build_rules(settings), options)
+    app, ca_file = build_app(settings), read_ca_file(settings)
+
+    def same(keys: Callable[[Account], Any]) -> bool:
+        return before is not None and bool(keys(before.settings) == keys(settings))
+
+    same_app = before is not None and before.app == app
+    same_ca = before is not None and before.ca_file == ca_file
+    if before and same_ca and (before.settings, before.socket, before.options) == (settings, socket, options):
+        return before
+    store = before.store if before else store or build_store(settings)
+    same_endpoint = same_app and same_ca and same(_OF_ENDPOINT)
+    endpoint = before.endpoint if before and same_endpoint else build_endpoint(settings)
+    token_source = (
+        before.token_source if before and same_app else build_token_source(settings, store, endpoint, log)
+    )
+    same_upstream = same_ca and same(_OF_UPSTREAM)
+    upstream = before.upstream if before and same_upstream else build_upstream(settings)
+    same_forwarder = same_app and same_upstream and same(_OF_FORWARDER)
+    forwarder = (
+        before.forwarder
+        if before and same_forwarder
+        else build_forwarder(settings, token_source, queue, upstream)
+    )
+    # The pseudonym in `Via` lasts as long as the upstream, so that requests that loop are still recognised.
+    origin = before.proxy_settings.origin if before and same(_OF_ORIGIN) else build_origin(settings.upstream)
+    rules = before.proxy_settings.rules if before and same(_OF_RULES) else build_rules(settings)
+    proxy_settings = build_proxy_settings(settings, origin, rules, options)
+    stays = before is not None and before.socket is socket
+    server = before.server if before and stays else AccountServer(proxy_settings, forwarder, log, servers)
     return RunningAccount(
         settings=settings,
-        app=build_app(settings),
-        store=store,
-        endpoint=endpoint,
-        token_source=token_source,
-        ca_file=read_ca_file(settings),
-        queue=queue,
-        upstream=upstream,
-        forwarder=forwarder,
-        options=options,
-        proxy_settings=proxy_settings,
-        socket=socket,
-        server=AccountServer(proxy_settings, forwarder, log, servers),
-    )
-
-
-def _rebuild(
-    before: RunningAccount,
-    settings: Account,
-    socket: ListeningSocket | None,
-    queue: FairQueue,
-    options: ServerOptions,
-    log: FilteringBoundLogger,
-    servers: Mapping[str, AccountServer],
-) -> RunningAccount:
-    old, ca_file = before.settings, read_ca_file(settings)
-    same_ca = ca_file == before.ca_file
-    if old == settings and same_ca and socket is before.socket and options == before.options:
-        return before
-    app, endpoint, token_source = build_app(settings), before.endpoint, before.token_source
-    upstream, forwarder, server = before.upstream, before.forwarder, before.server
-    origin, rules = before.proxy_settings.origin, before.proxy_settings.rules
-    if not same_ca or app != before.app or _OF_ENDPOINT(settings) != _OF_ENDPOINT(old):
-        endpoint = build_endpoint(settings)
-    if app != before.app:
-        token_source = build_token_source(settings, before.store, endpoint, log)
-    if not same_ca or _OF_UPSTREAM(settings) != _OF_UPSTREAM(old):
-        upstream = build_upstream(settings)
-    if settings.upstream != old.upstream:
-        origin = build_origin(settings.upstream)
-    if settings.access != old.access:
-        rules = build_rules(settings)
-    sends_as_before = token_source is before.token_source and upstream is before.upstream
-    if not sends_as_before or settings.retry != old.retry:
-        forwarder = build_forwarder(settings, token_source, queue, upstream)
-    proxy_settings = build_proxy_settings(settings, origin, rules, options)
-    if socket is not before.socket:
-        server = AccountServer(proxy_settings, forwarder, log, servers)
-    return replace(
-        before,
-        settings=settings,
         app=app,
+        store=store,
         endpoint=endpoint,
         token_source=token_source,
         ca_file=ca_file,
@@ -245,6 +219,7 @@ def _rebuild(
         proxy_settings=proxy_settings,
         socket=socket,
         server=server,
+        warnings=before.warnings if before else WarnOnce(),
     )
 
 
