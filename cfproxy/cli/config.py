@@ -10,26 +10,26 @@ from pathlib import Path
 
 import click
 
-from cfproxy.cli.options import common, config_path, load
+from cfproxy.cli.options import common_options, config_option, load_config
 from cfproxy.config import filled_file, json_schema, problem_with, render_settings, starter_file
 from cfproxy.config.render import SECRET_VARIABLE
 from cfproxy.errors import UsageError
 
 
 @click.group("config", no_args_is_help=False)
-@common
+@common_options
 def config_group() -> None:
     """Write, check and show the configuration."""
 
 
 @config_group.command("init")
-@common
+@common_options
 def config_init() -> int:
     """Write a starter file: to -c FILE, else ./config.yaml.
 
     On a terminal it asks for the app's values and fills them in.
     """
-    place = Path(config_path() or "config.yaml")
+    place = Path(config_option() or "config.yaml")
     # Before anything is asked: the answers must not be lost.
     if os.path.lexists(place):
         raise UsageError(f"{place} is there already; edit it, or choose another with -c FILE")
@@ -98,24 +98,24 @@ def _write(place: Path, text: str) -> None:
 
 
 @config_group.command("check")
-@common
+@common_options
 def config_check() -> int:
     """Validate the configuration; all problems at once."""
-    settings = load()
+    settings = load_config()
     click.echo(f"{settings.source}: ok, accounts: {', '.join(settings.accounts)}")
     return 0
 
 
 @config_group.command("show")
-@common
+@common_options
 def config_show() -> int:
     """Print the effective configuration, secrets redacted."""
-    click.echo(render_settings(load()), nl=False)
+    click.echo(render_settings(load_config()), nl=False)
     return 0
 
 
 @config_group.command("schema")
-@common
+@common_options
 def config_schema() -> int:
     """Print the JSON Schema of the configuration file."""
     click.echo(json.dumps(json_schema(), indent=2))

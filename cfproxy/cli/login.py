@@ -12,7 +12,7 @@ import click
 from cfproxy.auth import login
 from cfproxy.auth.login import LoggedOut, LoginPlan
 from cfproxy.auth.models import ATTEMPT_LIFETIME_S, Login
-from cfproxy.cli.options import account_option, closing, common, load_account
+from cfproxy.cli.options import account_option, choose_account, closing_store, common_options, load_config
 from cfproxy.cli.run import run_loop
 from cfproxy.config import Account
 from cfproxy.errors import LoginFailed, UsageError
@@ -22,7 +22,7 @@ PASTES_MAX = 3
 
 
 @click.command("login")
-@common
+@common_options
 @account_option
 @click.option("--no-browser", is_flag=True, help="Print the address only, open nothing.")
 @click.option("--print-url", is_flag=True, help="Print the authorize URL, remember the attempt, exit.")
@@ -36,7 +36,7 @@ def login_command(
     """Log in, or log in anew; a running proxy picks it up."""
     if print_url and finish is not None:
         raise UsageError("--print-url and --finish are two steps: use one at a time")
-    chosen = load_account(account)
+    chosen = choose_account(load_config(), account)
     if chosen.store.url == "memory":
         raise UsageError(
             "store: memory ends with each process, so a login here would reach nobody; set store: file"
@@ -51,18 +51,18 @@ def _log_in(account: Account, *, print_url: bool, finish: str | None, browser: b
     if account.grant == "client_credentials":
         if print_url or finish is not None:
             raise UsageError(f"client_credentials has no login in a browser; run: {plan.app.login_command}")
-        run_loop(closing(plan.store, login.login_app(plan)))
+        run_loop(closing_store(plan.store, login.login_app(plan)))
         click.echo(f"Account '{account.name}' got a token: client_id and client_secret are right.")
         return 0
     if finish is None:
-        url, _ = run_loop(closing(plan.store, login.start(plan)))
+        url, _ = run_loop(closing_store(plan.store, login.start(plan)))
         if print_url:
             click.echo(url)
             return 0
         _invite(url, browser=browser)
         done = _finish_at_prompt(plan)
     else:
-        done = run_loop(closing(plan.store, login.finish(plan, finish)))
+        done = run_loop(closing_store(plan.store, login.finish(plan, finish)))
     click.echo(f"Logged in as account '{account.name}' ({done.scope}).")
     return 0
 
@@ -91,7 +91,7 @@ def _finish_at_prompt(plan: LoginPlan) -> Login:
             raise LoginFailed("nothing was pasted; without a terminal use --print-url, then --finish URL")
         click.echo("Asking the token endpoint for the tokens ...", err=True)
         try:
-            return run_loop(closing(plan.store, login.finish(plan, line)))
+            return run_loop(closing_store(plan.store, login.finish(plan, line)))
         except LoginFailed as error:
             if not error.curable:
                 raise
@@ -114,13 +114,13 @@ def _has_desktop() -> bool:
 
 
 @click.command("logout")
-@common
+@common_options
 @account_option
 def logout_command(account: str | None) -> int:
     """Revoke the tokens where the server can, and forget them."""
-    chosen = load_account(account)
+    chosen = choose_account(load_config(), account)
     plan = _plan(chosen)
-    done = run_loop(closing(plan.store, login.logout(plan)))
+    done = run_loop(closing_store(plan.store, login.logout(plan)))
     if chosen.grant == "client_credentials":
         click.echo(
             f"Account '{chosen.name}' uses client credentials: it has no login to end{_what_went(done)}"

@@ -18,7 +18,7 @@ from importlib import import_module
 import click
 
 from cfproxy import __version__, errors
-from cfproxy.cli.options import common
+from cfproxy.cli.options import common_options
 
 
 def run(args: list[str]) -> int:
@@ -83,7 +83,7 @@ _COMMANDS = {
     "serve": "serve:serve_command",
     "login": "login:login_command",
     "status": "status:status_command",
-    "doctor": "doctor_command:doctor_command",
+    "doctor": "doctor:doctor_command",
     "wait": "wait:wait_command",
     "token": "status:token_command",
     "logout": "login:logout_command",
@@ -153,7 +153,7 @@ def _no_authorities() -> Iterator[None]:
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="cfproxy")
-@common
+@common_options
 def cli() -> None:
     """Give any HTTP client access to the Creative Force Gateway API, without OAuth code.
 

@@ -1,7 +1,4 @@
-"""Options and look-ups that commands share.
-
-Owns: how `-c`, `--debug` and `--account` are given, completed and read.
-"""
+"""Options that commands share, and the settings and accounts that they select."""
 
 from __future__ import annotations
 
@@ -22,13 +19,13 @@ _T = TypeVar("_T")
 
 
 def _remember(ctx: click.Context, option: click.Parameter, value: object) -> None:
-    # `meta` is shared by a command and its groups: the option may stand before or after the command's name.
+    # A command and its groups share `meta`, so the option may come before or after the command's name.
     if value and option.name is not None:
         ctx.meta[f"cfproxy.{option.name}"] = value
 
 
-def common(function: _F) -> _F:
-    """Give a command `-c` and `--debug`; `load` and `is_debug` read them."""
+def common_options(function: _F) -> _F:
+    """Give a command `-c` and `--debug`; `config_option` and `is_debug` return their values."""
     config = click.option(
         "-c",
         "--config",
@@ -36,7 +33,7 @@ def common(function: _F) -> _F:
         type=click.Path(),
         expose_value=False,
         callback=_remember,
-        help="The configuration file; default: $CFPROXY_CONFIG, ./config.yaml, the user's config folder.",
+        help="Configuration file; default: $CFPROXY_CONFIG, ./config.yaml, the user's config folder.",
     )
     return config(debug_option(function))
 
@@ -47,7 +44,7 @@ debug_option = click.option(
 
 
 def complete_account(ctx: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    """Return the accounts whose names begin so; what is wrong with the configuration is no matter here."""
+    """Return the accounts whose names start with `incomplete`; problems of the configuration are ignored."""
     try:
         path = find_config(ctx.meta.get("cfproxy.config"), os.environ, Path.cwd())
     except (ConfigError, OSError):
@@ -59,23 +56,23 @@ account_option = click.option(
     "--account",
     metavar="NAME",
     shell_complete=complete_account,
-    help="The account, where there are several.",
+    help="The account, if there are several.",
 )
 
 
-def config_path() -> str | None:
-    """Return what `-c` says."""
+def config_option() -> str | None:
+    """Return the value of `-c`."""
     path: str | None = click.get_current_context().meta.get("cfproxy.config")
     return path
 
 
-def refuse_config(command: str) -> None:
-    """Refuse a `-c` before a command that reads no configuration.
+def reject_config_option(command: str) -> None:
+    """Refuse `-c` for a command that reads no configuration.
 
     Raises:
-        UsageError
+        UsageError: `-c` was given before the command's name.
     """
-    if config_path() is not None:
+    if config_option() is not None:
         raise UsageError(f"{command} reads no configuration: leave out -c")
 
 
@@ -84,53 +81,44 @@ def is_debug() -> bool:
     return bool(click.get_current_context().meta.get("cfproxy.debug"))
 
 
-def load() -> Settings:
-    """Load the configuration.
+def locate_config() -> tuple[Path | None, str | None]:
+    """Return the configuration file, if there is one, and the value of `-c`.
 
     Raises:
-        ConfigError
+        ConfigError: the file that was named does not exist.
     """
-    return loader()()
-
-
-def loader() -> Callable[[], Settings]:
-    """Return what loads the configuration each time anew, from the file that is the one now.
-
-    Raises:
-        ConfigError: as does what is returned.
-    """
-    path, named = locate()
-    return lambda: load_settings(path, os.environ, named)
-
-
-def locate() -> tuple[Path | None, str | None]:
-    """Return the configuration file, if there is one, and how `-c` named it.
-
-    Raises:
-        ConfigError
-    """
-    named = config_path()
+    named = config_option()
     try:
         here = Path.cwd()
-    except OSError:  # it was deleted: what is named from the root is still there
+    except OSError:  # it was deleted; absolute paths still work
         here = Path()
     return find_config(named, os.environ, here), named
 
 
-def load_account(name: str | None) -> Account:
-    """Load the configuration; return the account of `--account` (see `choose`).
+def settings_loader() -> Callable[[], Settings]:
+    """Return a function that reads the configuration each time it is called, always from the same file.
 
     Raises:
-        ConfigError, UsageError
+        ConfigError: the file that was named does not exist. The function raises it for any other problem.
     """
-    return choose(load(), name)
+    path, named = locate_config()
+    return lambda: load_settings(path, os.environ, named)
 
 
-def choose(settings: Settings, name: str | None) -> Account:
-    """Return the named account; without a name `default`, or the only one there is.
+def load_config() -> Settings:
+    """Read the configuration.
 
     Raises:
-        UsageError
+        ConfigError: with all its problems.
+    """
+    return settings_loader()()
+
+
+def choose_account(settings: Settings, name: str | None) -> Account:
+    """Return the named account; without a name `default`, or the only one.
+
+    Raises:
+        UsageError: there is no such account, or the choice is not clear.
     """
     known = ", ".join(settings.accounts)
     if name is None:
@@ -144,11 +132,20 @@ def choose(settings: Settings, name: str | None) -> Account:
     return settings.accounts[name]
 
 
-def host_and_port(listen: str) -> tuple[str, int]:
-    """Read the address that `--listen` gives, as the key `listen` is read.
+def choose_accounts(settings: Settings, name: str | None) -> list[Account]:
+    """Return the named account; without a name all of them.
 
     Raises:
-        UsageError
+        UsageError: there is no such account.
+    """
+    return [choose_account(settings, name)] if name else list(settings.accounts.values())
+
+
+def parse_listen_option(listen: str) -> tuple[str, int]:
+    """Return host and port of `--listen`, which has the syntax of the setting `listen`.
+
+    Raises:
+        UsageError: it is no such address.
     """
     try:
         address = parse_tcp_address(listen)
@@ -157,8 +154,8 @@ def host_and_port(listen: str) -> tuple[str, int]:
     return address.host, address.port
 
 
-async def closing(store: TokenStore, work: Awaitable[_T]) -> _T:
-    """Return what `work` returns, and let the store's connections go: each command has a loop of its own."""
+async def closing_store(store: TokenStore, work: Awaitable[_T]) -> _T:
+    """Return the result of `work`, and close the store's connections: each command has its own event loop."""
     try:
         return await work
     finally:

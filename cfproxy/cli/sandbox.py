@@ -7,7 +7,7 @@ import asyncio
 import click
 
 from cfproxy.cli.demo import run_demo
-from cfproxy.cli.options import debug_option, host_and_port, is_debug, refuse_config
+from cfproxy.cli.options import debug_option, is_debug, parse_listen_option, reject_config_option
 from cfproxy.cli.run import run_loop, wait_for_signal
 from cfproxy.errors import ListenError, UsageError
 from cfproxy.hosts import is_loopback
@@ -27,8 +27,8 @@ from cfproxy.sandbox import Behaviour, Sandbox, parse_setting
 @click.option("--set", "changes", metavar="NAME=VALUE", multiple=True, help="Change a behaviour; repeatable.")
 def sandbox_command(listen: str, changes: tuple[str, ...]) -> int:
     """Run a local stand-in for Creative Force's two servers."""
-    refuse_config("the sandbox")
-    host, port = host_and_port(listen)
+    reject_config_option("the sandbox")
+    host, port = parse_listen_option(listen)
     behaviour = Behaviour()
     for change in changes:
         name, separator, value = change.partition("=")
@@ -74,8 +74,8 @@ async def _sandbox(host: str, port: int, behaviour: Behaviour) -> int:
 )
 def demo_command(listen: str) -> int:
     """Run sandbox, login and proxy in one; print a curl to try."""
-    refuse_config("the demo")
-    host, port = host_and_port(listen)
+    reject_config_option("the demo")
+    host, port = parse_listen_option(listen)
     if not is_loopback(host):
         raise UsageError("the demo listens on this machine only: --listen 127.0.0.1:PORT or [::1]:PORT")
     return run_loop(run_demo(host, port, build_logger("debug" if is_debug() else "info", "console")))

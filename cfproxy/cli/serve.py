@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from cfproxy.cli.options import choose, common, complete_account, loader
+from cfproxy.cli.options import choose_account, common_options, complete_account, settings_loader
 from cfproxy.cli.run import run_loop, serve
 from cfproxy.observability.logs import LogOutput
 
 
 @click.command("serve")
-@common
+@common_options
 @click.option(
     "--account",
     "accounts",
@@ -21,9 +21,9 @@ from cfproxy.observability.logs import LogOutput
 )
 def serve_command(accounts: tuple[str, ...]) -> int:
     """Run the proxy (the default command)."""
-    again = loader()
+    again = settings_loader()
     settings = again()
     for name in accounts:
-        choose(settings, name)
+        choose_account(settings, name)
     logs = LogOutput(settings.log.level, settings.log.format, settings.log.sample)
     return run_loop(serve(settings, accounts, logs, again))

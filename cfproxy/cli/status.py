@@ -8,13 +8,21 @@ from typing import Any
 
 import click
 
+from cfproxy.auth.expiry import span_text
 from cfproxy.auth.interfaces import TokenStore
 from cfproxy.auth.models import Login, Token
 from cfproxy.auth.token_source import TokenSource
 from cfproxy.cli.admin_client import AdminClient, find_admin
-from cfproxy.cli.options import account_option, choose, closing, common, is_debug, load, load_account
+from cfproxy.cli.options import (
+    account_option,
+    choose_account,
+    choose_accounts,
+    closing_store,
+    common_options,
+    is_debug,
+    load_config,
+)
 from cfproxy.cli.run import run_loop
-from cfproxy.cli.status_text import render_text
 from cfproxy.cli.terminal import show
 from cfproxy.clock import SystemClock
 from cfproxy.config import Account, Settings
@@ -37,20 +45,19 @@ _COLORS = {
 
 
 @click.command("status")
-@common
+@common_options
 @account_option
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status_command(account: str | None, as_json: bool) -> int:
-    """Show who is logged in and what expires when; asks no network.
+    """Show logins and expiry times.
 
-    A proxy that runs here with the same settings adds what keeps it from serving.
+    Makes no network calls except to a proxy on this machine, whose problems it repeats.
     """
-    settings = load()
-    chosen = [choose(settings, account)] if account else list(settings.accounts.values())
+    settings = load_config()
     running = _ask_running(settings)
     reports = [
         report | {"running": running.get((report["account"], report["client_id"], report["upstream"]))}
-        for report in run_loop(_report(chosen))
+        for report in run_loop(_report(choose_accounts(settings, account)))
     ]
     if as_json:
         click.echo(json.dumps({"accounts": reports}, indent=2))
@@ -63,9 +70,9 @@ def status_command(account: str | None, as_json: bool) -> int:
 
 
 def _ask_running(settings: Settings) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """Return what a proxy that runs on this machine says, by account, app and upstream."""
+    """Return the reports of a proxy on this machine, by account, app and upstream."""
     try:
-        url, _ = find_admin(settings)  # no key is sent: who has the port now is not known
+        url, _ = find_admin(settings)  # no key is sent, because any program may have the port now
         status, document = AdminClient(url, None).ask("GET", "/status.json", BESIDE_S)
     except (UsageError, OSError, http.client.HTTPException):
         return {}
@@ -81,7 +88,7 @@ async def _report(accounts: list[Account]) -> list[dict[str, Any]]:
     reports = []
     for account in accounts:
         store = build_store(account)
-        stored, store_error = await closing(store, _stored(account, store))
+        stored, store_error = await closing_store(store, _stored(account, store))
         now = SystemClock().time()
         report = report_stored(build_app(account), stored, now, store.location, store_error)
         if account.store.url == "memory":
@@ -106,7 +113,7 @@ async def _stored(account: Account, store: TokenStore) -> tuple[Login | None, Cf
     stored = None
     try:
         stored = await store.load(account.name)
-        # An app logs in by itself, so its store may be in use though nothing could be saved in it yet.
+        # With client credentials the store may be in use although nothing could be saved in it yet.
         if stored is not None or account.grant == "client_credentials":
             await store.probe(account.name)
     except (StoreUnavailable, StoreUnusable) as error:
@@ -114,20 +121,65 @@ async def _stored(account: Account, store: TokenStore) -> tuple[Login | None, Cf
     return stored, None
 
 
+def render_text(reports: list[dict[str, Any]]) -> str:
+    """Return the reports as text, a few lines for each account; two spaces or more separate columns."""
+    lines: list[str] = []
+    for report in reports:
+        lines.append(f"{report['account']}: {report['state']}: {report['detail']}")
+        # A line of its own, because a command that was wrapped can't be copied.
+        if report["command"] is not None:
+            lines.append(f"  next          {report['command']}")
+        if report["warning"] is not None and report["state"] == "ok":
+            lines.append(f"  warning       {report['warning']}")
+        lines.append(f"  app           {report['client_id']} ({report['grant']})")
+        if report["login"] is not None:
+            lines.append(f"  logged in     {report['login']['logged_in_at']}")
+            if report["login"]["ended_at"] is not None:
+                lines.append(f"  login ended   {report['login']['ended_at']}")
+            elif report["login"]["expires_at"] is not None:
+                left_s = report["login"]["expires_in_s"]
+                left = "overdue" if left_s <= 0 else f"in {span_text(left_s)}"
+                lines.append(f"  login ends    {report['login']['expires_at']} ({left})")
+        if report["access_token"] is not None:
+            at, left_s = report["access_token"]["expires_at"], report["access_token"]["usable_s"]
+            expiry = f"expires {at} (in {span_text(left_s)})" if left_s > 0 else f"expired {at}"
+            lines.append(f"  access token  {expiry}")
+        lines += _running_lines(report)
+        pacing = report["pacing"]
+        rate = "off" if pacing["rate"] is None else f"{pacing['rate']:g} requests in {pacing['per_s']:g} s"
+        rate += ", shared by all replicas" if pacing.get("shared") else ""
+        lines.append(f"  pacing        {rate} (queue: /status.json of the admin listener)")
+        store = report["store"]
+        problem = "" if store["detail"] is None else f": {store['state']}"  # the first line has the detail
+        lines.append(f"  store         {store['location']}{problem}")
+    return "\n".join(lines)
+
+
+def _running_lines(report: dict[str, Any]) -> list[str]:
+    running = report.get("running")
+    if running is None:
+        return []
+    if running["state"] == "ok" or running["detail"] == report["detail"]:
+        return ["  proxy         runs"]
+    lines = [f"  proxy         runs, but {': '.join(filter(None, (running['state'], running['detail'])))}"]
+    known = running["command"] in {None, report["command"]}
+    return lines if known else [*lines, f"  next          {running['command']}"]
+
+
 @click.command("token")
-@common
+@common_options
 @account_option
 def token_command(account: str | None) -> int:
-    """Print a fresh access token, for scripts."""
-    chosen = load_account(account)
+    """Print a valid access token, for scripts."""
+    chosen = choose_account(load_config(), account)
     log = build_logger("debug" if is_debug() else "silent", "console")
     store = build_store(chosen)
     token_source = build_token_source(chosen, store, build_endpoint(chosen), log)
-    token, unsaved = run_loop(closing(store, _token(token_source, store, chosen.name)))
+    token, unsaved = run_loop(closing_store(store, _token(token_source, store, chosen.name)))
     click.echo(token.value.reveal())
     if unsaved is not None:
-        # Unlike a running proxy, this process has no later chance to save what it got.
-        raise StoreUnavailable(f"the token above is good, but it is not saved: {unsaved}")
+        # Unlike a running proxy, this process has no later chance to save the token.
+        raise StoreUnavailable(f"the token above is valid, but it is not saved: {unsaved}")
     return 0
 
 
@@ -136,7 +188,7 @@ async def _token(
 ) -> tuple[Token, CfproxyError | None]:
     stored = await store.load(account)
     if stored is not None and stored.token.remaining_s(SystemClock().time()) <= 0:
-        # A one-time refresh token must not be spent where its successor can't be kept.
+        # A one-time refresh token must not be spent if its successor can't be saved.
         await store.probe(account)
     await token_source.start()
     try:

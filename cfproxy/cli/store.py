@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from cfproxy.auth.interfaces import TokenStore
 from cfproxy.auth.models import Login
-from cfproxy.cli.options import account_option, choose, common, load
+from cfproxy.cli.options import account_option, choose_accounts, common_options, load_config
 from cfproxy.cli.run import run_loop
 from cfproxy.config import Account, RedisAddress, Store
 from cfproxy.config.conflicts import account_conflicts
@@ -40,13 +40,13 @@ _BOTH = (
 
 
 @click.group("store", no_args_is_help=False)
-@common
+@common_options
 def store_group() -> None:
     """Move logins between stores."""
 
 
 @store_group.command("copy", short_help="Bring the logins from store FROM to store TO.")
-@common
+@common_options
 @account_option
 @click.option("--keep", is_flag=True, help="Leave the login in FROM as well.")
 @click.option("--force", is_flag=True, help="Replace a newer or another login in TO.")
@@ -58,8 +58,8 @@ def store_copy(account: str | None, from_: str, to: str, *, keep: bool, force: b
     FROM and TO are named as in the setting store. A plain address is taken with the key of the
     configuration, and with its password where it names the server that is configured.
     """
-    settings = load()
-    chosen = [choose(settings, account)] if account else list(settings.accounts.values())
+    settings = load_config()
+    chosen = choose_accounts(settings, account)
     pairs = [(each, _account_at(each, from_, "FROM"), _account_at(each, to, "TO")) for each in chosen]
     absent: list[LoginRequired] = []
     for each, source, target in pairs:

@@ -16,7 +16,7 @@ import time
 import click
 
 from cfproxy.cli.admin_client import ANSWER_S, AdminClient, find_admin
-from cfproxy.cli.options import common, load
+from cfproxy.cli.options import common_options, load_config
 from cfproxy.errors import CfproxyError, UsageError
 
 LOOK_EVERY_S = 0.2
@@ -24,7 +24,7 @@ _PATHS = {"ready": "/readyz", "live": "/livez", "started": "/startupz"}
 
 
 @click.command("wait", short_help="Wait until a running proxy is ready; run a command then.")
-@common
+@common_options
 @click.option(
     "--for",
     "state",
@@ -49,7 +49,7 @@ def wait_command(state: str, timeout_s: float, url: str | None, command: tuple[s
     """
     key = None
     if url is None:
-        url, key = find_admin(load())
+        url, key = find_admin(load_config())
     admin = AdminClient(url, key)
     _wait(admin, state, timeout_s)
     if not command:

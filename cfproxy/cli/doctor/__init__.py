@@ -1,4 +1,88 @@
-"""What is wrong, and the command that mends it: the checks of `cfproxy doctor`.
+"""`cfproxy doctor`: checks what a proxy depends on, and prints the command that repairs what is wrong.
 
-Each check is one function that returns findings. None of them spends, renews or changes anything.
+Each check is a function that returns findings. None of them refreshes, spends or changes anything.
 """
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from pathlib import Path
+
+import click
+from yarl import URL
+
+from cfproxy.cli.doctor.accounts import check_account, servers_of
+from cfproxy.cli.doctor.findings import Finding, from_error, render_findings
+from cfproxy.cli.doctor.machine import check_configuration, check_environment, check_port, check_secrets
+from cfproxy.cli.doctor.redis import check_persistence
+from cfproxy.cli.doctor.servers import check_server
+from cfproxy.cli.options import account_option, choose_accounts, common_options, config_option, locate_config
+from cfproxy.cli.run import run_loop
+from cfproxy.cli.terminal import show
+from cfproxy.clock import SystemClock
+from cfproxy.config import Account, RedisAddress, Settings, load_settings
+from cfproxy.errors import CfproxyError, ConfigError
+
+_COLORS = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+@click.command("doctor", short_help="Check settings, store, network, token and API; print fixes.")
+@common_options
+@account_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor_command(account: str | None, as_json: bool) -> int:
+    """Check configuration, store, DNS, TLS, clock, token and API; print fixes."""
+    try:
+        path, named = locate_config()
+        settings = load_settings(path, os.environ, named)
+    except ConfigError as error:
+        findings = _config_findings(error)
+    else:
+        findings = run_loop(_examine(settings, choose_accounts(settings, account), path))
+    if as_json:
+        click.echo(json.dumps({"findings": [each.to_document() for each in findings]}, indent=2))
+    else:
+        show(render_findings(findings), _COLORS)
+    return next((each.code for each in findings if each.level == "fail"), 0)
+
+
+async def _examine(settings: Settings, accounts: list[Account], path: Path | None) -> list[Finding]:
+    """Run all checks, each after those it depends on.
+
+    Args:
+        settings: the whole configuration.
+        accounts: the accounts to check.
+        path: the configuration file; None if there is none.
+    """
+    findings = [check_configuration(settings), *check_secrets(path), check_environment(os.environ)]
+    findings.append(check_port("admin", settings.admin))
+    checked: set[URL] = set()
+    for account in accounts:
+        findings.append(check_port("listen", account.listen, account.name))
+        try:
+            servers = servers_of(account)
+        except CfproxyError as error:
+            findings.append(from_error("tls", error, account.name))
+            continue
+        for server in servers:
+            if server.url not in checked:
+                checked.add(server.url)
+                findings += await check_server(server)
+        findings += await check_account(account, SystemClock().time())
+        if isinstance(account.store.url, RedisAddress):
+            findings += await check_persistence(account.store.url, account.tls.ca_file, account.name)
+    return findings
+
+
+def _config_findings(error: ConfigError) -> list[Finding]:
+    """Return the problems of a configuration that can't be used; nothing else can be checked then."""
+    named = config_option()
+    check = shlex.join(["cfproxy", "config", "check", *(() if named is None else ("-c", named))])
+    findings = []
+    for problem in [str(problem) for problem in error.problems] or [error.message]:
+        text, _, step = problem.partition("; run: ")  # some problems have a fix of their own
+        step = step or f"correct it, then: {check}"
+        findings.append(Finding("configuration", "fail", text, step, code=error.exit_code))
+    return findings

@@ -1,16 +1,14 @@
-"""What is checked of an account: store, login, token endpoint, API.
+"""Checks of an account: store, login, token endpoint and API.
 
-Owns: these checks, made with the parts that serve requests, so that a failure has the words that a caller
-of the proxy would get.
-Must not know: how findings are shown.
-Invariant: nothing is refreshed, saved or spent: the token endpoint is asked for a grant that does not exist,
-and the API gets one GET, with the stored token while that is valid.
+They use the parts that serve requests, so a failure has the message that a client of the proxy would get.
+
+Invariant: nothing is refreshed, saved or spent. The token endpoint gets a request for a grant type that does
+not exist, and the API gets one GET with the stored token if that is valid.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
 
 from yarl import URL
 
@@ -31,7 +29,7 @@ API_PATH = b"/v1/jobs?pageSize=1"
 
 
 def servers_of(account: Account) -> list[Server]:
-    """Return the account's servers, each once: where tokens come from, and the API."""
+    """Return the account's servers, without duplicates: token endpoint and API."""
     tls = build_tls(account)
     found: dict[URL, Server] = {}
     for setting, url in (("token_url", account.token_url), ("upstream", account.upstream)):
@@ -40,26 +38,26 @@ def servers_of(account: Account) -> list[Server]:
     return list(found.values())
 
 
-async def check_account(account: Account, now: float) -> AsyncIterator[Finding]:
-    """Yield what the account's store, login, token endpoint and API are like at wall-clock `now`."""
+async def check_account(account: Account, now: float) -> list[Finding]:
+    """Check the account's store, login, token endpoint and API; `now` is wall-clock seconds."""
     app, store = build_app(account), build_store(account)
     try:
         finding, login = await check_store(account, store)
-        yield finding
-        yield check_login(account, app, login, now, readable=finding.level != "fail")
+        findings = [finding, check_login(account, app, login, now, readable=finding.level != "fail")]
     finally:
         with contextlib.suppress(CfproxyError):
             await store.aclose()
-    yield await check_token_endpoint(account)
+    findings.append(await check_token_endpoint(account))
     if login is not None and login.belongs_to(app) and login.token.remaining_s(now) > 0:
-        yield await check_api(account, login)
+        findings.append(await check_api(account, login))
     else:
-        text = "not asked: there is no valid access token now"
-        yield Finding("api", "ok", text, account=account.name)
+        text = "not checked: there is no valid access token now"
+        findings.append(Finding("api", "ok", text, account=account.name))
+    return findings
 
 
 async def check_store(account: Account, store: TokenStore) -> tuple[Finding, Login | None]:
-    """Tell whether the login can be read, and could be saved; return it."""
+    """Check that the login can be read and saved; return it as well."""
     if account.store.url == "memory":
         text = "memory: a restart of the proxy is a logout"
         return Finding("store", "ok", text, account=account.name), None
@@ -73,9 +71,9 @@ async def check_store(account: Account, store: TokenStore) -> tuple[Finding, Log
 
 
 def check_login(account: Account, app: App, login: Login | None, now: float, *, readable: bool) -> Finding:
-    """Tell whether there is a login that can be renewed, and how long it lives."""
+    """Check that there is a login that can be refreshed, and when it ends."""
     if not readable and login is None:
-        return Finding("login", "warn", "not known: the store can't be read", account=account.name)
+        return Finding("login", "warn", "unknown: the store can't be read", account=account.name)
     if account.store.url == "memory" and app.grant != "client_credentials":
         text = "store: memory is seen by the running proxy only: /status.json of its admin listener"
         return Finding("login", "ok", text, account=account.name)
@@ -90,12 +88,12 @@ def check_login(account: Account, app: App, login: Login | None, now: float, *, 
 
 
 async def check_token_endpoint(account: Account) -> Finding:
-    """Ask for a grant that does not exist: the answer tells whether the app is known."""
+    """Send a grant type that does not exist; the answer shows whether the server knows the app."""
     try:
         await build_endpoint(account).probe()
     except CfproxyError as error:
         return from_error("token endpoint", error, account.name)
-    text = "answers, and does not refuse client_id and client_secret"
+    text = "answers, and accepts client_id and client_secret"
     return Finding("token endpoint", "ok", text, account=account.name)
 
 
@@ -125,10 +123,10 @@ async def check_api(account: Account, login: Login) -> Finding:
         return from_error("api", error, account.name)
     finally:
         await upstream.aclose()
-    return _verdict(account, status)
+    return _api_finding(account, status)
 
 
-def _verdict(account: Account, status: int) -> Finding:
+def _api_finding(account: Account, status: int) -> Finding:
     asked = f"GET {API_PATH.decode()} was answered {status}"
     if status < 300:
         return Finding("api", "ok", asked, account=account.name)
@@ -137,16 +135,14 @@ def _verdict(account: Account, status: int) -> Finding:
         return Finding("api", "warn", text, _another_token(account), account.name)
     if status == 403:
         text = f"{asked}: the app or its user lacks a permission"
-        return Finding("api", "warn", text, "give it in Creative Force: Registered Apps", account.name)
+        return Finding("api", "warn", text, "grant it in Creative Force: Registered Apps", account.name)
     if status == 429:
-        text = f"{asked}: too many requests now, from this address"
-        return Finding("api", "warn", text, "see who else calls from behind this address", account.name)
-    return Finding(
-        "api", "warn", asked, "try again in a while; if it stays, ask Creative Force", account.name
-    )
+        text = f"{asked}: too many requests from this address"
+        return Finding("api", "warn", text, "check what else calls the API from this address", account.name)
+    return Finding("api", "warn", asked, "try again later; if it persists, ask Creative Force", account.name)
 
 
 def _another_token(account: Account) -> str:
     if account.grant == "client_credentials":
-        return "see whether token_url and upstream belong together"
+        return "check that token_url and upstream belong together"
     return build_app(account).login_command

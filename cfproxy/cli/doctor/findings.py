@@ -1,9 +1,7 @@
-"""What a check found: how bad it is, what it means, what to do next.
+"""Findings of the doctor's checks, and their rendering as text.
 
-Owns: the form of a finding, its lines for people, and which exit code findings mean.
-Must not know: what is checked.
-Invariant: an error's finding has the error's own words, so that the doctor, the problem documents, the
-status and the health checks say the same.
+The finding of an error has the error's own message, so that the doctor, problem documents, status reports and
+health checks agree.
 """
 
 from __future__ import annotations
@@ -19,15 +17,15 @@ _CHECK_WIDTH = 14
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the doctor's.
+    """The result of one check.
 
     Args:
-        check: what was looked at, in a word or two.
-        level: `ok`; `warn`: works, but look at it; `fail`: does not work.
-        text: what it means.
-        next: the exact next step; empty when there is none to take.
-        account: whose; None where all are concerned.
-        code: the command's exit code if this is the first that fails.
+        check: name of the check.
+        level: `ok`; `warn`: works but needs attention; `fail`: does not work.
+        text: what was found.
+        next: the exact next step; empty if there is none.
+        account: name of the account; None if it concerns all.
+        code: exit code of the command if this is the first failure.
     """
 
     check: str
@@ -38,7 +36,7 @@ class Finding:
     code: int = CfproxyError.exit_code
 
     def to_document(self) -> dict[str, Any]:
-        """Return it for machines."""
+        """Return the finding for JSON output."""
         return {
             "check": self.check,
             "account": self.account,
@@ -49,7 +47,7 @@ class Finding:
 
 
 def from_error(check: str, error: CfproxyError, account: str | None = None) -> Finding:
-    """Return the finding of an error, whose message ends with the next step: after a semicolon or colon."""
+    """Return the finding of an error; the next step follows the last `; `, or else `: `, of its message."""
     separator = "; " if "; " in error.message else ": "
     text, found, step = error.message.rpartition(separator)
     if not found:
@@ -58,7 +56,7 @@ def from_error(check: str, error: CfproxyError, account: str | None = None) -> F
 
 
 def render_findings(findings: Iterable[Finding]) -> str:
-    """Return the lines for people."""
+    """Return the findings as text, those of each account under its name."""
     lines = []
     accounts: set[str] = set()
     for finding in findings:

@@ -1,8 +1,6 @@
-"""What is checked on this machine alone: the file, the secrets' sources, the environment, the ports.
+"""Checks of this machine: the configuration file, sources of secrets, the environment and the ports.
 
-Owns: these checks, and finding out who has a port.
-Must not know: servers elsewhere.
-Invariant: only names and modes of files are looked at; what a secret is never gets here.
+Invariant: only names and modes of files are read here, never the value of a secret.
 """
 
 from __future__ import annotations
@@ -28,13 +26,13 @@ _LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
 
 
 def check_configuration(settings: Settings) -> Finding:
-    """Tell which configuration is in use; it was read without a problem."""
+    """Report the configuration in use, which was read without a problem."""
     names = ", ".join(settings.accounts)
     return Finding("configuration", "ok", f"{settings.source} can be used; accounts: {names}")
 
 
 def check_secrets(path: Path | None) -> Iterator[Finding]:
-    """Tell of files with secrets in them that other users of this machine can read."""
+    """Check that other users of this machine can't read files that hold secrets."""
     if path is None or os.name != "posix":
         return
     tree = read_file(path, Problems(str(path))) or {}
@@ -53,7 +51,7 @@ def check_secrets(path: Path | None) -> Iterator[Finding]:
 
 
 def _secret_sources(tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the kind (`text`, `file`, `env`) of every secret and what it names; nothing for a text."""
+    """Yield the kind of every secret (`text`, `file` or `env`) and the file or variable that it names."""
     accounts = tree.get("accounts")
     for owner in (tree, *(accounts.values() if isinstance(accounts, Mapping) else ())):
         if not isinstance(owner, Mapping):
@@ -75,7 +73,7 @@ def _others_read(path: Path) -> bool:
 
 
 def check_environment(environ: Mapping[str, str]) -> Finding:
-    """Tell of the variables that other programs take for an HTTP proxy, and cfproxy does not."""
+    """Check for proxy variables, which cfproxy ignores."""
     found = [name for name in _PROXIES if environ.get(name)]
     if not found:
         return Finding("environment", "ok", "no proxy variable is set")
@@ -84,7 +82,7 @@ def check_environment(environ: Mapping[str, str]) -> Finding:
 
 
 def check_port(check: str, address: TcpAddress | UnixAddress | None, account: str | None = None) -> Finding:
-    """Tell whether an address can be had, and else who has it; a running cfproxy may."""
+    """Check that an address is free or served by cfproxy; report the process that uses it otherwise."""
     if address is None:
         return Finding(check, "ok", "off", account=account)
     if isinstance(address, UnixAddress):
@@ -94,10 +92,10 @@ def check_port(check: str, address: TcpAddress | UnixAddress | None, account: st
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         ):
             with socket.socket(family, kind, number) as probe:
-                if os.name == "posix":  # as the listener itself will do
+                if os.name == "posix":  # like the listener itself
                     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(place)
-                probe.listen()  # with that option, only this finds somebody who listens
+                probe.listen()  # with that option, bind succeeds beside a listener
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             return _taken(check, address, account)
@@ -109,12 +107,12 @@ def check_port(check: str, address: TcpAddress | UnixAddress | None, account: st
 def _taken(check: str, address: TcpAddress, account: str | None) -> Finding:
     owner = who_listens(address.port)
     if owner is None:
-        text = f"{address} is taken; this system does not tell by whom"
-        return Finding(check, "warn", text, f"if cfproxy does not run, set another {check} address", account)
+        text = f"{address} is in use; this system does not tell by what"
+        return Finding(check, "warn", text, f"unless cfproxy uses it, set another {check} address", account)
     pid, command = owner
     if "cfproxy" in command and not command.endswith(" sandbox"):
         return Finding(check, "ok", f"{address} is served by cfproxy, process {pid}", account=account)
-    text = f"{address} is taken by process {pid} ({command})"
+    text = f"{address} is in use by process {pid} ({command})"
     return Finding(check, "fail", text, f"stop process {pid}, or set another {check} address", account)
 
 
@@ -134,11 +132,11 @@ def _check_unix(check: str, address: UnixAddress, account: str | None) -> Findin
             return Finding(check, "fail", text, f"set another {check} address", account)
         except OSError:
             return Finding(check, "ok", f"{address} was left by a process that has ended", account=account)
-    return Finding(check, "ok", f"{address} is served by a process that runs", account=account)
+    return Finding(check, "ok", f"{address} is served by a running process", account=account)
 
 
 def who_listens(port: int) -> tuple[int, str] | None:
-    """Return the process that listens at a TCP port, and its command; None where the system does not tell."""
+    """Return the process that listens on a TCP port, and its command; None if the system does not tell."""
     if sys.platform != "linux":
         return None
     inodes = {f"socket:[{inode}]" for table in ("tcp", "tcp6") for inode in _listening(table, port)}
@@ -152,7 +150,7 @@ def who_listens(port: int) -> tuple[int, str] | None:
 
 
 def _listening(table: str, port: int) -> Iterator[str]:
-    """Yield the inodes of the sockets that listen at `port` (proc(5), /proc/net/tcp)."""
+    """Yield the inodes of the sockets that listen on `port` (proc(5), /proc/net/tcp)."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
             fields = line.split()
@@ -161,9 +159,9 @@ def _listening(table: str, port: int) -> Iterator[str]:
 
 
 def _command(process: Path) -> str:
-    """Return the program and, for an interpreter's, what it runs: no further words, which may be secrets.
+    """Return the program and, for an interpreter, its script; further arguments may be secrets.
 
-    The sandbox is a cfproxy that serves no proxy's address, so it is told as such.
+    `sandbox` is kept, because that command does not serve a proxy's address.
     """
     words = (process / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
     shown, further = [Path(words[0]).name], words[1:]

@@ -1,8 +1,4 @@
-"""What is checked of a Redis server that keeps logins: whether it may forget them.
-
-Owns: what its settings mean for a one-time refresh token.
-Must not know: what is kept there.
-"""
+"""Checks of a Redis server that stores logins: it must not lose a one-time refresh token."""
 
 from __future__ import annotations
 
@@ -17,8 +13,8 @@ _EVERY_WRITE = "redis-cli config set appendonly yes && redis-cli config set appe
 
 
 async def check_persistence(address: RedisAddress, ca_file: Path | None, account: str) -> list[Finding]:
-    """Tell whether the server keeps what it was given, over a restart and when memory runs short."""
-    # redis-py is an extra, and there is no such address without it.
+    """Check that the server keeps its data over a restart and when memory runs short."""
+    # redis-py is an optional extra; without it no account has a Redis address.
     from cfproxy.stores.redis.client import naming_errors, open_client  # noqa: PLC0415
 
     client = open_client(address, ca_file)
@@ -29,15 +25,15 @@ async def check_persistence(address: RedisAddress, ca_file: Path | None, account
                 settings |= dict(await client.config_get(name))
     except CfproxyError as error:
         found = from_error("persistence", error, account)
-        text = f"the server's settings can't be read, so they are not judged: {found.text}"
-        return [Finding("persistence", "warn", text, "ask whoever runs it for appendonly yes", account)]
+        text = f"the server's settings can't be read: {found.text}"
+        return [Finding("persistence", "warn", text, "ask its operator for appendonly yes", account)]
     finally:
         await client.aclose()
     return list(judge(settings, account))
 
 
 def judge(settings: Mapping[str | None, str | None], account: str) -> list[Finding]:
-    """Return what the server's settings (as `CONFIG GET` has them) mean for a login."""
+    """Return the findings for the server's settings, as `CONFIG GET` returns them."""
     findings = []
     if settings.get("appendonly") != "yes":
         text = "appendonly is off: a restart of the server loses the newest token, and with it the login"
@@ -47,7 +43,7 @@ def judge(settings: Mapping[str | None, str | None], account: str) -> list[Findi
         findings.append(Finding("persistence", "warn", text, _EVERY_WRITE, account))
     policy = settings.get("maxmemory-policy") or "noeviction"
     if policy.startswith("allkeys"):
-        text = f"maxmemory-policy is {policy}: a server short of memory may drop the login"
+        text = f"maxmemory-policy is {policy}: a server that runs short of memory may delete the login"
         step = "redis-cli config set maxmemory-policy noeviction"
         findings.append(Finding("eviction", "warn", text, step, account))
     return findings or [Finding("persistence", "ok", "every write is kept, none is evicted", "", account)]

@@ -1,7 +1,6 @@
-"""What is checked of the servers that cfproxy talks to: name, connection, certificate, clock.
+"""Checks of the servers that cfproxy talks to: name, connection, certificate and clock.
 
-Owns: these checks, on one connection of its own without any token.
-Must not know: accounts, tokens, OAuth.
+They use one connection of their own, without any token.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from cfproxy.errors import UpstreamError
 from cfproxy.hosts import render_authority
 
 EXPIRY_WARN_S = 14 * 86_400
-# Tokens and certificates are judged by the clock; a minute is within what servers tolerate.
+# Tokens and certificates depend on the clock; servers tolerate about a minute.
 SKEW_WARN_S = 30.0
 SKEW_FAIL_S = 300.0
 _HEAD_MAX_BYTES = 32 * 1024
@@ -36,10 +35,10 @@ class Server:
     """One server to check.
 
     Args:
-        url: of anything on it.
+        url: any URL of the server.
         tls: for https; None uses the system's certificate authorities.
-        timeout_s: for each step.
-        setting: the key that names it.
+        timeout_s: seconds for each step.
+        setting: the setting that has its URL.
     """
 
     url: URL
@@ -49,7 +48,7 @@ class Server:
 
     @property
     def host(self) -> str:
-        """Its name or address."""
+        """Host name or IP address."""
         return self.url.raw_host or ""
 
     @property
@@ -59,7 +58,7 @@ class Server:
 
 
 async def check_server(server: Server, wall_clock: Callable[[], float] = time.time) -> list[Finding]:
-    """Return what name, connection, certificate and clock of a server are like, up to what fails first."""
+    """Check name, connection, certificate and clock of a server, up to the first failure."""
     findings = [await check_dns(server)]
     if findings[-1].level == "fail":
         return findings
@@ -82,7 +81,7 @@ def _failed(check: str, text: str, step: str) -> Finding:
 
 
 async def check_dns(server: Server) -> Finding:
-    """Tell whether the name resolves."""
+    """Check that the host name resolves."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(server.timeout_s):
@@ -100,7 +99,7 @@ async def check_dns(server: Server) -> Finding:
 async def connect(
     server: Server,
 ) -> tuple[Finding, tuple[asyncio.StreamReader, asyncio.StreamWriter] | None]:
-    """Connect, TLS included, and tell how that went."""
+    """Connect, TLS included; return the finding and, if it is good, the streams."""
     tls: Any = None
     if server.url.scheme == "https":
         tls = server.tls or ssl.create_default_context()
@@ -113,10 +112,10 @@ async def connect(
         return _untrusted(server, error), None
     except ssl.SSLError as error:
         text = f"{server.where} does not complete the TLS handshake ({error.reason or 'no reason given'})"
-        return _failed("tls", text, f"check {server.setting} and who intercepts TLS"), None
+        return _failed("tls", text, f"check {server.setting}, and whether TLS is intercepted"), None
     except TimeoutError:
         text = f"{server.where} accepts no connection within timeouts.connect"
-        return _failed("tcp", text, "check the network and its firewall"), None
+        return _failed("tcp", text, "check the network and the firewall"), None
     except OSError as error:
         text = f"no connection to {server.where}: {os.strerror(error.errno) if error.errno else 'refused'}"
         return _failed("tcp", text, f"check the network and {server.setting}"), None
@@ -130,13 +129,13 @@ def _untrusted(server: Server, error: ssl.SSLCertVerificationError) -> Finding:
 
 
 def check_certificate(server: Server, certificate: dict[str, Any], now: float) -> Finding:
-    """Tell when a verified certificate (as `getpeercert` has it) ends."""
+    """Check when a verified certificate, as `getpeercert` returns it, expires."""
     ends_at = ssl.cert_time_to_seconds(certificate["notAfter"])
     issuer = dict(part[0] for part in certificate.get("issuer", ()))
     by = issuer.get("organizationName") or issuer.get("commonName") or "an unnamed authority"
     text = f"{server.host}: trusted, issued by {by}, valid until {instant(ends_at)}"
     if ends_at - now < EXPIRY_WARN_S:
-        return Finding("tls", "warn", text, "whoever runs that server has to renew it before then")
+        return Finding("tls", "warn", text, "the operator of that server has to renew it before then")
     return Finding("tls", "ok", text)
 
 
@@ -155,7 +154,7 @@ async def _check_clock(
     except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
         text = f"{server.where} does not answer in HTTP"
         return _failed("http", text, f"check {server.setting}")
-    # The answer's date was set at some instant between the two readings.
+    # The server set the date at some time between the two readings.
     return check_clock(server, head, before, wall_clock())
 
 
@@ -163,20 +162,18 @@ def check_clock(server: Server, head: bytes, before: float, after: float) -> Fin
     """Compare this machine's clock with the `Date` of an answer (RFC 9110 §6.6.1).
 
     Args:
-        server: who answered.
-        head: the answer's.
-        before: wall clock when the request left.
-        after: wall clock when the answer had come.
+        server: the server.
+        head: head of its answer.
+        before: wall clock before the request was sent, seconds.
+        after: wall clock after the answer arrived, seconds.
     """
     lines = head.decode("latin-1").split("\r\n")
     dates = [line.partition(":")[2].strip() for line in lines if line.lower().startswith("date:")]
     try:
         theirs = parsedate_to_datetime(dates[0]).timestamp()
     except (IndexError, ValueError, OverflowError):
-        return Finding(
-            "clock", "warn", f"{server.where} does not tell the time, so the clock is not compared"
-        )
-    # The header has whole seconds.
+        return Finding("clock", "warn", f"{server.where} sends no Date header, so the clock is not checked")
+    # The header has a resolution of one second.
     skew_s = max(0.0, before - theirs - 1.0) or min(0.0, after - theirs)
     if abs(skew_s) <= SKEW_WARN_S:
         return Finding("clock", "ok", f"agrees with {server.where}")

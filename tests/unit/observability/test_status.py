@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cfproxy.auth.models import App, Login, Token
-from cfproxy.cli.status_text import render_text
+from cfproxy.cli.status import render_text
 from cfproxy.errors import StoreUnavailable, StoreUnusable
 from cfproxy.observability.status import report_beside, report_stored
 from cfproxy.secret import Secret
@@ -55,7 +55,7 @@ def test_a_login_shows_both_expiry_times() -> None:
     report, text = told(login())
     assert (report["state"], report["detail"]) == ("ok", "logged in")
     assert report["login"]["ended_at"] is None
-    assert "login dies    2030-04-15T17:46:40Z (in 29 d)" in text
+    assert "login ends    2030-04-15T17:46:40Z (in 29 d)" in text
     assert "access token  expires 2030-03-17T18:16:40Z (in 30 min)" in text
 
 
@@ -99,7 +99,7 @@ def test_a_login_past_its_lifetime_is_overdue() -> None:
     report, text = told(login(login_expires_at=NOW - 60))
     assert report["state"] == "ok"
     assert "run: cfproxy login" in report["detail"]
-    assert "login dies    2030-03-17T17:45:40Z (overdue)" in text
+    assert "login ends    2030-03-17T17:45:40Z (overdue)" in text
 
 
 @pytest.mark.parametrize("change", [{"client_id": "another"}, {"upstream": "https://other.test:443"}])
