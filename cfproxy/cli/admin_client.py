@@ -1,8 +1,6 @@
-"""Asking the admin listener of a proxy that runs, from another process.
+"""A client of the admin listener of a running proxy.
 
-Owns: where it is, and one question at a time. With the standard library and without an event loop, since a
-health check that runs for ever uses it.
-Must not know: what is asked for.
+It uses the standard library and no event loop, because health checks run it often (see `wait.py`).
 """
 
 from __future__ import annotations
@@ -23,16 +21,20 @@ _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised her
 
 
 def find_admin(settings: Settings) -> tuple[str, Secret | None]:
-    """Return where the admin listener is, and a key for it."""
+    """Return the URL of the admin listener, and an access key for it if it has one.
+
+    Raises:
+        UsageError: it is off, or its port is not known.
+    """
     if settings.admin is None:
-        raise UsageError("the admin listener tells when the proxy is ready, and it is off; set admin")
+        raise UsageError("the admin listener reports whether the proxy is ready, and it is off; set admin")
     keys = [key.secret for key in next(iter(settings.accounts.values())).access.keys if key.account is None]
     return f"http://{_reachable(settings.admin)}", keys[0] if keys else None
 
 
 def _reachable(address: TcpAddress) -> str:
     if address.port == 0:
-        raise UsageError("admin has port 0, which is another one each time; give it a port")
+        raise UsageError("admin has port 0, so its port changes with each start; set a port")
     return render_authority(_ANYWHERE.get(address.host, address.host), address.port)
 
 
@@ -40,11 +42,11 @@ class AdminClient:
     """The admin listener of a running proxy.
 
     Args:
-        url: where it is; may have a path.
-        key: an access key that it takes; beyond this machine, looking takes one as well.
+        url: its URL; may have a path.
+        key: access key; a listener that other machines can reach requires one for GET as well.
 
     Raises:
-        UsageError: the URL is none.
+        UsageError: the URL is not valid.
     """
 
     def __init__(self, url: str, key: Secret | None) -> None:
@@ -55,16 +57,16 @@ class AdminClient:
         except ValueError:
             self._host = ""
         if not self._host or parts.scheme not in {"http", "https"}:
-            raise UsageError("--url wants the admin listener's address, such as http://127.0.0.1:8081")
+            raise UsageError("--url must be the admin listener's URL, such as http://127.0.0.1:8081")
         self._kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._path = parts.path
         self._headers = {"X-Cfproxy-Admin": "1"} | ({} if key is None else {"X-Cfproxy-Key": key.reveal()})
 
     def ask(self, method: str, path: str, timeout_s: float = ANSWER_S) -> tuple[int, object]:
-        """Return the answer's status and document; None for what is no JSON.
+        """Return status and JSON document of the answer; None for a document that is not JSON.
 
         Raises:
-            OSError, http.client.HTTPException: there is no answer.
+            OSError, http.client.HTTPException: there was no answer.
         """
         connection = self._kind(self._host, self._port, timeout=timeout_s)
         with contextlib.closing(connection):

@@ -1,4 +1,4 @@
-"""`cfproxy completion …`: the script that makes a shell complete our commands, options and accounts."""
+"""`cfproxy completion`: prints a shell's completion script for commands, options and accounts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ fish  cfproxy completion fish > ~/.config/fish/completions/cfproxy.fish"""
 @debug_option
 @click.argument("shell", type=click.Choice(list(_SHELLS)))
 def completion_command(shell: str) -> int:
-    """Print the completion script of a shell."""
+    """Print a shell's completion script."""
     root = click.get_current_context().find_root().command
     click.echo(_SHELLS[shell](root, {}, "cfproxy", "_CFPROXY_COMPLETE").source())
     return 0

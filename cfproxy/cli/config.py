@@ -1,4 +1,4 @@
-"""`cfproxy config …`."""
+"""`cfproxy config`: writes, checks and shows the configuration."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def config_group() -> None:
 @config_group.command("init")
 @common_options
 def config_init() -> int:
-    """Write a starter file: to -c FILE, else ./config.yaml.
+    """Write a starter file to -c FILE, default ./config.yaml.
 
-    On a terminal it asks for the app's values and fills them in.
+    On a terminal, asks for the app's values and fills them in.
     """
     place = Path(config_option() or "config.yaml")
-    # Before anything is asked: the answers must not be lost.
+    # Before the questions, so that no answer is lost.
     if os.path.lexists(place):
         raise UsageError(f"{place} is there already; edit it, or choose another with -c FILE")
     is_terminal = sys.stdin.isatty() and sys.stderr.isatty()
@@ -44,7 +44,7 @@ _FILL_IN = "Fill in the app's values, then run"
 
 
 def _asked() -> tuple[str, str, str]:
-    """Ask for what only the user knows; return the file's text, what is to be done and the next command."""
+    """Ask for the app's values; return the file's text, the next step and the next command."""
     click.echo(
         "The app's values are in Creative Force: Studio settings, Integrations, Registered Apps.", err=True
     )
@@ -52,7 +52,7 @@ def _asked() -> tuple[str, str, str]:
     redirect_uri = _ask("Redirect URI as registered (Enter for client credentials)", "redirect_uri")
     secret = None
     if os.environ.get(SECRET_VARIABLE):
-        # It stays where it is, rather than in a file as well.
+        # No copy of it in a file.
         click.echo(f"The client secret is taken from ${SECRET_VARIABLE}.", err=True)
     else:
         secret = _ask(f"Client secret, not shown (Enter for ${SECRET_VARIABLE})", "client_secret")
@@ -63,7 +63,7 @@ def _asked() -> tuple[str, str, str]:
 
 
 def _ask(question: str, key: str) -> str:
-    """Ask until the answer is one that the key takes; only the client id must not be empty."""
+    """Ask until the answer is valid for `key`; only the client ID must not be empty."""
 
     def checked(answer: str) -> str:
         answer = answer.strip()
@@ -87,7 +87,7 @@ def _ask(question: str, key: str) -> str:
 def _write(place: Path, text: str) -> None:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        # A secret may be written into it: nobody else may read it from the start.
+        # It may contain a secret, so no other user may read it at any time.
         descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
@@ -100,7 +100,7 @@ def _write(place: Path, text: str) -> None:
 @config_group.command("check")
 @common_options
 def config_check() -> int:
-    """Validate the configuration; all problems at once."""
+    """Check the configuration; print all problems at once."""
     settings = load_config()
     click.echo(f"{settings.source}: ok, accounts: {', '.join(settings.accounts)}")
     return 0
@@ -109,7 +109,7 @@ def config_check() -> int:
 @config_group.command("show")
 @common_options
 def config_show() -> int:
-    """Print the effective configuration, secrets redacted."""
+    """Print the effective configuration with secrets redacted."""
     click.echo(render_settings(load_config()), nl=False)
     return 0
 

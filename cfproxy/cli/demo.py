@@ -1,6 +1,6 @@
 """`cfproxy demo`: the sandbox, a login and the proxy in one process.
 
-Owns: the settings of the demonstration. Nothing of it touches a disk or a foreign host.
+The demo uses no disk and no other host.
 """
 
 from __future__ import annotations
@@ -12,25 +12,28 @@ import click
 from structlog.typing import FilteringBoundLogger
 
 from cfproxy.auth import login
-from cfproxy.cli.run import wait_for_signal
+from cfproxy.cli.options import debug_option, is_debug, parse_listen_option, reject_config_option
+from cfproxy.cli.run import run_loop, wait_for_signal
 from cfproxy.config import load_settings
-from cfproxy.hosts import render_authority
+from cfproxy.errors import UsageError
+from cfproxy.hosts import is_loopback, render_authority
+from cfproxy.observability.logs import build_logger
 from cfproxy.runtime.factory import build_login_plan
 from cfproxy.runtime.service import Service
 from cfproxy.sandbox import Behaviour, Sandbox, approve
 from cfproxy.stores import open_store
 
-# Short enough to watch refreshes happen.
+# Short enough to watch refreshes.
 ACCESS_LIFETIME_S = 60.0
 
 
 async def run_demo(host: str, port: int, log: FilteringBoundLogger) -> int:
-    """Start everything, print what to try, show requests until a signal comes; return the exit code.
+    """Start everything, print what to try, and log requests until a signal; return the exit code.
 
     Args:
-        host: where the proxy listens.
-        port: likewise; a free one is taken when it is in use.
-        log: shows the requests.
+        host: host to listen at.
+        port: port to listen at; a free one is used instead if it is in use.
+        log: logs the requests.
     """
     sandbox = Sandbox(Behaviour(access_lifetime_s=ACCESS_LIFETIME_S))
     await sandbox.start()
@@ -45,8 +48,8 @@ async def run_demo(host: str, port: int, log: FilteringBoundLogger) -> int:
                 "CFPROXY_AUTHORIZE_URL": f"{sandbox.url}/connect/authorize",
                 "CFPROXY_TOKEN_URL": f"{sandbox.url}/connect/token",
                 "CFPROXY_REVOCATION_URL": f"{sandbox.url}/connect/revocation",
-                "CFPROXY_LISTEN": render_authority(host, free_port(host, port)),
-                "CFPROXY_ADMIN": render_authority(host, free_port(host, port + 1 if port else 0)),
+                "CFPROXY_LISTEN": render_authority(host, _free_port(host, port)),
+                "CFPROXY_ADMIN": render_authority(host, _free_port(host, port + 1 if port else 0)),
                 "CFPROXY_STORE": "memory",
             },
         )
@@ -56,17 +59,19 @@ async def run_demo(host: str, port: int, log: FilteringBoundLogger) -> int:
         url, _ = await login.start(plan)
         await login.finish(plan, await approve(url))
         async with Service(settings, (), log, stores={"default": store}) as service:
-            print_invitation(service.accounts[0].url, service.admin_url, sandbox.url)
+            _print_commands(service.accounts[0].url, service.admin_url, sandbox.url)
             return await wait_for_signal(service.stopped)
     finally:
         await sandbox.close()
 
 
-def print_invitation(proxy_url: str, admin_url: str | None, sandbox_url: str) -> None:
-    """Print what is running and three command lines that work."""
+def _print_commands(proxy_url: str, admin_url: str | None, sandbox_url: str) -> None:
+    """Print what is running, and three commands to try."""
     echo = click.echo
-    echo(f"\nA stand-in for Creative Force runs at {sandbox_url}, and cfproxy is logged in to it.")
-    echo(f"Access tokens live {ACCESS_LIFETIME_S:.0f} s here; watch them being refreshed. Ctrl-C ends it.\n")
+    echo(f"\nThe sandbox imitates Creative Force at {sandbox_url}, and cfproxy is logged in to it.")
+    echo(
+        f"Access tokens expire after {ACCESS_LIFETIME_S:.0f} s, so the log shows refreshes. Ctrl-C ends it.\n"
+    )
     echo("Try, in another terminal:\n")
     echo(f"  curl '{proxy_url}/v1/jobs?pageSize=3'")
     echo(f"  curl {proxy_url}/v1/productiontypes")
@@ -78,8 +83,8 @@ def print_invitation(proxy_url: str, admin_url: str | None, sandbox_url: str) ->
         echo(f"Status page: {admin_url}\n")
 
 
-def free_port(host: str, wanted: int) -> int:
-    """Return `wanted` if it is free, else 0: the system chooses."""
+def _free_port(host: str, wanted: int) -> int:
+    """Return `wanted` if it is free, else 0, which lets the system choose."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             if sys.platform != "win32":
@@ -88,3 +93,21 @@ def free_port(host: str, wanted: int) -> int:
     except OSError:
         return 0
     return wanted
+
+
+@click.command("demo")
+@debug_option
+@click.option(
+    "--listen",
+    default="127.0.0.1:8080",
+    metavar="HOST:PORT",
+    help="Address of the proxy.",
+    show_default=True,
+)
+def demo_command(listen: str) -> int:
+    """Run sandbox, login and proxy together; print requests to try."""
+    reject_config_option("the demo")
+    host, port = parse_listen_option(listen)
+    if not is_loopback(host):
+        raise UsageError("the demo listens on this machine only: --listen 127.0.0.1:PORT or [::1]:PORT")
+    return run_loop(run_demo(host, port, build_logger("debug" if is_debug() else "info", "console")))

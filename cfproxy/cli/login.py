@@ -24,22 +24,17 @@ PASTES_MAX = 3
 @click.command("login")
 @common_options
 @account_option
-@click.option("--no-browser", is_flag=True, help="Print the address only, open nothing.")
-@click.option("--print-url", is_flag=True, help="Print the authorize URL, remember the attempt, exit.")
+@click.option("--no-browser", is_flag=True, help="Print the address, but open no browser.")
+@click.option("--print-url", is_flag=True, help="Print the authorize URL, store the attempt and exit.")
 @click.option("--finish", metavar="URL_OR_CODE", help="Finish that attempt; '-' reads standard input.")
-def login_command(
-    account: str | None,
-    no_browser: bool,
-    print_url: bool,
-    finish: str | None,
-) -> int:
-    """Log in, or log in anew; a running proxy picks it up."""
+def login_command(account: str | None, no_browser: bool, print_url: bool, finish: str | None) -> int:
+    """Log in; a running proxy uses the new login at once."""
     if print_url and finish is not None:
         raise UsageError("--print-url and --finish are two steps: use one at a time")
     chosen = choose_account(load_config(), account)
     if chosen.store.url == "memory":
         raise UsageError(
-            "store: memory ends with each process, so a login here would reach nobody; set store: file"
+            "store: memory ends with each process, so no proxy would get this login; set store: file"
         )
     if finish == "-":
         finish = sys.stdin.read()
@@ -59,7 +54,7 @@ def _log_in(account: Account, *, print_url: bool, finish: str | None, browser: b
         if print_url:
             click.echo(url)
             return 0
-        _invite(url, browser=browser)
+        _show_authorize_url(url, browser=browser)
         done = _finish_at_prompt(plan)
     else:
         done = run_loop(closing_store(plan.store, login.finish(plan, finish)))
@@ -67,15 +62,15 @@ def _log_in(account: Account, *, print_url: bool, finish: str | None, browser: b
     return 0
 
 
-def _invite(url: str, *, browser: bool) -> None:
+def _show_authorize_url(url: str, *, browser: bool) -> None:
     click.echo("Open this address, log in to Creative Force and click 'Yes, Allow':\n", err=True)
     click.echo(url)
     if browser and _has_desktop():
         webbrowser.open(url)
     click.echo(
-        "\nThe browser then goes to your redirect URI; whether that page loads does not matter.\n"
-        "Copy the whole address from its address bar and paste it here (a bare code will do too).\n"
-        "An error page of Creative Force instead? Then redirect_uri differs from the registered one.",
+        "\nThe browser then goes to your redirect URI. That page need not load.\n"
+        "Copy the whole address from the address bar and paste it here (the code alone works too).\n"
+        "If Creative Force shows an error page, redirect_uri differs from the registered one.",
         err=True,
     )
     until = time.strftime("%H:%M", time.localtime(time.time() + ATTEMPT_LIFETIME_S))
@@ -85,7 +80,7 @@ def _invite(url: str, *, browser: bool) -> None:
 def _finish_at_prompt(plan: LoginPlan) -> Login:
     for left in reversed(range(PASTES_MAX)):
         click.echo("> ", err=True, nl=False)
-        # Outside of an event loop: one that waits for a thread at a prompt can't be interrupted.
+        # Not in an event loop, which can't be interrupted while a thread waits at a prompt.
         line = sys.stdin.readline()
         if not line:
             raise LoginFailed("nothing was pasted; without a terminal use --print-url, then --finish URL")
@@ -96,7 +91,7 @@ def _finish_at_prompt(plan: LoginPlan) -> Login:
             if not error.curable:
                 raise
             if not left:
-                text = f"{error}; the login that was begun here can be finished for half an hour"
+                text = f"{error}; this login can still be finished within half an hour"
                 raise LoginFailed(f"{text}: {login.finish_command(plan)}") from None
             click.echo(f"cfproxy: {error}", err=True)
     raise AssertionError("the last paste returns or raises")
@@ -107,7 +102,7 @@ def _plan(account: Account) -> LoginPlan:
 
 
 def _has_desktop() -> bool:
-    """Whether a browser would open in a window; a text browser would take the terminal over."""
+    """Whether a browser opens a window of its own; a text browser would take over the terminal."""
     return sys.platform in {"win32", "darwin"} or bool(
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     )
@@ -117,32 +112,32 @@ def _has_desktop() -> bool:
 @common_options
 @account_option
 def logout_command(account: str | None) -> int:
-    """Revoke the tokens where the server can, and forget them."""
+    """Revoke the tokens if the server supports it, and delete them."""
     chosen = choose_account(load_config(), account)
     plan = _plan(chosen)
     done = run_loop(closing_store(plan.store, login.logout(plan)))
     if chosen.grant == "client_credentials":
         click.echo(
-            f"Account '{chosen.name}' uses client credentials: it has no login to end{_what_went(done)}"
+            f"Account '{chosen.name}' uses client credentials: it has no login to end{_deleted_token(done)}"
         )
         return 0
     if not done.found:
         click.echo(f"Account '{chosen.name}' was not logged in.")
         return 0
-    told = _REVOKED[done.revoked].format("them", "they die")
-    click.echo(f"Account '{chosen.name}' is logged out. Its tokens are forgotten; {told}.")
+    revoked = _REVOKED[done.revoked].format("them", "they expire")
+    click.echo(f"Account '{chosen.name}' is logged out. Its tokens are deleted; {revoked}.")
     return 0
 
 
 _REVOKED = {
     True: "the server has revoked {0}",
-    False: "the server does not revoke; {1} by age",
+    False: "the server does not revoke tokens; {1} by age",
     None: "the server could not be asked to revoke {0}; {1} by age",
 }
 
 
-def _what_went(done: LoggedOut) -> str:
+def _deleted_token(done: LoggedOut) -> str:
     if not done.found:
-        return ", and no token of it was stored."
-    told = _REVOKED[done.revoked].format("it", "it dies")
-    return f". Its stored token is forgotten; {told}. The next request fetches a new one."
+        return ", and no token was stored."
+    revoked = _REVOKED[done.revoked].format("it", "it expires")
+    return f". Its stored token is deleted; {revoked}. The next request fetches a new one."

@@ -1,8 +1,4 @@
-"""The command line.
-
-Owns: which commands there are, and exit codes; every error becomes one line that says what to do next.
-Must not know: how anything is done.
-"""
+"""The command line: finds the command, and turns every error into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -25,7 +21,7 @@ def run(args: list[str]) -> int:
     """Run one command line.
 
     Args:
-        args: without the program's name.
+        args: the arguments, without the program's name.
 
     Returns:
         the exit code.
@@ -34,31 +30,31 @@ def run(args: list[str]) -> int:
     try:
         code = cli.main(args=args, prog_name="cfproxy", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
-        _tell("interrupted")
+        _print_error("interrupted")
         return 128 + signal.SIGINT
     except click.ClickException as error:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "cfproxy"
-        _tell(f"{error.format_message().rstrip('.')}; see: {command} --help")
+        _print_error(f"{error.format_message().rstrip('.')}; see: {command} --help")
         return errors.UsageError.exit_code
     except errors.CfproxyError as error:
         if debug:
             traceback.print_exception(error)
         for line in str(error).splitlines():
-            _tell(line)
+            _print_error(line)
         return error.exit_code
     except BrokenPipeError:
-        # Whoever read our output has gone, and that is nobody's fault.
-        _leave_output()
+        # The reader of our output has ended, which is no error.
+        _discard_output()
         return errors.CfproxyError.exit_code
     except Exception as error:
-        # What fails while a file is opened has its name: without one it was a stream of ours.
+        # Errors of opening a file have its name; without one, it was one of our streams.
         if isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename is None:
-            _leave_output()
-            _tell(f"the output can't be written: {error.strerror}; make room, or write it elsewhere")
+            _discard_output()
+            _print_error(f"the output can't be written: {error.strerror}; make room, or write it elsewhere")
             return errors.CfproxyError.exit_code
         if debug:
             raise
-        _tell(f"internal fault ({type(error).__name__}); run it again with --debug")
+        _print_error(f"internal fault ({type(error).__name__}); run it again with --debug")
         return errors.CfproxyError.exit_code
     return code if isinstance(code, int) else 0
 
@@ -66,19 +62,19 @@ def run(args: list[str]) -> int:
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
-def _tell(line: str) -> None:
-    # Where even this can't be written, the exit code still tells.
+def _print_error(line: str) -> None:
+    # If this can't be written either, the exit code still reports the error.
     with contextlib.suppress(OSError):
         click.echo(f"cfproxy: {line}", err=True)
 
 
-def _leave_output() -> None:
-    # Writing the rest when the process ends would only fail again.
+def _discard_output() -> None:
+    # Flushing the rest at the end of the process would only fail again.
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-# Each command and where it is: only the module of the one that is called is imported.
+# Each command and its place; only the module of the called command is imported.
 _COMMANDS = {
     "serve": "serve:serve_command",
     "login": "login:login_command",
@@ -90,7 +86,7 @@ _COMMANDS = {
     "store": "store:store_group",
     "config": "config:config_group",
     "sandbox": "sandbox:sandbox_command",
-    "demo": "sandbox:demo_command",
+    "demo": "demo:demo_command",
     "completion": "completion:completion_command",
 }
 
@@ -100,7 +96,7 @@ _ALONE = {"--help", "-h", "--version"}
 
 
 def _names_command(args: list[str]) -> bool:
-    """Whether a word stands where a command does: not an option, and not the value of one."""
+    """Whether one of the words is a command, not an option or its value."""
     words = iter(args)
     for word in words:
         if word in _WITH_VALUE:
@@ -114,7 +110,7 @@ class _Group(click.Group):
     """A group whose default command is `serve`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # What is still being typed may become a command.
+        # An incomplete word may become a command.
         if not ctx.resilient_parsing and not _names_command(args):
             args = ["serve", *args]
         return super().parse_args(ctx, args)
@@ -134,10 +130,10 @@ class _Group(click.Group):
 
 @contextlib.contextmanager
 def _no_authorities() -> Iterator[None]:
-    """Have OpenSSL find no certificate authorities of the system.
+    """Keep OpenSSL from loading the system's certificate authorities.
 
-    aiohttp reads them twice while it is imported, for contexts that we don't use: those of every connection
-    of ours are made later (`building.build_tls`). The variable is OpenSSL's own way to name another file.
+    aiohttp loads them twice during its import, which is slow, for contexts that cfproxy does not use (its own
+    come from `factory.build_tls`). `SSL_CERT_FILE` is OpenSSL's variable for another file.
     """
     name = "SSL_CERT_FILE"
     before = os.environ.get(name)

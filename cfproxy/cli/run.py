@@ -1,9 +1,4 @@
-"""Running things until they are told to stop.
-
-Owns: the event loop's choice, signals, what the service manager is told and hands over, and how a proxy or
-a sandbox is kept up by a command.
-Must not know: options and messages (`commands/`).
-"""
+"""Runs a command's work in an event loop, and a proxy or sandbox until a signal stops it."""
 
 from __future__ import annotations
 
@@ -23,11 +18,11 @@ from cfproxy.runtime.systemd import Notifier, take_sockets
 
 _T = TypeVar("_T")
 
-GC_YOUNG = 10_000  # new objects, more than went, before the collector looks at them; Python's own is 700
+GC_YOUNG = 10_000  # net new objects before a collection of the youngest generation; Python's default is 700
 
 
 def run_loop(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run `work` in a new event loop: uvloop's where the extra `fast` is installed."""
+    """Run `work` in a new event loop, uvloop's if the extra `fast` is installed."""
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     with contextlib.suppress(ImportError):
         import uvloop  # noqa: PLC0415 - optional
@@ -38,7 +33,7 @@ def run_loop(work: Coroutine[Any, Any, _T]) -> _T:
 
 
 async def wait_for_signal(stopped: asyncio.Event) -> int:
-    """Wait for SIGTERM, SIGINT or `stopped`; return the exit code that goes with it.
+    """Wait for SIGTERM, SIGINT or `stopped`; return the exit code.
 
     A second signal ends the process at once.
     """
@@ -48,14 +43,14 @@ async def wait_for_signal(stopped: asyncio.Event) -> int:
 
 
 def watch_signals(stopped: asyncio.Event) -> Callable[[], int]:
-    """Set `stopped` on SIGTERM and SIGINT; return what tells the exit code that goes with it."""
+    """Set `stopped` on SIGTERM and SIGINT; return a function that returns the exit code."""
     code, seen = 0, False
 
     def on_signal(number: int) -> None:
         nonlocal code, seen
-        # A first signal while the end is under way is an orchestrator's, who does not know of that.
+        # The first signal during a shutdown comes from an orchestrator that does not know of it.
         if seen:
-            # Behind the log lines of this turn, which are written at its end.
+            # After this iteration's log lines, which are written at its end.
             asyncio.get_running_loop().call_soon(os._exit, 128 + number)
         seen = True
         if not stopped.is_set():
@@ -71,7 +66,7 @@ def _on(number: int, handler: Callable[[int], None]) -> None:
     loop = asyncio.get_running_loop()
     try:
         loop.add_signal_handler(number, handler, number)
-    except NotImplementedError:  # Windows' loop has none; the plain handler wakes the loop by a callback
+    except NotImplementedError:  # Windows' loop has no signal handlers; this one wakes the loop
         signal.signal(number, lambda n, _: loop.call_soon_threadsafe(handler, n))
 
 
@@ -81,15 +76,15 @@ async def serve(
     """Run the proxy until a signal or `POST /shutdown`; return the exit code.
 
     Args:
-        settings: to begin with.
-        names: accounts to serve; all when empty.
-        logs: the log's output.
+        settings: the configuration at the start.
+        names: accounts to serve; all if empty.
+        logs: output of the log.
         load: reads the configuration again, on SIGHUP and `POST /reload`.
     """
     notifier = Notifier.from_environment(os.environ)
     given = take_sockets(os.environ)
     service = Service(settings, names, logs.log, load=load, logs=logs, given=given, tell=notifier.tell)
-    # Before the start, which may take a while: an unhandled SIGHUP would end the process.
+    # Before the start, which may take a while; an unhandled SIGHUP would end the process.
     exit_code = watch_signals(service.stopped)
     reload_asked = asyncio.Event()
     if hasattr(signal, "SIGHUP"):
@@ -97,9 +92,9 @@ async def serve(
     async with service, asyncio.TaskGroup() as beside:
         tasks = [beside.create_task(_reload_when_asked(service, reload_asked))]
         if notifier.watchdog_s is not None:
-            tasks.append(beside.create_task(_say_alive(notifier, notifier.watchdog_s)))
-        # What is alive now stays alive: the collector need not look at it again and again. Requests and
-        # connections leave no cycles behind, so that it may look at the rest less often, too.
+            tasks.append(beside.create_task(_feed_watchdog(notifier, notifier.watchdog_s)))
+        # Objects that exist now stay, so the collector can ignore them. Requests and connections leave no
+        # reference cycles, so it can run less often.
         gc.freeze()
         gc.set_threshold(GC_YOUNG)
         await service.stopped.wait()
@@ -109,15 +104,15 @@ async def serve(
 
 
 async def _reload_when_asked(service: Service, asked: asyncio.Event) -> None:
-    """Reload each time; whatever is asked during a reload is one more reload."""
+    """Reload whenever `asked` is set; any number of requests during a reload makes one more."""
     while True:
         await asked.wait()
         asked.clear()
-        with contextlib.suppress(CfproxyError):  # the log has told why, and the old configuration serves on
+        with contextlib.suppress(CfproxyError):  # logged; the old configuration stays in use
             await service.reload()
 
 
-async def _say_alive(notifier: Notifier, watchdog_s: float) -> None:
+async def _feed_watchdog(notifier: Notifier, watchdog_s: float) -> None:
     while True:
         notifier.tell("alive")
         await asyncio.sleep(watchdog_s / 2)

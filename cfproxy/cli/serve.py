@@ -17,13 +17,13 @@ from cfproxy.observability.logs import LogOutput
     metavar="NAME",
     multiple=True,
     shell_complete=complete_account,
-    help="Serve this account only; repeatable.",
+    help="Serve only this account; repeatable.",
 )
 def serve_command(accounts: tuple[str, ...]) -> int:
     """Run the proxy (the default command)."""
-    again = settings_loader()
-    settings = again()
+    load = settings_loader()
+    settings = load()
     for name in accounts:
         choose_account(settings, name)
     logs = LogOutput(settings.log.level, settings.log.format, settings.log.sample)
-    return run_loop(serve(settings, accounts, logs, again))
+    return run_loop(serve(settings, accounts, logs, load))

@@ -1,11 +1,9 @@
-"""`cfproxy store …`: a login goes from one store to another.
+"""`cfproxy store`: moves logins from one store to another.
 
-Owns: how the two stores are named, which record may take which one's place, what becomes of the old one.
-Must not know: how a store keeps anything.
 Invariants:
-1. A login has one place that it is refreshed from: unless `--keep` is given the old record is forgotten,
-   after the new one was saved and read back. Interrupted at any point, the same command again completes it.
-2. Both locks are held meanwhile, so no refresh goes on in either store.
+1. A login is refreshed from one place only: unless `--keep` is given, the old record is deleted after the new
+   one was saved and read back. Repeating the command completes one that was interrupted at any point.
+2. Both stores are locked meanwhile, so neither can refresh the login.
 3. No token, password or key is printed.
 """
 
@@ -34,8 +32,8 @@ from cfproxy.runtime.factory import build_app, build_store
 LOCK_SLACK_S = 30.0
 _WORDS = "'file', 'file:DIR', 'redis://…' or '{url: …, password: …, key: …}', as for the setting store"
 _BOTH = (
-    "both stores have the login now, and its refresh token may be good for one use only: serve one of them, "
-    "and take the other one for a copy that ends with the next refresh"
+    "both stores have the login now, and its refresh token may be valid for one use only: serve from one of "
+    "them; the copy in the other one is useless after the next refresh"
 )
 
 
@@ -45,18 +43,18 @@ def store_group() -> None:
     """Move logins between stores."""
 
 
-@store_group.command("copy", short_help="Bring the logins from store FROM to store TO.")
+@store_group.command("copy", short_help="Move the logins from store FROM to store TO.")
 @common_options
 @account_option
-@click.option("--keep", is_flag=True, help="Leave the login in FROM as well.")
-@click.option("--force", is_flag=True, help="Replace a newer or another login in TO.")
+@click.option("--keep", is_flag=True, help="Keep the login in FROM as well.")
+@click.option("--force", is_flag=True, help="Replace a newer or different login in TO.")
 @click.argument("from_", metavar="FROM")
 @click.argument("to", metavar="TO")
 def store_copy(account: str | None, from_: str, to: str, *, keep: bool, force: bool) -> int:
-    """Bring the login of each account from store FROM to store TO, and forget it in FROM.
+    """Move the login of each account from store FROM to store TO.
 
-    FROM and TO are named as in the setting store. A plain address is taken with the key of the
-    configuration, and with its password where it names the server that is configured.
+    FROM and TO have the syntax of the setting store. A plain address uses the configured key, and the
+    configured password if it names the configured server.
     """
     settings = load_config()
     chosen = choose_accounts(settings, account)
@@ -97,22 +95,22 @@ async def _copy(account: Account, source: TokenStore, target: TokenStore, *, kee
         if there is not None:
             if not force and (reason := _newer(there, login)) is not None:
                 raise UsageError(f"{target.location} has {reason} of account '{account.name}'; {_CURE}")
-            # In the store the serial only grows.
+            # Within a store the serial only grows.
             login = replace(login, serial=max(login.serial, there.serial + 1))
         await target.save(login)
         if await target.load(account.name) != login:
-            raise StoreUnusable(f"{target.location} does not give back what was saved; nothing was forgotten")
+            raise StoreUnusable(f"{target.location} does not return what was saved; nothing was deleted")
         if not keep:
             await source.delete(account.name)
         done = "Copied" if keep else "Moved"
         return f"{done} the login of account '{account.name}' from {source.location} to {target.location}."
 
 
-_CURE = "--force replaces it, and it is lost then"
+_CURE = "--force replaces it, and it is lost"
 
 
 def _newer(there: Login, login: Login) -> str | None:
-    """Return what keeps `there` from being replaced; None where it is older, and of the same app."""
+    """Return why `there` must not be replaced; None if it is older and of the same app."""
     same_app = (there.client_id, there.token_url, there.upstream) == (
         login.client_id,
         login.token_url,
@@ -126,7 +124,7 @@ def _newer(there: Login, login: Login) -> str | None:
 
 
 def _account_at(account: Account, words: str, which: str) -> Account:
-    """Return the account as it would be with the store that `words` name.
+    """Return the account with the store that `words` name instead of its own.
 
     Raises:
         UsageError
@@ -150,7 +148,7 @@ def _account_at(account: Account, words: str, which: str) -> Account:
         if bare and str(store.url) == str(configured):
             store = account.store.model_copy(update={"key": store.key})
     if store.url == "memory":
-        raise UsageError(f"{which}: memory ends with each process; name {_WORDS}")
+        raise UsageError(f"{which}: memory ends with each process; use {_WORDS}")
     moved = account.model_copy(update={"store": store})
     for involved, loc, text in account_conflicts(moved):
         if involved == {"store"}:

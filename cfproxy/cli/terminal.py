@@ -1,7 +1,6 @@
-"""Text for people: wrapped and coloured where somebody looks at it, plain where a program reads it.
+"""Output of text: wrapped and coloured on a terminal, unchanged for programs.
 
-Owns: when there is colour (a terminal, no NO_COLOR, no dumb one), and how lines are wrapped.
-Must not know: what the text says; which word has which colour is the caller's.
+There is no colour with NO_COLOR or TERM=dumb.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ def show(text: str, colors: Mapping[str, str]) -> None:
     """Write text to standard output.
 
     Args:
-        text: lines, whose columns are parted by two spaces or more.
-        colors: the colour of each word that may stand first in a line, or after a name and a colon.
+        text: lines; two spaces or more separate columns.
+        colors: colours of words at the start of a line, or after a name and a colon there.
     """
     if not sys.stdout.isatty():
         click.echo(text)
@@ -37,12 +36,12 @@ def show(text: str, colors: Mapping[str, str]) -> None:
 
 
 def wrap(text: str, width: int) -> str:
-    """Return the text with lines of `width` at most; what goes on stands under its own column."""
+    """Return the text with lines of at most `width`; continuation lines start at their column."""
     lines = []
     for line in text.splitlines():
         columns = [match.end() for match in _COLUMNS.finditer(line[:_LAST_COLUMN])]
         indent = " " * max([*columns, 2])
-        # A command or an address that is broken can't be copied.
+        # A command or an address with a line break can't be copied.
         lines += textwrap.wrap(
             line,
             max(width, len(indent) + 20),
@@ -55,7 +54,7 @@ def wrap(text: str, width: int) -> str:
 
 
 def paint(text: str, colors: Mapping[str, str]) -> str:
-    """Return the text with the words of `colors` coloured where they stand first."""
+    """Return the text with the words of `colors` coloured where they come first."""
     return "\n".join(_painted(line, colors) for line in text.splitlines())
 
 

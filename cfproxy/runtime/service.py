@@ -165,7 +165,7 @@ class Service:
                 raise
             except Exception:  # noqa: BLE001 - logged whole; the token in hand does not depend on it
                 self._log.exception("config.reload_crashed")
-                raise CfproxyError("internal error; the log has it under config.reload_crashed") from None
+                raise CfproxyError("an internal fault; the log has it under config.reload_crashed") from None
             finally:
                 self._tell("ready")
             self._log.info("config.reloaded", changed=changed)

@@ -286,13 +286,13 @@ async def test_an_apps_logout_says_what_it_does_and_what_it_does_not(world: Worl
     ran = await world.run("logout")
     assert ran.code == 0
     assert ran.out == (
-        "Account 'default' uses client credentials: it has no login to end, and no token of it was stored.\n"
+        "Account 'default' uses client credentials: it has no login to end, and no token was stored.\n"
     )
     assert (await world.run("token")).code == 0
     ran = await world.run("logout")
     assert ran.code == 0
     assert ran.out == (
-        "Account 'default' uses client credentials: it has no login to end. Its stored token is forgotten; "
+        "Account 'default' uses client credentials: it has no login to end. Its stored token is deleted; "
         "the server has revoked it. The next request fetches a new one.\n"
     )
     assert [token.revoked for token in world.sandbox.access_tokens] == [True]

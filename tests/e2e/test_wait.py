@@ -104,7 +104,7 @@ async def test_a_worker_without_a_configuration_gives_the_address(world: World) 
 async def test_what_is_no_address_is_told_at_once(world: World, url: str) -> None:
     """Nobody waits a minute for a misspelt one."""
     ran = await world.run("wait", "--url", url)
-    assert (ran.code, "--url wants" in ran.line) == (2, True)
+    assert (ran.code, "--url must be" in ran.line) == (2, True)
 
 
 async def test_a_key_is_sent_with_each_question(world: World) -> None:
