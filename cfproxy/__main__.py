@@ -8,8 +8,8 @@ import sys
 
 from cfproxy.runtime.process import forbid_core_dumps
 
-# More objects than a start makes: what is imported stays, and looking it over again and again for garbage
-# would take a tenth of the start. `running.serve` sets another threshold for what comes after.
+# More objects than a start creates. Imported modules stay, and collecting among them again and again would
+# take a tenth of the start. `cli.run.serve` sets another threshold afterwards.
 GC_START = 200_000
 
 
@@ -18,23 +18,23 @@ def main() -> None:
     _fill_standard_streams()
     forbid_core_dumps()
     gc.set_threshold(GC_START)
-    # A plugin would see every value of the configuration, and looking for some reads all that is installed.
+    # A plugin would see every value of the configuration, and the search for plugins scans all packages.
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
-    from cfproxy.cli.main import run  # noqa: PLC0415 - with that
+    from cfproxy.cli.main import run  # noqa: PLC0415 - after these settings
 
     sys.exit(run(sys.argv[1:]))
 
 
 def _fill_standard_streams() -> None:
-    """Open the null device wherever a standard stream is closed.
+    """Open the null device for every standard stream that is closed.
 
-    Else the first file or socket that is opened takes its number, and gets what is meant for the stream.
+    Otherwise the next file or socket gets its number, and receives the output meant for the stream.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest free number is this one, since those below are open.
+            # The system assigns the lowest free number, which is this one.
             null = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, os.fdopen(null, mode, encoding="utf-8"))
 

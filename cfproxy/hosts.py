@@ -1,9 +1,7 @@
-"""Names and addresses of machines, as URLs, `Host` headers and listeners have them.
+"""Syntax of host names and addresses in URLs, `Host` headers and listen addresses.
 
-Owns: how a host is written, and which hosts are this machine.
-Must not know: DNS, settings, requests.
-Invariants: nothing is looked up; an answer is the same with every version of Python; no error holds the
-text that was given.
+Invariants: nothing is resolved; results do not depend on the Python version; no error message contains the
+text that was parsed.
 """
 
 from __future__ import annotations
@@ -18,11 +16,11 @@ _LOOPBACK_V6 = ipaddress.IPv6Address("::1")
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a name or address, without brackets, can only mean this machine.
+    """Return whether a name or address, without brackets, always means this machine.
 
-    True for `localhost` and the names below it (RFC 6761 §6.3), in any case and with a final dot, for
-    127.0.0.0/8 and for ::1. False for IPv4-mapped addresses (::ffff:127.0.0.1), which Python's versions
-    judge differently, for addresses with a zone (::1%1), and for whatever is no plain address (127.1).
+    True for `localhost` and its subdomains (RFC 6761 §6.3), in any case and with a final dot, for
+    127.0.0.0/8 and for ::1. False for IPv4-mapped addresses (::ffff:127.0.0.1), which Python versions
+    classify differently, for addresses with a zone (::1%1), and for abbreviated addresses (127.1).
     """
     labels = host.lower().removesuffix(".").split(".")
     if labels[-1] == "localhost":
@@ -35,7 +33,11 @@ def is_loopback(host: str) -> bool:
 
 
 def parse_name(text: str) -> str:
-    """Return a host name or IP address in lower case without brackets."""
+    """Return a host name or IP address in lower case, without brackets.
+
+    Raises:
+        ValueError: it is neither.
+    """
     want = "must have a valid host name or IP address"
     try:
         if text.startswith("["):
@@ -51,7 +53,7 @@ def parse_name(text: str) -> str:
 
 
 def parse_authority(text: str, want: str) -> tuple[str, int | None]:
-    """Return the host and the port of `host`, `host:port` or `[::1]:port`; `want` is the error's text."""
+    """Return host and port of `host`, `host:port` or `[::1]:port`; `want` is the ValueError's message."""
     match = _AUTHORITY.fullmatch(text)
     if not match or int(match[2] or 1) not in range(65_536):
         raise ValueError(want)
@@ -59,6 +61,6 @@ def parse_authority(text: str, want: str) -> tuple[str, int | None]:
 
 
 def render_authority(host: str, port: int | None) -> str:
-    """Return `host`, `host:port` or `[::1]:port`: what `parse_authority` reads."""
+    """Return `host`, `host:port` or `[::1]:port`, the inverse of `parse_authority`."""
     bracketed = f"[{host}]" if ":" in host else host
     return bracketed if port is None else f"{bracketed}:{port}"

@@ -1,8 +1,7 @@
-"""Text that must not be shown.
+"""The type of client secrets, codes, verifiers, keys and tokens.
 
-Owns: the one type that carries client secrets, codes, verifiers, keys and tokens.
-Invariant: no `str`, `repr`, `format`, pickle or traceback of a `Secret` shows its value;
-only an explicit `reveal()` does, so every place that uses a value can be found by name.
+Invariant: only `reveal()` returns the value, so its uses can be found by name. `str`, `repr`, `format`,
+pickle and tracebacks do not show it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ REDACTED = "[redacted]"
 
 
 class Secret:
-    """A text whose value shows only through `reveal()`."""
+    """A text that only `reveal()` shows."""
 
     __slots__ = ("_value",)
 
@@ -23,17 +22,17 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
-        """Return the value itself: for a wire or a store, never for a message."""
+        """Return the value, for a request or a store, never for a message."""
         return self._value
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits of the value's SHA-256: tells two secrets apart, shows neither."""
+        """Return 16 hex digits of the value's SHA-256, to tell secrets apart without showing them."""
         return hashlib.sha256(self._value.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Secret):
             return NotImplemented
-        # Constant time: access keys are compared with this too.
+        # In constant time, because access keys are compared with it.
         return hmac.compare_digest(
             self._value.encode("utf-8", "surrogatepass"),
             other._value.encode("utf-8", "surrogatepass"),

@@ -1,1 +1,5 @@
-"""The commands, one module for each kind; `cfproxy.cli.main` imports only the one that is called."""
+"""The command line, with one module per command (`login` has logout, `status` has token).
+
+`main.run` runs a command line. Commands share `options`, `run` (event loop and signals), `terminal` (output)
+and `admin_client` (requests to a running proxy). No other room uses this one.
+"""

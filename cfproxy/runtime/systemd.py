@@ -1,8 +1,6 @@
-"""What systemd, and whatever speaks its protocol, wants to know and hands over.
+"""The service manager's protocol: sd_notify(3), sd_listen_fds(3) and sd_watchdog_enabled(3).
 
-Owns: sd_notify(3) on a datagram socket, sd_listen_fds(3) and sd_watchdog_enabled(3).
-Must not know: what the sockets are for.
-Invariant: without the variables in the environment everything here does nothing.
+Without their environment variables nothing here does anything.
 """
 
 from __future__ import annotations
@@ -17,11 +15,11 @@ _FIRST_FD = 3  # SD_LISTEN_FDS_START
 
 
 class Notifier:
-    """Tells the service manager how the process is doing.
+    """Reports the state of the process to the service manager.
 
     Args:
-        address: of its datagram socket, a path or `@` and an abstract name; None for nobody to tell.
-        watchdog_s: seconds within which it wants to hear from us; None for no watchdog.
+        address: its datagram socket, a path or `@` and an abstract name; None if there is no manager.
+        watchdog_s: seconds within which it expects a sign of life; None for no watchdog.
     """
 
     def __init__(self, address: str | None, watchdog_s: float | None = None) -> None:
@@ -30,17 +28,17 @@ class Notifier:
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str]) -> Notifier:
-        """Read, and remove, the variables that are meant for this process."""
+        """Read and remove the variables that are meant for this process."""
         address = environ.pop("NOTIFY_SOCKET", None)
         period, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", str(os.getpid()))
         watched = period.isdecimal() and int(period) > 0 and pid == str(os.getpid())
         return cls(address, int(period) / 1e6 if watched else None)
 
     def tell(self, state: str) -> None:
-        """Tell `ready`, `reloading`, `stopping` or `alive`; a manager that can't be reached is no fault."""
+        """Report `ready`, `reloading`, `stopping` or `alive`; an unreachable manager is ignored."""
         text = {
             "ready": "READY=1",
-            # Type=notify-reload wants to tell this reload's answers from those before it.
+            # Type=notify-reload tells this reload from earlier ones by the time.
             "reloading": f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}",
             "stopping": "STOPPING=1",
             "alive": "WATCHDOG=1",
@@ -54,7 +52,7 @@ class Notifier:
 
 
 def take_sockets(environ: MutableMapping[str, str]) -> list[tuple[str, socket.socket]]:
-    """Return the sockets handed to this process, each with its name, and remove the variables."""
+    """Return the sockets handed over to this process with their names; remove the variables."""
     count, pid = environ.pop("LISTEN_FDS", ""), environ.pop("LISTEN_PID", "")
     names = environ.pop("LISTEN_FDNAMES", "").split(":")
     if pid != str(os.getpid()) or not count.isdecimal():
@@ -64,7 +62,7 @@ def take_sockets(environ: MutableMapping[str, str]) -> list[tuple[str, socket.so
 
 def _adopt(count: int, names: list[str]) -> Iterator[tuple[str, socket.socket]]:
     for index in range(count):
-        with contextlib.suppress(OSError):  # something else than a socket is left alone
+        with contextlib.suppress(OSError):  # descriptors that are no sockets are ignored
             sock = socket.socket(fileno=_FIRST_FD + index)
             sock.set_inheritable(False)
             sock.setblocking(False)
