@@ -1,4 +1,4 @@
-"""Reloading: what changes while the proxy serves, what can't, and that a mistake changes nothing."""
+"""Reloads: what changes while the proxy serves, what can't change, and that errors change nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ACTION = {"X-Cfproxy-Admin": "1"}
 
 @dataclass
 class World:
-    """A proxy in this process in front of a sandbox, and the variables that configure it."""
+    """A proxy in this process, its sandbox, and the variables that configure it."""
 
     sandbox: Sandbox
     environ: dict[str, str]
@@ -95,8 +95,8 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         yield opened_world
 
 
-async def test_a_reload_changes_what_the_next_request_meets_on_the_same_connection(world: World) -> None:
-    """A new access key is asked for at once, and nobody's connection was closed for that."""
+async def test_a_reload_applies_to_the_next_request_on_the_same_connection(world: World) -> None:
+    """A new access key is required at once, and no connection is closed."""
     assert world.service is not None
     assert world.client is not None
     assert await world.call() == 200
@@ -109,7 +109,7 @@ async def test_a_reload_changes_what_the_next_request_meets_on_the_same_connecti
 
 
 async def test_a_reload_leaves_accounts_alone_whose_settings_are_equal(world: World) -> None:
-    """Another account's change rebuilds nothing of them."""
+    """A change of another account rebuilds none of their parts."""
     assert world.service is not None
     await world.reload(ACCOUNTS__ACME__LISTEN="127.0.0.1:0")
     default, acme = world.service.accounts
@@ -132,7 +132,7 @@ async def test_a_reload_leaves_accounts_alone_whose_settings_are_equal(world: Wo
 async def test_a_reload_rebuilds_only_what_depends_on_the_key(
     world: World, key: str, value: str, rebuilt: set[str]
 ) -> None:
-    """Warm connections and the token in memory outlive a change of something else."""
+    """Open connections and the token in memory survive unrelated changes."""
     assert world.service is not None
     assert await world.call() == 200
     (before,) = world.service.accounts
@@ -143,8 +143,8 @@ async def test_a_reload_rebuilds_only_what_depends_on_the_key(
     assert await world.call() == 200
 
 
-async def test_another_idle_timeout_holds_for_kept_connections_too(world: World) -> None:
-    """The pool keeps its connections, and the next request on one of them goes by the new timeout."""
+async def test_a_new_idle_timeout_applies_to_open_connections(world: World) -> None:
+    """The pool keeps its connections, and the next request uses the new timeout."""
     assert world.service is not None
     assert await world.call() == 200
     pool = world.service.accounts[0].upstream.pool
@@ -156,8 +156,8 @@ async def test_another_idle_timeout_holds_for_kept_connections_too(world: World)
     assert count > 0
 
 
-async def test_a_wrong_configuration_changes_nothing_and_all_its_problems_are_told(world: World) -> None:
-    """Whoever asked gets every problem, the log has them too, and the old configuration serves on."""
+async def test_a_wrong_configuration_changes_nothing_and_all_its_problems_are_reported(world: World) -> None:
+    """The caller and the log get every problem; the old configuration stays in use."""
     with pytest.raises(ConfigError) as caught:
         await world.reload(TIMEOUTS__IDLE="soon", ACCESS__KEYS="sesame", LISTEN="nowhere")
     assert len(caught.value.problems) == 2
@@ -168,8 +168,8 @@ async def test_a_wrong_configuration_changes_nothing_and_all_its_problems_are_to
     assert not world.events("config.reloaded")
 
 
-async def test_the_post_answers_with_the_problems_and_no_secret(world: World) -> None:
-    """`POST /reload` is guarded like the shutdown; what is wrong comes as a problem document."""
+async def test_post_reload_answers_with_the_problems_and_no_secret(world: World) -> None:
+    """`POST /reload` needs the same header as the shutdown; errors come as a problem document."""
     assert world.service is not None
     assert world.client is not None
     url = f"{world.service.admin_url}/reload"
@@ -187,22 +187,22 @@ async def test_the_post_answers_with_the_problems_and_no_secret(world: World) ->
         assert await answer.json() == {"status": "reloaded", "changed": ["timeouts.idle"]}
 
 
-async def test_the_store_of_an_account_that_is_served_can_not_change(world: World, tmp_path: Path) -> None:
-    """Its newest token may be in the old one only; the answer says that a restart does it."""
+async def test_the_store_can_not_change(world: World, tmp_path: Path) -> None:
+    """Only the old store may have the newest token; the message asks for a restart."""
     with pytest.raises(ConfigError, match=r"store: can't change .* restart cfproxy"):
         await world.reload(STORE=f"file:{tmp_path / 'elsewhere'}", ACCESS__KEYS="sesame")
     assert await world.call() == 200
 
 
-async def test_a_pace_can_not_become_shared_while_it_is_kept(tmp_path: Path) -> None:
-    """What left in the last second is counted here or there; the answer says that a restart does it."""
+async def test_a_rate_limit_can_not_become_shared(tmp_path: Path) -> None:
+    """Requests of the last second are counted in one place only; the message asks for a restart."""
     async with opened(tmp_path, STORE=f"redis://127.0.0.1:{free_port()}/0", PACING__RATE="20") as world:
         with pytest.raises(ConfigError, match=r"pacing.shared: can't change .* restart cfproxy"):
             await world.reload(PACING__SHARED="true", ACCESS__KEYS="sesame")
 
 
-def test_whether_replicas_share_a_rate_can_not_change() -> None:
-    """Who waits in one kind of queue can't be moved to the other; off is off either way."""
+def test_shared_pacing_can_be_turned_neither_on_nor_off() -> None:
+    """Waiting requests can't move to the other kind of queue; without a rate there is none."""
     base = {"CFPROXY_CLIENT_ID": "app", "CFPROXY_REDIRECT_URI": "https://example.com/cb"}
     redis = base | {"CFPROXY_STORE": "redis://127.0.0.1:1/0"}
     alone, shared = (
@@ -215,8 +215,8 @@ def test_whether_replicas_share_a_rate_can_not_change() -> None:
     check_reload(load_settings(None, redis | off), load_settings(None, redis | off), (), lambda _: False)
 
 
-async def test_accounts_come_and_go(world: World) -> None:
-    """A new account gets its listener; one that is gone loses it, and the others don't notice."""
+async def test_accounts_can_be_added_and_removed(world: World) -> None:
+    """A new account gets a listener, a removed one loses it, and the others are not affected."""
     assert world.service is not None
     assert world.service.admin_url is not None
     await world.reload(ACCOUNTS__ACME__LISTEN="127.0.0.1:0", ACCOUNTS__BETA__LISTEN="127.0.0.1:0")
@@ -233,8 +233,8 @@ async def test_accounts_come_and_go(world: World) -> None:
         assert [each["account"] for each in (await answer.json())["accounts"]] == ["default", "beta"]
 
 
-async def test_a_listener_moves_and_its_open_connections_are_served_to_their_end(world: World) -> None:
-    """The new address is there before the old one is gone; a kept connection's next request is answered."""
+async def test_a_listener_can_move_while_its_open_connections_are_served(world: World) -> None:
+    """The new address opens before the old one closes; open connections get one more answer."""
     old = world.url()
     assert await world.call() == 200
     with socket.socket() as probe:
@@ -248,8 +248,8 @@ async def test_a_listener_moves_and_its_open_connections_are_served_to_their_end
         await world.call(url=old)
 
 
-async def test_a_port_that_is_taken_changes_nothing(world: World) -> None:
-    """Neither the account with the taken port nor any other one is touched."""
+async def test_a_port_in_use_changes_nothing(world: World) -> None:
+    """Neither its account nor any other one is changed."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -261,8 +261,8 @@ async def test_a_port_that_is_taken_changes_nothing(world: World) -> None:
     assert [each.app.account for each in world.service.accounts] == ["default"]
 
 
-async def test_a_request_is_answered_by_the_upstream_that_it_began_with(world: World) -> None:
-    """A reload in the middle of a request does not send it elsewhere, and does not cut it."""
+async def test_a_request_in_flight_stays_with_its_upstream(world: World) -> None:
+    """A reload neither redirects nor cuts it."""
     world.sandbox.inject("api", Fault("slow", delay_s=0.3))
     async with Sandbox(Behaviour(limiter="off")) as other:
         slow = asyncio.create_task(world.call())
@@ -273,16 +273,16 @@ async def test_a_request_is_answered_by_the_upstream_that_it_began_with(world: W
         assert (other.api_requests, await slow, other.api_requests) == (1, 200, 1)
 
 
-async def test_a_new_secret_heals_an_app_that_was_refused(tmp_path: Path) -> None:
-    """The next request tries the new secret, without waiting for the back-off of the old one."""
+async def test_a_new_secret_is_used_at_once_after_a_refusal(tmp_path: Path) -> None:
+    """The next request does not wait for the old secret's back-off."""
     async with opened(tmp_path, CLIENT_SECRET="old-secret") as world:
         assert await world.call() == 500
         assert await world.reload(CLIENT_SECRET="sandbox-secret") == ["client_secret"]
         assert await world.call() == 200
 
 
-async def test_a_token_in_memory_outlives_reloads(tmp_path: Path) -> None:
-    """With `store: memory` a reload would otherwise be a logout."""
+async def test_a_token_in_memory_survives_reloads(tmp_path: Path) -> None:
+    """With `store: memory`, a reload would otherwise be a logout."""
     async with opened(tmp_path, STORE="memory") as world:
         assert await world.call() == 200
         await world.reload(RETRY__UNAUTHORIZED="off", TIMEOUTS__TOKEN="7s", SCOPE="cfgateway extra")
@@ -290,21 +290,21 @@ async def test_a_token_in_memory_outlives_reloads(tmp_path: Path) -> None:
         assert len(world.sandbox.token_requests) == 1
 
 
-async def test_an_unsaved_token_keeps_its_account(world: World, tmp_path: Path) -> None:
-    """An account whose newest token is in memory only can neither go nor become another app's."""
+async def test_an_account_with_an_unsaved_token_can_not_be_replaced(world: World, tmp_path: Path) -> None:
+    """Its newest token is in memory only and would be lost."""
     assert world.service is not None
     await world.call()
-    ledger = world.service.accounts[0].token_source._cached
-    ledger.unsaved = True
+    cached = world.service.accounts[0].token_source._cached
+    cached.unsaved = True
     try:
         with pytest.raises(ConfigError, match="not saved yet"):
             await world.reload(CLIENT_ID="another")
     finally:
-        ledger.unsaved = False
+        cached.unsaved = False
 
 
-async def test_the_admin_listener_moves_and_can_be_switched_off(world: World) -> None:
-    """It is a listener like the others."""
+async def test_the_admin_listener_can_move_and_be_turned_off(world: World) -> None:
+    """It behaves like the accounts' listeners."""
     assert world.service is not None
     old = world.service.admin_url
     await world.reload(ADMIN="off")
@@ -317,16 +317,16 @@ async def test_the_admin_listener_moves_and_can_be_switched_off(world: World) ->
         assert answer.status == 200
 
 
-async def test_nothing_is_reloaded_after_the_end_was_asked_for(world: World) -> None:
-    """A reload must not bring anything up that the end would miss."""
+async def test_nothing_is_reloaded_during_the_shutdown(world: World) -> None:
+    """A reload must not open anything that the shutdown would not close."""
     assert world.service is not None
     world.service.stop()
     with pytest.raises(ShuttingDown):
         await world.reload(ACCOUNTS__ACME__LISTEN="127.0.0.1:0")
 
 
-async def test_reloads_under_load_cost_no_request(world: World) -> None:
-    """Listeners, keys, pacing and upstream parts are exchanged while callers go on: none fails."""
+async def test_reloads_under_load_fail_no_request(world: World) -> None:
+    """Listeners, pacing and upstream clients are replaced while clients send requests."""
     statuses: list[int] = []
     done = asyncio.Event()
 
@@ -352,8 +352,8 @@ async def test_reloads_under_load_cost_no_request(world: World) -> None:
     assert len(world.events("config.reloaded")) == 60
 
 
-def test_changes_are_named_as_the_file_has_them_and_without_values() -> None:
-    """Also secrets, whose written form is always the same."""
+def test_changed_keys_are_named_without_their_values() -> None:
+    """Keys are named as in the file, also those of secrets, which are all rendered alike."""
     base = {"CFPROXY_CLIENT_ID": "app", "CFPROXY_REDIRECT_URI": "https://example.com/cb"}
     old = load_settings(None, base | {"CFPROXY_CLIENT_SECRET": "one"})
     new = load_settings(
@@ -371,8 +371,8 @@ def test_changes_are_named_as_the_file_has_them_and_without_values() -> None:
 
 
 @pytest.mark.usefixtures("_own_logging")
-async def test_the_log_level_changes_at_run_time(tmp_path: Path) -> None:
-    """By a POST until the next reload, by a reload for good; loggers that were bound before follow."""
+async def test_the_log_level_can_change_at_run_time(tmp_path: Path) -> None:
+    """A POST changes it until the next reload, a reload for good; existing loggers follow."""
     path = tmp_path / "log"
     environ = {
         "CFPROXY_CLIENT_ID": "app",
@@ -416,17 +416,15 @@ def listening(host: str) -> socket.socket:
 
 
 @pytest.mark.parametrize("name", ["default", "admin"])
-async def test_a_socket_that_was_handed_over_opens_no_door_to_other_machines(
-    name: str, tmp_path: Path
-) -> None:
-    """The configuration says loopback; what the service manager hands over may say otherwise."""
+async def test_a_socket_that_was_handed_over_does_not_expose_the_proxy(name: str, tmp_path: Path) -> None:
+    """The service manager's socket may listen elsewhere than the configured loopback address."""
     with listening("0.0.0.0") as sock, pytest.raises(ListenError, match="can be reached from other machines"):
         async with opened(tmp_path, given=[(name, sock)]):
             pass
 
 
-async def test_a_socket_that_nobody_asked_for_is_told(tmp_path: Path) -> None:
-    """Most likely its name is misspelt; connections to it would wait for ever."""
+async def test_an_unused_socket_is_logged(tmp_path: Path) -> None:
+    """Its name is probably misspelt; connections to it would wait for ever."""
     with listening("127.0.0.1") as sock:
         async with opened(tmp_path, given=[("defualt", sock)]) as world:
             (event,) = world.events("socket.not_used")

@@ -1,4 +1,4 @@
-"""One listener for several accounts, and one for the users of this machine: from settings to requests."""
+"""One listener for several accounts, and a Unix socket for the users of this machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ACME = {"X-Cfproxy-Key": "acme-key"}
 
 @asynccontextmanager
 async def with_acme(tmp_path: Path, **acme: Any) -> AsyncIterator[tuple[World, Sandbox]]:
-    """Two sandboxes that know nothing of each other's tokens, and one listener before both."""
+    """Start one listener in front of two sandboxes that do not accept each other's tokens."""
     async with Sandbox(Behaviour(limiter="off", client_id="acme-app")) as sandbox:
         account = {
             "client_id": "acme-app",
@@ -40,8 +40,8 @@ async def with_acme(tmp_path: Path, **acme: Any) -> AsyncIterator[tuple[World, S
             yield world, sandbox
 
 
-async def test_a_key_leads_to_its_account(tmp_path: Path) -> None:
-    """Each account's requests get its own token and go to its own API; no key opens nothing."""
+async def test_an_access_key_selects_its_account(tmp_path: Path) -> None:
+    """Each account's requests get its token and go to its API; without a key there is no access."""
     async with with_acme(tmp_path) as (world, acme):
         assert await world.call(**HUB) == 200
         assert (world.sandbox.api_requests, acme.api_requests) == (1, 0)
@@ -56,16 +56,16 @@ async def test_a_key_leads_to_its_account(tmp_path: Path) -> None:
         assert [event["listen"] for event in world.events("proxy.started")][1] == "off"
 
 
-async def test_accounts_behind_one_listener_wait_in_queues_of_their_own(tmp_path: Path) -> None:
-    """What one has used up of its API's limit costs the other nothing."""
+async def test_accounts_behind_one_listener_have_separate_queues(tmp_path: Path) -> None:
+    """An account that has used up its API's rate limit does not slow the other one."""
     pacing = {"rate": 1, "per": "1h", "queue": 0}
     async with with_acme(tmp_path, pacing=pacing) as (world, _):
         assert [await world.call(**ACME) for _ in range(3)] == [200, 503, 503]
         assert await world.call(**HUB) == 200
 
 
-async def test_the_account_s_own_rules_hold_as_well(tmp_path: Path) -> None:
-    """The listener's rules judge whoever comes through it, the account's whoever it serves."""
+async def test_the_rules_of_the_selected_account_apply_as_well(tmp_path: Path) -> None:
+    """A request must pass the rules of its listener and those of its account."""
     async with with_acme(tmp_path, access={"keys": [], "paths": ["!/v1/jobs"]}) as (world, acme):
         assert await world.call(**ACME) == 403
         assert await world.call(**HUB) == 200
@@ -77,7 +77,7 @@ async def test_the_account_s_own_rules_hold_as_well(tmp_path: Path) -> None:
 
 
 async def test_a_key_follows_its_account_through_a_reload(tmp_path: Path) -> None:
-    """An account that gets another API is served by that one at once, on connections that are open."""
+    """Requests on open connections go to the account's new API at once."""
     async with with_acme(tmp_path) as (world, acme):
         assert await world.call(**ACME) == 200
         await world.reload(
@@ -90,8 +90,8 @@ async def test_a_key_follows_its_account_through_a_reload(tmp_path: Path) -> Non
         assert (world.sandbox.api_requests, acme.api_requests) == (1, 1)
 
 
-async def test_a_key_of_an_account_that_is_not_served_opens_nothing(tmp_path: Path) -> None:
-    """`serve --account` with fewer accounts does not let the others' callers use another login."""
+async def test_the_key_of_an_account_that_is_not_served_gives_no_access(tmp_path: Path) -> None:
+    """`serve --account` does not let clients of other accounts use this account's login."""
     async with with_acme(tmp_path) as (world, acme):
         assert world.service is not None
         world.service._names = ("default",)
@@ -101,8 +101,8 @@ async def test_a_key_of_an_account_that_is_not_served_opens_nothing(tmp_path: Pa
         assert acme.api_requests == 0
 
 
-async def test_an_account_that_goes_takes_what_it_serves_through_others_along(tmp_path: Path) -> None:
-    """Its requests have until `timeouts.drain`, whichever listener they came in at; then they are cut."""
+async def test_removing_an_account_ends_its_requests_on_other_listeners(tmp_path: Path) -> None:
+    """They may take until `timeouts.drain`, whichever listener they came through, and are cut then."""
 
     async def silent(peer: Peer) -> None:
         await peer.take()
@@ -116,13 +116,13 @@ async def test_an_account_that_goes_takes_what_it_serves_through_others_along(tm
         call = asyncio.create_task(world.call(**ACME))
         await until(lambda: origin.requests)
         await world.reload(ACCESS__KEYS="hub-key", ACCOUNTS__ACME=None)
-        assert await call == 401  # aiohttp's client asks again once its connection is cut
+        assert await call == 401  # aiohttp's client retries after its connection was cut
         await until(lambda: world.events("proxy.removed"))
         assert await world.call(**HUB) == 200
 
 
-async def test_an_account_without_a_listener_is_shown_as_such(tmp_path: Path) -> None:
-    """The status tells that it is served, and has no address."""
+async def test_an_account_without_a_listener_is_reported_as_off(tmp_path: Path) -> None:
+    """The status lists it without an address."""
     async with with_acme(tmp_path) as (world, _):
         assert world.service is not None
         assert world.client is not None
@@ -133,7 +133,7 @@ async def test_an_account_without_a_listener_is_shown_as_such(tmp_path: Path) ->
 
 # --- users of this machine ------------------------------------------------------------------
 
-needs_unix = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a socket's peer")
+needs_unix = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peer of a socket")
 
 
 async def ask_socket(path: Path) -> int:
@@ -145,8 +145,8 @@ async def ask_socket(path: Path) -> int:
 
 
 @needs_unix
-async def test_a_unix_socket_is_for_its_owner(tmp_path: Path) -> None:
-    """Mode 0600, any `Host`, and gone when the proxy is."""
+async def test_a_unix_socket_belongs_to_its_owner(tmp_path: Path) -> None:
+    """It has mode 0600, accepts any `Host`, and is removed at the end."""
     path = tmp_path / "s"
     async with opened(tmp_path, LISTEN=f"unix:{path}"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -155,8 +155,8 @@ async def test_a_unix_socket_is_for_its_owner(tmp_path: Path) -> None:
 
 
 @needs_unix
-async def test_the_users_who_may_call_are_asked_of_the_kernel(tmp_path: Path) -> None:
-    """A listed user's calls pass, another one's don't; the file is opened for users who are listed."""
+async def test_the_kernel_tells_which_user_calls(tmp_path: Path) -> None:
+    """Only listed users get access; the file's mode lets them connect."""
     path, me = tmp_path / "s", os.getuid()
     async with opened(tmp_path, LISTEN=f"unix:{path}", ACCESS__USERS=str(me)) as world:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -1,4 +1,4 @@
-"""What a start leaves undone because no request needs it."""
+"""The start loads only what requests to the API need."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SETTINGS = {
     "CFPROXY_ADMIN": "127.0.0.1:0",
 }
 
-# After the import of `serve`: whom aiohttp's own contexts trust, and whom ours do.
+# The authorities in aiohttp's own contexts and in ours, after the import of `serve`.
 TRUST = """
 import click
 from cfproxy.cli.main import cli
@@ -44,7 +44,7 @@ for context in (connector._SSL_CONTEXT_VERIFIED, connector._SSL_CONTEXT_UNVERIFI
 """
 
 
-# What has been imported when the listeners are open and the start is over.
+# The modules that are imported when the start is complete.
 STARTED = """
 import asyncio, sys
 from cfproxy.cli import serve
@@ -58,8 +58,8 @@ asyncio.run(start())
 """
 
 
-def test_what_no_request_to_the_api_needs_is_not_waited_for() -> None:
-    """The admin listener's server and metrics, YAML where there is no file, locks where nothing is locked."""
+def test_the_start_does_not_wait_for_modules_that_no_api_request_needs() -> None:
+    """Admin endpoints and metrics, YAML without a file, locks without a file store."""
     ran = subprocess.run(
         [sys.executable, "-c", STARTED.format(SETTINGS=SETTINGS)], check=True, capture_output=True, text=True
     )
@@ -77,8 +77,8 @@ def test_what_no_request_to_the_api_needs_is_not_waited_for() -> None:
     assert not late & set(imported)
 
 
-def test_no_plugin_sees_the_configuration(tmp_path: Path) -> None:
-    """Whatever else is installed: pydantic would load it, and hand it what is validated, secrets included."""
+def test_no_pydantic_plugin_sees_the_configuration(tmp_path: Path) -> None:
+    """Pydantic would load any that is installed, and pass it all values, secrets included."""
     info = tmp_path / "nosy-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: nosy\nVersion: 1.0\n")
@@ -90,16 +90,16 @@ def test_no_plugin_sees_the_configuration(tmp_path: Path) -> None:
     assert not (tmp_path / "seen").exists()
 
 
-async def test_the_admin_listener_is_built_though_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not only when it is needed: by then its files may be another version's."""
+async def test_the_admin_listener_is_loaded_without_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later its files may belong to another version."""
     monkeypatch.setattr(admin_listener, "LEAD_S", 0.0)
     async with asyncio.timeout(30), Service(load_settings(None, SETTINGS), (), LOG) as service:
         while service._admin.app is None:
             await asyncio.sleep(0)
 
 
-async def test_whoever_asks_the_admin_listener_first_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asking is what builds it; its end does not wait for it either."""
+async def test_the_first_admin_request_loads_the_admin_listener(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request is answered, and shutting down does not wait for the load."""
     monkeypatch.setattr(admin_listener, "LEAD_S", 3600.0)
     async with asyncio.timeout(30), Service(load_settings(None, SETTINGS), (), LOG) as service:
         assert service._admin.app is None
@@ -109,7 +109,7 @@ async def test_whoever_asks_the_admin_listener_first_is_answered(monkeypatch: py
         assert service._admin.app is None
 
 
-async def test_admin_pages_that_fail_to_load_keep_nobody_waiting(
+async def test_admin_pages_that_fail_to_load_keep_no_request_waiting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log and the responses say so; a reload tries again."""
@@ -133,8 +133,8 @@ async def test_admin_pages_that_fail_to_load_keep_nobody_waiting(
                 assert answer.status == 200
 
 
-def test_the_systems_authorities_are_not_read_by_libraries(tmp_path: Path) -> None:
-    """The client library would read them twice, for nothing; connections of ours trust them all the same."""
+def test_libraries_do_not_load_the_systems_authorities(tmp_path: Path) -> None:
+    """Aiohttp would load them twice for contexts that are not used; our own context has them."""
     trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     ran = subprocess.run(
         [sys.executable, "-c", TRUST.format(SETTINGS=SETTINGS)],
@@ -147,8 +147,8 @@ def test_the_systems_authorities_are_not_read_by_libraries(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("named", [None, "/etc/authorities.pem"])
-def test_the_environment_stays_as_it_was(monkeypatch: pytest.MonkeyPatch, named: str | None) -> None:
-    """Whoever names authorities by SSL_CERT_FILE is heard."""
+def test_the_environment_is_restored(monkeypatch: pytest.MonkeyPatch, named: str | None) -> None:
+    """SSL_CERT_FILE keeps the user's value."""
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     if named is not None:
         monkeypatch.setenv("SSL_CERT_FILE", named)

@@ -1,4 +1,4 @@
-"""What the service manager is told, and the sockets that it hands over."""
+"""The service manager's protocol: notifications, and sockets that it hands over."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def manager(tmp_path: Path) -> Iterator[tuple[str, socket.socket]]:
-    """The address at which a service manager listens, and its socket."""
+    """Return the address and the socket of a service manager."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(str(tmp_path / "notify"))
         listening.settimeout(10)
         yield str(tmp_path / "notify"), listening
 
 
-def test_the_manager_is_told_each_state(manager: tuple[str, socket.socket]) -> None:
-    """In the words of sd_notify(3); a reload with its instant, as Type=notify-reload wants it."""
+def test_each_state_is_reported_to_the_manager(manager: tuple[str, socket.socket]) -> None:
+    """As in sd_notify(3); a reload has its time, as Type=notify-reload requires."""
     address, listening = manager
     notifier = Notifier(address)
     for state in ("ready", "reloading", "stopping", "alive"):
         notifier.tell(state)
-    told = [listening.recv(256).decode() for _ in range(4)]
-    assert told[0] == "READY=1"
-    assert re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=\d+", told[1])
-    assert told[2:] == ["STOPPING=1", "WATCHDOG=1"]
+    messages = [listening.recv(256).decode() for _ in range(4)]
+    assert messages[0] == "READY=1"
+    assert re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=\d+", messages[1])
+    assert messages[2:] == ["STOPPING=1", "WATCHDOG=1"]
 
 
 @pytest.mark.skipif(os.name != "posix" or os.uname().sysname != "Linux", reason="abstract names are Linux's")
-def test_an_abstract_address_is_understood() -> None:
-    """It is what systemd gives to some services: `@` stands for the leading zero byte."""
+def test_an_abstract_address_is_supported() -> None:
+    """Some services get such an address from systemd; `@` stands for the leading null byte."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         name = f"cfproxy-test-{os.getpid()}"
         listening.bind(f"\0{name}")
@@ -53,14 +53,14 @@ def test_an_abstract_address_is_understood() -> None:
         assert listening.recv(256) == b"READY=1"
 
 
-def test_without_a_manager_nothing_happens(tmp_path: Path) -> None:
-    """Nor when it is gone: that must not end the proxy."""
+def test_notifications_without_a_manager_do_nothing(tmp_path: Path) -> None:
+    """Nor does a manager that is gone end the proxy."""
     Notifier(None).tell("ready")
     Notifier(str(tmp_path / "gone")).tell("ready")
 
 
-def test_the_environment_is_read_once_and_for_this_process_only() -> None:
-    """Children must not speak in our name; a watchdog for another process is none of ours."""
+def test_the_variables_are_removed_and_apply_to_this_process_only() -> None:
+    """Child processes must not report as this one; another process's watchdog is ignored."""
     environ = {"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "10000000", "WATCHDOG_PID": str(os.getpid())}
     assert Notifier.from_environment(environ).watchdog_s == 10
     assert environ == {}
@@ -76,15 +76,15 @@ def listening_socket() -> socket.socket:
     return sock
 
 
-def test_sockets_for_another_process_are_left_alone() -> None:
-    """LISTEN_PID says whom they are for."""
+def test_sockets_for_another_process_are_not_taken() -> None:
+    """LISTEN_PID names the process."""
     environ = {"LISTEN_FDS": "1", "LISTEN_PID": "1", "LISTEN_FDNAMES": "admin"}
     assert take_sockets(environ) == []
     assert environ == {}
 
 
 def test_sockets_are_taken_with_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They begin at a fixed number; a missing name is an empty one."""
+    """Descriptors start at a fixed number; a missing name is empty."""
     sock = listening_socket()
     monkeypatch.setattr(systemd, "_FIRST_FD", sock.fileno())
     environ = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
@@ -109,8 +109,8 @@ async def test_an_inherited_socket_is_found_by_name_or_address() -> None:
             sockets.close()
 
 
-async def test_what_is_no_listening_address_is_refused() -> None:
-    """Such as a Unix socket without a path."""
+async def test_a_socket_that_can_not_listen_is_refused() -> None:
+    """For example a Unix socket without a path."""
     ours, theirs = socket.socketpair()
     with ours, theirs, pytest.raises(ListenError, match="neither TCP nor"):
         await ListeningSocket.open(TcpAddress("127.0.0.1", 0), ours)

@@ -1,4 +1,4 @@
-"""The help of every command reads well on a terminal of 80 columns, and names all there is."""
+"""The help of every command fits a terminal of 80 columns and explains all options."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COMMANDS = dict(_walk(cli, ()))
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: " ".join(path) or "cfproxy")
 def test_each_help_fits_80_columns_and_explains_every_option(path: tuple[str, ...]) -> None:
-    """No line is broken by the terminal, no sentence cut off with dots, no option left to guess."""
+    """The terminal wraps no line, no sentence is cut off, and every option has a text."""
     shown = CliRunner().invoke(cli, [*path, "--help"], prog_name="cfproxy", terminal_width=80)
     assert shown.exit_code == 0
     assert max(map(len, shown.output.splitlines())) <= 80

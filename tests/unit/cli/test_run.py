@@ -1,4 +1,4 @@
-"""How a process that serves comes to its end."""
+"""Signals that end a serving process."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 from cfproxy.cli import run as running
 
 
-async def test_a_second_signal_ends_the_process_behind_what_is_to_be_logged(
+async def test_a_second_signal_ends_the_process_after_pending_log_lines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Log lines are written once a turn of the loop: those of the last one are not lost."""
+    """Log lines are written at the end of an iteration; the last ones are not lost."""
     done: list[object] = []
     handlers: dict[int, Callable[[int], None]] = {}
     monkeypatch.setattr(os, "_exit", done.append)

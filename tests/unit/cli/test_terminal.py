@@ -1,4 +1,4 @@
-"""Text for people: colour and wrapping are for terminals."""
+"""Output of text: terminals get colour and wrapping."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     return on
 
 
-def test_a_program_gets_the_lines_as_they_are(shown: Callable[..., str]) -> None:
-    """Neither colour nor line breaks that were not there."""
+def test_a_program_gets_the_lines_unchanged(shown: Callable[..., str]) -> None:
+    """Without colour and without new line breaks."""
     assert shown(terminal=False) == TEXT + "\n"
 
 
 def test_a_terminal_gets_colour_and_80_columns(shown: Callable[..., str]) -> None:
-    """The state's word is coloured, and what goes on stands under its column."""
+    """The state is coloured, and continuation lines start at their column."""
     out = shown(terminal=True)
     assert "default: \x1b[32m\x1b[1mok\x1b[0m: logged in" in out
     lines = re.sub("\x1b[^m]*m", "", out).splitlines()
@@ -44,13 +44,13 @@ def test_a_terminal_gets_colour_and_80_columns(shown: Callable[..., str]) -> Non
 
 
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-def test_colour_can_be_declined(shown: Callable[..., str], variables: dict[str, str]) -> None:
-    """NO_COLOR (no-color.org), and terminals that know none."""
+def test_colour_can_be_turned_off(shown: Callable[..., str], variables: dict[str, str]) -> None:
+    """By NO_COLOR (no-color.org), and on terminals without it."""
     assert "\x1b" not in shown(terminal=True, **variables)
 
 
-def test_only_the_word_in_its_place_is_coloured() -> None:
-    """An account may be called like a state."""
+def test_a_word_is_coloured_in_its_place_only() -> None:
+    """An account may have the name of a state."""
     assert paint("ok then", COLORS).startswith("\x1b")
     assert paint("it is ok", COLORS) == "it is ok"
     assert paint("", COLORS) == ""
@@ -58,5 +58,5 @@ def test_only_the_word_in_its_place_is_coloured() -> None:
 
 @given(st.text(alphabet="ab -/:;", max_size=200), st.integers(40, 100))
 def test_wrapping_loses_no_word(text: str, width: int) -> None:
-    """Commands and addresses stay whole, however long."""
+    """Commands and addresses are never broken, however long."""
     assert wrap(text, width).split() == text.split()

@@ -1,4 +1,4 @@
-"""What an account's settings make."""
+"""The parts built from an account's settings."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def account(**changes: str) -> Account:
     return load_settings(None, environ | changes).accounts["default"]
 
 
-async def test_secrets_are_never_sent_to_another_server_than_the_token_endpoints() -> None:
-    """With token_url changed alone, the default revocation_url is somebody else's, and is not called."""
+async def test_secrets_are_sent_to_the_token_endpoints_server_only() -> None:
+    """If token_url alone is changed, the default revocation_url is another server's and is not called."""
     endpoint = build_endpoint(account(CFPROXY_TOKEN_URL="http://127.0.0.1:1/connect/token"))
     assert await endpoint.revoke(Secret("token"), "access_token") is False
 
 
-def test_an_origin_is_written_as_a_host_header_wants_it() -> None:
-    """Default ports are left out, IPv6 addresses stand in brackets, a base path has no slash at its end."""
+def test_an_origin_has_the_syntax_of_a_host_header() -> None:
+    """No default port, brackets around an IPv6 address, no slash at the end of the base path."""
     origin = build_origin("https://gateway.example:443/api/")
     assert (origin.scheme, origin.authority, origin.base_path) == ("https", b"gateway.example", b"/api")
     assert build_origin("http://[::1]:8080").authority == b"[::1]:8080"
@@ -44,8 +44,8 @@ def _with_authority(path: Path, **changes: str) -> Account:
     return account(CFPROXY_TLS__CA_FILE=str(path), **changes)
 
 
-def test_the_systems_authorities_are_read_once(tmp_path: Path) -> None:
-    """Not for each server, account and reload: it takes longer than all the rest of a start."""
+def test_the_systems_authorities_are_loaded_once(tmp_path: Path) -> None:
+    """Not for each server, account and reload, because that is the slowest step of a start."""
     assert build_tls(account()) is build_tls(account(CFPROXY_CLIENT_ID="another"))
     one = _with_authority(tmp_path / "ca.pem")
     trusting = build_tls(one)
@@ -57,14 +57,14 @@ def test_the_systems_authorities_are_read_once(tmp_path: Path) -> None:
     )
 
 
-def test_another_authority_in_the_same_file_makes_another_context(tmp_path: Path) -> None:
-    """A reload is there to take it in."""
+def test_a_new_authority_in_the_same_file_makes_a_new_context(tmp_path: Path) -> None:
+    """A reload uses it."""
     before = build_tls(_with_authority(tmp_path / "ca.pem"))
     assert build_tls(_with_authority(tmp_path / "ca.pem")) is not before
 
 
-def test_no_authorities_of_the_system_are_read_where_nobody_speaks_tls(tmp_path: Path) -> None:
-    """The file alone is, and nothing else would be trusted."""
+def test_the_systems_authorities_are_not_loaded_without_tls(tmp_path: Path) -> None:
+    """Only the file is loaded, and nothing else is trusted."""
     assert build_tls(account(**PLAIN)) is None
     trusting = build_tls(_with_authority(tmp_path / "ca.pem", **PLAIN))
     assert trusting is not None
@@ -73,15 +73,15 @@ def test_no_authorities_of_the_system_are_read_where_nobody_speaks_tls(tmp_path:
 
 
 @pytest.mark.parametrize("urls", [{}, PLAIN])
-def test_a_file_without_a_certificate_is_told_at_the_start(tmp_path: Path, urls: dict[str, str]) -> None:
-    """Whether or not it would be needed: whoever names it means it."""
+def test_a_file_without_a_certificate_is_refused_at_the_start(tmp_path: Path, urls: dict[str, str]) -> None:
+    """Even if no server needs it."""
     (tmp_path / "ca.pem").write_text("no certificate")
     with pytest.raises(ListenError, match=r"tls\.ca_file .*ca\.pem holds no certificate in PEM form"):
         build_tls(account(CFPROXY_TLS__CA_FILE=str(tmp_path / "ca.pem"), **urls))
 
 
-def test_each_bound_of_the_settings_holds_for_clients() -> None:
-    """None is lost or taken for another one between the configuration and the listener."""
+def test_each_limit_of_the_settings_reaches_the_listener() -> None:
+    """None is lost or mistaken for another one."""
     made = build_limits(
         account(
             CFPROXY_LIMITS__LINE="2KiB",
@@ -102,17 +102,17 @@ def test_each_bound_of_the_settings_holds_for_clients() -> None:
 @pytest.mark.parametrize(
     ("allowed", "connections", "upstream", "share"),
     [
-        (20_000, 10_100, 1000, 1.0),  # those that wait for their turn have no connection to the API
+        (20_000, 10_100, 1000, 1.0),  # waiting requests have no connection to the API
         (4096, 4096, 1000, (4096 - SPARE_FILES) / 5096),
-        (4096, 1500, 9000, 1.0),  # there are never more to the API than there are clients
+        (4096, 1500, 9000, 1.0),  # there are never more connections to the API than clients
         (4096, 3000, 9000, (4096 - SPARE_FILES) / 6000),
         (64, 4096, 1000, 0.0),
     ],
 )
-def test_as_many_connections_are_let_in_as_there_are_open_files_for(
+def test_the_limit_of_open_files_limits_the_connections(
     monkeypatch: pytest.MonkeyPatch, allowed: int, connections: int, upstream: int, share: float
 ) -> None:
-    """A file for each connection of a client, and one for each that these can have to the API."""
+    """Each client connection needs a file, and each connection to the API another one."""
     monkeypatch.setattr(factory, "open_files_for", lambda wanted: min(wanted, allowed))
     made = account(CFPROXY_LIMITS__CONNECTIONS=str(connections), CFPROXY_LIMITS__UPSTREAM=str(upstream))
     assert factory.affordable_share([made]) == pytest.approx(share)
