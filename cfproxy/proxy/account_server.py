@@ -98,6 +98,7 @@ class AccountServer:
             settings.connection_limits, loop.time, loop.call_later, self._log_ended
         )
         self.port: int | None = None  # of the listener; None for a Unix socket, or until it listens
+        self.generation = object()  # of the settings of all accounts; see `accounts_changed`
         self.draining = False
         self.refusing = False
         self.failure: UpstreamError | None = None  # why the latest request got no answer
@@ -119,6 +120,7 @@ class AccountServer:
             an event that is set once every earlier request has ended.
         """
         self.settings, self.forwarder = settings, forwarder
+        self.accounts_changed()
         self.connections.limits = settings.connection_limits
         ended = asyncio.Event()
         if self._busy:
@@ -126,6 +128,10 @@ class AccountServer:
         else:
             ended.set()
         return ended
+
+    def accounts_changed(self) -> None:
+        """Admit requests anew: they may depend on the settings and access keys of an account that changed."""
+        self.generation = object()
 
     def drain(self, *, refuse: bool = True) -> None:
         """Close each connection after its current request; with `refuse`, refuse further requests."""

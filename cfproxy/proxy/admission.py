@@ -1,7 +1,7 @@
 """Admits requests, and builds what is forwarded of them.
 
 Clients usually repeat their headers, so what follows from the header fields alone is cached with them. It
-depends on their bytes, the connection and the settings, and is used only with the same three.
+depends on their bytes, the connection and the settings of all accounts, and is used only with the same three.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Admission:
 
     Args:
         request_ids: that the client sent.
-        listener_settings: of the listener that received the request.
+        generation: of the settings (see `AccountServer.accounts_changed`).
         account: the server of the account that the access key selects; by default the listener's own.
         settings: of that account.
         web_origin: the web origin that may read the answer; None if no page may.
@@ -53,7 +53,7 @@ class Admission:
     """
 
     request_ids: RequestIds
-    listener_settings: ProxySettings
+    generation: object
     account: AccountServer
     settings: ProxySettings
     web_origin: bytes | None
@@ -95,14 +95,11 @@ class Admission:
         )
 
 
-def admit(
-    listener: AccountServer, listener_settings: ProxySettings, request: Request, request_ids: RequestIds
-) -> Admission:
+def admit(listener: AccountServer, request: Request, request_ids: RequestIds) -> Admission:
     """Check a request against the rules of the listener and of the account that serves it.
 
     Args:
         listener: the server whose listener received the request.
-        listener_settings: of that listener.
         request: the request.
         request_ids: in its header fields.
 
@@ -115,24 +112,23 @@ def admit(
         raise ShuttingDown("cfproxy is shutting down; send the request again in a moment")
     fields = request.fields
     admission: Admission | None = fields.cache
-    if admission is None or admission.listener_settings is not listener_settings:
+    if admission is None or admission.generation is not listener.generation:
         admission = fields.cache = _admit_fields(listener, fields, request_ids, request.connection)
-    method, settings = check_method(request.method), admission.settings
-    for each in (listener_settings,) if settings is listener_settings else (listener_settings, settings):
-        if each.rules.methods or each.rules.paths:
-            each.rules.check_target(method, request.target, fields.raw)
+    method, own, selected = check_method(request.method), listener.settings.rules, admission.settings.rules
+    for rules in (own,) if selected is own else (own, selected):
+        if rules.methods or rules.paths:
+            rules.check_target(method, request.target, fields.raw)
     return admission
 
 
 def _admit_fields(
     listener: AccountServer, fields: RequestFields, request_ids: RequestIds, connection: ClientConnection
 ) -> Admission:
-    listener_settings = listener.settings
-    headers, rules = fields.raw, listener_settings.rules
+    headers, rules = fields.raw, listener.settings.rules
     host = check_caller(listener, headers, connection)
     key = rules.check_key(headers)
     account = listener if key is None else listener.account_for(key)
-    settings = listener_settings if account is listener else account.settings
+    settings = account.settings
     check_fields(fields.version, headers, settings.origin.via)
     if settings.sends_id and request_ids.client_id is None:  # an ID of ours replaces invalid ones
         headers = tuple(header for header in headers if normalise(header[0]) != b"x-request-id")
@@ -144,7 +140,7 @@ def _admit_fields(
     program = hash(named.get(b"user-agent")) % USER_AGENTS_MAX
     return Admission(
         request_ids,
-        listener_settings,
+        listener.generation,
         account,
         settings,
         listed_origin(headers, rules.origins) if rules.origins else None,

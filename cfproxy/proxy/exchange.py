@@ -194,7 +194,7 @@ class Exchange:
     def _admit(self) -> Call:
         """Check the request and build what is sent to the upstream."""
         request = self._request
-        admission = admit(self._listener, self._listener_settings, request, self._ids)
+        admission = admit(self._listener, request, self._ids)
         self._admission, self._account, self._settings = admission, admission.account, admission.settings
         head = admission.build_head(request, self._request_id)
         if request.body is not None:

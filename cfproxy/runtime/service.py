@@ -267,6 +267,7 @@ class Service:
             {account.settings.upstream_origin: account.queue.state for account in accounts},
         )
         for account in accounts:
+            account.server.accounts_changed()
             before = running.pop(account.name, None)
             if account is not before:
                 self._activate(account, before)

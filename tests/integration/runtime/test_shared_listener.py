@@ -90,6 +90,18 @@ async def test_a_key_follows_its_account_through_a_reload(tmp_path: Path) -> Non
         assert (world.sandbox.api_requests, acme.api_requests) == (1, 1)
 
 
+async def test_new_rules_of_an_account_apply_on_open_connections_of_another_listener(tmp_path: Path) -> None:
+    """Although nothing has changed for the listener that the requests come in on."""
+    async with with_acme(tmp_path) as (world, acme):
+        assert await world.call(**ACME) == 200
+        account = json.loads(world.environ["CFPROXY_ACCOUNTS__ACME"])
+        account["access"] = {"keys": [], "paths": ["!/v1/jobs"]}
+        await world.reload(ACCOUNTS__ACME=json.dumps(account))
+        assert await world.call(**ACME) == 403
+        assert await world.call(**HUB) == 200
+        assert acme.api_requests == 1
+
+
 async def test_the_key_of_an_account_that_is_not_served_gives_no_access(tmp_path: Path) -> None:
     """`serve --account` does not let clients of other accounts use this account's login."""
     async with with_acme(tmp_path) as (world, acme):
