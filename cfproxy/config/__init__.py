@@ -14,14 +14,10 @@ from cfproxy.config.render import filled_file, json_schema, render_settings, sta
 from cfproxy.config.settings import (
     Access,
     Account,
-    Limits,
     Log,
     Pacing,
-    Retry,
     Settings,
     Store,
-    Timeouts,
-    Tls,
 )
 from cfproxy.config.sources import find_config
 
@@ -29,17 +25,13 @@ __all__ = [
     "Access",
     "AccessKey",
     "Account",
-    "Limits",
     "LocalUser",
     "Log",
     "Pacing",
     "RedisAddress",
-    "Retry",
     "Settings",
     "Store",
     "TcpAddress",
-    "Timeouts",
-    "Tls",
     "UnixAddress",
     "account_names",
     "filled_file",

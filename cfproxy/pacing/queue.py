@@ -145,14 +145,11 @@ class FairQueue:
 
     def throttle(self, pause_s: float, *, step_down: bool) -> None:
         """Pause after a 429 or a 503 with Retry-After; `step_down` (after a 429) also reduces the rate."""
-        stepped = step_down and self.step_down()
+        now = self._clock.monotonic()
+        stepped = step_down and self._limiter.step_down(now)
         self._refusals += step_down
-        self.pause(self._clock.monotonic() + pause_s)
+        self.pause(now + pause_s)
         self.on_throttle(pause_s, stepped)
-
-    def step_down(self) -> bool:
-        """Reduce the rate after a 429; see `Limiter.step_down`."""
-        return self._limiter.step_down(self._clock.monotonic())
 
     def state(self) -> QueueState:
         """Return a snapshot."""

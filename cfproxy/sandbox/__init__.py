@@ -3,7 +3,7 @@
 `Sandbox` runs the accounts server, the API, the object store and the control plane on one port.
 `Behaviour` holds its settings (`parse_setting` reads one from text), `Fault` describes one misbehaviour,
 `TokenRequest` one call of the token endpoint, and `approve` presses the buttons of the login page.
-The sandbox uses nothing of the proxy except its errors, so that both sides of a test stay independent.
+The sandbox shares only the ground modules with the proxy, so that both sides of a test stay independent.
 """
 
 from cfproxy.sandbox.app import Sandbox

@@ -19,6 +19,7 @@ from cfproxy.sandbox.behaviour import Behaviour
 from cfproxy.sandbox.faults import answer_with, next_fault
 from cfproxy.sandbox.grants import Grants
 from cfproxy.sandbox.journal import Journal
+from cfproxy.sandbox.problem import read_body
 from cfproxy.sandbox.rules import SCOPES, Refused, parse_scope
 
 FORM_MAX_BYTES = 65536
@@ -146,11 +147,9 @@ async def _read_form(request: web.Request) -> dict[str, str]:
     """Read a form's fields; raise `Refused` for duplicates (RFC 6749 §3.2) and for invalid UTF-8."""
     if request.content_type != "application/x-www-form-urlencoded":
         raise web.HTTPUnsupportedMediaType
-    body = bytearray()
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > FORM_MAX_BYTES:
-            raise web.HTTPRequestEntityTooLarge(FORM_MAX_BYTES, len(body))
+    body = await read_body(request, FORM_MAX_BYTES)
+    if body is None:
+        raise web.HTTPRequestEntityTooLarge(FORM_MAX_BYTES, FORM_MAX_BYTES + 1)
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict")
     except UnicodeDecodeError:

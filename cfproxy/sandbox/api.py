@@ -33,25 +33,20 @@ class Api:
 
     def routes(self) -> list[Route]:
         """Return the routes."""
+        studio = self._studio
         table: list[tuple[str, str, Handler]] = [
-            ("GET", "/jobs", self._list_jobs),
-            ("GET", "/jobs/([^/]+)", self._get_job),
+            ("GET", "/jobs", _lister(studio.jobs, "clientId")),
+            ("GET", "/jobs/([^/]+)", _getter(studio.jobs)),
             ("PUT", "/jobs/([^/]+)", self._put_job),
             ("GET", "/jobs/([^/]+)/get-job-status-overview", self._summarise_job),
-            ("GET", "/products", self._list_products),
-            ("GET", "/products/([^/]+)", self._get_product),
-            ("GET", "/workunits/([^/]+)", self._get_work_unit),
+            ("GET", "/products", _lister(studio.products, "jobId")),
+            ("GET", "/products/([^/]+)", _getter(studio.products)),
+            ("GET", "/workunits/([^/]+)", _getter(studio.work_units)),
             ("GET", "/productiontypes", self._list_production_types),
             ("GET", "/outfits", self._list_outfits),
             ("POST", "/assets/get-presigned-url", self._presign),
         ]
         return [Route(method, re.compile(path), handler) for method, path, handler in table]
-
-    async def _list_jobs(self, request: web.Request) -> web.Response:
-        return self._list(request, list(self._studio.jobs.values()), "clientId")
-
-    async def _list_products(self, request: web.Request) -> web.Response:
-        return self._list(request, list(self._studio.products.values()), "jobId")
 
     async def _list_outfits(self, request: web.Request) -> web.Response:
         wanted = request.query.get("productId")
@@ -63,15 +58,6 @@ class Api:
 
     async def _list_production_types(self, _request: web.Request) -> web.Response:
         return web.json_response(self._studio.production_types)
-
-    async def _get_job(self, _request: web.Request, job_id: str) -> web.Response:
-        return web.json_response(find(self._studio.jobs, job_id))
-
-    async def _get_product(self, _request: web.Request, product_id: str) -> web.Response:
-        return web.json_response(find(self._studio.products, product_id))
-
-    async def _get_work_unit(self, _request: web.Request, unit_id: str) -> web.Response:
-        return web.json_response(find(self._studio.work_units, unit_id))
 
     async def _summarise_job(self, _request: web.Request, job_id: str) -> web.Response:
         return web.json_response(self._studio.summarise_job(find(self._studio.jobs, job_id)["id"]))
@@ -96,12 +82,23 @@ class Api:
             product_id = find(self._studio.products, str(product_id))["id"]
         return web.json_response(self._assets.presign(str(file_name), product_id))
 
-    def _list(self, request: web.Request, records: list[Record], filter_field: str) -> web.Response:
-        wanted = request.query.get(filter_field)
+
+def _getter(table: dict[str, Record]) -> Handler:
+    async def get(_request: web.Request, record_id: str) -> web.Response:
+        return web.json_response(find(table, record_id))
+
+    return get
+
+
+def _lister(table: dict[str, Record], filter_field: str) -> Handler:
+    async def list_records(request: web.Request) -> web.Response:
+        wanted, records = request.query.get(filter_field), list(table.values())
         if wanted is not None:
             wanted = check_id(filter_field, wanted)
             records = [record for record in records if record[filter_field] == wanted]
         return paginate(records, request.query)
+
+    return list_records
 
 
 def _is_text(value: object) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 from aiohttp import web
 
+from cfproxy.hosts import render_authority
 from cfproxy.sandbox import pages, probes
 from cfproxy.sandbox.accounts import Accounts
 from cfproxy.sandbox.api import Api
@@ -66,7 +67,7 @@ class Sandbox:
             raise
         self._runner = runner
         bound_port = runner.addresses[0][1]
-        self.grants.issuer = self._assets.base_url = f"http://{_bracket(host)}:{bound_port}"
+        self.grants.issuer = self._assets.base_url = f"http://{render_authority(host, bound_port)}"
 
     async def close(self) -> None:
         """Stop listening and close every connection."""
@@ -161,7 +162,3 @@ class Sandbox:
 
     async def _paste(self, request: web.Request) -> web.Response:
         return pages.render_paste(f"{self.url}{request.raw_path}")
-
-
-def _bracket(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 FaultKind = Literal["status", "stall", "reset", "lost", "html", "garbage", "slow"]
-FAULT_KINDS: tuple[str, ...] = get_args(FaultKind)
 
 _Flag = Annotated[bool, Field(strict=True)]
 _Text = Annotated[str, Field(strict=True, min_length=1)]

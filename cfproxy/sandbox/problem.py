@@ -9,6 +9,7 @@ import json
 import secrets
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -20,6 +21,7 @@ _PAGE_SIZE_MAX = 1000
 _TYPE = "https://tools.ietf.org/html/rfc9110#section-15.5.{}"
 
 
+@dataclass(eq=False)
 class ApiProblem(Exception):
     """An API error.
 
@@ -30,18 +32,10 @@ class ApiProblem(Exception):
         headers: further headers of the response.
     """
 
-    def __init__(
-        self,
-        status: int,
-        title: str,
-        errors: Mapping[str, list[str]] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(title)
-        self.status = status
-        self.title = title
-        self.errors = errors
-        self.headers = headers or {}
+    status: int
+    title: str
+    errors: Mapping[str, list[str]] | None = None
+    headers: Mapping[str, str] | None = None
 
     def render(self) -> web.Response:
         """Return the response."""
@@ -94,11 +88,9 @@ async def read_json(request: web.Request) -> dict[str, Any]:
     """Read a JSON object; raise 415 for another type, 413 beyond 1 MiB, 400 if it is not a JSON object."""
     if request.content_type != "application/json":
         raise ApiProblem(415, "Unsupported Media Type")
-    body = bytearray()
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > JSON_MAX_BYTES:
-            raise ApiProblem(413, "Content Too Large")
+    body = await read_body(request, JSON_MAX_BYTES)
+    if body is None:
+        raise ApiProblem(413, "Content Too Large")
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
@@ -106,3 +98,13 @@ async def read_json(request: web.Request) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise invalid("$", "The body is not a JSON object.")
     return document
+
+
+async def read_body(request: web.Request, max_bytes: int) -> bytes | None:
+    """Read a whole body; return None if it has more than `max_bytes`."""
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > max_bytes:
+            return None
+    return bytes(body)

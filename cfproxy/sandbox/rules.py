@@ -7,12 +7,14 @@ import hashlib
 import hmac
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 SCOPES = ("cfgateway", "offline_access")
 # RFC 7636 §4.1.
 _VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
 
 
+@dataclass(eq=False)
 class Refused(Exception):
     """The token endpoint's error response (RFC 6749 §5.2).
 
@@ -21,10 +23,8 @@ class Refused(Exception):
         reason: what was wrong, for the journal only: the real server sends no more than the code.
     """
 
-    def __init__(self, error: str, reason: str) -> None:
-        super().__init__(f"{error}: {reason}")
-        self.error = error
-        self.reason = reason
+    error: str
+    reason: str
 
 
 def parse_scope(text: str, *, known: str = " ".join(SCOPES)) -> str | None:

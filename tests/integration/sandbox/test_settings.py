@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfproxy.sandbox import Behaviour, Fault, InvalidSettings, parse_setting
-from cfproxy.sandbox.behaviour import FAULT_KINDS
+from cfproxy.sandbox.behaviour import FaultKind
 from tests.support.paths import ROOT
 
 DOCUMENT = ROOT / "docs" / "sandbox.md"
@@ -215,7 +215,7 @@ def test_the_documentation_lists_every_setting() -> None:
 def test_the_documentation_lists_every_fault() -> None:
     """Every kind of fault and every field of a fault has a row in docs/sandbox.md."""
     text = DOCUMENT.read_text(encoding="utf-8")
-    names = [*FAULT_KINDS, *(each.name for each in fields(Fault) if each.name != "kind")]
+    names = [*get_args(FaultKind), *(each.name for each in fields(Fault) if each.name != "kind")]
     assert [name for name in names if f"\n| `{name}` |" not in text] == []
 
 

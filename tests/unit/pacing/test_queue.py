@@ -115,7 +115,7 @@ async def play(scene: Scene, move: str, what: Any) -> None:
     elif move == "pause":
         scene.fair_queue.pause(scene.clock.monotonic() + what)
     elif move == "step_down":
-        scene.fair_queue.step_down()
+        scene.limit.step_down(scene.clock.monotonic())
     await scene.clock.settle()
 
 
@@ -498,7 +498,7 @@ async def test_its_state_can_be_read(scene: Scene) -> None:
     await fill(scene, "a", 30)
     until = scene.clock.monotonic() + 2.0
     scene.fair_queue.pause(until)
-    assert scene.fair_queue.step_down()
+    assert scene.limit.step_down(scene.clock.monotonic())
     await scene.clock.advance(1.0)
     state = scene.fair_queue.state()
     assert (state.waiting, state.departures, state.paused_until) == (30, 10, until)
