@@ -38,7 +38,7 @@ class CachedLogin:
         store: keeps the login.
         clock: the wall clock and the monotonic clock.
         log: the account is bound to it.
-        on_news: called after someone else changed or removed the login; the argument says whether it is
+        on_change: called after someone else changed or removed the login; the argument says whether it is
             another login, rather than another token of the same one.
         chance: returns a number from 0 to 1; called once.
 
@@ -58,14 +58,14 @@ class CachedLogin:
         store: TokenStore,
         clock: Clock,
         log: FilteringBoundLogger,
-        on_news: Callable[[bool], None],
+        on_change: Callable[[bool], None],
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._app = app
         self._store = store
         self._clock = clock
         self._log = log
-        self._on_news = on_news
+        self._on_change = on_change
         self._early_share = 1 - (1 - LATEST_SHARE) * chance() if store.shared else 1.0
 
         self.login: Login | None = None
@@ -197,11 +197,11 @@ class CachedLogin:
         before = self.login
         if stored is None or not stored.belongs_to(self._app):
             self._set(stored, -math.inf)
-            self._on_news(True)
+            self._on_change(True)
         elif before is None or not _same_tokens(stored, before):
             self._set(stored, self._clock.monotonic() + stored.token.remaining_s(self._clock.time()))
             self._log.info("login.adopted", serial=stored.serial, expires_at=instant(stored.token.expires_at))
-            self._on_news(before is None or stored.login_at != before.login_at)
+            self._on_change(before is None or stored.login_at != before.login_at)
         else:
             self._set(stored)
 

@@ -193,12 +193,12 @@ async def _claim(plan: LoginPlan, state: str | None) -> Attempt:
     if reason == "used":
         text = "this login was finished already; if it was not by you, log out, and"
     elif reason == "expired":
-        text = "this login was begun more than 30 minutes ago, and its code has expired;"
+        text = "this login was started more than 30 minutes ago, and its code has expired;"
     elif state is None:
-        text = "a bare code needs a login that was begun here, and none is pending;"
+        text = "a bare code needs a login that was started here, and none is pending;"
     else:
         text = (
-            "this address belongs to no login that was begun here (unknown state); "
+            "this address belongs to no login that was started here (unknown state); "
             "paste the one that this login ended on, or"
         )
         raise LoginFailed(f"{text} {_again(plan)}", curable=True)
@@ -227,7 +227,7 @@ async def _exchange(plan: LoginPlan, attempt: Attempt, code: _Code) -> Login:
         raise replace(error, message=f"{error.message}; {advice}") from None
     except Misconfigured:
         # Servers check the app before the code. If this one used the code up all the same, the next attempt
-        # is told so.
+        # fails with that message.
         code.unused = True
         raise
     except GrantRefused as error:
@@ -276,7 +276,7 @@ def finish_command(plan: LoginPlan) -> str:
 
 
 def _again(plan: LoginPlan) -> str:
-    return f"begin again with: {plan.app.login_command}"
+    return f"start again with: {plan.app.login_command}"
 
 
 async def _uninterrupted(work: Coroutine[Any, Any, _T]) -> _T:

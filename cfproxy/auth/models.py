@@ -173,7 +173,7 @@ class Attempt:
         redirect_uri: as sent to the authorize endpoint; the token endpoint compares it.
         client_id: the app.
         created_at: wall-clock instant; the attempt expires `ATTEMPT_LIFETIME_S` later.
-        used: it was claimed; what is left only tells that, until it expires.
+        used: it was claimed; what is left is a marker, until it expires.
     """
 
     account: str
@@ -268,7 +268,7 @@ def new_login(
 
 
 def login_problem(login: Login | None, app: App) -> LoginRequired | None:
-    """Return why nobody but a person can renew this login; None when it can be renewed."""
+    """Return why only a person can renew this login, None if it can be refreshed."""
     if app.grant == "client_credentials":
         return None
     who, cure = f"account '{app.account}'", f"run: {app.login_command}"

@@ -69,8 +69,8 @@ def parse_redirect(text: str) -> Redirect:
     if len(text) > REDIRECT_MAX_CHARS:
         raise _unfit("that is too long for an address; paste only the address the browser ended up on")
     text = "".join(line.strip() for line in text.strip(_WRAPPERS).splitlines()).strip(_WRAPPERS + "&")
-    head, mark, query = _partition(text)
-    if not mark:
+    head, delimiter, query = _partition(text)
+    if not delimiter:
         return _bare_code(text)
     values = _parameters(query)
     base = base_of(head) if "://" in head else None

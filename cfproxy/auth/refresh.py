@@ -71,7 +71,7 @@ class Refresh:
         if not ask:
             return
         # Another process may have refreshed while this one waited for the lock, or before the rejection.
-        if self._accepted(rejected) and not self._cached.due():
+        if self._has_token_other_than(rejected) and not self._cached.due():
             return
         if (problem := self._cached.problem()) is not None:
             raise problem
@@ -94,7 +94,7 @@ class Refresh:
             raise error
         await self._request_client_credentials(error)
 
-    def _accepted(self, rejected: Token | None) -> bool:
+    def _has_token_other_than(self, rejected: Token | None) -> bool:
         """Return whether there is a usable token other than `rejected`."""
         token = self._cached.usable()
         return token is not None and (rejected is None or token.value != rejected.value)
@@ -121,9 +121,9 @@ class Refresh:
         try:
             reply = await self.endpoint.refresh(refresh_token, lease.held)
         except (TokenEndpointUnavailable, Misconfigured) as error:
-            unspent = isinstance(error, Misconfigured) or not error.sent or error.answered
+            unused = isinstance(error, Misconfigured) or not error.sent or error.answered
             # This attempt says nothing about an earlier one whose outcome is unknown: that mark stays.
-            if unspent and before.presented_at is None:
+            if unused and before.presented_at is None:
                 await self._unmark(marked, lease)
             raise
         except GrantRefused:
@@ -139,7 +139,7 @@ class Refresh:
                 so the refresh can wait until saving works; or other machines use the store, and without
                 the mark one of them could send the same refresh token.
         """
-        if not self._cached.shared and not self._accepted(rejected):
+        if not self._cached.shared and not self._has_token_other_than(rejected):
             # No good token is left: serving callers is more important than the mark.
             await self._cached.keep(marked)
             if self._cached.unsaved:

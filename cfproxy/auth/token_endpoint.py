@@ -280,9 +280,9 @@ def _explain(error: Exception, *, sent: bool) -> str:
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "cannot be found: its name does not resolve; check the network and the URL"
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return "shows a certificate that is not trusted; check the clock, tls.ca_file and who intercepts TLS"
+        return "shows a certificate that is not trusted; check the clock, tls.ca_file and what intercepts TLS"
     if isinstance(error, aiohttp.ClientSSLError):
-        return "does not complete the TLS handshake; check the URL and who intercepts TLS"
+        return "does not complete the TLS handshake; check the URL and what intercepts TLS"
     if isinstance(error, TimeoutError):
         return "accepted no connection in time; check the network"
     return "cannot be reached; check the network and the URL"

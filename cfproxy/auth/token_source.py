@@ -77,7 +77,7 @@ class TokenSource:
         self._clock = clock
         self._log = log.bind(account=app.account)
         self._lock_timeout_s = endpoint_timeout_s + LOCK_SLACK_S
-        self._cached = CachedLogin(app, store, clock, self._log, self._on_news, chance)
+        self._cached = CachedLogin(app, store, clock, self._log, self._on_change, chance)
         self._refresh = Refresh(app, self._cached, endpoint, clock, self._log)
         self._backoff = Backoff(jitter)
         self._hold = Hold()
@@ -244,7 +244,7 @@ class TokenSource:
         if lasting and self._cached.login is None and self._backoff.left_s(self._clock.monotonic()) == 0:
             self._backoff.stop(error, self._check_at)
 
-    def _on_news(self, another_login: bool) -> None:
+    def _on_change(self, another_login: bool) -> None:
         self._backoff.clear()
         # A refresh by another process is no sign that refreshing helps.
         if another_login:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cfproxy.auth.models import TokenReply
 from cfproxy.errors import CfproxyError, GrantRefused, Misconfigured, TokenEndpointUnavailable
 from cfproxy.secret import Secret
-from tests.integration.auth.test_token_endpoint import MARKER, answer, assert_silent, endpoint_at, listening
+from tests.integration.auth.raw_server import MARKER, answer, assert_silent, endpoint_at, listening
 from tests.security.garbage import NO_ANSWERS, SPICES
 from tests.support.examples import examples
 

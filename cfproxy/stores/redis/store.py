@@ -10,8 +10,8 @@ Invariants:
    (`by`) had a higher fence. What it could not write for that reason it may still keep and save later.
 3. Every command may arrive twice: `write` tells a repetition from a second writer.
 4. No request costs a round trip: `stamp` answers from what `subscription.py` has heard.
-5. A server that has lost the key (emptied, evicted, restarted without its data) gets it back from whoever
-   knows it: only `delete` forgets a login, and it leaves the hash.
+5. A server that has lost the key (emptied, evicted, restarted without its data) gets it back from any
+   process that knows it: only `delete` forgets a login, and it leaves the hash.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class RedisStore:
         key = _key(account, "attempts")
         with naming_errors(self._where):
             await self._client.hset(key, attempt.state.fingerprint(), content)
-            # Twice the lifetime: whoever comes too late is told so.
+            # Twice the lifetime, so that late claims are reported as expired.
             await self._client.expire(key, int(2 * ATTEMPT_LIFETIME_S))
 
     async def claim_attempt(self, account: str, state: str | None, now: float) -> Attempt:
@@ -265,7 +265,7 @@ class RedisStore:
 
     async def _restore(self, account: str, version: int, content: bytes) -> None:
         with naming_errors(self._where):
-            # One more than is known: whoever still works on the old record must not mistake it for that.
+            # One more than the known version, so that nobody mistakes it for the old record.
             write, channel = secrets.token_hex(8), _key(account, "news")
             await self._restore_script([_key(account, "login")], [write, version + 1, channel, content])
         raise StoreUnavailable(

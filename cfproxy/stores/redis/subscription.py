@@ -1,7 +1,7 @@
 """Notices that someone else has changed a record, without asking for each request.
 
 After a gap in the subscription the version is asked for once, and every `POLL_S` after that. A subscription
-that missed a change is opened anew. Failures are silent here: whoever needs the record meets them too.
+that missed a change is opened anew. Failures are silent here: a caller that needs the record meets them too.
 """
 
 from __future__ import annotations

@@ -274,7 +274,7 @@ async def test_a_login_requires_a_key_if_clients_do() -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda url: url.replace("state=", "state=x"), "belongs to no login that was begun here"),
+        (lambda url: url.replace("state=", "state=x"), "belongs to no login that was started here"),
         (lambda url: url.replace("https://", "https://not."), "that address is not at redirect_uri"),
         (lambda _: "https://integration.example/callback?error=access_denied", "access was denied"),
         (lambda _: "hello there", "neither an address nor a code"),
@@ -312,7 +312,7 @@ async def test_a_failure_at_the_token_endpoint_is_explained() -> None:
         url, _ = await browser.begin()
         browser.sandbox.inject("token", Fault("status", status=503))
         down = await browser.paste(await approve(url))
-        assert (down.status, "begin again" in alert(down)) == (503, True)
+        assert (down.status, "start again" in alert(down)) == (503, True)
         assert "Retry-After" in down.headers
         url, _ = await browser.begin()
         browser.sandbox.behaviour.code_lifetime_s = 0.0

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import json
 import socket
 import ssl
 import time
-import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
@@ -20,100 +15,21 @@ import trustme
 from oauthlib.oauth2 import BackendApplicationClient, WebApplicationClient
 
 from cfproxy import __version__
-from cfproxy.auth.interfaces import TokenEndpoint
-from cfproxy.auth.token_endpoint import REPLY_MAX_BYTES, HttpTokenEndpoint
-from cfproxy.errors import CfproxyError, GrantRefused, Misconfigured, TokenEndpointUnavailable
+from cfproxy.auth.token_endpoint import REPLY_MAX_BYTES
+from cfproxy.errors import CfproxyError, GrantRefused, Misconfigured
 from cfproxy.secret import Secret
-
-CLIENT_SECRET = "MARKERclientMARKER"
-REFRESH_TOKEN = "MARKERrefreshMARKER"
-ACCESS_TOKEN = "MARKERaccessMARKER"
-MARKER = "MARKER"
-
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-def answer(status: int, document: Any = None, *headers: str, body: bytes | None = None) -> bytes:
-    content = json.dumps(document).encode() if body is None else body
-    lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(content)}", "Content-Type: application/json"]
-    return "\r\n".join([*lines, *headers, "", ""]).encode() + content
-
-
-GOOD = answer(200, {"access_token": ACCESS_TOKEN, "token_type": "Bearer", "expires_in": 60})
-
-
-class RawServer:
-    """A server that records every request and sends given bytes, or runs a given handler."""
-
-    def __init__(self, script: bytes | Handler) -> None:
-        self.script = script
-        self.heads: list[str] = []
-        self.forms: list[dict[str, str]] = []
-        self.connections = 0
-        self.origin = ""
-
-    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            length = int(head.lower().split("content-length:")[1].split("\r\n")[0])
-            self.heads.append(head)
-            self.forms.append(dict(parse_qsl((await reader.readexactly(length)).decode())))
-            if isinstance(self.script, bytes):
-                writer.write(self.script)
-                await writer.drain()
-            else:
-                await self.script(reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-
-@asynccontextmanager
-async def listening(
-    script: bytes | Handler, context: ssl.SSLContext | None = None
-) -> AsyncIterator[RawServer]:
-    ours = RawServer(script)
-    async with await asyncio.start_server(ours, "127.0.0.1", 0, ssl=context) as server:
-        scheme = "http" if context is None else "https"
-        ours.origin = f"{scheme}://localhost:{server.sockets[0].getsockname()[1]}"
-        yield ours
-
-
-def endpoint_at(origin: str, **options: Any) -> HttpTokenEndpoint:
-    settings: dict[str, Any] = {
-        "client_id": "app-1",
-        "client_secret": Secret(CLIENT_SECRET),
-        "token_url": f"{origin}/connect/token",
-        "revocation_url": f"{origin}/connect/revocation",
-        "scope": "cfgateway offline_access",
-        "timeout_s": 10,
-        "connect_timeout_s": 5,
-    }
-    return HttpTokenEndpoint(**settings | options)
-
-
-async def refuse(endpoint: TokenEndpoint) -> TokenEndpointUnavailable:
-    """Return the error of a refresh, after checking everything that a debugger or log could print of it."""
-    with pytest.raises(TokenEndpointUnavailable) as caught:
-        await endpoint.refresh(Secret(REFRESH_TOKEN))
-    assert_silent(caught.value)
-    assert "localhost" in str(caught.value) or ".invalid" in str(caught.value)
-    return caught.value
-
-
-def assert_silent(error: CfproxyError) -> None:
-    assert error.__cause__ is None
-    assert error.__context__ is None
-    # Our package's frames only: this file's own hold the markers.
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    ours = [frame for frame in frames if "cfproxy" in frame.f_globals["__name__"]]
-    assert ours
-    shown = [str(error), repr(error), *(repr(frame.f_locals) for frame in ours)]
-    assert not [text for text in shown if MARKER in text]
-    assert "\n" not in str(error)
-
+from tests.integration.auth.raw_server import (
+    ACCESS_TOKEN,
+    CLIENT_SECRET,
+    GOOD,
+    REFRESH_TOKEN,
+    Handler,
+    answer,
+    assert_silent,
+    endpoint_at,
+    listening,
+    refuse,
+)
 
 # --- requests ----------------------------------------------------------------------------
 
@@ -404,63 +320,3 @@ async def test_secret_that_cannot_be_encoded_shows_nowhere() -> None:
     async with listening(GOOD) as server:
         await endpoint_at(server.origin, client_secret=Secret("s\udce4\ud800")).client_credentials()
     assert server.connections == 1
-
-
-# --- revocation --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("script", "revoked"),
-    [
-        (answer(200, {}), True),
-        (answer(404, {}), False),
-        (answer(400, {"error": "unsupported_token_type"}), False),
-    ],
-)
-async def test_token_is_revoked_if_the_server_can(script: bytes, revoked: bool) -> None:
-    """RFC 7009: the response tells whether the token is revoked or the server can't."""
-    async with listening(script) as server:
-        assert await endpoint_at(server.origin).revoke(Secret("t"), "refresh_token") is revoked
-    assert server.heads[0].startswith("POST /connect/revocation ")
-    assert server.forms[0]["token_type_hint"] == "refresh_token"
-
-
-async def test_failed_revocation_shows_no_secret() -> None:
-    """The error holds no token; without a revocation URL nothing is sent."""
-    async with listening(answer(500, {})) as server:
-        with pytest.raises(TokenEndpointUnavailable, match="the revocation endpoint at localhost") as caught:
-            await endpoint_at(server.origin).revoke(Secret(REFRESH_TOKEN), "refresh_token")
-        assert_silent(caught.value)
-        assert not await endpoint_at(server.origin, revocation_url=None).revoke(Secret("t"), "access_token")
-    assert server.connections == 1
-
-
-# --- URLs that may receive secrets -------------------------------------------------------
-
-
-@pytest.mark.parametrize("key", ["token_url", "revocation_url"])
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://accounts.example/token",
-        "http://127.0.0.1.example/token",
-        "http://localhost.example/token",
-        "ftp://localhost/token",
-        "accounts.example/token",
-        "https://user:pass@accounts.example/token",
-        "https://accounts.example/token#x",
-        "https://accounts.example:99999/token",
-        "https://",
-        "",
-    ],
-)
-def test_secrets_never_travel_in_clear(key: str, url: str) -> None:
-    """Only https, or http on loopback, may receive a secret; the message names the key to correct."""
-    with pytest.raises(Misconfigured, match=key):
-        endpoint_at("https://accounts.example", **{key: url})
-
-
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8443", "[::1]:9", "127.9.9.9"])
-def test_loopback_needs_no_tls(host: str) -> None:
-    """A test server on this machine needs no certificate."""
-    assert isinstance(endpoint_at(f"http://{host}"), HttpTokenEndpoint)

@@ -153,7 +153,7 @@ def check(came: Redirect, redirect_uri: str = BASE) -> None:
         came,
         redirect_uri=redirect_uri,
         authorize_url="https://accounts.example/connect/authorize?tenant=1",
-        again="begin again",
+        again="start again",
     )
 
 
@@ -200,7 +200,7 @@ def test_issuer_is_compared_by_origin(iss: str) -> None:
 def test_each_kind_of_refusal_has_its_own_message() -> None:
     """A denial, a server error and a refused app have different messages."""
     messages = {
-        explain_error(error, "begin again")
+        explain_error(error, "start again")
         for error in (
             "access_denied",
             "server_error",
@@ -210,7 +210,7 @@ def test_each_kind_of_refusal_has_its_own_message() -> None:
         )
     }
     assert len(messages) == 5
-    assert all("begin again" in message for message in messages)
+    assert all("start again" in message for message in messages)
 
 
 def test_urls_are_compared_without_user_and_query() -> None:

@@ -7,7 +7,6 @@ import traceback
 
 import pytest
 
-from cfproxy.auth.models import Token
 from cfproxy.errors import (
     CfproxyError,
     LoginRequired,
@@ -16,7 +15,7 @@ from cfproxy.errors import (
     TokenEndpointUnavailable,
 )
 from cfproxy.secret import Secret
-from tests.support.fakes import World, down, refused
+from tests.support.fakes import World, down
 
 # Each kind of failure, and the error that callers get once no valid token is left.
 FAILURES = [
@@ -192,95 +191,6 @@ async def test_bug_in_a_refresh_is_logged_with_its_traceback(world: World) -> No
     await world.clock.advance(2)
     assert [event["exc_info"] for event in world.named("token.refresh_crashed")] == [True]
     assert (await token_source.get()).value == Secret("access-2")
-
-
-# --- client credentials ------------------------------------------------------------------
-
-
-async def test_client_credentials_need_no_login(credentials_world: World) -> None:
-    """The first token is requested at the start, without a login, and saved."""
-    world = credentials_world
-    token_source = await world.token_source()
-    await world.clock.settle()
-    assert world.endpoint.calls == [""]
-    assert (await token_source.get()).value == Secret("access-2")
-    stored = await world.stored()
-    assert (stored.serial, stored.refresh_token, stored.scope) == (1, None, "cfgateway")
-
-
-async def test_processes_share_the_token_of_client_credentials(credentials_world: World) -> None:
-    """A process that starts later uses the stored token."""
-    world = credentials_world
-    await (await world.token_source()).get()
-    assert (await (await world.token_source()).get()).value == Secret("access-2")
-    assert world.endpoint.calls == [""]
-
-
-async def test_client_credentials_replace_a_login_of_another_app(credentials_world: World) -> None:
-    """Another app's token is never used: a token of our own replaces it, in the store too."""
-    world = credentials_world
-    await world.put(client_id="another")
-    token_source = await world.token_source()
-    assert (await token_source.get()).value == Secret("access-2")
-    assert (await world.stored()).client_id == "app"
-
-
-async def test_client_credentials_request_a_new_token_after_a_logout(credentials_world: World) -> None:
-    """A deleted record is created again: there is no login that could be lost."""
-    world = credentials_world
-    token_source = await world.token_source()
-    await token_source.get()
-    await world.store.delete("default")
-    await world.clock.advance(1)
-    await token_source.check_store()
-    await world.clock.settle()
-    assert (await token_source.get()).value == Secret("access-3")
-
-
-async def test_invalid_grant_for_client_credentials_is_a_configuration_error(
-    credentials_world: World,
-) -> None:
-    """There is no login to renew, so the app's settings are wrong."""
-    world = credentials_world
-    world.endpoint.always = refused()
-    token_source = await world.token_source()
-    with pytest.raises(Misconfigured):
-        await token_source.get()
-    await world.clock.advance(30)
-    assert 2 <= len(world.endpoint.calls) <= 6
-
-
-async def test_client_credentials_clear_an_old_refusal(credentials_world: World) -> None:
-    """A new token clears what an earlier login has left in the record."""
-    world = credentials_world
-    at = world.clock.time()
-    await world.put_expired(refused_at=at, presented_at=at, answer_lost=True)
-    await (await world.token_source()).get()
-    stored = await world.stored()
-    assert (stored.refused_at, stored.presented_at, stored.answer_lost) == (None, None, False)
-
-
-async def test_flapping_store_does_not_shorten_the_backoff(credentials_world: World) -> None:
-    """Before the first token, too, the endpoint is asked once per step, whatever the store does."""
-    world = credentials_world
-    world.endpoint.always = down(retry_after_s=200.0)
-    token_source = await world.token_source()
-    for second in range(60):
-        await asyncio.gather(token_source.get(), return_exceptions=True)
-        await world.put(client_id="another", serial=second)
-        world.store.load_fault = StoreUnavailable("out of reach") if second % 2 else None
-        await world.clock.advance(1)
-    assert len(world.endpoint.calls) == 1
-
-
-async def test_token_of_another_app_is_never_used(credentials_world: World) -> None:
-    """While the endpoint is down, another app's valid token is still not used."""
-    world = credentials_world
-    await world.put(client_id="another", token=Token(Secret("foreign"), world.clock.time(), 3600.0))
-    world.endpoint.always = down()
-    token_source = await world.token_source()
-    with pytest.raises(TokenEndpointUnavailable):
-        await token_source.get()
 
 
 async def test_logout_during_an_outage_is_reported_as_a_logout(world: World) -> None:

@@ -8,7 +8,7 @@ from cfproxy.auth.models import Token
 from cfproxy.auth.token_source import TokenSource
 from cfproxy.errors import CfproxyError, LoginRequired, StoreUnavailable, StoreUnusable
 from cfproxy.secret import Secret
-from tests.support.fakes import CREDENTIALS_APP, World, at_once, down, open_world, refused
+from tests.support.fakes import World, at_once, down
 
 FULL = StoreUnavailable("the disk is full")
 
@@ -280,86 +280,3 @@ async def test_refresh_token_is_not_sent_without_the_lock(world: World) -> None:
     world.store.mend()
     await world.clock.advance(1)
     assert (await token_source.get()).value == Secret("access-2")
-
-
-# --- client credentials ------------------------------------------------------------------
-
-
-async def test_client_credentials_work_if_a_foreign_record_cannot_be_replaced() -> None:
-    """A token that can't replace another app's record is kept in memory, and requested once."""
-    async with open_world(CREDENTIALS_APP) as world:
-        await world.put(client_id="another")
-        world.store.save_fault = FULL
-        token_source = await world.token_source()
-        await token_source.get()
-        await world.clock.advance(60)
-        assert (await token_source.get()).value == Secret("access-2")
-        assert world.endpoint.calls == [""]
-        assert token_source.state().unsaved
-        world.endpoint.always = refused()
-        world.store.mend()
-        await world.clock.advance(6)
-        assert (await world.stored()).client_id == "app"
-
-
-async def test_client_credentials_work_without_the_store() -> None:
-    """They use nothing up, so an unavailable store costs no request, not even at the start."""
-    async with open_world(CREDENTIALS_APP) as world:
-        world.store.break_down()
-        token_source = await world.token_source()
-        token = await token_source.get()
-        assert (await token_source.replace(token)).value == Secret("access-3")
-        await world.clock.advance(60)
-        assert at_once(token_source.get()).value == Secret("access-3")
-        assert world.endpoint.calls == ["", ""]
-        state = token_source.state()
-        assert (state.unsaved, state.ready) == (True, True)
-        assert isinstance(state.store_error, StoreUnavailable)
-        assert len(world.named("store.failed")) == 1
-        world.store.mend()
-        await world.clock.advance(6)
-        assert (await world.stored()).token.value == Secret("access-3")
-        assert token_source.state().store_error is None
-        assert len(world.endpoint.calls) == 2
-
-
-async def test_token_requested_without_the_lock_does_not_overwrite_the_store() -> None:
-    """What others have saved meanwhile is unknown, and wins."""
-    async with open_world(CREDENTIALS_APP) as world:
-        await world.put(refresh_token=None)
-        token_source = await world.token_source()
-        world.store.lock_fault = StoreUnavailable("another process still refreshes")
-        assert (await token_source.replace(await token_source.get())).value == Secret("access-2")
-        theirs = await world.put(
-            refresh_token=None, serial=9, token=Token(Secret("access-of-theirs"), world.clock.time(), 3600.0)
-        )
-        world.store.mend()
-        await world.clock.advance(6)
-        assert await world.stored() == theirs
-        assert at_once(token_source.get()).value == Secret("access-of-theirs")
-        assert token_source.state().store_error is None
-
-
-async def test_older_token_in_a_recovered_store_does_not_replace_a_valid_one() -> None:
-    """The token in memory is used and saved."""
-    async with open_world(CREDENTIALS_APP) as world:
-        await world.put_expired(refresh_token=None, serial=7)
-        world.store.break_down()
-        token_source = await world.token_source()
-        token = await token_source.get()
-        world.endpoint.always = down()
-        world.store.mend()
-        await world.clock.advance(6)
-        assert at_once(token_source.get()) == token
-        stored = await world.stored()
-        assert (stored.token, stored.serial) == (token, 8)
-
-
-async def test_unsafe_store_is_an_error_for_client_credentials_too() -> None:
-    """An error that will not pass has to be corrected by a person."""
-    async with open_world(CREDENTIALS_APP) as world:
-        world.store.lock_fault = StoreUnusable("the folder is open to other users")
-        token_source = await world.token_source()
-        with pytest.raises(StoreUnusable):
-            await token_source.get()
-        assert world.endpoint.calls == []
