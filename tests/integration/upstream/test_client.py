@@ -1,4 +1,4 @@
-"""The connection to the API: what is sent, what is sent again, and how each failure is told apart."""
+"""The upstream client: what it sends, what it sends again, and when it reuses connections."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ def call(method: str = "GET", body: ReplayableBody | None = None) -> Call:
     )
 
 
-async def whole(answer: UpstreamResponse) -> bytes:
-    """Read an answer to its end and let it go."""
+async def whole(response: UpstreamResponse) -> bytes:
+    """Read a response to its end and close it."""
     try:
         out = b""
-        while piece := await answer.body.read():
+        while piece := await response.body.read():
             out += piece
         return out
     finally:
-        await answer.aclose()
+        await response.aclose()
 
 
 async def fetch(upstream: UpstreamClient, what: Call | None = None) -> bytes:
@@ -69,7 +69,7 @@ async def fetch(upstream: UpstreamClient, what: Call | None = None) -> bytes:
 
 
 async def never(peer: Peer) -> None:
-    """Take a request and say nothing until the other side leaves."""
+    """Read a request and send nothing until the client leaves."""
     await peer.take()
     await peer.ended()
 
@@ -78,7 +78,7 @@ async def never(peer: Peer) -> None:
 
 
 async def test_the_token_is_the_one_authorization_header_and_comes_last() -> None:
-    """The API sees the head as it was built, followed by exactly one Authorization line."""
+    """The API receives the head as it was built, followed by exactly one Authorization line."""
     async with upstream_of(answering(OK)) as (origin, upstream):
         assert await fetch(upstream) == b"ok"
     [request] = origin.requests
@@ -86,7 +86,7 @@ async def test_the_token_is_the_one_authorization_header_and_comes_last() -> Non
 
 
 async def test_environment_and_netrc_are_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Neither proxy variables nor a .netrc file decide where a token goes or what it is."""
+    """Neither proxy variables nor a .netrc file change where a token is sent, or which one."""
     netrc = tmp_path / ".netrc"
     netrc.write_text("default login thief password gotcha\n")
     netrc.chmod(0o600)
@@ -101,7 +101,7 @@ async def test_environment_and_netrc_are_ignored(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_a_connection_serves_many_requests() -> None:
-    """A complete exchange leaves its connection for the next one."""
+    """After a complete exchange its connection is reused."""
     async with upstream_of(answering(OK, reply("200 OK", b"x" * 200_000), OK)) as (origin, upstream):
         for _ in range(3):
             await fetch(upstream)
@@ -121,33 +121,33 @@ async def test_a_connection_serves_many_requests() -> None:
     ],
 )
 async def test_a_connection_that_the_api_will_close_is_not_reused(answer: bytes) -> None:
-    """`Connection: close` and HTTP/1.0 end with their answer, and what HTTP/1.0 has no name for."""
+    """After `Connection: close`, after HTTP/1.0, and after chunks in HTTP/1.0."""
     async with upstream_of(answering(answer)) as (origin, upstream):
         assert [await fetch(upstream), await fetch(upstream)] == [b"ok", b"ok"]
     assert origin.connections == 2
 
 
-async def test_an_answer_that_was_not_read_to_its_end_is_not_followed_by_another() -> None:
-    """Letting go of half an answer cuts its connection: the rest would be taken for the next one's."""
+async def test_a_connection_is_not_reused_after_a_response_that_was_not_read() -> None:
+    """The rest would be taken for the next response, so closing half a response aborts its connection."""
     async with upstream_of(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", OK)) as (
         origin,
         upstream,
     ):
-        answer = await upstream.send(call(), TOKEN)
-        assert await answer.body.read() == b"half"
-        await answer.aclose()
+        response = await upstream.send(call(), TOKEN)
+        assert await response.body.read() == b"half"
+        await response.aclose()
         assert await fetch(upstream) == b"ok"
     assert origin.connections == 2
 
 
-async def test_an_answer_that_nobody_asked_for_is_given_to_nobody() -> None:
-    """A server's parting 408 on an idle connection is not the answer to the next request."""
-    told = asyncio.Event()
+async def test_a_response_without_a_request_is_ignored() -> None:
+    """A 408 on an idle connection that the server closes is not the response to the next request."""
+    idle_now = asyncio.Event()
 
     async def script(peer: Peer) -> None:
         await peer.take()
         await peer.send(OK)
-        await told.wait()
+        await idle_now.wait()
         if len(origin.requests) == 1:
             await peer.send(reply("408 Request Timeout"))
         await peer.take()
@@ -155,17 +155,17 @@ async def test_an_answer_that_nobody_asked_for_is_given_to_nobody() -> None:
 
     async with upstream_of(script) as (origin, upstream):
         await fetch(upstream)
-        told.set()
+        idle_now.set()
         [idle] = upstream.pool._idle
         await until(lambda: idle.lost)
-        answer = await upstream.send(call(), TOKEN)
-        assert answer.status == 200
-        assert await whole(answer) == b"ok"
+        response = await upstream.send(call(), TOKEN)
+        assert response.status == 200
+        assert await whole(response) == b"ok"
     assert origin.connections == 2
 
 
-async def test_interim_answers_are_not_the_answer() -> None:
-    """Several 1xx may come first (RFC 9110 §15.2)."""
+async def test_interim_responses_are_not_the_response() -> None:
+    """Several 1xx may precede it (RFC 9110 §15.2)."""
     interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
     async with upstream_of(answering(interim + OK)) as (_, upstream):
         assert await fetch(upstream) == b"ok"
@@ -175,7 +175,7 @@ async def test_interim_answers_are_not_the_answer() -> None:
 
 
 def closing_after(count: int, last: bytes = b"", answer: bytes = OK) -> Script:
-    """Answer `count` requests over all connections; the next gets `last` and the end, then all is well."""
+    """Answer `count` requests over all connections, close the next one after `last`, and answer the rest."""
     seen = 0
 
     async def script(peer: Peer) -> None:
@@ -192,8 +192,8 @@ def closing_after(count: int, last: bytes = b"", answer: bytes = OK) -> Script:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"])
-async def test_an_idempotent_request_goes_again_when_the_kept_connection_was_dead(method: str) -> None:
-    """A reused connection that closes without an answer costs the client nothing, body included."""
+async def test_an_idempotent_request_is_sent_again_if_the_reused_connection_was_closed(method: str) -> None:
+    """The client does not notice a reused connection that closes without a response; the body is replayed."""
     body = a_body(b"ab", b"cd") if method == "PUT" else None
     async with upstream_of(closing_after(1, answer=reply("204 No Content"))) as (origin, upstream):
         await fetch(upstream)
@@ -206,8 +206,8 @@ async def test_an_idempotent_request_goes_again_when_the_kept_connection_was_dea
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
-async def test_other_requests_never_go_twice(method: str) -> None:
-    """What may have been done already is not done again: the client decides."""
+async def test_other_requests_are_never_sent_twice(method: str) -> None:
+    """The API may have processed the first one, so the client decides."""
     async with upstream_of(closing_after(1)) as (origin, upstream):
         await fetch(upstream)
         with closing(a_body(b"ab")) as body, pytest.raises(UpstreamUnreachable):
@@ -215,8 +215,8 @@ async def test_other_requests_never_go_twice(method: str) -> None:
     assert len(origin.requests) == 2
 
 
-async def test_a_close_that_was_seen_costs_nobody_anything() -> None:
-    """A connection known to be closed is not used at all, so even a POST goes through."""
+async def test_a_connection_known_to_be_closed_is_not_used() -> None:
+    """So even a POST succeeds."""
 
     async def script(peer: Peer) -> None:
         await peer.take()
@@ -232,7 +232,7 @@ async def test_a_close_that_was_seen_costs_nobody_anything() -> None:
 
 
 async def test_a_new_connection_is_tried_once() -> None:
-    """A server that closes every connection is not asked again and again."""
+    """A server that closes every connection gets no further attempts."""
     async with upstream_of(closing_after(0)) as (origin, upstream):
         with pytest.raises(UpstreamUnreachable):
             await fetch(upstream)
@@ -240,8 +240,8 @@ async def test_a_new_connection_is_tried_once() -> None:
 
 
 @pytest.mark.parametrize("part", [b"H", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 103 Early Hints\r\n\r\n"])
-async def test_an_answer_that_began_is_not_asked_for_again(part: bytes) -> None:
-    """Once a byte of an answer came the server was at work: sending again could do it twice."""
+async def test_a_request_is_not_sent_again_once_a_response_has_started(part: bytes) -> None:
+    """Once a byte has arrived, the server may have processed the request."""
     async with upstream_of(closing_after(1, part)) as (origin, upstream):
         await fetch(upstream)
         with pytest.raises(UpstreamError):
@@ -252,8 +252,8 @@ async def test_an_answer_that_began_is_not_asked_for_again(part: bytes) -> None:
 # --- bodies that end early ----------------------------------------------------------------
 
 
-async def test_a_refusal_in_the_middle_of_an_upload_stops_it() -> None:
-    """An API that says no early gets no more of the body and no other request there (RFC 9112 §9.5)."""
+async def test_an_error_status_stops_an_upload() -> None:
+    """The API gets no more of the body, and no other request on this connection (RFC 9112 §9.5)."""
     asked = asyncio.Event()
 
     async def more() -> bytes:
@@ -272,20 +272,20 @@ async def test_a_refusal_in_the_middle_of_an_upload_stops_it() -> None:
 
     async with upstream_of(script) as (origin, upstream):
         with closing(a_body(b"first", then=more)) as body:
-            answer = await upstream.send(call("POST", body), TOKEN)
-            assert (answer.status, await whole(answer)) == (413, b"no")
+            response = await upstream.send(call("POST", body), TOKEN)
+            assert (response.status, await whole(response)) == (413, b"no")
             assert body.replayable
             assert await fetch(upstream) == b"ok"
         await until(lambda: not origin.requests[0].complete)
     assert origin.connections == 2
 
 
-async def test_a_malformed_body_fails_the_request_wherever_the_answer_is() -> None:
-    """A client's broken upload ends the exchange: before an answer as what it is, within one as a cut."""
-    begun = asyncio.Event()
+async def test_a_malformed_body_fails_the_request_before_and_after_the_response_has_started() -> None:
+    """Before a response it is reported as itself, within one as an incomplete response."""
+    started = asyncio.Event()
 
     async def broken() -> bytes:
-        await begun.wait()
+        await started.wait()
         raise BadTarget("broken")
 
     async def early(peer: Peer) -> None:
@@ -295,35 +295,35 @@ async def test_a_malformed_body_fails_the_request_wherever_the_answer_is() -> No
 
     async with upstream_of(early) as (_, upstream):
         with closing(a_body(b"x", then=broken)) as body:
-            answer = await upstream.send(call("POST", body), TOKEN)
-            assert await answer.body.read() == b"half"
-            begun.set()
+            response = await upstream.send(call("POST", body), TOKEN)
+            assert await response.body.read() == b"half"
+            started.set()
             with pytest.raises(UpstreamProtocol):
-                await answer.body.read()
-            await answer.aclose()
+                await response.body.read()
+            await response.aclose()
     async with upstream_of(never) as (_, upstream):
         with closing(a_body(b"x", then=broken)) as body, pytest.raises(BadTarget):
             await fetch(upstream, call("POST", body))
 
 
-async def test_chunks_go_up_as_they_come() -> None:
-    """Each piece of a chunked upload is a chunk of its own, sent when it is there."""
+async def test_chunks_are_sent_as_they_arrive() -> None:
+    """Each piece of a chunked upload is sent at once, as a chunk of its own."""
     async with upstream_of(answering(OK)) as (origin, upstream):
         with closing(a_body(b"one", b"two" * 10_000, b"3")) as body:
             await fetch(upstream, call("POST", body))
     assert origin.requests[0].chunks == [b"one", b"two" * 10_000, b"3"]
 
 
-async def test_an_answer_with_chunks_reads_without_their_framing() -> None:
-    """What the client gets framed anew is the body, not the API's chunk lines."""
+async def test_a_chunked_response_is_read_without_its_framing() -> None:
+    """The client's response gets framing of its own."""
     answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"ab", b"cd")
     async with upstream_of(answering(answer)) as (_, upstream):
         assert await fetch(upstream) == b"abcd"
 
 
 @pytest.mark.parametrize("as_new", [False, True])
-async def test_a_place_that_comes_free_at_the_last_instant_is_not_lost(as_new: bool) -> None:
-    """Who was given it the instant its time was over gives it on, and gets a 504."""
+async def test_a_connection_that_becomes_free_at_the_timeout_is_not_lost(as_new: bool) -> None:
+    """A request that gets it just as its time is up passes it on and fails."""
     async with serving(answering(OK)) as origin, dialling(origin.url, connect_s=0.05, limit=1) as upstream:
         pool, loop = upstream.pool, asyncio.get_running_loop()
         connection = await pool.acquire()
@@ -332,7 +332,7 @@ async def test_a_place_that_comes_free_at_the_last_instant_is_not_lost(as_new: b
         await until(lambda: pool._waiting)
         [waiter] = pool._waiting
         timeouts = [handle.when() for handle in loop._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
-        # Both are due in one turn of the loop, and this comes first.
+        # Both are due in the same iteration, this one first.
         if as_new:
             loop.call_at(min(timeouts) - 0.001, pool._forget, connection)
         else:
@@ -347,8 +347,8 @@ async def test_a_place_that_comes_free_at_the_last_instant_is_not_lost(as_new: b
         connection.abort()
 
 
-async def test_leaving_while_waiting_for_the_answer_closes_the_connection() -> None:
-    """A cancelled request takes its connection with it."""
+async def test_cancelling_a_request_closes_its_connection() -> None:
+    """Its response would arrive otherwise."""
     gone = asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -364,8 +364,8 @@ async def test_leaving_while_waiting_for_the_answer_closes_the_connection() -> N
         await gone.wait()
 
 
-async def test_letting_go_ends_the_connection_even_when_it_is_interrupted() -> None:
-    """A request that is cancelled while its upload is being stopped leaves no connection behind."""
+async def test_aclose_closes_the_connection_even_if_it_is_cancelled() -> None:
+    """A request that is cancelled while its upload is being stopped leaks no connection."""
     gone = asyncio.Event()
 
     async def more() -> bytes:
@@ -381,9 +381,9 @@ async def test_letting_go_ends_the_connection_even_when_it_is_interrupted() -> N
 
     async with upstream_of(script) as (_, upstream):
         with closing(a_body(b"x", then=more)) as body:
-            answer = await upstream.send(call("POST", body), TOKEN)
-            letting_go = asyncio.create_task(answer.aclose())
+            response = await upstream.send(call("POST", body), TOKEN)
+            closing_task = asyncio.create_task(response.aclose())
             await asyncio.sleep(0)
-            letting_go.cancel()
-            await asyncio.wait({letting_go})
+            closing_task.cancel()
+            await asyncio.wait({closing_task})
             await gone.wait()

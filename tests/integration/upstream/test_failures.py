@@ -1,4 +1,4 @@
-"""Each failure of the connection to the API has its own error, and none looks like an answer."""
+"""Each failure of the upstream has its own error, and none can be taken for a response."""
 
 from __future__ import annotations
 
@@ -24,11 +24,9 @@ from tests.integration.upstream.test_client import (
 from tests.support.origin import OK, Peer, answering, serving, until, until_still
 from tests.support.proxied import a_body
 
-# --- failures, each by its name -----------------------------------------------------------
-
 
 async def test_a_refused_connection_is_unreachable() -> None:
-    """Nobody listens there."""
+    """Nothing listens on the port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -39,7 +37,7 @@ async def test_a_refused_connection_is_unreachable() -> None:
 
 
 async def test_an_unknown_name_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """DNS has no such host."""
+    """DNS does not know the host."""
 
     async def unknown(*_: Any, **__: Any) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -51,10 +49,10 @@ async def test_an_unknown_name_is_unreachable(monkeypatch: pytest.MonkeyPatch) -
     assert caught.value.unsent
 
 
-async def test_dns_tcp_and_tls_together_take_no_longer_than_the_connect_limit(
+async def test_the_connect_timeout_covers_dns_and_tls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A name server or a handshake that stays silent is a timeout."""
+    """It applies to a name server and to a handshake that never respond."""
 
     async def silent(*_: Any, **__: Any) -> None:
         await asyncio.Event().wait()
@@ -72,8 +70,8 @@ async def test_dns_tcp_and_tls_together_take_no_longer_than_the_connect_limit(
             await fetch(upstream)
 
 
-async def test_only_a_trusted_certificate_for_the_right_name_is_talked_to() -> None:
-    """An unknown authority or another name ends the handshake before the token is sent."""
+async def test_only_a_trusted_certificate_for_the_right_name_is_accepted() -> None:
+    """With an unknown authority or another name, the handshake fails before the token is sent."""
     authority, stranger = trustme.CA(), trustme.CA()
     for issuer, name, trusted in (
         (authority, "127.0.0.1", True),
@@ -111,15 +109,15 @@ async def test_only_a_trusted_certificate_for_the_right_name_is_talked_to() -> N
     ],
     ids=range(9),
 )
-async def test_what_is_not_http_is_a_protocol_error(garbage: bytes) -> None:
-    """Garbage, ambiguous framing and unasked-for protocol switches are not passed on."""
+async def test_malformed_http_is_a_protocol_error(garbage: bytes) -> None:
+    """Also ambiguous framing and unexpected protocol switches."""
     async with upstream_of(answering(garbage)) as (_, upstream):
         with pytest.raises(UpstreamProtocol):
             await fetch(upstream)
 
 
-async def test_a_connection_closed_or_reset_before_the_answer_is_unreachable() -> None:
-    """The API hung up on the request."""
+async def test_a_connection_closed_or_reset_before_the_response_is_unreachable() -> None:
+    """The request has been sent, so the error is not `unsent`."""
 
     async def reset(peer: Peer) -> None:
         await peer.take()
@@ -133,8 +131,8 @@ async def test_a_connection_closed_or_reset_before_the_answer_is_unreachable() -
 
 
 @pytest.mark.parametrize("interim", [b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"])
-async def test_an_api_that_says_nothing_is_a_timeout(interim: bytes) -> None:
-    """`timeouts.idle` bounds the wait for an answer, after interim answers too."""
+async def test_an_api_that_does_not_respond_is_a_timeout(interim: bytes) -> None:
+    """`timeouts.idle` limits the wait for a response, also after interim responses."""
 
     async def script(peer: Peer) -> None:
         await peer.take()
@@ -149,7 +147,7 @@ async def test_an_api_that_says_nothing_is_a_timeout(interim: bytes) -> None:
 
 
 def endless() -> ReplayableBody:
-    """A body that never ends and can't be replayed."""
+    """Return a body that never ends and can't be replayed."""
 
     async def read() -> bytes:
         return b"x" * 65536
@@ -157,22 +155,22 @@ def endless() -> ReplayableBody:
     return a_body(then=read, memory_bytes=0, max_bytes=0)
 
 
-async def deaf(peer: Peer) -> None:
-    """Take a head and read no more."""
+async def stop_reading(peer: Peer) -> None:
+    """Read a head, and then nothing more."""
     await peer.take_head()
-    peer.writer.transport.pause_reading()  # type: ignore[attr-defined] # a socket's transport reads, too
-    while True:  # whoever does not read notices an end only by writing
+    peer.writer.transport.pause_reading()  # type: ignore[attr-defined] # a socket's transport can read
+    while True:  # without reading, an end is noticed only by writing
         await peer.send(b"HTTP/1.1 102 Processing\r\n\r\n")
         await asyncio.sleep(0.001)
 
 
 async def test_an_api_that_stops_reading_is_a_timeout() -> None:
-    """An upload that nobody takes ends after `timeouts.idle`, and so does the connection."""
+    """The upload fails after `timeouts.idle`, and its connection is closed."""
     ended = asyncio.Event()
 
     async def script(peer: Peer) -> None:
         try:
-            await deaf(peer)
+            await stop_reading(peer)
         finally:
             ended.set()
 
@@ -182,13 +180,13 @@ async def test_an_api_that_stops_reading_is_a_timeout() -> None:
         await ended.wait()
 
 
-async def test_leaving_an_upload_that_nobody_takes_ends_its_connection() -> None:
-    """What is still to be written does not keep a connection whose request was given up."""
+async def test_cancelling_an_upload_that_the_api_does_not_read_closes_its_connection() -> None:
+    """Data that can't be sent does not keep the connection open."""
     ended = asyncio.Event()
 
     async def script(peer: Peer) -> None:
         try:
-            await deaf(peer)
+            await stop_reading(peer)
         finally:
             ended.set()
 
@@ -201,12 +199,12 @@ async def test_leaving_an_upload_that_nobody_takes_ends_its_connection() -> None
         await ended.wait()
 
 
-async def test_an_api_that_stops_reading_within_its_answer_ends_the_answer() -> None:
-    """An upload that got stuck after the answer began shows as a broken answer, not as a wait for ever."""
+async def test_an_api_that_stops_reading_after_its_response_has_started_is_an_error() -> None:
+    """The response is reported as incomplete."""
 
     async def script(peer: Peer) -> None:
         await peer.take_head()
-        peer.writer.transport.pause_reading()  # type: ignore[attr-defined] # a socket's transport reads, too
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined] # a socket's transport can read
         await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n")
         while True:
             await peer.send(b"x")
@@ -217,8 +215,8 @@ async def test_an_api_that_stops_reading_within_its_answer_ends_the_answer() -> 
             await fetch(upstream, call("POST", endless()))
 
 
-async def test_after_a_refusal_no_more_of_the_body_is_read() -> None:
-    """Once the API has said no, the rest of the upload is left where it is, even while its answer comes."""
+async def test_after_an_error_status_no_more_of_the_body_is_read() -> None:
+    """The rest of the upload stays unread, even while the response is still arriving."""
     pieces = 0
 
     async def more() -> bytes:
@@ -235,18 +233,18 @@ async def test_after_a_refusal_no_more_of_the_body_is_read() -> None:
 
     async with upstream_of(script) as (_, upstream):
         with closing(a_body(then=more)) as body:
-            answer = await upstream.send(call("POST", body), TOKEN)
+            response = await upstream.send(call("POST", body), TOKEN)
             seen = pieces
-            assert await answer.body.read() == b"half"
+            assert await response.body.read() == b"half"
             assert await until_still(lambda: pieces) == seen
-            await answer.aclose()
+            await response.aclose()
 
 
 @pytest.mark.parametrize(
     "head", [b"Content-Length: 9\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n9\r\n", b"\r\n"]
 )
-async def test_an_answer_that_breaks_off_is_never_taken_for_a_whole_one(head: bytes) -> None:
-    """However its body is delimited, an answer that is reset in the middle ends in an error."""
+async def test_a_response_that_is_reset_is_an_error(head: bytes) -> None:
+    """However its body is delimited."""
 
     async def script(peer: Peer) -> None:
         await peer.take()
@@ -256,17 +254,17 @@ async def test_an_answer_that_breaks_off_is_never_taken_for_a_whole_one(head: by
 
     read = asyncio.Event()
     async with upstream_of(script) as (_, upstream):
-        answer = await upstream.send(call(), TOKEN)
-        assert await answer.body.read() == b"half"
+        response = await upstream.send(call(), TOKEN)
+        assert await response.body.read() == b"half"
         read.set()
         with pytest.raises(UpstreamProtocol):
-            await answer.body.read()
-        await answer.aclose()
+            await response.body.read()
+        await response.aclose()
 
 
 @pytest.mark.parametrize("head", [b"Content-Length: 9\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n4\r\n"])
-async def test_an_answer_cut_short_or_garbled_is_an_error(head: bytes) -> None:
-    """A clean close before the announced end, or rubbish between chunks, shows as well."""
+async def test_a_truncated_or_malformed_response_is_an_error(head: bytes) -> None:
+    """An orderly close before the end of the body, or garbage between chunks."""
     for end in (b"", b"rubbish") if b"chunked" in head else (b"",):
 
         async def script(peer: Peer, end: bytes = end) -> None:
@@ -278,8 +276,8 @@ async def test_an_answer_cut_short_or_garbled_is_an_error(head: bytes) -> None:
                 await fetch(upstream)
 
 
-async def test_a_stalled_answer_is_a_timeout() -> None:
-    """`timeouts.idle` bounds each silence within an answer."""
+async def test_a_stalled_response_is_a_timeout() -> None:
+    """`timeouts.idle` limits each wait within a response."""
 
     async def script(peer: Peer) -> None:
         await peer.take()
@@ -291,8 +289,8 @@ async def test_a_stalled_answer_is_a_timeout() -> None:
             await fetch(upstream)
 
 
-async def test_an_answer_delimited_by_the_end_of_the_connection_is_whole() -> None:
-    """Without length and chunks the close is the end (RFC 9112 §6.3)."""
+async def test_a_response_delimited_by_the_end_of_the_connection_is_complete() -> None:
+    """Without length and chunks, the close is the end (RFC 9112 §6.3)."""
     closing = b"HTTP/1.1 200 OK\r\n\r\nall of it"
 
     async def script(peer: Peer) -> None:

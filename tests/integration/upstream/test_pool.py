@@ -1,4 +1,4 @@
-"""Connections to the API: how many there are, who gets which, and how long one is kept."""
+"""The connection pool: its limit, the order of use, and how long connections are kept."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Server:
 
 @asynccontextmanager
 async def pool_of(limit: int = 10, connect_s: float = 10.0) -> AsyncIterator[tuple[Pool, Server]]:
-    """Give a pool and its server; when it is closed no connection is left."""
+    """Return a pool and its server; afterwards no connection is open."""
     server = Server()
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
     server.port = listening.sockets[0].getsockname()[1]
@@ -51,13 +51,13 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-def keep(pool: Pool, connection: UpstreamConnection) -> None:
-    """Give a connection back that can serve another exchange."""
+def release(pool: Pool, connection: UpstreamConnection) -> None:
+    """Release a connection that can be reused."""
     pool._add_idle(connection)
 
 
 async def test_there_are_never_more_than_the_limit() -> None:
-    """Twenty requests at once through two places: two connections, each used in turn."""
+    """Twenty simultaneous requests with a limit of two use two connections in turn."""
     async with pool_of(limit=2) as (pool, server):
         most = 0
 
@@ -66,56 +66,56 @@ async def test_there_are_never_more_than_the_limit() -> None:
             connection = await pool.acquire()
             most = max(most, pool.connections)
             await asyncio.sleep(0)
-            keep(pool, connection)
+            release(pool, connection)
 
         await asyncio.gather(*(use() for _ in range(20)))
         assert (most, server.accepted) == (2, 2)
 
 
-async def test_who_waits_is_served_in_the_order_of_asking() -> None:
-    """Nobody who asked later gets a free connection first."""
+async def test_waiting_requests_are_served_in_order() -> None:
+    """No later request gets a free connection first."""
     async with pool_of(limit=1) as (pool, _):
         served: list[int] = []
 
         async def use(number: int) -> None:
             connection = await pool.acquire()
             served.append(number)
-            keep(pool, connection)
+            release(pool, connection)
 
         first = await pool.acquire()
         waiting = [asyncio.create_task(use(number)) for number in range(5)]
         await asyncio.sleep(0)
-        keep(pool, first)
+        release(pool, first)
         await asyncio.gather(*waiting)
         assert served == [0, 1, 2, 3, 4]
 
 
-async def test_waiting_for_a_connection_has_a_limit() -> None:
-    """It says what to change; nothing was sent, so nothing happened twice."""
+async def test_waiting_for_a_connection_times_out() -> None:
+    """The error names the setting; nothing was sent."""
     async with pool_of(limit=1, connect_s=0.05) as (pool, _):
         held = await pool.acquire()
         with pytest.raises(UpstreamTimeout, match=r"limits\.upstream") as caught:
             await pool.acquire()
         assert caught.value.unsent
-        keep(pool, held)
+        release(pool, held)
         assert await pool.acquire() is held
 
 
-async def test_who_leaves_while_waiting_takes_nothing_along() -> None:
-    """A request that is cancelled just as its turn came hands the connection on."""
+async def test_a_waiting_request_that_is_cancelled_loses_no_connection() -> None:
+    """If it was just given a connection, the next one gets it."""
     async with pool_of(limit=1) as (pool, server):
         held = await pool.acquire()
-        leaver, stayer = asyncio.create_task(pool.acquire()), asyncio.create_task(pool.acquire())
+        cancelled, other = asyncio.create_task(pool.acquire()), asyncio.create_task(pool.acquire())
         await asyncio.sleep(0)
-        keep(pool, held)
-        leaver.cancel()
-        assert await stayer is held
-        assert leaver.cancelled()
+        release(pool, held)
+        cancelled.cancel()
+        assert await other is held
+        assert cancelled.cancelled()
         assert server.accepted == 1
 
 
-async def test_an_ended_connection_makes_room() -> None:
-    """Whoever waits gets a new one in the place of one that ended."""
+async def test_an_ended_connection_lets_a_waiting_request_open_one() -> None:
+    """The limit counts open connections only."""
     async with pool_of(limit=1) as (pool, server):
         held = await pool.acquire()
         waiting = asyncio.create_task(pool.acquire())
@@ -125,28 +125,28 @@ async def test_an_ended_connection_makes_room() -> None:
         assert server.accepted == 2
 
 
-async def test_the_latest_used_is_used_first() -> None:
-    """So the others grow old, and there are as many as are needed."""
+async def test_the_most_recently_used_connection_is_used_first() -> None:
+    """So unneeded connections become old and are closed."""
     async with pool_of() as (pool, _):
         first, second = await pool.acquire(), await pool.acquire()
-        keep(pool, first)
-        keep(pool, second)
+        release(pool, first)
+        release(pool, second)
         assert await pool.acquire() is second
         assert await pool.acquire() is first
 
 
 async def test_an_idle_connection_is_closed_before_the_api_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without being used it does not outlive its time, and nobody gets it afterwards."""
+    """It is closed when its time is up, and not used afterwards."""
     monkeypatch.setattr("cfproxy.upstream.pool.KEEPALIVE_S", 0.02)
     async with pool_of() as (pool, server):
         old = await pool.acquire()
-        keep(pool, old)
+        release(pool, old)
         await until(lambda: server.open == 0)
         assert await pool.acquire() is not old
 
 
-async def test_connections_are_opened_ahead_of_the_first_requests() -> None:
-    """As many as asked for, once; the first request finds one."""
+async def test_warming_opens_connections_ahead_of_the_first_requests() -> None:
+    """Warming twice opens no more; the first request finds one."""
     async with pool_of() as (pool, server):
         pool.warm(2)
         pool.warm(2)
@@ -156,8 +156,8 @@ async def test_connections_are_opened_ahead_of_the_first_requests() -> None:
         assert server.accepted == 2
 
 
-async def test_warming_in_vain_is_silent_and_costs_no_place() -> None:
-    """An API that is away is told of when a request needs it, not before."""
+async def test_failed_warming_is_silent_and_does_not_count() -> None:
+    """An unreachable API is reported when a request needs it, not before."""
     pool = Pool("http://127.0.0.1:1", tls=None, connect_s=1.0, limit=1)
     pool.warm(2)
     await until(lambda: pool._warming is None)
@@ -167,8 +167,8 @@ async def test_warming_in_vain_is_silent_and_costs_no_place() -> None:
     await pool.aclose()
 
 
-async def test_only_so_many_are_opened_at_once() -> None:
-    """The others wait; one that is through, in vain here, lets the next begin."""
+async def test_the_number_of_connections_opened_at_once_is_limited() -> None:
+    """The others wait; when one has finished, here with an error, the next starts."""
     accepted: list[asyncio.StreamWriter] = []
 
     async def never_shake_hands(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
