@@ -1,8 +1,6 @@
-"""HTTP/1.1 as bytes: origin servers that follow a script, and a client that sees what came.
+"""HTTP/1.1 as bytes: scripted origin servers and raw clients, without cfproxy or an HTTP library.
 
-Owns: messages with every byte of their heads, the script's side and the client's side of a connection.
-Must not know: cfproxy, or any HTTP library: it is what both are measured against.
-Invariant: nothing is normalised; a body that ended too early is marked, never mended.
+Nothing is normalised: messages keep every byte of their heads, and an incomplete body is marked as such.
 """
 
 from __future__ import annotations
@@ -17,8 +15,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 LIMIT_BYTES = 1 << 20
-# Turns of the event loop without any progress after which nothing moves any more: on loopback the kernel
-# delivers within the call that sends, so a turn without progress already means that somebody waits.
+# Iterations of the event loop without progress after which nothing will change. On loopback the kernel
+# delivers data within the sending call, so even one iteration without progress means that everything waits.
 STILL_TURNS = 300
 
 # `struct linger`: on, for 0 s.
@@ -29,14 +27,14 @@ Headers = list[tuple[bytes, bytes]]
 
 @dataclass
 class Message:
-    """A request or an answer as it came.
+    """A request or a response as received.
 
     Args:
         start: request line or status line.
         headers: names and values, byte for byte, in order.
-        body: without the framing of chunks.
+        body: without chunk framing.
         chunks: the chunks of a chunked body.
-        complete: False when the connection ended before the message did.
+        complete: False if the connection ended before the message.
     """
 
     start: bytes
@@ -88,7 +86,7 @@ class Wire:
         return (await self.reader.readexactly(size + 2))[:-2]
 
     async def read_body(self, message: Message, *, until_end: bool = False) -> None:
-        """Read the body that follows `message`; `until_end`: the connection's end may delimit it."""
+        """Read the body of `message`; `until_end`: it may be delimited by the end of the connection."""
         pieces: list[bytes] = []
         try:
             if message.all(b"transfer-encoding") == [b"chunked"]:
@@ -116,14 +114,14 @@ class Wire:
         return message
 
     async def ended(self) -> bool:
-        """Wait for the other side to close; False when it says something instead."""
+        """Wait for the peer to close the connection; return False if it sends data instead."""
         try:
             return not await self.reader.read(1)
         except ConnectionError:
             return True
 
     def abort(self) -> None:
-        """Reset the connection: an abort alone would end it like a close."""
+        """Reset the connection; a transport's abort alone would close it in an orderly way."""
         sock = self.writer.get_extra_info("socket")
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)
@@ -131,20 +129,20 @@ class Wire:
 
 
 class Peer(Wire):
-    """The origin's end of one connection."""
+    """The origin's side of one connection."""
 
     def __init__(self, origin: Origin, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         super().__init__(reader, writer)
         self._origin = origin
 
     async def take_head(self) -> Message:
-        """Read a request's head; its body is left to the script."""
+        """Read a request's head; the script reads the body."""
         message = await self.read_head()
         self._origin.requests.append(message)
         return message
 
     async def take(self) -> Message:
-        """Read a whole request."""
+        """Read a complete request."""
         message = await self.take_head()
         await self.read_body(message)
         return message
@@ -154,7 +152,7 @@ Script = Callable[[Peer], Awaitable[None]]
 
 
 class Origin:
-    """A server that runs its script on every connection and remembers what came."""
+    """A server that runs its script on every connection and records the requests."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -171,7 +169,7 @@ class Origin:
         try:
             await self.script(peer)
         except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the other side left
+            pass  # the peer left
         finally:
             self._peers.discard(peer)
             writer.close()
@@ -197,7 +195,7 @@ async def serving(script: Script, tls: ssl.SSLContext | None = None) -> AsyncIte
 
 
 def answering(*replies: bytes) -> Script:
-    """Return a script that gives each whole request the next reply; the last one for all that follow."""
+    """Return a script that sends each complete request the next reply; the last reply repeats."""
     left = list(replies)
 
     async def script(peer: Peer) -> None:
@@ -209,13 +207,13 @@ def answering(*replies: bytes) -> Script:
 
 
 def reply(status: str, body: bytes = b"", *headers: bytes) -> bytes:
-    """Return an answer's bytes; `status` is code and reason."""
+    """Return a response as bytes; `status` is code and reason."""
     lines = [b"HTTP/1.1 " + status.encode("latin-1"), *headers, b"Content-Length: %d" % len(body), b"", b""]
     return b"\r\n".join(lines) + body
 
 
 def chunked(*pieces: bytes) -> bytes:
-    """Return a chunked body's bytes, with its end."""
+    """Return a complete chunked body as bytes."""
     return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
 
 
@@ -223,7 +221,7 @@ OK = reply("200 OK", b"ok")
 
 
 async def until_still(count: Callable[[], int], turns: int = STILL_TURNS) -> int:
-    """Return `count()` once it has not grown for `turns`: whoever drives it waits for somebody."""
+    """Return `count()` once it has not changed for `turns` iterations of the event loop."""
     seen, still = count(), 0
     while still < turns:
         await asyncio.sleep(0)
@@ -233,6 +231,6 @@ async def until_still(count: Callable[[], int], turns: int = STILL_TURNS) -> int
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Let the event loop turn until `condition` holds; the test's own time limit ends a wait in vain."""
+    """Run the event loop until `condition` is true; the test's time limit ends an endless wait."""
     while not condition():
         await asyncio.sleep(0.001)

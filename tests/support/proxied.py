@@ -1,8 +1,6 @@
-"""A proxy listener between a raw client and a raw origin, with fakes for tokens and pacing.
+"""An account server between raw clients and a raw origin, with fakes for tokens and pacing.
 
-Owns: the fakes and the assembly.
-Must not know: OAuth, stores, configuration.
-Invariant: whoever leaves `proxied` has seen no unhandled exception in the event loop.
+When `proxied` ends, it fails if there was an unhandled exception in the event loop.
 """
 
 from __future__ import annotations
@@ -46,7 +44,7 @@ class FakeSource:
     """A token source whose tokens are numbered.
 
     Args:
-        journal: where it notes what it was asked.
+        journal: records the calls.
     """
 
     def __init__(self, journal: list[str] | None = None) -> None:
@@ -155,7 +153,7 @@ def a_body(
 
 
 class Client(Wire):
-    """The client's end of a connection to the listener."""
+    """The client's side of a connection to the listener."""
 
     host = b""
 
@@ -163,14 +161,14 @@ class Client(Wire):
         return b"\r\n".join([line, b"Host: " + self.host, *headers, b"", b""]) + body
 
     async def ask(self, line: bytes, *headers: bytes, body: bytes = b"") -> Message:
-        """Send a request with the right Host and return its final answer."""
+        """Send a request with the right Host and return its final response."""
         await self.send(self.compose(line, *headers, body=body))
         return await self.read_answer(line.split(b" ")[0])
 
 
 @dataclass
 class Proxied:
-    """What a test works with."""
+    """The servers and fakes of one test."""
 
     origin: Origin
     listener: AccountServer
@@ -183,7 +181,7 @@ class Proxied:
     clients: list[Client] = field(default_factory=list)
 
     async def client(self, *, receive_bytes: int | None = None) -> Client:
-        """Open a connection; `receive_bytes` bounds what the kernel takes for a client that does not read."""
+        """Open a connection; `receive_bytes` limits what the kernel buffers while nothing is read."""
         sock = socket.socket()
         if receive_bytes is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
@@ -279,6 +277,6 @@ async def proxied(
 
 
 async def until_none_left(listener: AccountServer) -> None:
-    """Wait until every client's leaving has been noticed."""
+    """Wait until no request is in flight."""
     while listener.in_flight:
         await asyncio.sleep(0)

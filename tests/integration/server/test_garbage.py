@@ -1,4 +1,4 @@
-"""What connections and requests leave behind: nothing that only the garbage collector could find."""
+"""Ended connections and requests leave no reference cycles for the garbage collector."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONG = b"Content-Length: 100000"
 
 
 async def left_behind(world: Proxied, use: Callable[[Client], Awaitable[object]]) -> Counter[str]:
-    """Return the kinds of our objects that are garbage after a few connections were used and ended."""
+    """Return the types of our objects that are garbage after a few connections were used and closed."""
     gc.collect()
     gc.disable()
     try:
@@ -26,7 +26,7 @@ async def left_behind(world: Proxied, use: Callable[[Client], Awaitable[object]]
             await use(client)
             client.abort()
             await until(lambda: not world.listener.connections and not world.listener.in_flight)
-            for _ in range(3):  # what a closed transport still has to do
+            for _ in range(3):  # the closed transports' last callbacks
                 await asyncio.sleep(0)
             world.clients.clear()
             del client
@@ -42,7 +42,7 @@ async def left_behind(world: Proxied, use: Callable[[Client], Awaitable[object]]
 
 
 async def say_nothing(client: Client) -> None:
-    """Connect only."""
+    """Only connect."""
 
 
 async def begin_a_head(client: Client) -> None:
@@ -67,20 +67,20 @@ async def begin_a_body(client: Client) -> None:
 
 
 async def refuse_uploads(peer: Peer) -> None:
-    """Hang up in the middle of a body."""
+    """Close the connection in the middle of a request body."""
     await peer.take_head()
     peer.abort()
 
 
 async def hang_up(peer: Peer) -> None:
-    """Answer half."""
+    """Send half a response."""
     await peer.take()
     await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
     peer.abort()
 
 
 async def answer_early(peer: Peer) -> None:
-    """Begin to answer in the middle of a body."""
+    """Start to respond in the middle of a request body."""
     await peer.take_head()
     await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
     await peer.reader.read()
@@ -108,8 +108,8 @@ async def upload_in_vain(client: Client) -> None:
     ids=lambda each: each.__name__,
 )
 @pytest.mark.parametrize("warm", [False, True])
-async def test_a_client_leaves_nothing_behind(use: Callable[[Client], Awaitable[object]], warm: bool) -> None:
-    """However it ends: thousands of clients that come and go would be kept until the collector looks."""
+async def test_a_client_leaves_no_garbage(use: Callable[[Client], Awaitable[object]], warm: bool) -> None:
+    """However it leaves; thousands of clients would otherwise stay in memory until a collection."""
     async with proxied(answering(OK), warm=warm) as world:
         assert not await left_behind(world, use)
 
@@ -120,9 +120,9 @@ async def test_a_client_leaves_nothing_behind(use: Callable[[Client], Awaitable[
     [(hang_up, meet_a_broken_answer), (refuse_uploads, upload_in_vain), (answer_early, leave_an_upload)],
     ids=lambda each: each.__name__,
 )
-async def test_a_failure_of_the_api_leaves_nothing_behind(
+async def test_a_failure_of_the_api_leaves_no_garbage(
     script: Callable[[Peer], Awaitable[None]], use: Callable[[Client], Awaitable[object]]
 ) -> None:
-    """Nor does an error keep what it was raised through."""
+    """An error does not keep the frames in its traceback."""
     async with proxied(script) as world:
         assert not await left_behind(world, use)

@@ -324,7 +324,7 @@ async def test_a_chunked_response_is_read_without_its_framing() -> None:
 @pytest.mark.parametrize("as_new", [False, True])
 async def test_a_connection_that_becomes_free_at_the_timeout_is_not_lost(as_new: bool) -> None:
     """A request that gets it just as its time is up passes it on and fails."""
-    async with serving(answering(OK)) as origin, dialling(origin.url, connect_s=0.05, limit=1) as upstream:
+    async with serving(answering(OK)) as origin, dialling(origin.url, connect_s=0.2, limit=1) as upstream:
         pool, loop = upstream.pool, asyncio.get_running_loop()
         connection = await pool.acquire()
         connection.start_exchange(60.0, to_head=False, on_interim=None)
@@ -337,7 +337,7 @@ async def test_a_connection_that_becomes_free_at_the_timeout_is_not_lost(as_new:
             loop.call_at(min(timeouts) - 0.001, pool._forget, connection)
         else:
             loop.call_at(min(timeouts) - 0.001, pool._add_idle, connection)
-        time.sleep(0.1)
+        time.sleep(0.3)
         with pytest.raises(UpstreamTimeout):
             await late
         assert waiter.done()

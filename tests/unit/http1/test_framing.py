@@ -1,4 +1,4 @@
-"""Bodies are cut out of a stream in one way only, whatever the pieces in which it comes."""
+"""Framing: a body is read in exactly one way, however the stream is split."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ trailers = st.lists(
     ),
     max_size=3,
 )
-# What chunked streams are made of, and what has been made of them by those who wish two readers to differ.
+# Parts of chunked streams, and variants with which attackers make two implementations disagree.
 fragments = st.sampled_from(
     [
         b"0", b"1", b"3", b"A", b"a", b"00", b"10", b"0x3", b"+3", b"-1", b"_", b"g", b" ", b"\t", b"\v",
@@ -56,7 +56,7 @@ fragments = st.sampled_from(
 streams = st.lists(fragments, max_size=10).map(b"".join)
 
 
-# Where readers differ most: what stands in for a line end, or before it.
+# Implementations differ most in what they accept as a line end, or before one.
 line_ends = st.sampled_from(
     [
         b"\n",
@@ -76,7 +76,7 @@ line_ends = st.sampled_from(
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """Return a well-formed chunked stream in which a line end is another, or a fragment was put in."""
+    """Return a well-formed chunked stream with a line end replaced, or with a fragment inserted."""
     stream = b"".join(map(render_chunk, draw(chunks))) + render_last_chunk(draw(trailers))
     for _ in range(draw(st.integers(0, 2))):
         lines = stream.split(b"\r\n")
@@ -95,7 +95,7 @@ def pieces_of(data: bytes, at: list[int]) -> Iterator[bytes]:
 
 
 def read(reader: BodyReader, data: bytes, at: list[int]) -> tuple[bytes, bytes] | None:
-    """Return body and rest of `data`, fed in pieces; None if it is refused."""
+    """Return the body and the rest of `data`, fed in pieces; None if it is malformed."""
     body = rest = b""
     try:
         for piece in pieces_of(data, at):
@@ -115,8 +115,8 @@ def refused(data: bytes) -> bool:
 
 
 @given(st.binary(max_size=60), st.binary(max_size=60), cuts)
-def test_a_body_of_known_length_takes_its_bytes_and_no_more(body: bytes, rest: bytes, at: list[int]) -> None:
-    """What comes behind it is the next message's, however the stream is cut."""
+def test_a_body_of_known_length_ends_after_its_bytes(body: bytes, rest: bytes, at: list[int]) -> None:
+    """What follows belongs to the next message, however the stream is split."""
     reader = LengthReader(len(body))
     assert read(reader, body + rest, at) == (body, rest)
     assert reader.done
@@ -125,8 +125,8 @@ def test_a_body_of_known_length_takes_its_bytes_and_no_more(body: bytes, rest: b
 
 
 @pytest.mark.parametrize("reader", [LengthReader(3), ChunkReader()])
-def test_a_connection_that_ends_early_leaves_no_complete_body(reader: BodyReader) -> None:
-    """A body cut short never passes for a whole one."""
+def test_an_early_end_of_the_connection_is_malformed(reader: BodyReader) -> None:
+    """A truncated body never counts as complete."""
     reader.feed(b"2\r")
     with pytest.raises(MalformedBody):
         reader.end()
@@ -134,7 +134,7 @@ def test_a_connection_that_ends_early_leaves_no_complete_body(reader: BodyReader
 
 
 def test_a_body_without_length_is_complete_when_the_connection_ends() -> None:
-    """Until then everything is body."""
+    """Until then, everything belongs to the body."""
     reader = CloseReader()
     assert reader.feed(b"a\r\n\r\n") == (b"a\r\n\r\n", b"")
     assert not reader.done
@@ -147,10 +147,10 @@ def test_a_body_without_length_is_complete_when_the_connection_ends() -> None:
 
 
 @given(chunks, trailers, st.binary(max_size=60), cuts)
-def test_what_is_rendered_in_chunks_reads_back_however_it_is_cut(
+def test_rendered_chunks_are_read_back_however_they_are_split(
     bodies: list[bytes], fields: list[tuple[bytes, bytes]], rest: bytes, at: list[int]
 ) -> None:
-    """Body, trailers and what follows are the same as those that were written."""
+    """Body, trailers and rest are the ones that were written."""
     stream = b"".join(map(render_chunk, bodies)) + render_last_chunk(fields)
     for reader in (ChunkReader(), ChunkReader(padded=True)):
         assert read(reader, stream + rest, at) == (b"".join(bodies), rest)
@@ -161,8 +161,8 @@ def test_what_is_rendered_in_chunks_reads_back_however_it_is_cut(
 
 @given(streams | mutated(), cuts)
 @example(b"3\r\nabc\r\n0\r\n\r\n", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12])
-def test_the_pieces_in_which_a_stream_comes_decide_nothing(stream: bytes, at: list[int]) -> None:
-    """The same body, end and trailers, or the same refusal, as if it had come at once."""
+def test_splitting_a_stream_changes_nothing(stream: bytes, at: list[int]) -> None:
+    """Body, end, trailers and errors are the same as for the unsplit stream."""
     whole, cut = ChunkReader(), ChunkReader()
     assert read(whole, stream, []) == read(cut, stream, at)
     assert whole.done == cut.done
@@ -186,8 +186,8 @@ def test_the_pieces_in_which_a_stream_comes_decide_nothing(stream: bytes, at: li
         b"3;a\0\r\nabc\r\n0\r\n\r\n",
     ],
 )
-def test_a_line_ends_in_crlf_and_nothing_else(stream: bytes) -> None:
-    """A bare CR or LF is a line end to some readers and none to others."""
+def test_only_crlf_ends_a_line(stream: bytes) -> None:
+    """Implementations disagree about a bare CR or LF."""
     assert refused(stream)
 
 
@@ -195,26 +195,26 @@ def test_a_line_ends_in_crlf_and_nothing_else(stream: bytes) -> None:
     "size", [b"", b"0x3", b"+3", b"-3", b"3_0", b" 3", b"3 ", b"3\t", b"g", b"\xb2", b"3,"]
 )
 def test_a_size_is_hexadecimal_digits(size: bytes) -> None:
-    """What an integer parser would mend is refused."""
+    """Anything else is malformed, even if an integer parser would accept it."""
     assert refused(size + b"\r\nabc\r\n0\r\n\r\n")
 
 
 @pytest.mark.parametrize("size", [b"3", b"003", b"%016x" % 3])
-def test_a_size_has_16_digits_at_the_most(size: bytes) -> None:
-    """More could overflow somebody's integer."""
+def test_a_size_has_at_most_16_digits(size: bytes) -> None:
+    """More could overflow another implementation's integer."""
     assert read(ChunkReader(), size + b"\r\nabc\r\n0\r\n\r\n", []) == (b"abc", b"")
     assert refused(b"%017x" % 3 + b"\r\nabc\r\n0\r\n\r\n")
 
 
-def test_only_a_padded_reader_takes_spaces_behind_a_size() -> None:
-    """Old servers write them; a client has no reason to."""
+def test_only_a_padded_reader_accepts_spaces_after_a_size() -> None:
+    """Some old servers send them; clients have no reason to."""
     stream = b"3  \r\nabc\r\n0 \r\n\r\n"
     assert read(ChunkReader(padded=True), stream, []) == (b"abc", b"")
     assert refused(stream)
 
 
-def test_a_size_line_is_bounded() -> None:
-    """An extension that does not end is refused as soon as it is too long, in one piece or in many."""
+def test_the_length_of_a_size_line_is_limited() -> None:
+    """An endless extension is refused as soon as it is too long, however it is split."""
     longest = b"3;" + b"x" * (SIZE_LINE_MAX - 4) + b"\r\n"
     assert read(ChunkReader(), longest + b"abc\r\n0\r\n\r\n", []) == (b"abc", b"")
     assert refused(longest.replace(b"\r", b"x\r") + b"abc\r\n0\r\n\r\n")
@@ -222,8 +222,8 @@ def test_a_size_line_is_bounded() -> None:
     assert read(ChunkReader(), b"3;" + b"x" * SIZE_LINE_MAX, list(range(SIZE_LINE_MAX))) is None
 
 
-def test_all_trailers_together_are_bounded() -> None:
-    """However they are cut, and whether they are long or many."""
+def test_the_total_size_of_trailers_is_limited() -> None:
+    """However they are split, and whether they are long or many."""
     line = b"X: " + b"y" * 59 + b"\r\n"
     most = line * (TRAILERS_MAX // len(line))
     assert len(most) == TRAILERS_MAX
@@ -246,24 +246,24 @@ def test_all_trailers_together_are_bounded() -> None:
         b"\x80: y",
     ],
 )
-def test_a_trailer_that_is_no_field_or_that_frames_is_refused(trailer: bytes) -> None:
-    """Whoever merges trailers into the head must not be told another length (RFC 9110 §6.5.1)."""
+def test_malformed_and_framing_trailers_are_refused(trailer: bytes) -> None:
+    """A recipient that merges trailers into the head must not get another length (RFC 9110 §6.5.1)."""
     assert refused(b"0\r\n" + trailer + b"\r\n\r\n")
 
 
-# --- beside other readers -----------------------------------------------------------------
+# --- compared with other implementations --------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """Return a loop for aiohttp's parser; it never runs."""
+    """Return a loop for aiohttp's parser; it is never run."""
     loop = asyncio.new_event_loop()
     yield loop
     loop.close()
 
 
 def read_by_aiohttp(loop: asyncio.AbstractEventLoop, stream: bytes) -> tuple[bytes, bool]:
-    """Return what aiohttp takes for the body, and whether it sees its end."""
+    """Return the body that aiohttp reads, and whether it is complete."""
     parser = HttpRequestParser(BaseProtocol(loop), loop, 2**16)
     messages, _, _ = parser.feed_data(HEAD)
     payload = messages[0][1]
@@ -272,7 +272,7 @@ def read_by_aiohttp(loop: asyncio.AbstractEventLoop, stream: bytes) -> tuple[byt
 
 
 def read_by_h11(stream: bytes) -> tuple[bytes, bool, bytes]:
-    """Return what h11 takes for the body, whether it sees its end, and what it leaves."""
+    """Return the body that h11 reads, whether it is complete, and the rest."""
     connection = h11.Connection(h11.SERVER)
     connection.receive_data(HEAD + stream)
     body = b""
@@ -286,10 +286,8 @@ def read_by_h11(stream: bytes) -> tuple[bytes, bool, bytes]:
 
 @settings(max_examples=examples(1000))
 @given(stream=streams | mutated())
-def test_what_we_take_for_a_body_aiohttp_takes_for_the_same(
-    loop: asyncio.AbstractEventLoop, stream: bytes
-) -> None:
-    """Same body, same end; llhttp alone reads the grammar of extensions, which we skip and never pass on."""
+def test_aiohttp_reads_the_same_body(loop: asyncio.AbstractEventLoop, stream: bytes) -> None:
+    """Same body, same end. Only llhttp checks the syntax of extensions, which we skip and never forward."""
     reader = ChunkReader()
     ours = read(reader, stream, [])
     if ours is None or not reader.done:
@@ -299,7 +297,7 @@ def test_what_we_take_for_a_body_aiohttp_takes_for_the_same(
     try:
         theirs = read_by_aiohttp(loop, message)
     except HttpProcessingError as error:
-        assert "chunk extensions" in error.message  # noqa: PT017 - the others would be differences
+        assert "chunk extensions" in error.message  # noqa: PT017 - any other error is a difference
         return
     assert theirs == (body, True)
     assert read_by_aiohttp(loop, message[:-1]) == (body, False)
@@ -307,7 +305,7 @@ def test_what_we_take_for_a_body_aiohttp_takes_for_the_same(
 
 @settings(max_examples=examples(1000))
 @given(streams | mutated())
-def test_what_we_take_for_a_body_h11_takes_for_the_same(stream: bytes) -> None:
+def test_h11_reads_the_same_body(stream: bytes) -> None:
     """Same body, same end."""
     reader = ChunkReader()
     ours = read(reader, stream, [])

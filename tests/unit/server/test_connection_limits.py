@@ -1,4 +1,4 @@
-"""Which client connection has to go when there are too many."""
+"""Connection limits: which connections are closed when there are too many."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ LIMITS = ConnectionLimits(connections=4, unfinished=2, unfinished_bytes=50)
 
 
 @dataclass(eq=False)
-class FakeClient(ClientConnection):
-    """A connection that notes why it was ended; it then says that it is closed, as a real one does."""
+class FakeConnection(ClientConnection):
+    """A connection that records why it was closed, and reports it like a real one."""
 
-    room: Connections
+    tracker: Connections
     ended: str | None = None
     stuck: bool = False
 
     def end(self, cause: str) -> None:
-        assert self.ended is None, "ended once"
+        assert self.ended is None, "ended twice"
         self.ended = cause
-        self.room.closed(self)
+        self.tracker.closed(self)
 
     def tarpit(self) -> None:
-        assert (self.ended, self.stuck) == (None, False), "once, and while it is there"
+        assert (self.ended, self.stuck) == (None, False), "ended or stuck already"
         self.stuck = True
 
 
 @dataclass
 class World:
-    """Connections on a clock that the test moves."""
+    """A tracker whose clock and timers are controlled by the test."""
 
     limits: ConnectionLimits = LIMITS
     now: float = 100.0
@@ -45,15 +45,15 @@ class World:
     told: list[dict[str, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.room = Connections(self.limits, lambda: self.now, self._later, self.told.append)
+        self.connections = Connections(self.limits, lambda: self.now, self._later, self.told.append)
 
     def _later(self, delay_s: float, call: Callable[[], None]) -> asyncio.TimerHandle:
         self.alarms.append((self.now + delay_s, call))
         return cast("asyncio.TimerHandle", object())
 
-    def open(self) -> FakeClient:
-        client = FakeClient(self.room)
-        self.room.opened(client)
+    def open(self) -> FakeConnection:
+        client = FakeConnection(self.connections)
+        self.connections.opened(client)
         return client
 
     def go(self, seconds: float) -> None:
@@ -64,24 +64,24 @@ class World:
         self.now = until
 
 
-def test_what_unfinished_heads_hold_is_bounded_however_young_they_are() -> None:
-    """The oldest that hold anything are stuck; who is silent, at work or through with it holds nothing."""
+def test_the_total_size_of_incomplete_heads_is_limited() -> None:
+    """Whatever their age, the oldest with data get stuck; others don't count."""
     world = World(ConnectionLimits(connections=9, unfinished=9, unfinished_bytes=100))
     silent, first, second, through, last = (world.open() for _ in range(5))
     for client, size in ((first, 30), (second, 30), (through, 40), (second, 20), (through, 50)):
-        world.room.head_grew(client, size)
-    world.room.request_started(through)
-    world.room.head_grew(last, 50)
+        world.connections.head_grew(client, size)
+    world.connections.request_started(through)
+    world.connections.head_grew(last, 50)
     assert (first.stuck, second.stuck, last.stuck) == (False, False, False)
-    world.room.head_grew(last, 60)
+    world.connections.head_grew(last, 60)
     assert (first.stuck, second.stuck, last.stuck) == (True, False, False)
-    world.room.closed(second)
-    world.room.head_grew(last, 100)
+    world.connections.closed(second)
+    world.connections.head_grew(last, 100)
     assert not last.stuck
-    world.room.head_grew(last, 101)
+    world.connections.head_grew(last, 101)
     assert last.stuck
     assert (silent.stuck, through.stuck) == (False, False)
-    assert world.room.counts() == {"unfinished": 1, "stuck": 2, "idle": 0, "busy": 1}
+    assert world.connections.counts() == {"unfinished": 1, "stuck": 2, "idle": 0, "busy": 1}
     world.go(1)
     assert world.told == [{"unfinished": 2}]
 
@@ -91,16 +91,16 @@ def world() -> World:
     return World()
 
 
-def test_slow_heads_over_the_bound_are_stuck_oldest_first(world: World) -> None:
-    """Who is cut off comes back at once; so they are not told, and make room before anybody else does."""
+def test_the_oldest_incomplete_heads_over_the_limit_get_stuck(world: World) -> None:
+    """Closed clients would reconnect, so they are kept, and are the first to be closed for others."""
     first, second, third = world.open(), world.open(), world.open()
     for client in (first, second, third):
-        world.room.head_grew(client, 10)
+        world.connections.head_grew(client, 10)
     world.go(1)
     assert [client.stuck for client in (first, second, third)] == [True, False, False]
     assert [client.ended for client in (first, second, third)] == [None] * 3
-    world.room.request_started(third)
-    world.room.request_finished(third)
+    world.connections.request_started(third)
+    world.connections.request_finished(third)
     world.open()
     world.open()
     assert [client.ended for client in (first, second, third)] == ["unfinished", None, None]
@@ -109,25 +109,25 @@ def test_slow_heads_over_the_bound_are_stuck_oldest_first(world: World) -> None:
     assert world.told == [{"unfinished": 1}]
 
 
-def test_silent_clients_over_the_bound_are_ended_oldest_first(world: World) -> None:
-    """A burst is spared; and who may still mean to say something hears that it must begin anew."""
+def test_the_oldest_silent_connections_over_the_limit_are_closed(world: World) -> None:
+    """Young ones are spared; others are closed, so that their clients can connect again."""
     first, second, third = world.open(), world.open(), world.open()
     assert [client.ended for client in (first, second, third)] == [None] * 3
     world.go(1)
     assert [client.ended for client in (first, second, third)] == ["unfinished", None, None]
-    world.room.request_started(second)
+    world.connections.request_started(second)
     fourth = world.open()
     world.go(2)
     assert [client.ended for client in (second, third, fourth)] == [None] * 3
 
 
-def test_a_newcomer_takes_the_place_of_the_one_that_is_idle_the_longest(world: World) -> None:
-    """Then of the oldest unfinished one; connections at work are never ended for it."""
+def test_a_new_connection_replaces_the_one_that_has_been_idle_longest(world: World) -> None:
+    """Then the oldest unfinished one, but never one with a request in progress."""
     clients = [world.open() for _ in range(4)]
     for client in clients[:3]:
-        world.room.request_started(client)
-    world.room.request_finished(clients[1])
-    world.room.request_finished(clients[0])
+        world.connections.request_started(client)
+    world.connections.request_finished(clients[1])
+    world.connections.request_finished(clients[0])
     world.open()
     assert [client.ended for client in clients] == [None, "idle", None, None]
     world.open()
@@ -136,53 +136,53 @@ def test_a_newcomer_takes_the_place_of_the_one_that_is_idle_the_longest(world: W
     assert [client.ended for client in clients] == ["idle", "idle", None, "unfinished"]
 
 
-def test_a_newcomer_is_refused_when_all_are_at_work(world: World) -> None:
-    """What is under way goes on."""
+def test_a_new_connection_is_refused_if_all_are_busy(world: World) -> None:
+    """Requests in progress continue."""
     clients = [world.open() for _ in range(4)]
     for client in clients:
-        world.room.request_started(client)
+        world.connections.request_started(client)
     assert world.open().ended == "refused"
     assert [client.ended for client in clients] == [None] * 4
-    world.room.closed(clients[0])
+    world.connections.closed(clients[0])
     assert world.open().ended is None
     world.go(1)
     assert world.told == [{"refused": 1}]
 
 
-def test_nothing_is_timed_where_nobody_is(world: World) -> None:
-    """An empty listener wakes nobody up."""
-    world.room.closed(world.open())
+def test_there_is_no_timer_without_connections(world: World) -> None:
+    """An unused listener never wakes the process."""
+    world.connections.closed(world.open())
     world.go(5)
     assert world.alarms == []
     world.open()
     assert len(world.alarms) == 1
 
 
-def test_what_is_closed_stays_closed(world: World) -> None:
-    """Late news of a connection that is gone bring nothing back."""
+def test_a_closed_connection_stays_closed(world: World) -> None:
+    """Late reports about it are ignored."""
     client = world.open()
-    world.room.closed(client)
-    for news in (
-        world.room.head_started,
-        world.room.request_started,
-        world.room.request_finished,
-        world.room.closed,
+    world.connections.closed(client)
+    for report in (
+        world.connections.head_started,
+        world.connections.request_started,
+        world.connections.request_finished,
+        world.connections.closed,
     ):
-        news(client)
-    assert len(world.room) == 0
+        report(client)
+    assert len(world.connections) == 0
 
 
-_NEWS = st.sampled_from(
+_REPORTS = st.sampled_from(
     ["open", "head_started", "head_grew", "request_started", "request_finished", "closed", "go"]
 )
 
 
-@given(st.lists(st.tuples(_NEWS, st.integers(0, 30)), max_size=80))
-def test_the_bounds_hold_whatever_happens(news: list[tuple[str, int]]) -> None:
-    """Never more than allowed, never one at work ended, and a newcomer let in while anybody is silent."""
-    world, clients = World(), [FakeClient(World().room)]
-    working: set[FakeClient] = set()
-    for what, number in news:
+@given(st.lists(st.tuples(_REPORTS, st.integers(0, 30)), max_size=80))
+def test_the_limits_hold_in_any_sequence(reports: list[tuple[str, int]]) -> None:
+    """Never too many, never a busy one closed, and new ones accepted while another is not busy."""
+    world, clients = World(), [FakeConnection(World().connections)]
+    working: set[FakeConnection] = set()
+    for what, number in reports:
         alive = [client for client in clients[1:] if client.ended is None]
         if what == "open":
             was_full = len(working) == LIMITS.connections
@@ -193,28 +193,28 @@ def test_the_bounds_hold_whatever_happens(news: list[tuple[str, int]]) -> None:
         elif alive:
             client = alive[number % len(alive)]
             if client.stuck and what != "closed":
-                continue  # nothing is read of it
+                continue  # nothing is read from it
             if what == "head_grew":
                 if client in working or number == 0:
                     continue
-                world.room.head_started(client)
-                world.room.head_grew(client, number)
+                world.connections.head_started(client)
+                world.connections.head_grew(client, number)
             else:
-                getattr(world.room, what)(client)
+                getattr(world.connections, what)(client)
             if what == "closed":
-                client.ended = "by itself"
+                client.ended = "by the client"
             if what in {"request_started", "request_finished", "closed"}:
                 (working.add if what == "request_started" else working.discard)(client)
-        assert len(world.room) == sum(world.room.counts().values()) <= LIMITS.connections
-        assert world.room.counts()["busy"] == len(working)
+        assert len(world.connections) == sum(world.connections.counts().values()) <= LIMITS.connections
+        assert world.connections.counts()["busy"] == len(working)
         assert all(client.ended is None for client in working)
-        assert world.room.counts()["stuck"] == sum(c.stuck and c.ended is None for c in clients)
+        assert world.connections.counts()["stuck"] == sum(c.stuck and c.ended is None for c in clients)
     world.go(3)
-    assert world.room.counts()["unfinished"] <= LIMITS.unfinished
+    assert world.connections.counts()["unfinished"] <= LIMITS.unfinished
 
 
-def test_hundreds_are_not_ended_in_one_turn_of_the_loop() -> None:
-    """Others would wait meanwhile; all that are too many are ended all the same, and told once."""
+def test_hundreds_are_not_closed_in_one_iteration() -> None:
+    """Other connections would wait meanwhile. All are closed soon, and reported once."""
     world = World(ConnectionLimits(connections=1000, unfinished=10))
     clients = [world.open() for _ in range(210)]
 
