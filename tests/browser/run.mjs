@@ -1,4 +1,4 @@
-// Starts the browser, runs one script in it, prints what the script returned as one line of JSON.
+// Starts the browser, runs one script in it, and prints what the script returned as one line of JSON.
 //
 // Standard input: {"script": path, "executable": path, "args": […], "input": …}.
 // The script is a module whose default export is called as `script({ browser, context, page, input })`.

@@ -1,4 +1,4 @@
-// What a page can do to another server; runs in the page. Each has a path of its own.
+// What a page can do to another server; runs in the page. Each trick has its own path.
 
 const element = (name, attributes) =>
   new Promise((done) => {

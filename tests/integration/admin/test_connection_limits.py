@@ -22,7 +22,7 @@ class Callers:
     port: int
     wires: list[Wire] = field(default_factory=list)
 
-    async def knock(self, data: bytes = b"GET /livez HTTP/1.1\r\n") -> Wire:
+    async def connect(self, data: bytes = b"GET /livez HTTP/1.1\r\n") -> Wire:
         wire = Wire(*await asyncio.open_connection("127.0.0.1", self.port))
         self.wires.append(wire)
         with contextlib.suppress(ConnectionError):
@@ -60,8 +60,8 @@ async def test_silent_connections_make_room_for_a_probe(
     """The oldest is closed first; one with a recent request stays."""
     monkeypatch.setattr("cfproxy.admin.server.CONNECTIONS_MAX", 8)
     async with calling(tmp_path) as callers:
-        silent = [await callers.knock() for _ in range(30)]
-        probe = await callers.knock(b"")
+        silent = [await callers.connect() for _ in range(30)]
+        probe = await callers.connect(b"")
         assert await callers.live(probe) == 200
         assert all([await ended(wire) for wire in silent[:20]])
         assert await callers.live(probe) == 200
@@ -71,8 +71,8 @@ async def test_a_first_request_has_ten_seconds(tmp_path: Path, monkeypatch: pyte
     """Connections without a request are closed; those with one may stay open."""
     monkeypatch.setattr("cfproxy.admin.server.HEAD_S", 0.05)
     async with calling(tmp_path) as callers:
-        kept = await callers.knock(b"")
-        assert await callers.live(kept) == 200
+        active = await callers.connect(b"")
+        assert await callers.live(active) == 200
         for data in (b"", b"GET /livez HTTP/1.1\r\n"):
-            assert await ended(await callers.knock(data))
-        assert await callers.live(kept) == 200
+            assert await ended(await callers.connect(data))
+        assert await callers.live(active) == 200

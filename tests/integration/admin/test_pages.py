@@ -222,8 +222,8 @@ async def test_a_program_logs_in_with_a_custom_header() -> None:
     """The same two steps in JSON, without a browser."""
     async with browsing() as browser:
         plain = {"Accept": "application/json", "X-Cfproxy-Admin": "1"}
-        begun = await browser.post("/login", {"account": "default"}, **plain)
-        url = re.search(r'"authorize_url": "([^"]+)"', begun.text)
+        started = await browser.post("/login", {"account": "default"}, **plain)
+        url = re.search(r'"authorize_url": "([^"]+)"', started.text)
         assert url is not None
         done = await browser.post("/login", {"redirected": await approve(url[1])}, **plain)
         assert (done.status, done.text) == (200, '{"account": "default", "status": "logged-in"}')

@@ -72,9 +72,9 @@ def test_a_failure_shows_its_cause_and_the_next_step(error: CfproxyError, check:
 
 def test_an_unreachable_api_is_reported() -> None:
     """With the message that the client got; readiness reports it, too."""
-    report = report_running(APP, GOOD, NOW, "file:/state", UpstreamUnreachable("no route; mend it"))
+    report = report_running(APP, GOOD, NOW, "file:/state", UpstreamUnreachable("no route; check it"))
     view = view_account(report | PLACES)
-    assert (view["tone"], view["detail"], view["command"]) == ("bad", "no route; mend it", "cfproxy doctor")
+    assert (view["tone"], view["detail"], view["command"]) == ("bad", "no route; check it", "cfproxy doctor")
     assert view["headline"] == "The API is unreachable"
     check = report_checks(report)[-1]
     assert (check["check"], check["state"], check["ok"]) == ("api", "upstream-unreachable", False)
@@ -83,8 +83,8 @@ def test_an_unreachable_api_is_reported() -> None:
 def test_the_next_command_names_configuration_file_and_account() -> None:
     """Without them, the command would use another configuration."""
     app = replace(APP, account="acme", config_file="a b.yaml")
-    told = {"login": LoginRequired("no login"), "doctor": TokenEndpointUnavailable("down")}
-    for verb, error in told.items():
+    errors = {"login": LoginRequired("no login"), "doctor": TokenEndpointUnavailable("down")}
+    for verb, error in errors.items():
         report = report_running(app, replace(GOOD, usable_s=0.0, error=error), NOW, "file:/state")
         assert report["command"] == f"cfproxy {verb} -c 'a b.yaml' --account acme"
     failed = report_running(app, GOOD, NOW, "file:/state", UpstreamUnreachable("no route to it"))
