@@ -53,7 +53,7 @@ OWNED = frozenset(
 OWNED_PREFIX = b"x-forwarded"
 # What a browser lets pages of other origins do. The upstream's headers are about its own address; for ours,
 # `proxy.cors` decides.
-CORS_ANSWERS = frozenset(
+CORS_HEADERS = frozenset(
     {
         b"access-control-allow-credentials",
         b"access-control-allow-headers",

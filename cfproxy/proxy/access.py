@@ -118,16 +118,12 @@ class AccessRules:
         Raises:
             CrossSite
         """
-        for name, value in headers:
-            low = name.lower()
-            if low == b"origin":
-                origin = value.decode("latin-1").strip().lower()
-                if origin not in self.origins and origin != own.lower():
-                    raise CrossSite("a web page of another site sent this; add its origin to access.origins")
-            elif low == b"sec-fetch-site" and value.strip().lower() not in {b"same-origin", b"none"}:
-                origins = [v.decode("latin-1").strip().lower() for n, v in headers if n.lower() == b"origin"]
-                if not origins or any(origin not in self.origins for origin in origins):
-                    raise CrossSite("a web page of another site sent this; add its origin to access.origins")
+        origins = {v.decode("latin-1").strip().lower() for n, v in headers if n.lower() == b"origin"}
+        sites = {v.strip().lower() for n, v in headers if n.lower() == b"sec-fetch-site"}
+        all_listed = origins and origins.issubset(self.origins)
+        cross_site = sites - {b"same-origin", b"none"} and not all_listed
+        if cross_site or not origins.issubset((*self.origins, own.lower())):
+            raise CrossSite("a web page of another site sent this; add its origin to access.origins")
 
     def check_key(self, headers: RawHeaders) -> Secret | None:
         """Return the request's access key; None if no key is required.

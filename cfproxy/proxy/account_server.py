@@ -36,10 +36,10 @@ class ProxySettings:
         origin: the upstream.
         rules: who may call.
         body_memory_bytes, body_max_bytes: limits of the copy of a request body that is kept for a retry.
-        idle_s: seconds that a client may leave an answer unread.
+        idle_s: seconds that a client may leave a response unread.
         limits: of one client connection.
         connection_limits: of all client connections together.
-        server_timing: whether answers carry `Server-Timing`.
+        server_timing: whether responses carry `Server-Timing`.
         record: called after every request (see `RequestStats.record`).
         keeps_line: whether the log line of the next ordinary request is written.
         sends_id: whether the upstream and the client get the request ID as `X-Request-Id`.
@@ -101,7 +101,7 @@ class AccountServer:
         self.generation = object()  # of the settings of all accounts; see `accounts_changed`
         self.draining = False
         self.refusing = False
-        self.failure: UpstreamError | None = None  # why the latest request got no answer
+        self.failure: UpstreamError | None = None  # why the latest request got no response
         # Connections with a request in flight, of which each has one at a time; and those among them whose
         # request began before a `switch`.
         self._busy: set[ClientConnection] = set()

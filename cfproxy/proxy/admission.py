@@ -43,7 +43,7 @@ class Admission:
         generation: of the settings (see `AccountServer.accounts_changed`).
         account: the server of the account that the access key selects; by default the listener's own.
         settings: of that account.
-        web_origin: the web origin that may read the answer; None if no page may.
+        web_origin: the web origin that may read the response; None if no page may.
         header_lines: sent to the upstream.
         flow: the request's flow in the fair queue.
         caller_url: `scheme://authority` by which the client addresses us; empty without a `Host`.

@@ -2,9 +2,10 @@
 
 Invariants:
 1. Only origins in `access.origins` are ever named, and only the one that asks.
-2. An answer has at most one `Access-Control-Allow-Origin`, set here: the upstream's is about its own address.
+2. A response has at most one `Access-Control-Allow-Origin`, set here: the upstream's is about its own
+   address.
 
-A listed origin may read all headers of an answer and send credentials: its pages may do what any caller may.
+A listed origin may read all response headers and send credentials: its pages may do what any caller may.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from cfproxy.http1.headers import CORS_ANSWERS, RawHeaders
+from cfproxy.http1.headers import CORS_HEADERS, RawHeaders
 
-MAX_AGE_S = 600  # how long a browser may cache the answer to a preflight
+MAX_AGE_S = 600  # how long a browser may cache the response to a preflight
 # Headers that every page may read anyway, and those that no page may read.
 _NOT_EXPOSED = {
     b"cache-control",
@@ -59,35 +60,35 @@ def render_preflight(
     asked = {name.lower(): value.strip() for name, value in headers}
     method = asked.get(b"access-control-request-method", b"")
     allowed = ", ".join(methods).encode("ascii") if methods else method
-    answer = [
+    response = [
         (b"Access-Control-Allow-Origin", origin),
         (b"Access-Control-Allow-Credentials", b"true"),
         (b"Access-Control-Max-Age", b"%d" % MAX_AGE_S),
         (b"Proxy-Status", b'cfproxy; details="preflight"'),
     ]
     if _NAMES.fullmatch(allowed):
-        answer.append((b"Access-Control-Allow-Methods", allowed))
+        response.append((b"Access-Control-Allow-Methods", allowed))
     wanted = asked.get(b"access-control-request-headers", b"")
     if _NAMES.fullmatch(wanted):
-        answer.append((b"Access-Control-Allow-Headers", wanted))
+        response.append((b"Access-Control-Allow-Headers", wanted))
     if asked.get(b"access-control-request-private-network", b"").lower() == b"true":
         # A page from the internet calls an address in its user's own network (Private Network Access).
-        answer.append((b"Access-Control-Allow-Private-Network", b"true"))
-    answer.append((b"Vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers"))
-    return answer
+        response.append((b"Access-Control-Allow-Private-Network", b"true"))
+    response.append((b"Vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers"))
+    return response
 
 
 def with_cors(
     headers: list[tuple[bytes, bytes]], origin: bytes | None, origins: Collection[str]
 ) -> list[tuple[bytes, bytes]]:
-    """Return an answer's headers with CORS headers of our own.
+    """Return a response's headers with CORS headers of our own.
 
     Args:
-        headers: of the answer; the upstream's CORS headers are dropped.
+        headers: of the response; the upstream's CORS headers are dropped.
         origin: from `listed_origin`; None for callers that get no CORS headers.
         origins: all listed origins: if there are any, caches must distinguish requests by `Origin`.
     """
-    kept = [header for header in headers if header[0].lower() not in CORS_ANSWERS]
+    kept = [header for header in headers if header[0].lower() not in CORS_HEADERS]
     if origin is not None:
         names = dict.fromkeys(name for name, _ in kept if name.lower() not in _NOT_EXPOSED)
         kept += [

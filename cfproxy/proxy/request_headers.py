@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from cfproxy.errors import BadTarget, LoopDetected, NotAllowed, UpgradeNotSupported
 from cfproxy.http1.framing import Framing
 from cfproxy.http1.headers import (
-    CORS_ANSWERS,
+    CORS_HEADERS,
     HOP_BY_HOP,
     OWNED,
     OWNED_PREFIX,
@@ -27,7 +27,7 @@ from cfproxy.http1.headers import (
 OWN_COOKIES = b"cfproxy"  # prefix of the admin listener's cookies
 _DROPPED = HOP_BY_HOP | OWNED
 # As trailers these would bypass the header rules.
-_DROPPED_TRAILERS = _DROPPED | CORS_ANSWERS | {b"content-length", b"cookie", b"location", b"set-cookie"}
+_DROPPED_TRAILERS = _DROPPED | CORS_HEADERS | {b"content-length", b"cookie", b"location", b"set-cookie"}
 
 _USUAL_METHODS = {
     name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")

@@ -1,4 +1,4 @@
-"""Headers of an answer on their way from the upstream to the client.
+"""Response headers on their way from the upstream to the client.
 
 Framing belongs to each connection and is never copied.
 """
@@ -9,7 +9,7 @@ import re
 from email.utils import parsedate_to_datetime
 
 from cfproxy.http1.headers import (
-    CORS_ANSWERS,
+    CORS_HEADERS,
     HOP_BY_HOP,
     NameMemo,
     RawHeaders,
@@ -20,7 +20,7 @@ from cfproxy.proxy.request_headers import Origin, is_own_cookie
 from cfproxy.proxy.request_id import REQUEST_ID
 
 _COOKIE_DOMAIN = re.compile(rb";\s*domain\s*=[^;]*", re.IGNORECASE)
-_RULES_FOR = HOP_BY_HOP | CORS_ANSWERS | {b"location", b"set-cookie", b"x-request-id"}
+_RULES_FOR = HOP_BY_HOP | CORS_HEADERS | {b"location", b"set-cookie", b"x-request-id"}
 
 
 def build_response_headers(
@@ -126,7 +126,7 @@ def retry_after_s(headers: RawHeaders, now: float) -> float | None:
     """Return the delay that `Retry-After` asks for (RFC 9110 §10.2.3); None without a valid one.
 
     Args:
-        headers: of the answer, raw.
+        headers: of the response, raw.
         now: the wall clock, to which a date is compared.
     """
     for name, value in headers:

@@ -3,7 +3,7 @@
 Invariants:
 1. A request is sent only with a token that is valid at that instant, and only with a slot.
 2. A 401 is retried once, with another token; a 429, or a 503 with `Retry-After`, is retried at most twice.
-   A retry needs the whole body. The client gets the last answer.
+   A retry needs the whole body. The client gets the last response.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cfproxy.http1.headers import CORS_ANSWERS
+from cfproxy.http1.headers import CORS_HEADERS
 from cfproxy.proxy.cors import listed_origin, preflight_origin, render_preflight, with_cors
 
 PAGE = b"https://App.studio"
@@ -73,7 +73,7 @@ def test_private_network_access_is_granted_to_a_listed_origin() -> None:
 
 def test_the_upstreams_cors_headers_are_replaced() -> None:
     """A response names one origin at most, and never one that the upstream chose."""
-    upstream = [(name.title(), b"*") for name in sorted(CORS_ANSWERS)]
+    upstream = [(name.title(), b"*") for name in sorted(CORS_HEADERS)]
     headers = [*upstream, (b"ETag", b"x"), (b"Set-Cookie", b"a=b"), (b"Vary", b"Accept")]
     assert with_cors(headers, None, ()) == [(b"ETag", b"x"), (b"Set-Cookie", b"a=b"), (b"Vary", b"Accept")]
     got = with_cors(headers, PAGE, LISTED)
