@@ -131,8 +131,8 @@ class AdminResponse:
     """One response.
 
     Args:
-        status: 2xx or more.
         body: all of it, or a generator of its parts, which `server.py` closes.
+        status: 2xx to 5xx.
         headers: besides framing and `SECURITY_HEADERS`, which they override.
     """
 

@@ -8,7 +8,6 @@ text is written in one place. A view is a pure function of a report, so a page s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 from cfproxy.auth.expiry import span_text
@@ -58,6 +57,7 @@ def view_account(report: dict[str, Any]) -> View:
     lesser = store["detail"] or report["api"]["detail"] or report["warning"] or ""
     detail = report["detail"] if report["state"] != "ok" else lesser or _refusals(report)
     command = report["command"] or ""
+    login_left_s, login_life_s = _login_span_s(login)
     login_helps = command.startswith("cfproxy login")
     return {
         "tone": tone,
@@ -76,12 +76,12 @@ def view_account(report: dict[str, Any]) -> View:
         "token_word": "until" if usable_s > 0 else "at",
         "token_at": "" if token is None else token["expires_at"],
         "login_text": _login_text(report),
-        "login_left": _login_left_s(login),
-        "login_life": _login_life_s(login),
+        "login_left": login_left_s,
+        "login_life": login_life_s,
         "login_at": "" if login is None else login["expires_at"] or "",
         "just_now": "yes" if login is not None and login["age_s"] < JUST_NOW_S else "",
         "refreshed_at": "" if token is None else token["obtained_at"],
-        "refreshes": _refreshes_text(report["refreshes"]),
+        "refreshes": f"{count_text(report['refreshes'], 'refresh', 'es')} since the start",
         "retry": f"next attempt in {span_text(report['retry_in_s'])}" if report["retry_in_s"] >= 1 else "",
         "store": _store_text(store),
         "store_tone": "good" if store["state"] == "ok" and not store["unsaved"] else "warn",
@@ -218,14 +218,11 @@ def _token_text(report: dict[str, Any], usable_s: int) -> str:
     return f"valid for {span_text(usable_s)} of {span_text(report['access_token']['lifetime_s'])}"
 
 
-def _login_left_s(login: dict[str, Any] | None) -> int:
-    return 0 if login is None or login["expires_in_s"] is None else max(0, login["expires_in_s"])
-
-
-def _login_life_s(login: dict[str, Any] | None) -> int:
-    if login is None or login["expires_at"] is None:
-        return 0
-    return max(1, round(_seconds(login["expires_at"]) - _seconds(login["logged_in_at"])))
+def _login_span_s(login: dict[str, Any] | None) -> tuple[int, int]:
+    """Return the remaining and the whole lifetime of a login; 0 if it has no known expiry date."""
+    if login is None or login["expires_in_s"] is None:
+        return 0, 0
+    return max(0, login["expires_in_s"]), max(1, login["expires_in_s"] + login["age_s"])
 
 
 def _login_text(report: dict[str, Any]) -> str:
@@ -238,7 +235,7 @@ def _login_text(report: dict[str, Any]) -> str:
         return "ended"
     if login["expires_at"] is None:
         return "no known expiry date"
-    left_s = _login_left_s(login)
+    left_s, _ = _login_span_s(login)
     return f"expires in {span_text(left_s)}" if left_s else "past its lifetime"
 
 
@@ -248,23 +245,14 @@ def _store_text(store: dict[str, Any]) -> str:
     return str(store["location"])
 
 
-def _seconds(at: str) -> float:
-    return datetime.strptime(at, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
-
-
-def _refreshes_text(count: int) -> str:
-    many = "no refresh" if not count else "1 refresh" if count == 1 else f"{number_text(count)} refreshes"
-    return f"{many} since the start"
-
-
 def number_text(number: int) -> str:
     """Return a number with narrow no-break spaces between thousands."""
     return f"{number:,}".replace(",", "\u202f")
 
 
-def count_text(number: int, thing: str) -> str:
-    """Return `1 request` or `2 requests`."""
-    return f"{number_text(number)} {thing}{'' if number == 1 else 's'}"
+def count_text(number: int, thing: str, plural: str = "s") -> str:
+    """Return `no requests`, `1 request` or `2 requests`."""
+    return f"{number_text(number) if number else 'no'} {thing}{'' if number == 1 else plural}"
 
 
 def _shortened(path: str) -> str:
@@ -275,9 +263,7 @@ def _shortened(path: str) -> str:
 def _milliseconds(seconds: float | None) -> str:
     if seconds is None:
         return "-"
-    if seconds >= 10:
-        return f"{seconds:.0f} s"
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.{1 if seconds < 10 else 0}f} s"
 
 
 def _rate(per_s: float) -> str:

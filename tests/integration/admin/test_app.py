@@ -149,6 +149,20 @@ async def test_a_malformed_request_gets_a_problem_document(caplog: pytest.LogCap
     assert caplog.records == []
 
 
+async def test_a_crash_gets_a_problem_document_and_a_log_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The response says where to look; it does not repeat the exception."""
+    capture = structlog.testing.LogCapture()
+    async with serving() as service:
+        await ask(service, "GET", "/livez")
+        monkeypatch.setattr("cfproxy.admin.app.report_running", lambda *_: 1 // 0)
+        assert service._admin._server is not None
+        service._admin._server.log = structlog.wrap_logger(None, processors=[capture])
+        status, problem = await ask(service, "GET", "/status.json")
+    assert (status, "request.crashed" in problem["detail"]) == (500, True)
+    assert "ZeroDivisionError" not in str(problem)
+    assert [entry["event"] for entry in capture.entries] == ["request.crashed"]
+
+
 async def send(service: Service, head: str, body: bytes = b"") -> bytes:
     """Send a request as it is, and return everything that comes back until the connection ends."""
     port = URL(str(service.admin_url)).port

@@ -190,7 +190,7 @@ def test_a_cut_path_ends_with_an_ellipsis() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(0, "no refresh"), (1, "1 refresh"), (1234, "1\u202f234 refreshes")]
+    ("count", "text"), [(0, "no refreshes"), (1, "1 refresh"), (1234, "1\u202f234 refreshes")]
 )
 def test_the_number_of_refreshes_has_a_unit(count: int, text: str) -> None:
     """A bare number next to a time would be unclear."""
