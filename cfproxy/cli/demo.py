@@ -98,11 +98,7 @@ def _free_port(host: str, wanted: int) -> int:
 @click.command("demo")
 @debug_option
 @click.option(
-    "--listen",
-    default="127.0.0.1:8080",
-    metavar="HOST:PORT",
-    help="Address of the proxy.",
-    show_default=True,
+    "--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="Address of the proxy.", show_default=True
 )
 def demo_command(listen: str) -> int:
     """Run sandbox, login and proxy together; print requests to try."""

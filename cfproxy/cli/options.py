@@ -53,10 +53,7 @@ def complete_account(ctx: click.Context, _option: click.Parameter, incomplete: s
 
 
 account_option = click.option(
-    "--account",
-    metavar="NAME",
-    shell_complete=complete_account,
-    help="The account, if there are several.",
+    "--account", metavar="NAME", shell_complete=complete_account, help="The account, if there are several."
 )
 
 

@@ -15,11 +15,7 @@ from cfproxy.sandbox import Behaviour, Sandbox, parse_setting
 @click.command("sandbox")
 @debug_option
 @click.option(
-    "--listen",
-    default="127.0.0.1:9400",
-    metavar="HOST:PORT",
-    help="Address to listen at.",
-    show_default=True,
+    "--listen", default="127.0.0.1:9400", metavar="HOST:PORT", help="Address to listen at.", show_default=True
 )
 @click.option("--set", "changes", metavar="NAME=VALUE", multiple=True, help="Change a setting; repeatable.")
 def sandbox_command(listen: str, changes: tuple[str, ...]) -> int:

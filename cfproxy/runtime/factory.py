@@ -165,12 +165,7 @@ def build_token_source(
 ) -> TokenSource:
     """Return the account's token source."""
     return TokenSource(
-        build_app(account),
-        store,
-        endpoint,
-        SystemClock(),
-        log,
-        endpoint_timeout_s=account.timeouts.token_s,
+        build_app(account), store, endpoint, SystemClock(), log, endpoint_timeout_s=account.timeouts.token_s
     )
 
 

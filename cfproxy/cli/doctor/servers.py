@@ -96,9 +96,7 @@ async def check_dns(server: Server) -> Finding:
     return Finding("dns", "ok", f"{server.host}: {addresses}")
 
 
-async def connect(
-    server: Server,
-) -> tuple[Finding, tuple[asyncio.StreamReader, asyncio.StreamWriter] | None]:
+async def connect(server: Server) -> tuple[Finding, tuple[asyncio.StreamReader, asyncio.StreamWriter] | None]:
     """Connect, TLS included; return the finding and, if it is good, the streams."""
     tls: Any = None
     if server.url.scheme == "https":
