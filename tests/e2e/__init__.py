@@ -1,1 +1,1 @@
-"""Tests of the whole, as processes."""
+"""End-to-end tests with real processes."""

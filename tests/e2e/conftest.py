@@ -12,6 +12,6 @@ from tests.e2e.kit import World, open_world
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    """A sandbox, and a cfproxy that is configured to use it but not logged in."""
+    """Start a sandbox, and configure a cfproxy for it that is not logged in."""
     async with open_world(tmp_path) as opened:
         yield opened

@@ -1,11 +1,11 @@
-"""Refresh in children that are killed at their 1st, 2nd, 3rd … step; not a test itself.
+"""Refreshes in child processes that are killed at a given step; not a test itself.
 
-Usage: `python deadly.py CONFIG`. Each line on standard input is a number: a child is forked, asks the
-broker for a token, and kills itself with SIGKILL at the step of that number. A JSON line on standard
-output tells the name of that step, or null when the child came to its end before.
+Usage: `python deadly.py CONFIG`. Each line on standard input is a number. For each, a child is forked, which
+asks the token source for a token and kills itself with SIGKILL at the step of that number. A JSON line on
+standard output has the name of that step, or null if the child ended before it.
 
-A step is a system call that changes a file or waits for a disk, the token request just before it is
-sent, the moment at which the head of its answer has come, and the moment at which all of it has.
+Steps are system calls that change a file or wait for a disk, the moment before the token request is sent,
+and the moments after the head and the whole of its answer have arrived.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CALLS = ("open", "write", "utime", "fsync", "close", "replace", "unlink")
 
 
 class Countdown:
-    """Kills the process at its step number `left`, having told the step's name."""
+    """Kills the process at step number `left`, after reporting the name of the step."""
 
     def __init__(self, left: int, told: int) -> None:
         self._left = left
@@ -40,7 +40,7 @@ class Countdown:
         self.armed = False
 
     def step(self, name: str) -> None:
-        """Count one step down."""
+        """Count down one step."""
         if not self.armed:
             return
         self._left -= 1
@@ -49,7 +49,7 @@ class Countdown:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def arm(self) -> None:
-        """Put a step before every call, and before and after the token request."""
+        """Make every call a step, and the moments before and after the token request."""
         for name in CALLS:
             setattr(os, name, self._before(name, getattr(os, name)))
         refresh, start = HttpTokenEndpoint.refresh, aiohttp.ClientResponse.start
@@ -87,7 +87,7 @@ async def refresh_once(config: Path, countdown: Countdown) -> None:
 
 
 def attempt(config: Path, number: int) -> str | None:
-    """Fork a child that dies at step `number`; return the step's name."""
+    """Fork a child that is killed at step `number`; return the name of the step."""
     seen, told = os.pipe()
     child = os.fork()
     if child == 0:

@@ -32,19 +32,19 @@ from tests.e2e.processes import PATIENCE_S, Proxy, Ran
 from tests.support.paths import ROOT
 from tests.support.secret_ledger import LEDGER
 
-NOBODY = "http://127.0.0.1:1"  # where nobody listens
+NOBODY = "http://127.0.0.1:1"  # nothing listens there
 TELLING = ROOT / "tests" / "support" / "sitecustomize"
 
 
 @dataclass
 class World:
-    """A sandbox, and the folder of a cfproxy that is configured to use it."""
+    """A sandbox, and the folder of a cfproxy that is configured for it."""
 
     sandbox: Sandbox
     folder: Path
     settings: dict[str, Any]
     environment: dict[str, str] = field(default_factory=dict)
-    said: list[str] = field(default_factory=list)  # all that processes wrote, but for `token`
+    said: list[str] = field(default_factory=list)  # the output of all processes, except of `token`
     starts: int = 0
 
     @property
@@ -65,11 +65,11 @@ class World:
 
     @property
     def told_path(self) -> Path:
-        """What processes tell of their secrets."""
+        """The file in which processes report their secrets."""
         return self.folder / "told-secrets"
 
     def write_config(self, **changes: Any) -> Path:
-        """Write the configuration; None removes a key. (JSON is YAML.)"""
+        """Write the configuration as JSON, which is YAML; None removes a key."""
         self.settings = {k: v for k, v in (self.settings | changes).items() if v is not None}
         self.config_path.write_text(json.dumps(self.settings), encoding="utf-8")
         return self.config_path
@@ -80,18 +80,18 @@ class World:
         return document
 
     def note_secrets(self) -> None:
-        """Note the secrets that processes made, and those that lie in the store."""
+        """Record the secrets that processes made, and those in the store."""
         with contextlib.suppress(OSError):
             for line in self.told_path.read_text(encoding="ascii").splitlines():
                 LEDGER.note(json.loads(line), "a Secret of a process")
         for path in self.store_dir.glob("*.json"):
-            with contextlib.suppress(OSError, ValueError):  # damaged on purpose, or just replaced
+            with contextlib.suppress(OSError, ValueError):  # damaged on purpose, or being replaced
                 stored = json.loads(path.read_text(encoding="utf-8"))
                 for name in ("access_token", "refresh_token", "verifier", "state"):
                     LEDGER.note(stored.get(name), f"a stored {name}")
 
     def age(self, seconds: float) -> None:
-        """Make the stored login's access token that much older, at once as a whole."""
+        """Make the stored access token older by so many seconds, atomically."""
         document = self.document()
         document["obtained_at"] -= seconds
         fresh = self.document_path.with_suffix(".new")
@@ -100,7 +100,7 @@ class World:
         fresh.replace(self.document_path)
 
     def account(self) -> Account:
-        """The default account, as a command would read it."""
+        """Return the default account, as a command would read it."""
         return load_settings(self.config_path, self.environment).accounts["default"]
 
     async def log_in(self) -> None:
@@ -112,19 +112,19 @@ class World:
         await plan.store.aclose()
 
     def full_environment(self) -> dict[str, str]:
-        """The environment of processes: no setting of the machine's own gets in."""
+        """The environment of processes, without settings of this machine."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("CFPROXY_")}
         home = {"HOME": str(self.folder), "XDG_CONFIG_HOME": str(self.folder)}
         python = {"PYTHONPATH": f"{TELLING}{os.pathsep}{ROOT}", "PYTHONUNBUFFERED": "1"}
         return kept | home | python | {"TOLD_SECRETS": str(self.told_path)} | self.environment
 
     def command(self, *args: str) -> list[str]:
-        """The words of a command."""
+        """Return the command line of a command."""
         return [sys.executable, "-m", "cfproxy", *args]
 
     def popen(self, *args: str, **options: Any) -> subprocess.Popen[bytes]:
         """Start `python -m cfproxy` in the world's folder."""
-        with contextlib.suppress(ConfigError):  # reading a configuration makes its secrets known
+        with contextlib.suppress(ConfigError):  # reading a configuration records its secrets
             load_settings(self.config_path if self.config_path.exists() else None, self.environment)
         return subprocess.Popen(self.command(*args), cwd=self.folder, env=self.full_environment(), **options)
 
@@ -179,7 +179,7 @@ async def _started(proxy: Proxy) -> None:
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], what: str) -> None:
-    """Wait for a condition; fail, naming `what`, when it does not come."""
+    """Wait for a condition; fail with `what` if it does not occur."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         held = condition()
@@ -191,7 +191,7 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], what: str) -> N
 
 @contextlib.asynccontextmanager
 async def open_world(folder: Path, **behaviour: Any) -> AsyncIterator[World]:
-    """Start a sandbox without a limit, whose one-time refresh tokens end the login when replayed."""
+    """Start a sandbox without a rate limit, in which a replayed refresh token ends the login."""
     secret = f"client-secret-{secrets.token_hex(16)}"
     options: dict[str, Any] = {
         "limiter": "off",

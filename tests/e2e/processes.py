@@ -1,8 +1,4 @@
-"""What a test sees of a process: one that has ended, and a proxy that runs.
-
-Owns: the questions that tests ask of them.
-Must not know: how they are configured and started (`kit.py`).
-"""
+"""The processes of tests: a command that has ended, and a running proxy. `kit.py` starts them."""
 
 from __future__ import annotations
 
@@ -30,7 +26,7 @@ class Ran:
 
     @property
     def line(self) -> str:
-        """The one line on stderr."""
+        """The only line on stderr."""
         assert self.err.startswith("cfproxy: ")
         assert self.err.count("\n") == 1, self.err
         return self.err.strip()
@@ -48,26 +44,26 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """Where the first account listens."""
+        """The URL of the first account."""
         return next(iter(self.urls.values()))
 
     def log(self) -> str:
-        """What it has written to stderr so far."""
+        """Return its stderr so far."""
         return self.log_path.read_text(encoding="utf-8")
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """The log events of that name so far."""
+        """Return its log events of that name so far."""
         lines = [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
         return [line for line in lines if line["event"] == name]
 
     async def status(self, target: str = "/v1/jobs?pageSize=1", **options: Any) -> int:
-        """The status of an API call."""
+        """Return the status of an API call."""
         async with self.client.get(self.url + target, **options) as answer:
             await answer.read()
             return answer.status
 
     async def problem(self, target: str = "/v1/jobs?pageSize=1") -> tuple[str, str | None]:
-        """The slug of our own answer, and its Retry-After; `none` when the answer is the API's."""
+        """Return the slug of our own answer and its Retry-After; `none` for an answer of the API."""
         async with self.client.get(self.url + target) as answer:
             document = await answer.json(content_type=None)
             kind = document.get("type", "") if isinstance(document, dict) else ""
@@ -75,18 +71,18 @@ class Proxy:
             return slug, answer.headers.get("Retry-After")
 
     async def account(self) -> dict[str, Any]:
-        """The first account in /status.json."""
+        """Return the first account of /status.json."""
         async with self.client.get(f"{self.admin_url}/status.json") as answer:
             document = await answer.json()
             report: dict[str, Any] = document["accounts"][0]
             return report
 
     async def ready(self) -> int:
-        """The status of /readyz."""
+        """Return the status of /readyz."""
         async with self.client.get(f"{self.admin_url}/readyz") as answer:
             return answer.status
 
     async def end(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal, wait for the end, return the exit code."""
+        """Send a signal and wait for the end; return the exit code."""
         self.process.send_signal(number)
         return await asyncio.to_thread(self.process.wait, PATIENCE_S)

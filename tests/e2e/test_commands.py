@@ -1,4 +1,4 @@
-"""The command line's manners: one line on stderr, the right exit code, what each command prints."""
+"""Output and exit codes of commands: one line on stderr, and the right code."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from tests.e2e.kit import World
     ids=" ".join,
 )
 async def test_a_usage_error_is_one_line_and_exit_code_2(world: World, args: list[str]) -> None:
-    """Whatever is wrong with a command line, stderr gets one line, stdout none, and the code is 2."""
+    """A wrong command line gets one line on stderr, none on stdout, and code 2."""
     ran = await world.run(*args)
     assert (ran.code, ran.out) == (2, "")
     assert ran.line
 
 
-async def test_all_problems_of_a_configuration_are_told_at_once(world: World) -> None:
-    """`config check` lists every problem with file and key, one a line, and exits with 2."""
+async def test_all_problems_of_a_configuration_are_reported_at_once(world: World) -> None:
+    """`config check` prints a line with file and key for every problem, and exits with 2."""
     world.write_config(client_secret={"env": "NO_SUCH_NAME"}, listen="nowhere", pacing={"rate": -1}, oops=1)
     ran = await world.run("config", "check")
     assert (ran.code, ran.out) == (2, "")
@@ -56,8 +56,8 @@ async def test_all_problems_of_a_configuration_are_told_at_once(world: World) ->
     assert (await world.run("serve")).code == 2
 
 
-async def test_config_init_writes_a_file_that_is_private_and_never_overwritten(world: World) -> None:
-    """`config init` writes a file only its owner can read, and leaves one that is there alone."""
+async def test_config_init_writes_a_private_file_and_overwrites_nothing(world: World) -> None:
+    """Only its owner can read the new file; an existing one stays unchanged."""
     ran = await world.run("config", "init", "-c", "new/mine.yaml")
     assert ran.code == 0
     place = world.folder / "new" / "mine.yaml"
@@ -83,7 +83,7 @@ async def test_config_init_writes_a_file_that_is_private_and_never_overwritten(w
 
 
 async def test_config_show_and_schema_describe_the_same_file(world: World) -> None:
-    """`config show` prints YAML without secrets; the file in use is valid against config schema."""
+    """`config show` prints YAML without secrets; the file in use is valid by `config schema`."""
     shown = await world.run("config", "show")
     assert shown.code == 0
     assert world.settings["client_secret"] not in shown.out
@@ -96,7 +96,7 @@ async def test_config_show_and_schema_describe_the_same_file(world: World) -> No
 
 
 async def test_the_configuration_is_found_by_option_environment_and_place(world: World) -> None:
-    """-c wins over CFPROXY_CONFIG, which wins over ./config.yaml; -c may stand before the command."""
+    """-c takes precedence over CFPROXY_CONFIG, and that over ./config.yaml; -c may come first."""
     for name in ("one", "two"):
         world.folder.joinpath(f"{name}.yaml").write_text(json.dumps(world.settings), encoding="utf-8")
     assert "config.yaml: ok" in (await world.run("config", "check")).out
@@ -106,8 +106,8 @@ async def test_the_configuration_is_found_by_option_environment_and_place(world:
     assert "two.yaml: ok" in (await world.run("-c", "two.yaml", "config", "check")).out
 
 
-async def test_status_is_for_people_and_json_for_machines(world: World) -> None:
-    """`status` tells in words and in JSON who is logged in and what expires when, without any network."""
+async def test_status_prints_text_or_json(world: World) -> None:
+    """`status` shows logins and expiry times as text and as JSON, without any network."""
     await world.log_in()
     await world.sandbox.close()
     text = await world.run("status")
@@ -120,8 +120,8 @@ async def test_status_is_for_people_and_json_for_machines(world: World) -> None:
     assert 29 * 86400 < report["login"]["expires_in_s"] <= 30 * 86400
 
 
-async def test_status_says_that_it_cannot_see_into_a_memory_store(world: World) -> None:
-    """Only the running proxy knows who is logged in there, so neither yes nor no is claimed."""
+async def test_status_of_a_memory_store_is_unknown(world: World) -> None:
+    """Only the running proxy knows its login, so status claims neither state."""
     world.write_config(store="memory")
     text = await world.run("status")
     assert (text.code, text.err) == (0, "")
@@ -131,7 +131,7 @@ async def test_status_says_that_it_cannot_see_into_a_memory_store(world: World) 
 
 
 async def test_token_prints_the_token_and_nothing_else(world: World) -> None:
-    """A script can use the output of `cfproxy token` as it is, also when a refresh was needed."""
+    """Scripts can use the output of `cfproxy token` unchanged, also after a refresh."""
     await world.log_in()
     world.age(7200)
     ran = await world.run("token")
@@ -140,8 +140,8 @@ async def test_token_prints_the_token_and_nothing_else(world: World) -> None:
     assert world.document()["access_token"] == ran.out.strip()
 
 
-async def test_debug_shows_a_trace_and_the_line(world: World) -> None:
-    """--debug adds a traceback to the one line, before or after the command's name."""
+async def test_debug_adds_a_traceback(world: World) -> None:
+    """--debug works before and after the command's name."""
     for args in (["token", "--debug"], ["--debug", "token"]):
         ran = await world.run(*args)
         assert ran.code == 3
@@ -150,7 +150,7 @@ async def test_debug_shows_a_trace_and_the_line(world: World) -> None:
 
 
 async def test_help_and_version_need_no_configuration(world: World) -> None:
-    """--help and --version work anywhere."""
+    """--help and --version work in any folder."""
     world.config_path.unlink()
     for args in (["--help"], ["-h"], ["login", "--help"], ["config", "show", "-h"]):
         ran = await world.run(*args)
@@ -160,8 +160,8 @@ async def test_help_and_version_need_no_configuration(world: World) -> None:
 
 
 @pytest.mark.parametrize("word", ["status", "login", "config"])
-async def test_a_value_that_is_also_a_command_is_a_value(world: World, word: str) -> None:
-    """An account or a file may have a command's name, also where `serve` is left out."""
+async def test_an_option_may_have_a_value_like_a_command(world: World, word: str) -> None:
+    """An account or a file may be named like a command, also without `serve`."""
     assert f"there is no account '{word}'" in (await world.run("--account", word)).line
     assert (await world.run("-c", word)).line.startswith(f"cfproxy: {word}: does not exist")
 
@@ -185,7 +185,7 @@ SAYING = [
 @pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
 @pytest.mark.parametrize("args", SAYING, ids=" ".join)
 async def test_output_to_a_full_disk_fails_in_one_line(world: World, args: list[str]) -> None:
-    """What can't be written is told as such, with exit code 1, and is no fault of the program."""
+    """Output that can't be written is reported as such, with exit code 1."""
     await world.log_in()
     with FULL.open("wb") as full:
         process = world.popen(*args, stdout=full, stderr=subprocess.PIPE)
@@ -197,16 +197,16 @@ async def test_output_to_a_full_disk_fails_in_one_line(world: World, args: list[
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
-async def test_an_error_that_cannot_be_told_keeps_its_exit_code(world: World) -> None:
-    """With stderr on a full disk the exit code still says what is wrong."""
+async def test_an_error_that_can_not_be_printed_keeps_its_exit_code(world: World) -> None:
+    """With stderr on a full disk the exit code still reports the error."""
     with FULL.open("wb") as full:
         codes = [world.popen(*args, stderr=full).wait() for args in (["token"], ["status", "--oops"])]
     assert codes == [3, 2]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps folders that are in use")
-def test_a_working_folder_that_was_deleted_is_no_fault(world: World) -> None:
-    """The program works from nowhere as far as nothing relative is asked of it."""
+def test_commands_work_in_a_deleted_folder(world: World) -> None:
+    """As long as no relative path is needed."""
     gone = world.folder / "gone"
     python = shlex.quote(sys.executable)
 
@@ -238,8 +238,8 @@ def test_a_working_folder_that_was_deleted_is_no_fault(world: World) -> None:
     assert done.stderr.startswith("cfproxy: environment: CFPROXY_STORE: ")
 
 
-async def test_output_that_nobody_reads_is_no_crash(world: World) -> None:
-    """A closed pipe, as with `cfproxy config schema | head -1`, ends the command without a trace."""
+async def test_a_closed_pipe_ends_a_command_quietly(world: World) -> None:
+    """As in `cfproxy config schema | head -1`."""
     reader, writer = os.pipe()
     os.close(reader)
     err = Path(world.folder / "err")
@@ -253,7 +253,7 @@ async def test_output_that_nobody_reads_is_no_crash(world: World) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell closes the streams")
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_closed_standard_stream_does_no_harm(closed: str, tmp_path: Path) -> None:
-    """Daemons and cron start programs without them; no socket of ours may take their numbers."""
+    """Daemons and cron may start programs without them; no socket may get their numbers."""
     environ = os.environ | {
         "CFPROXY_CLIENT_ID": "app",
         "CFPROXY_REDIRECT_URI": "https://example.com/cb",

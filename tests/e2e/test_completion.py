@@ -1,4 +1,4 @@
-"""What the shells complete: their own machinery runs the script that `cfproxy completion` prints."""
+"""Completion: the shells run the script that `cfproxy completion` prints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ eval "$(cfproxy completion bash)"
 COMP_WORDS=(cfproxy @WORDS@) COMP_CWORD=@COUNT@
 _cfproxy_completion cfproxy && printf '%s\\n' "${COMPREPLY[@]}"
 """
-# Only the part that needs a line editor is stood in for.
+# Only the part that needs a line editor is replaced.
 ZSH = """
 compdef() { : }
 compadd() { shift 4; print -l -- ${(P)1} }
@@ -37,7 +37,7 @@ SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 
 def _completed(shell: str, folder: Path, words: str) -> list[str]:
-    """Return what a shell offers for a line of `words`; the last one is being typed."""
+    """Return what a shell offers for `words`, of which the last one is incomplete."""
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not installed")
     program = folder / "bin" / "cfproxy"
@@ -67,7 +67,7 @@ def _completed(shell: str, folder: Path, words: str) -> list[str]:
 
 @pytest.mark.parametrize("shell", SCRIPTS)
 def test_shells_complete_commands_and_accounts(shell: str, tmp_path: Path) -> None:
-    """Commands, options and the accounts of the configuration, even where its secrets are not at hand."""
+    """Commands, options and accounts, even if the configuration's secrets are missing."""
     (tmp_path / "config.yaml").write_text(CONFIG)
     assert _completed(shell, tmp_path, "lo") == ["login", "logout"]
     assert _completed(shell, tmp_path, "wait --for li") == ["live"]
@@ -76,7 +76,7 @@ def test_shells_complete_commands_and_accounts(shell: str, tmp_path: Path) -> No
 
 
 def test_a_broken_configuration_completes_nothing(tmp_path: Path) -> None:
-    """And says nothing into the line that is being typed."""
+    """And prints nothing into the command line."""
     (tmp_path / "config.yaml").write_text("accounts: [")
     assert _completed("bash", tmp_path, "serve --account a") == []
     assert _completed("bash", tmp_path, "serve -c missing.yaml --account a") == []

@@ -1,4 +1,4 @@
-"""`cfproxy config init` at a terminal: it asks for what only the user knows."""
+"""`cfproxy config init` on a terminal, where it asks for the app's values."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are
 
 
 async def _answer(world: World, *answers: str) -> tuple[int, str]:
-    """Run it at a terminal and type the answers; return the exit code and what the terminal showed."""
+    """Run the command on a terminal and type the answers; return the exit code and the output."""
     import pty
 
     ours, theirs = pty.openpty()
-    # A session of its own: a password is asked at the terminal of the session, and that may be a developer's.
+    # A session of its own, because the terminal of the session asks for passwords.
     ends: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
     process = world.popen("config", "init", "-c", "new.yaml", start_new_session=True, **ends)
     os.close(theirs)
@@ -32,7 +32,7 @@ async def _answer(world: World, *answers: str) -> tuple[int, str]:
     def converse() -> None:
         nonlocal shown
         left = list(answers)
-        with contextlib.suppress(OSError):  # Linux's way to tell that the other end is closed
+        with contextlib.suppress(OSError):  # how Linux reports that the other end is closed
             while piece := os.read(ours, 4096):
                 shown += piece
                 if shown.endswith(b": ") and left:
@@ -55,8 +55,8 @@ def _settings(place: Path) -> tuple[str, str, str | None, str]:
     return account.client_id, account.grant, account.redirect_uri, account.client_secret.reveal()
 
 
-async def test_a_redirect_uri_tells_the_grant(world: World) -> None:
-    """Two values and the secret are asked for; the rest follows, and the next command is named."""
+async def test_a_redirect_uri_selects_the_grant(world: World) -> None:
+    """It asks for two values and the secret, and names the next command."""
     secret = world.sandbox.behaviour.client_secret
     code, shown = await _answer(world, "app", "https://us.example/cb", secret)
     assert code == 0
@@ -67,7 +67,7 @@ async def test_a_redirect_uri_tells_the_grant(world: World) -> None:
     assert _settings(place) == ("app", "authorization_code", "https://us.example/cb", secret)
 
 
-async def test_without_a_redirect_uri_it_is_client_credentials(world: World) -> None:
+async def test_no_redirect_uri_selects_client_credentials(world: World) -> None:
     """An empty secret stands for the variable, which is then the next step."""
     code, shown = await _answer(world, "app", "", "")
     assert code == 0
@@ -76,7 +76,7 @@ async def test_without_a_redirect_uri_it_is_client_credentials(world: World) -> 
     assert _settings(place) == ("app", "client_credentials", None, "from-environment")
 
 
-async def test_a_wrong_answer_is_told_and_asked_for_again(world: World) -> None:
+async def test_a_wrong_answer_is_reported_and_asked_for_again(world: World) -> None:
     """A secret in the environment is not asked for."""
     world.environment["CF_CLIENT_SECRET"] = "from-environment"
     code, shown = await _answer(world, "your-client-id", 'a "b"', "nonsense", "https://us.example/cb")
@@ -87,8 +87,8 @@ async def test_a_wrong_answer_is_told_and_asked_for_again(world: World) -> None:
     assert _settings(world.folder / "new.yaml")[0] == 'a "b"'
 
 
-async def test_a_file_that_is_there_is_not_asked_for(world: World) -> None:
-    """Nothing typed is lost: it refuses before the first question."""
+async def test_an_existing_file_is_refused_before_the_first_question(world: World) -> None:
+    """No typed answer is lost."""
     (world.folder / "new.yaml").write_text("", encoding="utf-8")
     code, shown = await _answer(world)
     assert code == 2

@@ -1,4 +1,4 @@
-"""The demonstration and the sandbox as commands."""
+"""The commands `demo` and `sandbox`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.e2e.processes import PATIENCE_S
 
 @pytest.mark.skipif(sys.platform == "win32", reason="its shell reads the quotes of the lines otherwise")
 async def test_the_lines_that_the_demo_prints_work(world: World) -> None:
-    """Each curl line that `cfproxy demo` prints is answered with 200 and JSON as it stands."""
+    """Each curl line that `cfproxy demo` prints gets 200 and JSON, unchanged."""
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     out = world.folder / "demo.out"
@@ -46,7 +46,7 @@ async def test_the_lines_that_the_demo_prints_work(world: World) -> None:
 
 
 async def test_the_sandbox_command_prints_a_configuration_that_works(world: World) -> None:
-    """What `cfproxy sandbox` prints, saved as a file, is a configuration for it."""
+    """The output of `cfproxy sandbox` works as a configuration file."""
     out = world.folder / "sandbox.out"
     with out.open("wb") as sink:
         process = world.popen("sandbox", "--listen", "127.0.0.1:0", "--set", "limiter=off", stdout=sink)

@@ -1,4 +1,4 @@
-"""A store that can't be written: requests go on, the trouble shows everywhere, and it heals."""
+"""A store that can't be written: requests go on, every report shows it, and it recovers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.e2e.kit import World, until
 from tests.e2e.processes import Proxy
 
 DISK_BYTES = 64 * 1024
-# Long enough for a proxy to start and a disk to be filled, short enough to be waited for.
+# Long enough to start a proxy and fill a disk, short enough to wait for.
 LIFETIME_S = 6
 
 
 class Disk:
-    """A small file system of its own."""
+    """A small file system."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,7 +43,7 @@ class Disk:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    """A file system of 64 KiB."""
+    """Mount a file system of 64 KiB."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("needs Linux, root and mount")
     path = tmp_path / "disk"
@@ -65,7 +65,7 @@ async def log_in_on(disk: Disk, world: World) -> None:
 
 
 async def serve_past_a_refresh(world: World, proxy: Proxy) -> None:
-    """Call the API until a refresh has happened that could not be saved; no call may fail."""
+    """Call the API until a refresh could not be saved; no call may fail."""
     unsaved = False
     while not unsaved:
         assert [await proxy.status() for _ in range(20)] == [200] * 20
@@ -100,7 +100,7 @@ async def assert_healed(world: World, proxy: Proxy) -> None:
 
 
 async def test_a_full_disk_costs_no_request_and_no_login(disk: Disk, world: World) -> None:
-    """On a full disk requests go on across refreshes; once there is room the token is saved."""
+    """Requests go on across refreshes; the token is saved once there is space."""
     await log_in_on(disk, world)
     async with world.serve() as proxy:
         assert await proxy.status() == 200
@@ -114,7 +114,7 @@ async def test_a_full_disk_costs_no_request_and_no_login(disk: Disk, world: Worl
 
 
 async def test_a_read_only_store_costs_no_request_and_no_login(disk: Disk, world: World) -> None:
-    """A disk that turned read-only is the same: requests go on, and the token is saved when it is back."""
+    """Requests go on, and the token is saved once the disk is writable again."""
     await log_in_on(disk, world)
     async with world.serve() as proxy:
         assert await proxy.status() == 200
@@ -125,8 +125,8 @@ async def test_a_read_only_store_costs_no_request_and_no_login(disk: Disk, world
         await assert_healed(world, proxy)
 
 
-async def test_an_app_is_served_where_nothing_could_ever_be_saved(disk: Disk, world: World) -> None:
-    """Client credentials spend nothing: a store that was never writable costs them no request."""
+async def test_client_credentials_need_no_writable_store(disk: Disk, world: World) -> None:
+    """They use up nothing, so a store that was never writable costs no request."""
     world.write_config(
         grant="client_credentials", redirect_uri=None, scope=None, store=f"file:{disk.path / 'store'}"
     )
@@ -142,7 +142,7 @@ async def test_an_app_is_served_where_nothing_could_ever_be_saved(disk: Disk, wo
 
 
 async def test_a_rejected_token_is_replaced_on_a_full_disk(disk: Disk, world: World) -> None:
-    """A token that the API rejects serves nobody: it is refreshed although that can't be saved yet."""
+    """A token that the API rejects is refreshed although the new one can't be saved yet."""
     await log_in_on(disk, world)
     world.sandbox.behaviour.access_lifetime_s = 3600
     await world.log_in()
@@ -154,8 +154,8 @@ async def test_a_rejected_token_is_replaced_on_a_full_disk(disk: Disk, world: Wo
         await assert_healed(world, proxy)
 
 
-async def test_a_command_spends_no_refresh_token_that_it_cannot_replace(disk: Disk, world: World) -> None:
-    """`cfproxy token` has no later chance to save: on a full disk it refuses, and the login stays good."""
+async def test_a_command_uses_no_refresh_token_that_it_can_not_replace(disk: Disk, world: World) -> None:
+    """`cfproxy token` can't save later: on a full disk it refuses, and the login stays valid."""
     await log_in_on(disk, world)
     world.age(7200)
     disk.fill()
@@ -168,8 +168,8 @@ async def test_a_command_spends_no_refresh_token_that_it_cannot_replace(disk: Di
     assert (await world.run("token")).code == 0
 
 
-async def test_a_login_is_not_begun_where_it_cannot_be_kept(disk: Disk, world: World) -> None:
-    """A full disk stops a login before its code is spent."""
+async def test_a_login_is_not_started_if_it_can_not_be_saved(disk: Disk, world: World) -> None:
+    """A full disk stops a login before its code is used."""
     await log_in_on(disk, world)
     disk.fill()
     ran = await world.run("login", "--print-url")

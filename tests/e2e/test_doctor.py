@@ -1,4 +1,4 @@
-"""`cfproxy doctor` as a process, with each thing broken, one at a time."""
+"""`cfproxy doctor` as a process, with one thing broken at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.e2e.kit import NOBODY, World
 
 
 async def examined(world: World, *args: str) -> tuple[int, dict[str, dict[str, Any]]]:
-    """The exit code, and the worst finding of each check."""
+    """Return the exit code, and the worst finding of each check."""
     ran = await world.run("doctor", "--json", *args)
     assert ran.err == ""
     found: dict[str, dict[str, Any]] = {}
@@ -25,8 +25,8 @@ async def examined(world: World, *args: str) -> tuple[int, dict[str, dict[str, A
     return ran.code, found
 
 
-async def test_everything_in_order_spends_nothing(world: World) -> None:
-    """All checks pass, no token is spent, and the login is as it was."""
+async def test_a_check_without_problems_changes_nothing(world: World) -> None:
+    """All checks pass, no token is used, and the login is unchanged."""
     await world.log_in()
     before = world.document()
     code, found = await examined(world)
@@ -39,8 +39,8 @@ async def test_everything_in_order_spends_nothing(world: World) -> None:
     assert outcomes == ["issued", "unsupported_grant_type"]
 
 
-async def test_people_get_lines_with_the_next_step(world: World) -> None:
-    """No colour where no terminal is, and a login that is missing names its command."""
+async def test_the_text_has_the_next_step(world: World) -> None:
+    """No colour without a terminal; a missing login comes with its command."""
     ran = await world.run("doctor")
     assert ran.code == 3
     assert "next: cfproxy login" in ran.out
@@ -48,7 +48,7 @@ async def test_people_get_lines_with_the_next_step(world: World) -> None:
     assert world.sandbox.behaviour.client_secret not in ran.out
 
 
-async def test_a_wrong_configuration_is_all_that_is_told(world: World) -> None:
+async def test_a_wrong_configuration_is_the_only_finding(world: World) -> None:
     """Each of its problems, and the command that checks it."""
     world.write_config(timeouts={"idle": "soon"}, pacing={"rate": -1})
     code, found = await examined(world)
@@ -61,8 +61,8 @@ async def test_a_wrong_configuration_is_all_that_is_told(world: World) -> None:
     assert "config check -c other.yaml\n" in (await world.run("doctor", "-c", "other.yaml")).out
 
 
-async def test_a_wrong_secret(world: World) -> None:
-    """The token endpoint says so without anything being spent."""
+async def test_a_wrong_secret_is_reported(world: World) -> None:
+    """The token endpoint reports it without using anything up."""
     await world.log_in()
     world.write_config(client_secret="wrong-marker")
     code, found = await examined(world)
@@ -72,8 +72,8 @@ async def test_a_wrong_secret(world: World) -> None:
     assert "wrong-marker" not in json.dumps(found)
 
 
-async def test_a_token_endpoint_that_is_none(world: World) -> None:
-    """A page of something else at token_url."""
+async def test_a_wrong_token_url_is_reported(world: World) -> None:
+    """Another page at token_url."""
     await world.log_in()
     world.write_config(token_url=f"{world.sandbox.url}/v1/jobs")
     code, found = await examined(world)
@@ -81,8 +81,8 @@ async def test_a_token_endpoint_that_is_none(world: World) -> None:
     assert found["login"]["level"] == "fail"
 
 
-async def test_an_api_that_nobody_serves(world: World) -> None:
-    """The network's checks and the request itself agree."""
+async def test_an_unreachable_api_is_reported(world: World) -> None:
+    """The network checks and the request itself agree."""
     world.write_config(grant="client_credentials", redirect_uri=None, upstream=NOBODY)
     ran = await world.run("token")
     assert ran.code == 0
@@ -100,8 +100,8 @@ async def test_an_api_that_nobody_serves(world: World) -> None:
         (500, "answered 500"),
     ],
 )
-async def test_what_the_api_answers_is_judged(world: World, status: int, words: str) -> None:
-    """An answer means that the way there is open; what it says is a warning."""
+async def test_error_statuses_of_the_api_are_warnings(world: World, status: int, words: str) -> None:
+    """Any answer shows that the API is reachable."""
     from cfproxy.sandbox import Fault
 
     await world.log_in()
@@ -113,8 +113,8 @@ async def test_what_the_api_answers_is_judged(world: World, status: int, words: 
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes as POSIX has them")
-async def test_a_store_that_others_can_read(world: World) -> None:
-    """The exit code is the store's, the words are those that the proxy would answer with."""
+async def test_a_store_that_others_can_read_is_reported(world: World) -> None:
+    """With the store's exit code and the message that the proxy would send."""
     await world.log_in()
     world.document_path.chmod(0o644)
     code, found = await examined(world)
@@ -122,8 +122,8 @@ async def test_a_store_that_others_can_read(world: World) -> None:
     assert "chmod" in found["store"]["next"]
 
 
-async def test_a_proxy_that_runs_has_its_ports(world: World) -> None:
-    """A port that cfproxy itself serves is no conflict."""
+async def test_a_running_proxy_may_use_its_ports(world: World) -> None:
+    """A port that cfproxy serves is no conflict."""
     await world.log_in()
     async with world.serve() as proxy:
         world.write_config(
@@ -134,8 +134,8 @@ async def test_a_proxy_that_runs_has_its_ports(world: World) -> None:
         assert {found["listen"]["level"], found["admin"]["level"]} <= {"ok", "warn"}
 
 
-async def test_accounts_are_looked_at_one_by_one_or_all(world: World) -> None:
-    """Each finding says whose it is; `--account` chooses."""
+async def test_one_account_or_all_are_checked(world: World) -> None:
+    """Each finding names its account; `--account` selects one."""
     await world.log_in()
     async with Sandbox(Behaviour()) as other:
         urls = {"upstream": other.url, "token_url": f"{other.url}/connect/token"}

@@ -1,4 +1,4 @@
-"""While the token endpoint is down: serve what is valid, then say so, then recover by ourselves."""
+"""While the token endpoint is down: valid tokens are used, then 503, then recovery without a restart."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BACKOFF_LEAST_S = 0.8  # the first step of 1 s, less the most that jitter takes 
 
 
 class Relay:
-    """A way to the token endpoint that can be closed: connections are then refused."""
+    """A route to the token endpoint that can be closed, so that connections are refused."""
 
     def __init__(self, target: URL) -> None:
         self._target = target
@@ -56,7 +56,7 @@ async def _pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @asynccontextmanager
 async def endpoint_down(world: World, kind: str) -> AsyncIterator[asyncio.Event]:
-    """Break the token endpoint until the event is set and the block's next await has mended it."""
+    """Break the token endpoint until the event is set."""
     mend = asyncio.Event()
     relay = Relay(URL(world.sandbox.url))
     await relay.open()
@@ -90,7 +90,7 @@ async def is_failing(proxy: Proxy) -> bool:
 async def test_a_valid_token_serves_until_it_expires_and_recovery_needs_no_restart(
     world: World, kind: str
 ) -> None:
-    """Requests go on with the valid token; then 503 says when to come again; then all is well again."""
+    """Requests use the valid token; then a 503 has Retry-After; then all is well again."""
     async with endpoint_down(world, kind) as mend:
         world.age(3500)  # 100 s are left: time to refresh, and valid
         async with world.serve() as proxy:
@@ -117,8 +117,8 @@ async def _is(proxy: Proxy, status: int) -> bool:
     return await proxy.status() == status
 
 
-async def test_however_many_ask_there_is_one_attempt_a_step(world: World) -> None:
-    """Requests that find the endpoint down are refused at once and cause no attempts of their own."""
+async def test_requests_make_no_attempts_of_their_own(world: World) -> None:
+    """While the endpoint is down they are refused at once."""
     async with endpoint_down(world, "500"):
         world.age(7200)
         begun_at = time.monotonic()
@@ -132,7 +132,7 @@ async def test_however_many_ask_there_is_one_attempt_a_step(world: World) -> Non
 
 
 async def test_a_request_that_waits_for_a_stalled_refresh_gets_an_answer(world: World) -> None:
-    """Without a valid token a request waits for the refresh, and no longer than `timeouts.token`."""
+    """Without a valid token a request waits for the refresh, at most `timeouts.token`."""
     async with endpoint_down(world, "stall"):
         world.age(7200)
         async with world.serve() as proxy:
@@ -141,8 +141,8 @@ async def test_a_request_that_waits_for_a_stalled_refresh_gets_an_answer(world: 
     assert wait is not None
 
 
-async def test_a_refused_app_is_told_apart_and_heals_when_the_secret_is_mended(world: World) -> None:
-    """`invalid_client` is 500 misconfigured, costs no login, and passes once the server knows the secret."""
+async def test_a_rejected_app_is_misconfigured_until_the_secret_is_right(world: World) -> None:
+    """`invalid_client` gives 500 misconfigured, costs no login, and needs no restart."""
     await world.log_in()
     secret = world.sandbox.behaviour.client_secret
     world.sandbox.behaviour.client_secret = "another-one"
@@ -158,7 +158,7 @@ async def test_a_refused_app_is_told_apart_and_heals_when_the_secret_is_mended(w
 
 @pytest.mark.parametrize("kind", ["500", "stall"])
 async def test_the_token_command_fails_with_5_in_one_line(world: World, kind: str) -> None:
-    """A command that needs the endpoint ends with exit code 5 and one line while it is down."""
+    """A command that needs the endpoint prints one line and exits with 5 while it is down."""
     async with endpoint_down(world, kind):
         world.age(7200)
         ran = await world.run("token")

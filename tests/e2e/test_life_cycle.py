@@ -1,4 +1,4 @@
-"""The end, the reload and the service manager, with real processes and signals."""
+"""Shutdown, reload and the service manager, with real processes and signals."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ IN_FLIGHT = 200
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc/net/tcp is Linux's")
 @pytest.mark.parametrize("age_s", [3500, 7200], ids=["token-due", "token-expired"])
-async def test_the_end_loses_no_request_and_no_token(world: World, age_s: int) -> None:
-    """SIGTERM under 200 requests and a refresh: all are answered, the new token is saved, and it exits 0."""
+async def test_sigterm_loses_no_request_and_no_token(world: World, age_s: int) -> None:
+    """With 200 requests and a refresh in flight, all are answered, the token is saved, and the code is 0."""
     await world.log_in()
     world.age(age_s)
     world.sandbox.inject("token", Fault("slow", delay_s=2))
@@ -49,14 +49,14 @@ async def test_the_end_loses_no_request_and_no_token(world: World, age_s: int) -
 
 
 def in_flight(proxy: Proxy) -> int:
-    """The established connections to the proxy's listener."""
+    """Return the established connections to the proxy's listener."""
     port = f"{int(proxy.url.rpartition(':')[2]):04X}"
     lines = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
     return sum(line.split()[1].endswith(f":{port}") and line.split()[3] == "01" for line in lines)
 
 
-async def test_a_refresh_under_way_is_saved_when_nobody_waits_for_it(world: World) -> None:
-    """The end waits for the refresh itself, though the drain is over at once."""
+async def test_the_shutdown_waits_for_a_refresh_in_flight(world: World) -> None:
+    """Although no request waits for it and the drain is over at once."""
     await world.log_in()
     world.age(3500)
     async with world.serve() as proxy:
@@ -67,8 +67,8 @@ async def test_a_refresh_under_way_is_saved_when_nobody_waits_for_it(world: Worl
     assert world.document()["access_token"] == newest(world)
 
 
-async def test_a_signal_after_the_shutdown_was_asked_for_does_not_hurry_it(world: World) -> None:
-    """A worker that is done asks for the end, then the orchestrator ends the container: nothing is lost."""
+async def test_a_signal_after_post_shutdown_does_not_cut_it_short(world: World) -> None:
+    """A worker asks for the shutdown, then the orchestrator sends SIGTERM; nothing is lost."""
     await world.log_in()
     world.sandbox.inject("api", Fault("slow", delay_s=1.5))
     async with world.serve() as proxy:
@@ -80,8 +80,8 @@ async def test_a_signal_after_the_shutdown_was_asked_for_does_not_hurry_it(world
         assert await call == 200
 
 
-async def test_readiness_flips_before_the_end(world: World) -> None:
-    """Whoever balances load is told first; the admin listener answers until the last request is through."""
+async def test_readiness_changes_before_the_end(world: World) -> None:
+    """Load balancers learn of it first; the admin listener answers until the last request is done."""
     await world.log_in()
     world.sandbox.inject("api", Fault("slow", delay_s=1.5))
     async with world.serve() as proxy:
@@ -99,8 +99,8 @@ async def test_readiness_flips_before_the_end(world: World) -> None:
         assert await asyncio.to_thread(proxy.process.wait) == 0
 
 
-async def test_sighup_reloads_the_file_and_a_mistake_is_only_told(world: World) -> None:
-    """The configuration is read again; a wrong one is refused as a whole, in the log and to who asked."""
+async def test_sighup_reloads_the_file_and_reports_mistakes(world: World) -> None:
+    """A wrong configuration is refused as a whole, in the log and to the caller."""
     await world.log_in()
     async with world.serve() as proxy:
         world.write_config(access={"keys": ["sesame"]})
@@ -122,8 +122,8 @@ async def test_sighup_reloads_the_file_and_a_mistake_is_only_told(world: World) 
         assert "marker-secret" not in text + proxy.log()
 
 
-async def test_reloads_of_a_busy_process_cost_no_request(world: World) -> None:
-    """Signals and POSTs, with changes, under load: every request is answered."""
+async def test_reloads_of_a_busy_process_fail_no_request(world: World) -> None:
+    """Signals and POSTs with changes under load: every request is answered."""
     await world.log_in()
     statuses: list[int] = []
     done = asyncio.Event()
@@ -146,8 +146,8 @@ async def test_reloads_of_a_busy_process_cost_no_request(world: World) -> None:
     assert len(statuses) > 30
 
 
-async def test_the_service_manager_is_told_and_its_sockets_are_used(world: World) -> None:
-    """As systemd does it: sockets at number 3, a datagram socket that hears of every state."""
+async def test_the_service_managers_sockets_are_used_and_states_reported(world: World) -> None:
+    """As with systemd: sockets from number 3 on, and a datagram socket for the states."""
     await world.log_in()
     with socket.socket() as listening, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         listening.bind(("127.0.0.1", 0))
@@ -191,7 +191,7 @@ async def test_the_service_manager_is_told_and_its_sockets_are_used(world: World
 
 
 def hearing(manager: socket.socket) -> Callable[[str], Awaitable[bool]]:
-    """Return what waits for a message that begins so, passing over all others."""
+    """Return a function that waits for a message with that prefix and ignores others."""
 
     async def said(beginning: str) -> bool:
         loop = asyncio.get_running_loop()

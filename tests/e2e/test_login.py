@@ -1,4 +1,4 @@
-"""Logging in and out through the command line, in every way and with every failure."""
+"""Login and logout on the command line, in every form and with every failure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def finish(world: World, text: str, stdin: str = "") -> Ran:
 
 
 @pytest.mark.parametrize("form", ["whole address", "query", "bare code", "stdin"])
-async def test_what_came_back_may_be_given_in_any_form(world: World, form: str) -> None:
+async def test_the_redirected_address_may_have_any_form(world: World, form: str) -> None:
     """The whole address, its query, the code alone and standard input all finish a login."""
     address = await come_back(world)
     texts = {"whole address": address, "query": urlsplit(address).query, "bare code": code_of(address)}
@@ -75,8 +75,8 @@ def another_state(address: str) -> str:
     return address.replace(state, "x" * len(state))
 
 
-async def test_the_prompt_takes_the_address_from_a_pipe(world: World) -> None:
-    """`cfproxy login` prints the address and reads what came back from its standard input."""
+async def test_the_prompt_reads_from_a_pipe(world: World) -> None:
+    """`cfproxy login` prints the address and reads the redirected one from standard input."""
     ran, _ = await paste(world, str)
     assert ran.code == 0
     assert "Logged in" in ran.out
@@ -90,7 +90,7 @@ async def test_the_prompt_takes_the_address_from_a_pipe(world: World) -> None:
     "wrong", [lambda _: "", lambda _: "<html>", another_state], ids=["nothing", "no address", "wrong state"]
 )
 async def test_a_wrong_paste_is_asked_for_again(world: World, wrong: Callable[[str], str]) -> None:
-    """What a better paste can cure is told, and the prompt comes again."""
+    """An error that another paste can fix is printed, and the prompt repeats."""
     ran, _ = await paste(world, wrong, wrong, str)
     assert ran.code == 0, ran
     assert "Logged in" in ran.out
@@ -106,7 +106,7 @@ async def test_the_prompt_gives_up_after_three_wrong_pastes_and_the_login_stays_
     assert (await finish(world, address)).code == 0
 
 
-async def test_the_prompt_ends_at_once_where_no_other_paste_can_help(world: World) -> None:
+async def test_the_prompt_ends_if_no_other_paste_can_help(world: World) -> None:
     """A code that the server refused, or a denial, ends the command."""
     world.sandbox.behaviour.code_lifetime_s = 0
     ran, _ = await paste(world, str, str)
@@ -118,14 +118,14 @@ async def test_the_prompt_ends_at_once_where_no_other_paste_can_help(world: Worl
 
 
 async def test_an_empty_prompt_fails_with_advice(world: World) -> None:
-    """Without anybody to paste, the login fails and names the two-step way."""
+    """Without input, the login fails and names the two-step way."""
     ran = await world.run("login", "--no-browser")
     assert ran.code == 1
     assert "--print-url" in ran.err.splitlines()[-1]
 
 
-async def test_each_failure_has_its_own_line(world: World) -> None:
-    """Whatever goes wrong with a login is told in one line of its own, with exit code 1."""
+async def test_each_failure_has_its_own_message(world: World) -> None:
+    """Each failed login prints one line of its own and exits with 1."""
     lines: dict[str, str] = {}
 
     async def fail(name: str, text: str, code: int = 1) -> None:
@@ -161,8 +161,8 @@ async def test_each_failure_has_its_own_line(world: World) -> None:
     assert (await world.run("token")).code == 0
 
 
-async def test_a_redirect_uri_that_is_not_registered_is_named(world: World) -> None:
-    """The accounts server shows an error page then; the address of that page leads to the right advice."""
+async def test_an_unregistered_redirect_uri_is_reported(world: World) -> None:
+    """The accounts server shows an error page; its address leads to the right advice."""
     world.write_config(redirect_uri="https://integration.example/another")
     url = await begin(world)
     ran = await finish(world, url)
@@ -173,8 +173,8 @@ async def test_a_redirect_uri_that_is_not_registered_is_named(world: World) -> N
     assert "redirect_uri" in ran.line
 
 
-async def test_a_redirect_uri_that_was_changed_in_between_is_named(world: World) -> None:
-    """A login begun with another redirect_uri than the configured one cannot be finished by mistake."""
+async def test_a_redirect_uri_that_changed_during_a_login_is_reported(world: World) -> None:
+    """A login that was started with another redirect_uri is not finished by mistake."""
     world.sandbox.behaviour.redirect_uris = ("https://integration.example/callback", "https://other.example/")
     address = await come_back(world)
     world.write_config(redirect_uri="https://other.example/")
@@ -183,8 +183,8 @@ async def test_a_redirect_uri_that_was_changed_in_between_is_named(world: World)
     assert "redirect_uri" in ran.line
 
 
-async def test_a_wrong_secret_can_be_mended_and_the_same_code_used(world: World) -> None:
-    """A server that refuses the app keeps the code good: mend the secret, give the same address again."""
+async def test_after_a_wrong_secret_the_same_code_still_works(world: World) -> None:
+    """A server that rejects the app does not use up the code."""
     right = world.settings["client_secret"]
     world.write_config(client_secret="not-the-secret")
     address = await come_back(world)
@@ -196,8 +196,8 @@ async def test_a_wrong_secret_can_be_mended_and_the_same_code_used(world: World)
 
 
 @pytest.mark.parametrize("require", [True, False])
-async def test_pkce_can_be_switched_off(world: World, require: bool) -> None:
-    """With `pkce: false` no challenge is sent; a server that demands one is understood."""
+async def test_pkce_can_be_turned_off(world: World, require: bool) -> None:
+    """With `pkce: false` no challenge is sent; a server that requires one is reported."""
     world.write_config(pkce=False)
     world.sandbox.behaviour.require_pkce = require
     url = await begin(world)
@@ -210,8 +210,8 @@ async def test_pkce_can_be_switched_off(world: World, require: bool) -> None:
         assert ran.code == 0
 
 
-async def test_a_running_proxy_picks_a_login_up_and_notices_a_logout(world: World) -> None:
-    """A proxy starts without a login, serves as soon as there is one, and stops when it is gone."""
+async def test_a_running_proxy_notices_login_and_logout(world: World) -> None:
+    """It starts without a login, serves as soon as there is one, and stops after the logout."""
     async with world.serve() as proxy:
         assert await proxy.problem() == ("login-required", None)
         assert await proxy.ready() == 503
@@ -229,8 +229,8 @@ async def test_a_running_proxy_picks_a_login_up_and_notices_a_logout(world: Worl
     assert list(world.store_dir.glob("*.json")) == []
 
 
-async def test_logout_forgets_the_tokens_also_when_the_server_does_not_answer(world: World) -> None:
-    """A logout works without a login, with one, and without the server; then `token` asks for a login."""
+async def test_logout_deletes_the_tokens_also_without_the_server(world: World) -> None:
+    """It works without a login, with one, and without the server; then `token` asks for a login."""
     assert "was not logged in" in (await world.run("logout")).out
     await world.log_in()
     assert (await world.run("logout")).code == 0
@@ -248,8 +248,8 @@ async def test_logout_forgets_the_tokens_also_when_the_server_does_not_answer(wo
     assert json.loads(told.out)["accounts"][0]["state"] == "login-required"
 
 
-async def test_logout_sends_nothing_to_another_server_than_the_token_endpoints(world: World) -> None:
-    """A revocation_url elsewhere would be shown the client secret and both tokens."""
+async def test_logout_sends_nothing_to_a_server_other_than_the_token_endpoints(world: World) -> None:
+    """A revocation_url elsewhere would get the client secret and both tokens."""
     await world.log_in()
     callers: list[asyncio.StreamWriter] = []
     other = await asyncio.start_server(lambda _, writer: callers.append(writer), "127.0.0.1", 0)
@@ -262,8 +262,8 @@ async def test_logout_sends_nothing_to_another_server_than_the_token_endpoints(w
     assert not any(token.revoked for token in world.sandbox.access_tokens)
 
 
-async def test_client_credentials_serve_without_a_login(world: World) -> None:
-    """An app with client credentials serves at once; `login` only tries whether its settings are right."""
+async def test_client_credentials_need_no_login(world: World) -> None:
+    """An app serves at once; `login` only checks its settings."""
     world.write_config(grant="client_credentials", redirect_uri=None)
     async with world.serve() as proxy:
         assert await proxy.status() == 200
@@ -280,8 +280,8 @@ async def test_client_credentials_serve_without_a_login(world: World) -> None:
     assert "client_secret" in ran.line
 
 
-async def test_an_apps_logout_says_what_it_does_and_what_it_does_not(world: World) -> None:
-    """With client credentials there is no login to end: only the stored token goes, and is revoked."""
+async def test_the_logout_of_an_app_explains_what_it_does(world: World) -> None:
+    """With client credentials there is no login to end; the stored token is revoked and deleted."""
     world.write_config(grant="client_credentials", redirect_uri=None)
     ran = await world.run("logout")
     assert ran.code == 0
@@ -299,7 +299,7 @@ async def test_an_apps_logout_says_what_it_does_and_what_it_does_not(world: Worl
 
 
 async def test_the_next_step_repeats_the_options_that_were_given(world: World) -> None:
-    """Who named a file and an account is told the command line that logs this very account in."""
+    """The command in a message has the file and the account of the command that failed."""
     listen = {"listen": "127.0.0.1:0"}
     world.write_config(accounts={"acme": listen, "beta": listen})
     world.config_path.rename(world.folder / "my file.yaml")
@@ -314,7 +314,7 @@ async def test_the_next_step_repeats_the_options_that_were_given(world: World) -
 
 
 async def test_a_finished_attempt_leaves_no_verifier_on_disk(world: World) -> None:
-    """What a login needed in between is private while it is pending and holds no secret afterwards."""
+    """A pending attempt is private, and a finished one holds no secret."""
     address = await come_back(world)
     (pending,) = world.store_dir.glob(SECRETS_FILE)
     verifier = json.loads(pending.read_text(encoding="utf-8"))["verifier"]

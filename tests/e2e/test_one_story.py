@@ -1,4 +1,4 @@
-"""Whoever is asked, the same thing is said to be wrong, and the same step to be next."""
+"""All reports give the same cause and the same next step."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def without_upstream(world: World) -> None:
 async def test_all_name_the_same_cause_and_the_same_next_step(
     world: World, broken: Breaking, slug: str, check: str
 ) -> None:
-    """The answer to a caller, /readyz, /status.json, the page, `status` beside the proxy, and the doctor."""
+    """The answer to a client, /readyz, /status.json, the page, `status` and the doctor."""
     await broken(world)
     async with world.serve() as proxy:
         async with proxy.client.get(f"{proxy.url}/v1/jobs") as answer:
@@ -74,13 +74,13 @@ async def test_all_name_the_same_cause_and_the_same_next_step(
     failed = [each for each in json.loads(ran.out)["findings"] if each["level"] == "fail"]
     parts = [(each["text"], each["next"]) for each in failed]
     assert any(text in story and step in story for text, step in parts), parts
-    if check in {"login", "store"}:  # what the store alone tells; the others need the network
+    if check in {"login", "store"}:  # known from the store alone; the others need the network
         assert story in (await world.run("status")).out
     assert ran.code == {"login": 3, "token": 5, "store": 4, "api": 5}[check]
 
 
 async def beside(world: World, proxy: Proxy) -> Ran:
-    """Run `status` with the port that the proxy's admin listener has got."""
+    """Run `status` with the port of the proxy's admin listener."""
     world.write_config(admin=proxy.admin_url.removeprefix("http://"))
     return await world.run("status")
 
@@ -88,7 +88,7 @@ async def beside(world: World, proxy: Proxy) -> Ran:
 async def readiness(proxy: Proxy, check: str) -> str:
     async with proxy.client.get(f"{proxy.admin_url}/readyz") as answer:
         document = await answer.json()
-        # Whether the API answers is no question of this process' readiness.
+        # Whether the API answers does not affect the readiness of this process.
         assert answer.status == (200 if check == "api" else 503)
     (found,) = [each for each in document["checks"] if each["check"] == check]
     assert found["state"] != "ok"

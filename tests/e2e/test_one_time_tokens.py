@@ -1,4 +1,4 @@
-"""One-time refresh tokens survive repetition, rivals and kill -9; what can't be saved is told."""
+"""One-time refresh tokens survive repetition, other processes and kill -9; a loss is reported."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Kill = Callable[[int], Awaitable[str | None]]
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 
 
-def open_broker(world: World) -> TokenSource:
+def open_token_source(world: World) -> TokenSource:
     account = world.account()
     silent = structlog.make_filtering_bound_logger(50)
     log = structlog.wrap_logger(structlog.PrintLogger(), wrapper_class=silent)
@@ -38,15 +38,15 @@ def open_broker(world: World) -> TokenSource:
 
 
 def issued(world: World) -> int:
-    """How many refreshes the server has carried out."""
+    """Return the number of refreshes of the server."""
     requests = world.sandbox.token_requests
     return sum(each.grant == "refresh_token" and each.outcome == "issued" for each in requests)
 
 
-async def test_refreshes_in_a_row_use_each_token_once(world: World) -> None:
-    """Two hundred refreshes in a row never present a refresh token twice."""
+async def test_consecutive_refreshes_use_each_token_once(world: World) -> None:
+    """Two hundred refreshes never send a refresh token twice."""
     await world.log_in()
-    token_source = open_broker(world)
+    token_source = open_token_source(world)
     await token_source.start()
     seen = set()
     for _ in range(200):
@@ -57,7 +57,7 @@ async def test_refreshes_in_a_row_use_each_token_once(world: World) -> None:
 
 
 async def test_two_processes_share_one_login(world: World) -> None:
-    """Two processes that refresh one login a hundred times each never spend a token twice."""
+    """Two processes that refresh one login a hundred times each never use a token twice."""
     await world.log_in()
     command = [sys.executable, str(HERE / "rival.py"), str(world.config_path), "100"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -74,7 +74,7 @@ async def test_two_processes_share_one_login(world: World) -> None:
 
 @asynccontextmanager
 async def deadly_children(world: World) -> AsyncIterator[Kill]:
-    """Give a function that refreshes in a child which is killed at the step of that number."""
+    """Give a function that refreshes in a child, which is killed at the step of that number."""
     command = [sys.executable, str(HERE / "deadly.py"), str(world.config_path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     driver = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -96,7 +96,7 @@ async def deadly_children(world: World) -> AsyncIterator[Kill]:
 
 @dataclass(frozen=True)
 class Killed:
-    """What was found after a child was killed before `step`."""
+    """The state after a child was killed before `step`."""
 
     step: str
     consumed: bool
@@ -107,7 +107,7 @@ class Killed:
 
 
 async def kill_at(world: World, kill: Kill, number: int) -> Killed | None:
-    """Log in, refresh in a child that dies at step `number`, then start again."""
+    """Log in, refresh in a child that is killed at step `number`, then start again."""
     await world.log_in()
     world.age(7200)
     before, reuses_before = issued(world), world.sandbox.reuse_seen
@@ -116,7 +116,7 @@ async def kill_at(world: World, kill: Kill, number: int) -> Killed | None:
         return None
     consumed = issued(world) > before
     saved = consumed and world.document()["access_token"] == world.sandbox.access_tokens[-1].value
-    token_source = open_broker(world)
+    token_source = open_token_source(world)
     words = ""
     try:
         await token_source.get()
@@ -129,7 +129,7 @@ async def kill_at(world: World, kill: Kill, number: int) -> Killed | None:
 
 @needs_fork
 async def test_kill_9_at_any_step_keeps_the_login_unless_its_answer_was_lost(world: World) -> None:
-    """Whenever the process is killed, the login goes on working, but for one case that is named.
+    """Whenever the process is killed, the login keeps working, except in one case that is reported.
 
     The case: the server used the refresh token up, and its answer was not on disk yet.
     """
@@ -151,14 +151,14 @@ async def test_kill_9_at_any_step_keeps_the_login_unless_its_answer_was_lost(wor
         lost = outcome.consumed and not outcome.saved
         assert outcome.works is not lost, outcome
         assert ("its answer never arrived" in outcome.words) is lost, outcome
-        # A replay that nobody could know of is how a lost answer is found out; there is no other one.
+        # A lost answer shows only by a replay, and there is no other replay.
         assert outcome.reuses == lost, outcome
     assert {(each.consumed, each.saved) for each in outcomes} == {(False, False), (True, False), (True, True)}
 
 
 @needs_fork
-async def test_status_names_a_lost_answer_once_it_is_known(world: World) -> None:
-    """After a kill between request and answer, status tells what is known, before and after the next try."""
+async def test_status_reports_a_lost_answer(world: World) -> None:
+    """After a kill between request and answer, status says what is known before and after the next try."""
     await world.log_in()
     world.age(7200)
     async with deadly_children(world) as kill:
@@ -186,8 +186,8 @@ async def test_status_names_a_lost_answer_once_it_is_known(world: World) -> None
     assert (await world.run("status")).code == 0
 
 
-async def test_an_answer_lost_on_the_way_is_told_and_a_login_heals_it(world: World) -> None:
-    """A refresh whose answer is lost on the network leads to a message that says so, and only then."""
+async def test_a_lost_answer_is_reported_and_a_login_repairs_it(world: World) -> None:
+    """Only a refresh whose answer was lost on the network leads to that message."""
     await world.log_in()
     world.age(7200)
     world.sandbox.inject("token", Fault("lost"))

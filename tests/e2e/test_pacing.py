@@ -1,4 +1,4 @@
-"""A real process that paces: nobody hears of the API's limit, and who can't be served hears of ours."""
+"""Pacing of a real process: clients never see the API's limit, only that of the queue."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from cfproxy.sandbox import Fault
 from tests.e2e.kit import World, until
 from tests.e2e.processes import Proxy
 
-SLOW = {"rate": 1, "per": "1h", "queue": 2, "max_wait": "5h"}  # after the first one nobody leaves
+SLOW = {"rate": 1, "per": "1h", "queue": 2, "max_wait": "5h"}  # after the first request no other one is sent
 
 
 async def pacing_of(proxy: Proxy) -> dict[str, Any]:
-    """What /status.json says of the only upstream's queue."""
+    """Return the queue of the only upstream in /status.json."""
     async with proxy.client.get(f"{proxy.admin_url}/status.json") as answer:
         document = await answer.json()
         (state,) = document["pacing"].values()
@@ -26,7 +26,7 @@ async def pacing_of(proxy: Proxy) -> dict[str, Any]:
 
 @pytest.mark.parametrize("limiter", ["fixed", "sliding"])
 async def test_a_burst_beyond_the_limit_succeeds(world: World, limiter: str) -> None:
-    """60 requests at once where 20 a second are allowed: all 200, whichever way the API counts."""
+    """60 requests at once at 20 a second all get 200, however the API counts."""
     world.sandbox.behaviour.update({"limiter": limiter})
     world.write_config(pacing={"rate": 20, "per": "1s"})
     await world.log_in()
@@ -35,8 +35,8 @@ async def test_a_burst_beyond_the_limit_succeeds(world: World, limiter: str) -> 
         assert (await pacing_of(proxy))["departures"] >= 60
 
 
-async def test_a_limit_that_others_use_up_is_waited_out(world: World) -> None:
-    """Twice 429 reaches nobody; the pause is for all, and what follows is slower."""
+async def test_a_429_makes_all_requests_wait(world: World) -> None:
+    """No client gets the 429; the pause holds for all, and the rate is lower afterwards."""
     world.write_config(pacing={"rate": 20, "per": "1s"})
     await world.log_in()
     async with world.serve() as proxy:
@@ -48,8 +48,8 @@ async def test_a_limit_that_others_use_up_is_waited_out(world: World) -> None:
         assert [event["pause_s"] for event in proxy.events("pacing.backed_off")] == [1.0, 1.0]
 
 
-async def test_a_full_queue_says_when_to_return_and_who_hangs_up_leaves_it(world: World) -> None:
-    """Who finds no place is told so at once, with the time that the others take."""
+async def test_a_full_queue_has_retry_after_and_drops_disconnected_clients(world: World) -> None:
+    """A request that finds no place is refused at once, with the time that the others take."""
     world.write_config(pacing=SLOW, timeouts={"drain": "1ms"})
     await world.log_in()
     async with world.serve() as proxy:
@@ -58,7 +58,7 @@ async def test_a_full_queue_says_when_to_return_and_who_hangs_up_leaves_it(world
 
         async def waiting_are(count: int) -> bool:
             state = await pacing_of(proxy)
-            # An end right behind the request is no hang-up: such clients wait for their answer.
+            # A half-close after the request is no disconnect: such clients wait for their answer.
             return bool(state["waiting"] == count and state["oldest_wait_s"] > 0.5)
 
         await until(lambda: waiting_are(2), "the queue is full")
@@ -72,7 +72,7 @@ async def test_a_full_queue_says_when_to_return_and_who_hangs_up_leaves_it(world
 
 
 async def test_a_wait_that_is_too_long_is_refused_on_arrival(world: World) -> None:
-    """Nobody waits for `max_wait` to hear what is known at once."""
+    """A request does not wait for `max_wait` to be refused."""
     world.write_config(pacing=SLOW | {"max_wait": "30m"})
     await world.log_in()
     async with world.serve() as proxy:

@@ -1,4 +1,4 @@
-"""A refresh under load: one token request, whoever waits and whoever leaves."""
+"""A refresh under load is one token request, whichever clients wait or leave."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLIENTS = 1000
 
 @pytest.fixture
 def _many_connections() -> Iterator[None]:
-    """Allow this process and its children as many open files as the test has connections."""
+    """Allow this process and its children enough open files for the connections of the test."""
     if sys.platform == "win32":
         yield
         return
@@ -36,18 +36,18 @@ def _many_connections() -> Iterator[None]:
 
 
 def refreshes(world: World) -> list[str]:
-    """The outcomes of the refreshes that the token endpoint has seen."""
+    """Return the outcomes of the refreshes at the token endpoint."""
     return [each.outcome for each in world.sandbox.token_requests if each.grant == "refresh_token"]
 
 
 def newest(world: World) -> str:
-    """The newest access token that was issued."""
+    """Return the newest access token."""
     return world.sandbox.access_tokens[-1].value
 
 
 @pytest.mark.usefixtures("_many_connections")
 async def test_a_thousand_requests_at_an_expired_token_make_one_token_request(world: World) -> None:
-    """A thousand requests that meet an expired token share one refresh, and all are answered."""
+    """They share one refresh, and all are answered."""
     await world.log_in()
     world.age(7200)
     world.sandbox.inject("token", Fault("slow", delay_s=2))
@@ -59,8 +59,8 @@ async def test_a_thousand_requests_at_an_expired_token_make_one_token_request(wo
 
 
 @pytest.mark.usefixtures("_many_connections")
-async def test_clients_that_hang_up_do_not_end_the_refresh(world: World) -> None:
-    """When the clients that wait for a refresh leave, the others are served and its token is stored."""
+async def test_clients_that_disconnect_do_not_cancel_the_refresh(world: World) -> None:
+    """The other clients are served, and the token is stored."""
     await world.log_in()
     world.age(7200)
     world.sandbox.inject("token", Fault("slow", delay_s=2))
@@ -90,8 +90,8 @@ async def test_clients_that_hang_up_do_not_end_the_refresh(world: World) -> None
     assert world.sandbox.reuse_seen == 0
 
 
-async def test_the_refresh_outlives_its_only_caller(world: World) -> None:
-    """A refresh goes on, and is stored, when the one client that caused it has gone."""
+async def test_a_refresh_continues_without_its_only_client(world: World) -> None:
+    """It is stored although the client that caused it has gone."""
     await world.log_in()
     async with world.serve() as proxy:
         world.sandbox.revoke_access_tokens()
@@ -106,7 +106,7 @@ async def test_the_refresh_outlives_its_only_caller(world: World) -> None:
 
 
 async def test_a_rejected_token_is_replaced_and_the_request_sent_again(world: World) -> None:
-    """The client does not notice that the API rejected the token before its time."""
+    """The client does not notice that the API rejected a valid token."""
     await world.log_in()
     async with world.serve() as proxy:
         assert await proxy.status() == 200
@@ -146,7 +146,7 @@ async def test_a_hundred_rejected_requests_make_one_refresh(world: World) -> Non
 
 
 async def test_a_401_that_is_not_the_tokens_fault_makes_no_loop(world: World) -> None:
-    """When the API rejects fresh tokens too, its 401 passes and token requests become rare."""
+    """If the API rejects new tokens too, its 401 passes and token requests become rare."""
     await world.log_in()
     async with world.serve() as proxy:
         world.sandbox.inject("api", Fault("status", status=401, body="no", times=10_000))

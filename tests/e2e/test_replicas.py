@@ -1,4 +1,4 @@
-"""Several replicas as processes of their own on one Redis store: one login, nobody spends a token twice."""
+"""Several replicas on one Redis store share one login, and no token is used twice."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ posix_only = pytest.mark.skipif(os.name != "posix", reason="stops and kills proc
 async def open_replicas(
     folder: Path, count: int, *options: str, lifetime_s: float = LIFETIME_S, store: str = "", **settings: Any
 ) -> AsyncIterator[tuple[World, RedisServer, list[Proxy]]]:
-    """Give a sandbox, a Redis server and replicas that are logged in."""
+    """Start a sandbox, a Redis server and replicas that are logged in."""
     async with AsyncExitStack() as stack:
         server = stack.enter_context(running_server(folder / "redis", *options))
         await server.ready()
@@ -45,19 +45,19 @@ async def open_replicas(
 
 
 def refreshes(world: World) -> int:
-    """How many refreshes the server has carried out."""
+    """Return the number of refreshes of the server."""
     requests = world.sandbox.token_requests
     return sum(each.grant == "refresh_token" and each.outcome == "issued" for each in requests)
 
 
 async def test_replicas_share_each_refresh(tmp_path: Path) -> None:
-    """2,000 requests over many token lifetimes: all answered, one refresh a lifetime, none spent twice."""
+    """2,000 requests over many token lifetimes: all answered, one refresh for each, no token used twice."""
     async with open_replicas(tmp_path, REPLICAS) as (world, _, proxies):
         statuses: Counter[int] = Counter()
         before, began_at = refreshes(world), time.monotonic()
 
         async def call_often(proxy: Proxy) -> None:
-            # Spread over several lifetimes; what is counted does not depend on how fast it goes.
+            # Spread over several lifetimes; the counts do not depend on the speed.
             for _ in range(2000 // REPLICAS):
                 statuses[await proxy.status()] += 1
                 await asyncio.sleep(0.015)
@@ -71,8 +71,8 @@ async def test_replicas_share_each_refresh(tmp_path: Path) -> None:
 
 
 @posix_only
-async def test_a_replica_that_is_killed_in_a_refresh_is_survived(tmp_path: Path) -> None:
-    """Kill -9 of replicas while they refresh: the rest keep serving, and nobody spends a token twice."""
+async def test_replicas_survive_a_kill_during_a_refresh(tmp_path: Path) -> None:
+    """Kill -9 during refreshes: the others keep serving, and no token is used twice."""
     async with open_replicas(tmp_path, 4) as (world, _, proxies):
         *doomed, survivor = proxies
         for victim in doomed:
@@ -85,8 +85,8 @@ async def test_a_replica_that_is_killed_in_a_refresh_is_survived(tmp_path: Path)
 
 
 @posix_only
-async def test_a_replica_that_stood_still_spends_nothing_afterwards(tmp_path: Path) -> None:
-    """SIGSTOP for two lives of a token, at any moment: no second use of a token when it goes on."""
+async def test_a_replica_that_was_stopped_uses_no_old_token(tmp_path: Path) -> None:
+    """SIGSTOP for two token lifetimes at any moment leads to no second use of a token."""
     chance = random.Random(1)
     async with open_replicas(tmp_path, 3) as (world, _, proxies):
         stopped, *others = proxies
@@ -100,8 +100,8 @@ async def test_a_replica_that_stood_still_spends_nothing_afterwards(tmp_path: Pa
 
 
 @posix_only
-async def test_a_redis_that_is_away_stops_nobody_who_has_a_valid_token(tmp_path: Path) -> None:
-    """Until the token really expires requests go on; then it is `store-unavailable`; then it heals."""
+async def test_valid_tokens_are_used_while_redis_is_down(tmp_path: Path) -> None:
+    """Requests go on until the token expires, then get `store-unavailable`, then recover."""
     options = ("--appendonly", "yes", "--appendfsync", "always")
     async with open_replicas(tmp_path, 2, *options, lifetime_s=8.0) as (world, server, proxies):
         server.kill()
@@ -124,7 +124,7 @@ async def test_a_redis_that_is_away_stops_nobody_who_has_a_valid_token(tmp_path:
 
 
 async def test_login_status_and_logout_work_on_the_shared_store(tmp_path: Path) -> None:
-    """What one replica's machine does is seen by a replica that runs elsewhere."""
+    """A replica sees what was done on the machine of another one."""
     async with open_replicas(tmp_path, 1, lifetime_s=3600.0) as (world, server, (proxy,)):
         assert await proxy.status() == 200
         told = await world.run("status")
@@ -143,8 +143,8 @@ async def test_login_status_and_logout_work_on_the_shared_store(tmp_path: Path) 
 # --- what it costs ------------------------------------------------------------------------
 
 
-async def test_a_request_with_a_warm_token_costs_no_round_trip(tmp_path: Path) -> None:
-    """Redis hears nothing of 300 requests, but for the slow poll behind the news."""
+async def test_a_request_with_a_cached_token_needs_no_redis(tmp_path: Path) -> None:
+    """300 requests send Redis nothing, except for the slow poll of the subscription."""
     async with open_replicas(tmp_path, 1, lifetime_s=3600.0) as (_, server, (proxy,)):
         raw = redis.asyncio.Redis(port=server.port)
         assert await proxy.status() == 200
@@ -158,8 +158,8 @@ async def test_a_request_with_a_warm_token_costs_no_round_trip(tmp_path: Path) -
         assert ours.get("cmdstat_hmget", 0) <= 5
 
 
-async def test_replicas_keep_one_rate_together(tmp_path: Path) -> None:
-    """Three replicas with 50 callers each: not faster than one rate, and few questions for it."""
+async def test_replicas_share_one_rate(tmp_path: Path) -> None:
+    """Three replicas with 50 clients each do not exceed one rate, and rarely ask for it."""
     pacing = {"rate": 20, "per": "1s", "queue": 1000, "shared": True}
     replicas = open_replicas(tmp_path, 3, lifetime_s=3600.0, pacing=pacing)
     async with replicas as (world, server, proxies):
@@ -169,7 +169,7 @@ async def test_replicas_keep_one_rate_together(tmp_path: Path) -> None:
         statuses = await asyncio.gather(*(proxy.status() for proxy in proxies for _ in range(50)))
         assert set(statuses) == {200}
         arrivals = list(world.sandbox.journal.api_arrivals)
-        # The slowest that is too fast; how fast it is depends on the machine.
+        # The lowest rate that is too fast; the actual one depends on the machine.
         assert arrivals[-1] - arrivals[0] >= (150 - 20) / 20
         heard: dict[str, Any] = await raw.info("commandstats")
         await raw.aclose()
@@ -181,7 +181,7 @@ async def test_replicas_keep_one_rate_together(tmp_path: Path) -> None:
 
 @posix_only
 async def test_a_failover_under_traffic_reaches_no_client(tmp_path: Path) -> None:
-    """The primary dies: Sentinels put a replica in its place, tokens are refreshed there, requests go on.
+    """After the primary dies, Sentinels promote a replica, where tokens are refreshed; requests go on.
 
     The tokens live longer than Sentinels take that have to vote twice (twice their failover-timeout of 3 s).
     """

@@ -1,4 +1,4 @@
-"""The configuration that docs/sandbox.md shows puts cfproxy in front of the sandbox."""
+"""The configuration in docs/sandbox.md works."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ PAGE = (ROOT / "docs" / "sandbox.md").read_text(encoding="utf-8")
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    """A sandbox with its own client secret, as the page has it."""
+    """Start a sandbox with its own client secret, as on the page."""
     async with open_world(tmp_path, client_secret=Behaviour().client_secret) as opened:
         yield opened
 
 
 def shown_config(world: World) -> Path:
-    """Write the page's configuration to a file, the sandbox's address being the only thing changed."""
+    """Write the page's configuration to a file with the address of this sandbox."""
     (text,) = re.findall(r"(?s)```yaml\n(.*?)```", PAGE)
     assert yaml.safe_load(text)["upstream"] == "http://127.0.0.1:9400"
     place = world.folder / "sandbox.yaml"
     place.write_text(text.replace("http://127.0.0.1:9400", world.sandbox.url), encoding="utf-8")
-    # The page has the usual ports, which may be taken here.
+    # The page has the default ports, which may be in use here.
     world.environment |= {
         "CFPROXY_LISTEN": "127.0.0.1:0",
         "CFPROXY_ADMIN": "127.0.0.1:0",
@@ -39,7 +39,7 @@ def shown_config(world: World) -> Path:
 
 
 async def test_the_page_shows_a_configuration_that_works(world: World) -> None:
-    """Log in and serve with it, and the page's call gives two jobs."""
+    """After a login with it, the page's call returns two jobs."""
     place = shown_config(world)
     begun = await world.run("login", "--print-url", "-c", place.name)
     assert begun.code == 0, begun
@@ -53,7 +53,7 @@ async def test_the_page_shows_a_configuration_that_works(world: World) -> None:
 
 
 async def test_the_page_is_right_that_an_app_needs_no_login(world: World) -> None:
-    """With the other grant in place of the redirect URI it serves at once."""
+    """With the other grant instead of the redirect URI it serves at once."""
     place = shown_config(world)
     text = re.sub(r"(?m)^redirect_uri: .*$", "grant: client_credentials", place.read_text(encoding="utf-8"))
     place.write_text(text, encoding="utf-8")
@@ -63,7 +63,7 @@ async def test_the_page_is_right_that_an_app_needs_no_login(world: World) -> Non
 
 @pytest.mark.parametrize("key", ["client_id", "client_secret", "redirect_uri"])
 def test_the_page_has_the_sandboxs_own_values(world: World, key: str) -> None:
-    """What the page shows is what the sandbox is started with."""
+    """The page has the values that the sandbox starts with."""
     (text,) = re.findall(r"(?s)```yaml\n(.*?)```", PAGE)
     own = {"redirect_uri": world.sandbox.behaviour.redirect_uris[0]}
     assert yaml.safe_load(text)[key] == (own.get(key) or getattr(world.sandbox.behaviour, key))

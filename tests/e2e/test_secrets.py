@@ -1,4 +1,4 @@
-"""No secret shows: a whole session with recognisable secrets, and everything that was said in it."""
+"""No output of a whole session contains one of its recognisable secrets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KEPT = {"X-Cfproxy-Key": KEY}
 
 
 class Session:
-    """Everything that was said, and every secret there was."""
+    """All output, and all secrets."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -71,7 +71,7 @@ async def log_in_badly_and_well(session: Session) -> None:
     for fault in (Fault("garbage"), Fault("html"), Fault("lost"), Fault("status", status=500, body=SECRET)):
         world.sandbox.inject("token", fault)
         await session.command("login", "--debug", "--finish", await session.redirected(), code=5)
-    # A refused app leaves its code good: the same address works once the secret is right.
+    # A rejected app does not use up its code: the same address works with the right secret.
     await session.command("login", "--debug", "--finish", address, code=0)
     await session.command("login", "--debug", "--finish", address, code=1)
 
@@ -137,7 +137,7 @@ async def look_everywhere(session: Session, proxy: Proxy) -> None:
 
 
 async def test_no_secret_shows_in_any_output_of_a_whole_session(world: World) -> None:
-    """Secrets, codes, verifiers, tokens and keys are in no log, answer, page, metric, message or trace."""
+    """No log, answer, page, metric, message or traceback has a secret, code, verifier, token or key."""
     session = Session(world)
     world.sandbox.behaviour.client_secret = SECRET
     access = {"keys": [KEY]}
@@ -168,7 +168,7 @@ async def test_no_secret_shows_in_any_output_of_a_whole_session(world: World) ->
 
 
 async def test_no_object_of_a_running_proxy_shows_a_secret(world: World) -> None:
-    """Whatever is alive while a proxy runs and a login is pending, none of it has a secret in its repr."""
+    """The repr of no live object has a secret, while a proxy runs and a login is pending."""
     world.write_config(access={"keys": [KEY]})
     await world.log_in()
     account = world.account()
@@ -183,7 +183,7 @@ async def test_no_object_of_a_running_proxy_shows_a_secret(world: World) -> None
         assert attempt in ours
         assert {"Attempt", "Login", "Token", "Account", "Secret"} <= {type(each).__name__ for each in ours}
         for each in ours:
-            # Any test in which a secret is heard has failed.
+            # Every test fails that finds a secret.
             LEDGER.hear(f"the repr of a {type(each).__name__}", f"{each!r} {each}")
 
 

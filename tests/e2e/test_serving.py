@@ -1,4 +1,4 @@
-"""Running and stopping `cfproxy serve`."""
+"""`cfproxy serve`: starting and stopping."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them
 
 
 async def test_each_account_has_its_listener_its_login_and_its_tokens(world: World) -> None:
-    """Accounts are served side by side, log in one by one, and never use each other's tokens."""
+    """Accounts are served side by side, log in separately, and never use each other's tokens."""
     await world.log_in()
     world.write_config(accounts={"acme": {"listen": "127.0.0.1:0"}, "beta": {"listen": "127.0.0.1:0"}})
     async with world.serve() as proxy:
@@ -52,7 +52,7 @@ async def test_each_account_has_its_listener_its_login_and_its_tokens(world: Wor
 
 
 async def test_the_environment_alone_is_enough(world: World) -> None:
-    """A container needs no file: all settings can come from the environment."""
+    """A container needs no file, because the environment can have all settings."""
     await world.log_in()
     texts = {name: value for name, value in world.settings.items() if isinstance(value, str)}
     world.environment.update({f"CFPROXY_{name.upper()}": value for name, value in texts.items()})
@@ -76,8 +76,8 @@ async def test_serve_is_the_default_command(world: World) -> None:
 
 
 @posix
-async def test_a_log_that_nobody_reads_any_more_costs_nothing(world: World) -> None:
-    """When whoever read the log has gone, requests, refreshes and the end are as ever."""
+async def test_a_closed_log_pipe_does_no_harm(world: World) -> None:
+    """Requests, refreshes and the shutdown work although the log's reader has ended."""
     await world.log_in()
     process = world.popen("serve", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None
@@ -101,7 +101,7 @@ async def test_a_log_that_nobody_reads_any_more_costs_nothing(world: World) -> N
 
 
 async def test_sigterm_lets_requests_in_flight_finish(world: World) -> None:
-    """On SIGTERM no new connection is taken, a slow request gets its whole answer, and the code is 0."""
+    """No new connection is accepted, a slow request gets its whole answer, and the exit code is 0."""
     await world.log_in()
     async with world.serve() as proxy:
         call = asyncio.create_task(proxy.client.get(f"{proxy.url}/v1/_sse?events=3&interval_s=0.7"))
@@ -118,8 +118,8 @@ async def test_sigterm_lets_requests_in_flight_finish(world: World) -> None:
 
 
 @posix
-async def test_an_idle_connection_does_not_hold_the_end_up(world: World) -> None:
-    """A client that keeps its connection open, and never closes it, does not keep the process alive."""
+async def test_an_idle_connection_does_not_delay_the_end(world: World) -> None:
+    """A client that never closes its connection does not keep the process alive."""
     await world.log_in()
     async with world.serve() as proxy:
         host, port = proxy.url.removeprefix("http://").split(":")
@@ -132,7 +132,7 @@ async def test_an_idle_connection_does_not_hold_the_end_up(world: World) -> None
 
 @posix
 async def test_a_request_that_outlasts_the_drain_is_cut(world: World) -> None:
-    """What is still running after `timeouts.drain` is cut, visibly, and the process ends all the same."""
+    """A request that runs longer than `timeouts.drain` is cut visibly, and the process ends."""
     world.write_config(timeouts={"drain": "1s"})
     await world.log_in()
     world.sandbox.inject("api", Fault("stall"))
@@ -147,7 +147,7 @@ async def test_a_request_that_outlasts_the_drain_is_cut(world: World) -> None:
 
 @posix
 async def test_sigint_ends_with_130(world: World) -> None:
-    """Ctrl-C ends serve in good order, and the exit code tells that it was interrupted."""
+    """Ctrl-C ends the proxy in good order, with the exit code of an interrupt."""
     async with world.serve() as proxy:
         assert await proxy.end(signal.SIGINT) == 130
     assert proxy.events("proxy.stopped")
@@ -156,7 +156,7 @@ async def test_sigint_ends_with_130(world: World) -> None:
 
 @posix
 async def test_a_second_signal_ends_at_once(world: World) -> None:
-    """Whoever presses Ctrl-C twice does not want to wait for the drain."""
+    """A second Ctrl-C does not wait for the drain."""
     await world.log_in()
     world.sandbox.inject("api", Fault("stall"))
     async with world.serve() as proxy:
@@ -174,7 +174,7 @@ async def test_a_second_signal_ends_at_once(world: World) -> None:
 
 
 async def test_shutdown_by_the_admin_listener_needs_a_header(world: World) -> None:
-    """POST /shutdown ends the process, with a header that no web page's form can send."""
+    """POST /shutdown requires a header that no web page's form can send."""
     async with world.serve() as proxy:
         async with proxy.client.post(f"{proxy.admin_url}/shutdown") as answer:
             assert answer.status == 403
@@ -186,8 +186,8 @@ async def test_shutdown_by_the_admin_listener_needs_a_header(world: World) -> No
 
 
 @pytest.mark.parametrize("key", ["listen", "admin"])
-async def test_a_port_in_use_is_told_in_one_line(world: World, key: str) -> None:
-    """When the address is taken, serve says which one and what to do, and ends with 1."""
+async def test_a_port_in_use_is_reported_in_one_line(world: World, key: str) -> None:
+    """The line has the address and the next step; the exit code is 1."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

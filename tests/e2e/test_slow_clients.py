@@ -1,4 +1,4 @@
-"""Two thousand clients who keep the proxy waiting, and the others meanwhile."""
+"""Two thousand clients that keep the proxy waiting do not affect the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.e2e.kit import World, until
 from tests.e2e.processes import Proxy
 
 ATTACKERS = 2000
-# docs/security.md says so. Measured: see there.
+# As docs/security.md states; it has the measurement.
 GROWTH_MAX_BYTES = 64 * 2**20
 
 ATTACKS = {
@@ -32,14 +32,14 @@ def resident_bytes(pid: int) -> int:
 
 @contextlib.contextmanager
 def attack(proxy: Proxy, data: bytes) -> Iterator[list[socket.socket]]:
-    """Open the connections, say `data` on each, and nothing more."""
+    """Open the connections, send `data` on each, and nothing more."""
     authority = proxy.url.removeprefix("http://")
     host, _, port = authority.rpartition(":")
     with contextlib.ExitStack() as stack:
         attackers = []
         for _ in range(ATTACKERS):
             attacker = stack.enter_context(socket.create_connection((host, int(port))))
-            with contextlib.suppress(ConnectionError):  # ended already, which is as well
+            with contextlib.suppress(ConnectionError):  # closed already, which is fine, too
                 attacker.sendall(data.replace(b"%b", authority.encode()))
             attacker.setblocking(False)
             attackers.append(attacker)
@@ -60,8 +60,8 @@ def alive(attackers: list[socket.socket]) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's memory from /proc")
 @pytest.mark.parametrize("kind", ATTACKS)
-async def test_slow_clients_keep_nobody_out(world: World, kind: str) -> None:
-    """Others are served one and all, and the proxy grows by less than is documented."""
+async def test_slow_clients_block_no_other_client(world: World, kind: str) -> None:
+    """The others are all served, and the proxy grows by less than is documented."""
     if open_files_for(2 * ATTACKERS + 500) < 2 * ATTACKERS + 500:
         pytest.skip("not so many files may be open here")
     await world.log_in()
@@ -75,8 +75,8 @@ async def test_slow_clients_keep_nobody_out(world: World, kind: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs thousands of files")
-async def test_slow_clients_over_the_bounds_are_ended(world: World) -> None:
-    """With the bounds reached they make room, the oldest first, and the log tells how many."""
+async def test_slow_clients_over_the_limits_are_closed(world: World) -> None:
+    """At the limits the oldest are closed first, and the log has their number."""
     world.write_config(limits={"connections": 300, "unfinished": 100})
     await world.log_in()
     async with world.serve() as proxy:

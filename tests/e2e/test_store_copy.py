@@ -1,4 +1,4 @@
-"""`cfproxy store copy`: a login goes from file to Redis and back, and is never in two places by accident."""
+"""`cfproxy store copy` moves a login from file to Redis and back, and never leaves two by accident."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.support.redis_server import RedisServer, running_server
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A server that wants a password."""
+    """Start a server that requires a password."""
     with running_server(tmp_path_factory.mktemp("redis"), "--requirepass", "pass-marker") as server:
         yield server
 
 
 @pytest.fixture
 async def redis_url(server: RedisServer) -> str:
-    """Its address; it is empty."""
+    """Empty the server, and return its address."""
     await server.ready()
     raw = redis.asyncio.Redis(port=server.port, password="pass-marker")
     await raw.flushall()
@@ -29,7 +29,7 @@ async def redis_url(server: RedisServer) -> str:
 
 
 async def status_code(world: World, store: object) -> int:
-    """What `status` says with that store."""
+    """Return the exit code of `status` with that store."""
     before = world.settings["store"]
     world.write_config(store=store)
     code = (await world.run("status")).code
@@ -37,8 +37,8 @@ async def status_code(world: World, store: object) -> int:
     return code
 
 
-async def test_a_login_goes_to_redis_and_back(world: World, redis_url: str) -> None:
-    """Each way is one command; the login is where it went, gone where it came from, and still works."""
+async def test_a_login_can_move_to_redis_and_back(world: World, redis_url: str) -> None:
+    """Each way is one command; the login works in its new place and is gone from the old one."""
     await world.log_in()
     world.environment["REDIS_PASSWORD"] = "pass-marker"
     shared = {"url": redis_url, "password": {"env": "REDIS_PASSWORD"}}
@@ -51,7 +51,7 @@ async def test_a_login_goes_to_redis_and_back(world: World, redis_url: str) -> N
     world.write_config(store=shared)
     async with world.serve() as proxy:
         assert await proxy.status() == 200
-    # The password is the configured one's: it is the same server.
+    # The configured password is used, because it is the same server.
     back = await world.run("store", "copy", redis_url, file)
     assert (back.code, back.err) == (0, "")
     assert (await world.run("status")).code == 3
@@ -60,7 +60,7 @@ async def test_a_login_goes_to_redis_and_back(world: World, redis_url: str) -> N
 
 
 async def test_an_encrypted_login_stays_encrypted(world: World, redis_url: str, server: RedisServer) -> None:
-    """A plain address is taken with the configured key, a mapping says its own."""
+    """A plain address uses the configured key, a mapping has its own."""
     key = {"env": "STORE_KEY"}
     world.environment |= {"STORE_KEY": "key-marker", "OTHER_KEY": "other-marker"}
     world.write_config(store={"url": world.settings["store"], "key": key})
@@ -80,23 +80,23 @@ async def test_an_encrypted_login_stays_encrypted(world: World, redis_url: str, 
 
 
 async def test_a_newer_login_is_not_overwritten(world: World) -> None:
-    """What is older gives way by itself, anything else only to --force."""
+    """An older one is replaced; anything else needs --force."""
     old, new = world.settings["store"], f"file:{world.folder / 'new'}"
     await world.log_in()
     assert (await world.run("store", "copy", old, new, "--keep")).code == 0
-    assert (await world.run("store", "copy", old, new, "--keep")).code == 0  # the same again: nothing is lost
+    assert (await world.run("store", "copy", old, new, "--keep")).code == 0  # repeated: nothing is lost
     world.write_config(store=new)
     await world.log_in()
     refused = await world.run("store", "copy", old, new)
     assert (refused.code, refused.out) == (2, "")
     assert "has a newer login of account 'default'; --force" in refused.line
-    assert (await world.run("store", "copy", new, old)).code == 0  # the older one gives way
+    assert (await world.run("store", "copy", new, old)).code == 0  # the older one is replaced
     assert await status_code(world, old) == 0
     assert await status_code(world, new) == 3
 
 
-async def test_a_kept_copy_is_told_to_be_dangerous(world: World) -> None:
-    """Two stores with one one-time refresh token: said on stderr, where scripts leave it to people."""
+async def test_keep_warns_of_the_second_copy(world: World) -> None:
+    """Two stores have one one-time refresh token; the warning is on stderr."""
     await world.log_in()
     ran = await world.run("store", "copy", world.settings["store"], f"file:{world.folder / 'new'}", "--keep")
     assert ran.code == 0
@@ -104,7 +104,7 @@ async def test_a_kept_copy_is_told_to_be_dangerous(world: World) -> None:
 
 
 async def test_force_replaces_another_login(world: World) -> None:
-    """And the serial still grows, as whoever watches that store counts on."""
+    """The serial still grows, as watchers of that store expect."""
     old, new = world.settings["store"], f"file:{world.folder / 'new'}"
     await world.log_in()
     assert (await world.run("store", "copy", old, new)).code == 0
@@ -118,7 +118,7 @@ async def test_force_replaces_another_login(world: World) -> None:
 
 
 async def test_nothing_to_copy_is_login_required(world: World) -> None:
-    """Without a login in FROM the code is 3, TO is left as it is."""
+    """Without a login in FROM the code is 3, and TO is unchanged."""
     new = f"file:{world.folder / 'new'}"
     ran = await world.run("store", "copy", world.settings["store"], new)
     assert (ran.code, ran.out) == (3, "")
@@ -126,8 +126,8 @@ async def test_nothing_to_copy_is_login_required(world: World) -> None:
     assert not (world.folder / "new" / "default.json").exists()
 
 
-async def test_a_store_that_is_away_keeps_the_login(world: World) -> None:
-    """Code 4, and the login stays where it was."""
+async def test_an_unreachable_store_keeps_the_login(world: World) -> None:
+    """The code is 4, and the login stays in its place."""
     await world.log_in()
     ran = await world.run("store", "copy", world.settings["store"], "redis://:pw-marker@127.0.0.1:1/0")
     assert (ran.code, ran.out) == (4, "")
@@ -146,8 +146,8 @@ async def test_a_store_that_is_away_keeps_the_login(world: World) -> None:
         "{url: file, password: marker}",
     ],
 )
-async def test_a_store_that_cannot_be_meant_is_a_usage_error(world: World, words: str) -> None:
-    """One line that says what is wanted, and never what stood there."""
+async def test_an_invalid_store_is_a_usage_error(world: World, words: str) -> None:
+    """One line says what is expected, and never repeats the value."""
     ran = await world.run("store", "copy", world.settings["store"], words)
     assert (ran.code, ran.out) == (2, "")
     assert ran.line.startswith("cfproxy: TO")
@@ -155,15 +155,15 @@ async def test_a_store_that_cannot_be_meant_is_a_usage_error(world: World, words
 
 
 async def test_the_same_store_twice_is_a_usage_error(world: World) -> None:
-    """It would be forgotten right after it was saved."""
+    """The login would be deleted right after it was saved."""
     await world.log_in()
     ran = await world.run("store", "copy", world.settings["store"], world.settings["store"])
     assert ran.code == 2
     assert (await world.run("status")).code == 0
 
 
-async def test_accounts_without_a_login_are_told_and_skipped(world: World) -> None:
-    """All accounts go; the code is 3 only if none had a login."""
+async def test_accounts_without_a_login_are_reported_and_skipped(world: World) -> None:
+    """The code is 3 only if no account has a login."""
     world.write_config(accounts={"acme": {"listen": "off"}})
     await world.log_in()
     new = f"file:{world.folder / 'new'}"

@@ -1,4 +1,4 @@
-"""A store with a key, through the commands and a running proxy."""
+"""A store with a key, used by commands and a running proxy."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from tests.e2e.kit import World, until
 CIPHER = "scrypt-aes256gcm"
 
 
-async def test_a_key_encrypts_a_login_that_was_there_before(world: World) -> None:
-    """The next refresh encrypts it, requests go on meanwhile, and without the key nothing goes any more."""
+async def test_a_key_encrypts_an_existing_login(world: World) -> None:
+    """The next refresh encrypts it while requests go on; without the key nothing works."""
     await world.log_in()
     token = world.document()["access_token"]
     world.age(3600)
@@ -35,7 +35,7 @@ async def test_a_key_encrypts_a_login_that_was_there_before(world: World) -> Non
 
 
 async def test_a_login_in_two_steps_is_encrypted_from_the_start(world: World) -> None:
-    """What a pending login remembers, its PKCE verifier among it, is never in clear either."""
+    """A pending login, including its PKCE verifier, is never in clear text either."""
     world.environment["CFPROXY_STORE__KEY"] = "a passphrase"
     assert (await world.run("login", "--print-url")).code == 0
     (pending,) = world.store_dir.glob("*.login-*.json")

@@ -1,4 +1,4 @@
-"""A stored login that others could read or swap is refused, told, and used again once mended."""
+"""A stored login that others can read or replace is refused and reported, and used once it is repaired."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ BREACHES: dict[str, Breach] = {
 
 @pytest.fixture(params=BREACHES)
 def breach(request: pytest.FixtureRequest) -> Breach:
-    """A way to make a stored login unusable, a way to mend it, and what is said of it."""
+    """A way to make a stored login unusable, a way to repair it, and the message."""
     if request.param == "owner" and os.geteuid() != 0:
         pytest.skip("needs root, to give a file away")
     return BREACHES[request.param]
 
 
 async def test_an_unsafe_login_is_refused_with_exit_code_4(world: World, breach: Breach) -> None:
-    """status, token, login and logout name what is wrong and leave the document alone."""
+    """status, token, login and logout report it and leave the document alone."""
     spoil, mend, words = breach
     await world.log_in()
     spoil(world.document_path)
@@ -68,8 +68,8 @@ async def test_an_unsafe_login_is_refused_with_exit_code_4(world: World, breach:
     assert (await world.run("token")).code == 0
 
 
-async def test_a_running_proxy_tells_and_heals(world: World, breach: Breach) -> None:
-    """A running proxy answers 500 misconfigured while the login is unsafe, and then needs no restart."""
+async def test_a_running_proxy_reports_it_and_recovers(world: World, breach: Breach) -> None:
+    """It answers 500 misconfigured while the login is unsafe, and needs no restart."""
     spoil, mend, words = breach
     await world.log_in()
     spoil(world.document_path)

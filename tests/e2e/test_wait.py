@@ -1,4 +1,4 @@
-"""`cfproxy wait`: what a worker beside the proxy starts and ends with."""
+"""`cfproxy wait`, with which a worker beside the proxy starts and ends."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.e2e.processes import PATIENCE_S, Proxy
 
 
 def same_ports(world: World, proxy: Proxy) -> None:
-    """Let further commands find the proxy where it is."""
+    """Let further commands find the proxy at its ports."""
     world.write_config(admin=proxy.admin_url.removeprefix("http://"))
 
 
 async def test_it_returns_once_the_proxy_is_ready(world: World) -> None:
-    """Not while a login is missing; and as soon as there is one."""
+    """Not while a login is missing, but as soon as there is one."""
     async with world.serve() as proxy:
         same_ports(world, proxy)
         ran = await world.run("wait", "--timeout", "0.5")
@@ -36,8 +36,8 @@ async def test_it_returns_once_the_proxy_is_ready(world: World) -> None:
         assert (await waiting).code == 0
 
 
-async def test_where_nothing_runs_it_says_what_to_start(world: World) -> None:
-    """And where it is looked for; without an admin listener nobody can tell."""
+async def test_without_a_proxy_it_names_the_command_to_start(world: World) -> None:
+    """And the address; without an admin listener nothing can tell."""
     world.write_config(admin="127.0.0.1:1")
     ran = await world.run("wait", "--timeout", "0.3")
     assert (ran.code, "cfproxy serve" in ran.line) == (1, True)
@@ -48,7 +48,7 @@ async def test_where_nothing_runs_it_says_what_to_start(world: World) -> None:
 
 
 async def test_the_proxy_ends_with_its_worker(world: World) -> None:
-    """The command runs when the proxy is ready, then the proxy ends; the exit code is the command's."""
+    """The command runs once the proxy is ready, then the proxy ends; the exit code is the command's."""
     await world.log_in()
     world.write_config(access={"keys": ["sesame"]})
     async with world.serve() as proxy:
@@ -59,8 +59,8 @@ async def test_the_proxy_ends_with_its_worker(world: World) -> None:
         assert await asyncio.to_thread(proxy.process.wait, PATIENCE_S) == 0
 
 
-async def test_a_worker_that_can_not_be_started_ends_nothing(world: World) -> None:
-    """That is a mistake in the command line, not the end of the work."""
+async def test_a_worker_that_can_not_start_does_not_stop_the_proxy(world: World) -> None:
+    """It is a mistake in the command line, not the end of the work."""
     await world.log_in()
     async with world.serve() as proxy:
         same_ports(world, proxy)
@@ -70,8 +70,8 @@ async def test_a_worker_that_can_not_be_started_ends_nothing(world: World) -> No
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
-async def test_a_signal_reaches_the_worker_which_decides(world: World) -> None:
-    """The orchestrator ends the worker's container: the worker cleans up, then the proxy ends."""
+async def test_a_signal_is_passed_to_the_worker(world: World) -> None:
+    """The worker cleans up, then the proxy ends."""
     await world.log_in()
     async with world.serve() as proxy:
         same_ports(world, proxy)
@@ -90,8 +90,8 @@ async def test_a_signal_reaches_the_worker_which_decides(world: World) -> None:
         assert await asyncio.to_thread(proxy.process.wait, PATIENCE_S) == 0
 
 
-async def test_a_worker_without_a_configuration_gives_the_address(world: World) -> None:
-    """In a container of its own it knows no client id; a mistaken option is not taken for the command."""
+async def test_a_worker_without_a_configuration_uses_url(world: World) -> None:
+    """Its container has no client ID; a misspelt option is not taken for the command."""
     await world.log_in()
     async with world.serve() as proxy:
         world.config_path.unlink()
@@ -101,14 +101,14 @@ async def test_a_worker_without_a_configuration_gives_the_address(world: World) 
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://", "http://127.0.0.1:port", "ftp://127.0.0.1:8081"])
-async def test_what_is_no_address_is_told_at_once(world: World, url: str) -> None:
-    """Nobody waits a minute for a misspelt one."""
+async def test_an_invalid_url_is_reported_at_once(world: World, url: str) -> None:
+    """Without waiting for the timeout."""
     ran = await world.run("wait", "--url", url)
     assert (ran.code, "--url must be" in ran.line) == (2, True)
 
 
-async def test_a_key_is_sent_with_each_question(world: World) -> None:
-    """An admin listener that other machines reach asks for one, to look as to act."""
+async def test_the_access_key_is_sent_with_each_request(world: World) -> None:
+    """An admin listener that other machines can reach requires one for every request."""
 
     async def answer(request: web.BaseRequest) -> web.Response:
         return web.Response(status=200 if request.headers.get("X-Cfproxy-Key") == "sesame" else 401)
@@ -127,10 +127,10 @@ async def test_a_key_is_sent_with_each_question(world: World) -> None:
 async def test_status_is_not_confused_by_another_program_at_the_admin_port(
     world: World, answer: bytes
 ) -> None:
-    """Nor by a proxy for another app: what is not said of this account is left out."""
+    """Nor by a proxy for another app: only reports of the same account are used."""
 
     async def say(request: web.BaseRequest) -> web.Response:
-        assert "X-Cfproxy-Key" not in request.headers  # whoever has the port now
+        assert "X-Cfproxy-Key" not in request.headers  # any program may have the port
         return web.Response(body=answer, content_type="application/json")
 
     world.write_config(access={"keys": ["sesame"]})

@@ -1,1 +1,1 @@
-"""The doctor's checks, each with its thing broken."""
+"""The doctor's checks, each with its subject broken."""

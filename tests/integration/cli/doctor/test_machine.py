@@ -1,4 +1,4 @@
-"""What the doctor finds on this machine alone."""
+"""The doctor's checks of this machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def taken() -> tuple[socket.socket, TcpAddress]:
 
 
 def test_a_free_port_is_fine_and_stays_free() -> None:
-    """Looking at it does not take it."""
+    """The check does not occupy it."""
     sock, address = taken()
     sock.close()
     for _ in range(2):
@@ -37,8 +37,8 @@ def test_a_free_port_is_fine_and_stays_free() -> None:
 
 
 @linux
-def test_a_taken_port_is_told_with_who_has_it() -> None:
-    """The process by number and program, so that it can be stopped; never its further words."""
+def test_a_port_in_use_is_reported_with_its_process() -> None:
+    """With number and program, so that it can be stopped, and without its arguments."""
     script = "import socket,sys,time; s=socket.socket(); s.bind(('127.0.0.1',0)); s.listen()"
     script += "; print(s.getsockname()[1], flush=True); time.sleep(60)"
     with subprocess.Popen(
@@ -71,8 +71,8 @@ def test_a_sandbox_at_the_proxys_port_is_no_proxy() -> None:
     assert "cfproxy sandbox)" in finding.text
 
 
-def test_where_nobody_tells_a_taken_port_is_only_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be the proxy itself that runs."""
+def test_a_port_in_use_by_an_unknown_process_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be the proxy itself."""
     sock, address = taken()
     with sock:
         monkeypatch.setattr("cfproxy.cli.doctor.machine.who_listens", lambda _: None)
@@ -82,21 +82,21 @@ def test_where_nobody_tells_a_taken_port_is_only_a_warning(monkeypatch: pytest.M
     assert (finding.level, finding.text) == ("ok", f"{address} is served by cfproxy, process 7")
 
 
-def test_no_process_is_found_elsewhere_than_on_linux(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There the system's own tools tell."""
+def test_processes_are_found_on_linux_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other systems have their own tools."""
     monkeypatch.setattr("sys.platform", "win32")
     assert who_listens(80) is None
 
 
-def test_an_address_that_is_not_this_machines_fails() -> None:
-    """TEST-NET-1 is nobody's."""
+def test_an_address_of_another_machine_fails() -> None:
+    """TEST-NET-1 belongs to no machine."""
     finding = check_port("listen", TcpAddress("192.0.2.1", 8080))
     assert (finding.level, finding.next) == ("fail", "set another listen address")
 
 
 @posix
-def test_unix_sockets_are_looked_at_too(tmp_path: Path) -> None:
-    """Free, served, left behind, or in a folder that is not there."""
+def test_unix_sockets_are_checked(tmp_path: Path) -> None:
+    """Free, served, left behind, or in a missing folder."""
     address = UnixAddress(str(tmp_path / "s"))
     assert check_port("listen", address).text.endswith("is free")
     with socket.socket(socket.AF_UNIX) as sock:
@@ -107,8 +107,8 @@ def test_unix_sockets_are_looked_at_too(tmp_path: Path) -> None:
     assert check_port("listen", UnixAddress(str(tmp_path / "no" / "s"))).level == "fail"
 
 
-def test_proxy_variables_are_told_to_be_ignored() -> None:
-    """By name: their values may hold a password."""
+def test_proxy_variables_are_reported_as_ignored() -> None:
+    """By name only, because their values may have a password."""
     finding = check_environment({"HTTPS_PROXY": "http://user:marker@proxy", "HTTP_PROXY": ""})
     assert finding.level == "warn"
     assert finding.text == "HTTPS_PROXY: set, and ignored: cfproxy connects directly"
@@ -116,8 +116,8 @@ def test_proxy_variables_are_told_to_be_ignored() -> None:
 
 
 @posix
-def test_files_with_secrets_that_others_can_read_are_told(tmp_path: Path) -> None:
-    """The configuration where it holds a text, and the file of a secret; with the command that closes it."""
+def test_files_with_secrets_that_others_can_read_are_reported(tmp_path: Path) -> None:
+    """The configuration with a literal secret, and secret files, with the command that repairs it."""
     (tmp_path / "a b").mkdir()
     config, secret = tmp_path / "a b/config.yaml", tmp_path / "a b/secret"
     secret.write_text("marker")
@@ -143,8 +143,8 @@ def test_files_with_secrets_that_others_can_read_are_told(tmp_path: Path) -> Non
     assert list(check_secrets(None)) == []
 
 
-def test_an_errors_finding_ends_with_the_errors_own_next_step() -> None:
-    """After the last semicolon, or the colon where there is none; and its code is the command's."""
+def test_the_finding_of_an_error_has_its_next_step() -> None:
+    """After the last semicolon, or else colon; its exit code becomes the command's."""
     finding = from_error("login", LoginRequired("account 'a' is not logged in; run: cfproxy login"), "a")
     assert (finding.text, finding.next, finding.code) == ("account 'a' is not logged in", "cfproxy login", 3)
     finding = from_error("token endpoint", Misconfigured("it refused the app: compare client_id"))
@@ -152,8 +152,8 @@ def test_an_errors_finding_ends_with_the_errors_own_next_step() -> None:
     assert from_error("x", LoginRequired("plain")).text == "plain"
 
 
-def test_findings_are_lines_and_documents() -> None:
-    """For people under their account, for machines one by one."""
+def test_findings_are_rendered_as_text_and_json() -> None:
+    """As text under their account, as JSON one by one."""
     found = Finding("login", "fail", "not logged in", "cfproxy login", "acme", 3)
     assert render_findings([Finding("dns", "ok", "fine"), found]).count("\n") == 3
     assert found.to_document() == {

@@ -1,4 +1,4 @@
-"""What the doctor says of a Redis server's settings."""
+"""The doctor's checks of a Redis server."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ KEPT: dict[str | None, str | None] = {
         ({"appendonly": "no", "maxmemory-policy": "allkeys-random"}, ["persistence", "eviction"]),
     ],
 )
-def test_what_can_lose_a_token_is_told_with_the_command(
+def test_settings_that_can_lose_a_token_are_reported_with_the_command(
     changes: dict[str | None, str | None], told: list[str]
 ) -> None:
-    """A server that forgets is a logout."""
+    """A server that loses its data causes a logout."""
     warnings = [each for each in judge({**KEPT, **changes}, "default") if each.level == "warn"]
     assert [each.check for each in warnings] == told
     assert all(each.next.startswith("redis-cli config set") for each in warnings)
 
 
 async def test_a_real_servers_settings_are_read(tmp_path: Path) -> None:
-    """The defaults of a server keep nothing over a restart."""
+    """By default a server keeps nothing over a restart."""
     server = RedisServer(tmp_path / "server", "--appendonly", "yes", "--appendfsync", "always")
     server.start()
     try:

@@ -1,4 +1,4 @@
-"""What the doctor finds of servers: real ones on loopback, each broken in one way."""
+"""The doctor's checks of servers, with real ones on loopback, each broken in one way."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DAY_S = 86_400
 
 @contextlib.asynccontextmanager
 async def serving(answer: bytes | None, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
-    """Serve one fixed answer to everybody; None: nothing at all."""
+    """Serve one fixed answer; None: no answer."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ended = asyncio.Event()
@@ -54,7 +54,7 @@ async def levels(server: Server) -> list[tuple[str, str]]:
 
 
 async def test_a_server_in_order() -> None:
-    """Its name resolves, it can be reached, and its clock is ours."""
+    """Its name resolves, it is reachable, and its clock agrees."""
     async with serving(dated(time.time())) as port:
         assert await levels(server_at(port)) == [("dns", "ok"), ("tcp", "ok"), ("clock", "ok")]
 
@@ -66,8 +66,8 @@ async def test_a_name_that_does_not_resolve() -> None:
     assert "upstream" in finding.next
 
 
-async def test_nobody_listens() -> None:
-    """The setting to look at is named."""
+async def test_a_refused_connection() -> None:
+    """The finding names the setting to check."""
     async with serving(None) as port:
         pass
     findings = await check_server(server_at(port))
@@ -76,7 +76,7 @@ async def test_nobody_listens() -> None:
 
 
 async def test_a_certificate_that_is_not_trusted() -> None:
-    """What OpenSSL says of it, and both usual causes."""
+    """The finding has OpenSSL's reason and both usual causes."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
     async with serving(dated(time.time()), context) as port:
@@ -85,7 +85,7 @@ async def test_a_certificate_that_is_not_trusted() -> None:
     assert "tls.ca_file" in findings[-1].next
 
 
-async def test_a_server_that_speaks_no_tls() -> None:
+async def test_a_server_without_tls() -> None:
     """The handshake fails, which is not the certificate's fault."""
     async with serving(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
         findings = await check_server(server_at(port, scheme="https"))
@@ -93,8 +93,8 @@ async def test_a_server_that_speaks_no_tls() -> None:
     assert "handshake" in findings[-1].text
 
 
-async def test_a_trusted_certificate_is_told_with_its_end() -> None:
-    """Who issued it and until when."""
+async def test_a_trusted_certificate_is_reported_with_its_expiry() -> None:
+    """With issuer and date."""
     ca = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     ca.issue_cert("127.0.0.1").configure_cert(context)
@@ -107,8 +107,8 @@ async def test_a_trusted_certificate_is_told_with_its_end() -> None:
     assert "valid until" in findings[2].text
 
 
-def test_a_certificate_that_ends_soon() -> None:
-    """Two weeks before, as nobody else may look."""
+def test_a_certificate_that_expires_soon() -> None:
+    """Two weeks ahead, because nothing else may check it."""
     certificate = {"notAfter": "Jan  1 00:00:00 2030 GMT", "issuer": ((("commonName", "CA"),),)}
     end = ssl.cert_time_to_seconds("Jan  1 00:00:00 2030 GMT")
     server = server_at(443, scheme="https")
@@ -116,8 +116,8 @@ def test_a_certificate_that_ends_soon() -> None:
     assert check_certificate(server, certificate, end - 13 * DAY_S).level == "warn"
 
 
-async def test_a_clock_that_is_wrong() -> None:
-    """Through a real answer: a minute is worth a look, ten are a failure."""
+async def test_a_wrong_clock() -> None:
+    """With a real answer: a minute is a warning, ten minutes are a failure."""
     for skew_s, level in ((60, "warn"), (600, "fail"), (-60, "warn"), (-600, "fail")):
         async with serving(dated(time.time() + skew_s)) as port:
             finding = (await check_server(server_at(port)))[-1]
@@ -126,13 +126,13 @@ async def test_a_clock_that_is_wrong() -> None:
 
 
 @pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nDate: soon\r\n\r\n"])
-def test_without_a_readable_date_nothing_is_compared(head: bytes) -> None:
-    """That is no failure of anybody's clock."""
+def test_an_answer_without_a_valid_date_is_a_warning(head: bytes) -> None:
+    """The clock may be right."""
     assert check_clock(server_at(80), head, 0.0, 0.0).level == "warn"
 
 
 @pytest.mark.slow
-async def test_what_does_not_speak_http() -> None:
+async def test_a_server_without_http() -> None:
     """It may be another service at the configured port."""
     async with serving(b"220 mail ready\r\n") as port:
         finding = (await check_server(server_at(port)))[-1]
