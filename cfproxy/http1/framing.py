@@ -10,8 +10,8 @@ Invariants:
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 from cfproxy.errors import BadTarget
 from cfproxy.http1.headers import RawHeaders, normalise
@@ -67,12 +67,14 @@ class MalformedBody(Exception):
     """The data is not a body with the framing that its head announced."""
 
 
-class BodyReader(Protocol):
+class BodyReader(ABC):
     """Extracts one body from received data."""
 
-    done: bool  # whether the body has ended
-    trailers: list[tuple[bytes, bytes]]  # empty unless chunked
+    def __init__(self, *, done: bool = False) -> None:
+        self.done = done  # whether the body has ended
+        self.trailers: list[tuple[bytes, bytes]] = []  # empty unless chunked
 
+    @abstractmethod
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """Return the part of the body that `data` contains, and what follows the body.
 
@@ -86,15 +88,16 @@ class BodyReader(Protocol):
         Raises:
             MalformedBody: the body is not complete.
         """
+        if not self.done:
+            raise MalformedBody
 
 
-class LengthReader:
+class LengthReader(BodyReader):
     """A body of known length."""
 
     def __init__(self, length: int) -> None:
+        super().__init__(done=not length)
         self._left = length
-        self.done = not length
-        self.trailers: list[tuple[bytes, bytes]] = []
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """See `BodyReader.feed`."""
@@ -105,29 +108,20 @@ class LengthReader:
         self._left, self.done = 0, True
         return (data, b"") if not left else (data[:left], data[left:])
 
-    def end(self) -> None:
-        """See `BodyReader.end`."""
-        if not self.done:
-            raise MalformedBody
 
-
-class CloseReader:
+class CloseReader(BodyReader):
     """A body that ends with its connection; only responses can have one (RFC 9112 §6.3)."""
-
-    def __init__(self) -> None:
-        self.done = False
-        self.trailers: list[tuple[bytes, bytes]] = []
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """See `BodyReader.feed`."""
         return data, b""
 
     def end(self) -> None:
-        """See `BodyReader.end`."""
+        """End the body."""
         self.done = True
 
 
-class ChunkReader:
+class ChunkReader(BodyReader):
     """A chunked body (RFC 9112 §7.1).
 
     Args:
@@ -135,14 +129,13 @@ class ChunkReader:
     """
 
     def __init__(self, *, padded: bool = False) -> None:
+        super().__init__()
         self._size_line = _PADDED_SIZE_LINE if padded else _SIZE_LINE
         self._held = b""  # the start of a line, or of the line end behind a chunk
         self._left = 0  # of the current chunk
         self._after_chunk = False  # its line end must follow
         self._in_trailers = False
         self._trailer_bytes = 0
-        self.done = False
-        self.trailers: list[tuple[bytes, bytes]] = []
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """See `BodyReader.feed`."""
@@ -163,11 +156,6 @@ class ChunkReader:
                 return b"".join(pieces), b""
             at = after
         return pieces[0] if len(pieces) == 1 else b"".join(pieces), data[at:]
-
-    def end(self) -> None:
-        """See `BodyReader.end`."""
-        if not self.done:
-            raise MalformedBody
 
     def _skip_line_end(self, data: bytes, at: int) -> int:
         if data.startswith(b"\r\n", at):

@@ -12,6 +12,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import cast
 
 from cfproxy.errors import without_traceback
@@ -53,6 +54,7 @@ class WriteBatch:
             connection.flush()
 
 
+@dataclass(slots=True, eq=False)
 class IdleTimeout:
     """A timer that is cheap to restart: a restart moves the due time, and leaves the loop's timer alone.
 
@@ -60,15 +62,12 @@ class IdleTimeout:
         on_due: called when the time is up.
     """
 
-    __slots__ = ("_due_at", "_limit_s", "_loop", "_on_due", "_timer", "_timer_at")
-
-    def __init__(self, on_due: Callable[[], None]) -> None:
-        self._on_due: Callable[[], None] | None = on_due
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = math.inf
-        self._due_at = math.inf
-        self._limit_s = math.inf
+    on_due: Callable[[], None] | None
+    _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop, init=False)
+    _timer: asyncio.TimerHandle | None = field(default=None, init=False)
+    _timer_at: float = field(default=math.inf, init=False)
+    _due_at: float = field(default=math.inf, init=False)
+    _limit_s: float = field(default=math.inf, init=False)
 
     def start(self, limit_s: float) -> None:
         """Call back `limit_s` seconds from now, whatever was set before."""
@@ -88,7 +87,7 @@ class IdleTimeout:
 
     def aclose(self) -> None:
         """Cancel the timer and drop the callback, which usually belongs to this object's owner."""
-        self._due_at, self._on_due = math.inf, None
+        self._due_at, self.on_due = math.inf, None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -102,14 +101,14 @@ class IdleTimeout:
 
     def _fire(self) -> None:
         self._timer, self._timer_at = None, math.inf
-        if self._due_at == math.inf or self._on_due is None:
+        if self._due_at == math.inf or self.on_due is None:
             return
         # uvloop may fire a timer a millisecond early.
         if self._due_at > self._loop.time() + 0.001:
             self._set_timer()
             return
         self._due_at = math.inf
-        self._on_due()
+        self.on_due()
 
 
 class StreamProtocol(asyncio.Protocol):
@@ -224,6 +223,7 @@ class StreamProtocol(asyncio.Protocol):
         self.transport.abort()
 
 
+@dataclass(slots=True, eq=False)
 class BodyStream:
     """A message body that is being received: the part that arrived and was not read yet.
 
@@ -235,50 +235,30 @@ class BodyStream:
         high_bytes: reading is paused beyond this much.
     """
 
-    __slots__ = (
-        "_bytes",
-        "_connection",
-        "_error",
-        "_high_bytes",
-        "_idle_s",
-        "_pieces",
-        "_reader",
-        "_timeout",
-        "_waiter",
-    )
-
-    def __init__(
-        self,
-        connection: StreamProtocol,
-        reader: BodyReader,
-        timeout: IdleTimeout,
-        idle_s: float,
-        high_bytes: int = HIGH_BYTES,
-    ) -> None:
-        self._connection = connection
-        self._high_bytes = high_bytes
-        self._reader = reader
-        self._timeout = timeout
-        self._idle_s = idle_s
-        self._pieces: deque[bytes] = deque()
-        self._bytes = 0
-        self._error: BaseException | None = None
-        self._waiter: asyncio.Future[None] | None = None
+    connection: StreamProtocol
+    reader: BodyReader
+    timeout: IdleTimeout
+    idle_s: float
+    high_bytes: int = HIGH_BYTES
+    _pieces: deque[bytes] = field(default_factory=deque, init=False)
+    _bytes: int = field(default=0, init=False)
+    _error: BaseException | None = field(default=None, init=False)
+    _waiter: asyncio.Future[None] | None = field(default=None, init=False)
 
     @property
     def complete(self) -> bool:
         """Whether the whole body has arrived, read or not."""
-        return self._reader.done
+        return self.reader.done
 
     @property
     def exhausted(self) -> bool:
         """Whether the whole body has arrived and was read."""
-        return self._reader.done and not self._pieces
+        return self.reader.done and not self._pieces
 
     @property
     def trailers(self) -> list[tuple[bytes, bytes]]:
         """The trailers of a chunked body, once it is complete."""
-        return self._reader.trailers
+        return self.reader.trailers
 
     def feed(self, data: bytes) -> bytes:
         """Add the body's part of `data` and return what follows the body.
@@ -286,13 +266,13 @@ class BodyStream:
         Raises:
             MalformedBody
         """
-        piece, rest = self._reader.feed(data)
+        piece, rest = self.reader.feed(data)
         if piece:
             self._pieces.append(piece)
             self._bytes += len(piece)
             # A waiting reader takes everything, but in the next iteration: uvloop may read more in this one.
-            if self._bytes > self._high_bytes and (self._waiter is None or self._waiter.done()):
-                self._connection.hold_reading()
+            if self._bytes > self.high_bytes and (self._waiter is None or self._waiter.done()):
+                self.connection.hold_reading()
         self._wake()
         return rest
 
@@ -302,12 +282,12 @@ class BodyStream:
         Raises:
             MalformedBody: the body is not complete.
         """
-        self._reader.end()
+        self.reader.end()
         self._wake()
 
     def fail(self, error: BaseException) -> None:
         """Make `read` raise `error` after what has arrived, unless the body is complete or has failed."""
-        if self._error is None and not self._reader.done:
+        if self._error is None and not self.reader.done:
             self._error = error
             self._wake()
 
@@ -317,8 +297,8 @@ class BodyStream:
         taken = pieces.popleft() if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         self._bytes = 0
-        if self._connection.reading_held:
-            self._connection.release_reading()
+        if self.connection.reading_held:
+            self.connection.release_reading()
         return taken
 
     async def read(self) -> bytes:
@@ -328,17 +308,17 @@ class BodyStream:
             the error that `fail` was given
         """
         while not self._pieces:
-            if self._reader.done:
+            if self.reader.done:
                 return b""
             if self._error is not None:
                 raise without_traceback(self._error)
-            self._waiter = self._connection.loop.create_future()
-            self._timeout.start(self._idle_s)
+            self._waiter = self.connection.loop.create_future()
+            self.timeout.start(self.idle_s)
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-                self._timeout.stop()
+                self.timeout.stop()
         if len(self._pieces) == 1 or len(self._pieces[0]) < LARGE_BYTES:
             return self.read_available()
         piece = self._pieces.popleft()

@@ -7,10 +7,15 @@ import socket
 import struct
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from cfproxy.http1.framing import render_chunk, render_last_chunk
 from cfproxy.http1.headers import normalise
 from cfproxy.server.request import Request
+
+if TYPE_CHECKING:
+    from cfproxy.server.connection import ClientConnection
 
 CLIENT_LEFT = 499  # nginx's status for logs and metrics; never sent
 # `struct linger`, on and 0 s: closing the socket resets the connection.
@@ -19,6 +24,7 @@ _RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 Headers = Iterable[tuple[bytes, bytes]]
 
 
+@dataclass(slots=True, eq=False)
 class Response:
     """A response: `start`, any number of `write`, `finish`.
 
@@ -27,38 +33,26 @@ class Response:
         idle_s: how long the client may leave it unread.
     """
 
-    __slots__ = (
-        "_chunked",
-        "_idle_s",
-        "_keep_alive",
-        "_no_body",
-        "_old_client",
-        "_request",
-        "_until_close",
-        "aborted",
-        "body_bytes",
-        "client_waits",
-        "complete",
-        "connection",
-        "started",
-        "status",
-    )
+    request: Request
+    idle_s: float
+    status: int = field(default=CLIENT_LEFT, init=False)  # until it is started
+    client_waits: bool = field(default=False, init=False)  # for 100 Continue
+    started: bool = field(default=False, init=False)
+    complete: bool = field(default=False, init=False)
+    aborted: bool = field(default=False, init=False)
+    body_bytes: int = field(default=0, init=False)
+    connection: ClientConnection = field(init=False)
+    _old_client: bool = field(init=False)
+    _keep_alive: bool = field(init=False)
+    _no_body: bool = field(init=False)
+    _chunked: bool = field(default=False, init=False)
+    _until_close: bool = field(default=False, init=False)
 
-    def __init__(self, request: Request, idle_s: float) -> None:
-        self._request = request
-        self.connection = request.connection
-        self._idle_s = idle_s
-        self._old_client = request.fields.version < (1, 1)
-        self._no_body = request.method == b"HEAD"
-        self._keep_alive = request.fields.keep_alive
-        self._chunked = False
-        self._until_close = False
-        self.status = CLIENT_LEFT  # until it is started
-        self.client_waits = False  # for 100 Continue
-        self.started = False
-        self.complete = False
-        self.aborted = False
-        self.body_bytes = 0
+    def __post_init__(self) -> None:
+        self.connection = self.request.connection
+        self._old_client = self.request.fields.version < (1, 1)
+        self._keep_alive = self.request.fields.keep_alive
+        self._no_body = self.request.method == b"HEAD"
 
     @property
     def keep_alive(self) -> bool:
@@ -106,7 +100,7 @@ class Response:
             self._chunked = not self._old_client
             self._until_close = self._old_client
         unwanted = status >= 400 or self.client_waits
-        if self._until_close or (unwanted and not self._request.read_whole):
+        if self._until_close or (unwanted and not self.request.read_whole):
             # The rest of the request body is not wanted, and may or may not arrive (RFC 9110 §10.1.1).
             self._keep_alive = False
         if status == 204:
@@ -133,7 +127,7 @@ class Response:
             ConnectionResetError: the client left, or stopped reading.
         """
         try:
-            await self.connection.drain(self._idle_s)
+            await self.connection.drain(self.idle_s)
         except TimeoutError:
             raise ConnectionResetError from None
 
