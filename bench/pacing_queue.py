@@ -132,7 +132,7 @@ class _Client(asyncio.Protocol):
 
 
 class _StepClock:
-    """A clock that is always where the shaper wants to be: no time passes but what picking costs."""
+    """A clock that is always where the queue waits until: no time passes but what picking costs."""
 
     def __init__(self) -> None:
         self._now = 0.0

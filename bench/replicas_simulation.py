@@ -1,6 +1,6 @@
 """What 1 to 1,000 replicas do together, more than a machine holds as processes: on a clock of its own.
 
-The real engine (`TokenSource`, `SharedRate`, `FairQueue`) runs against a store, a lender and a token endpoint in
+The real engine (`TokenSource`, `SharedRate`, `FairQueue`) runs against a store, a rate backend and a token endpoint in
 memory that take as long as a network does: 0.5 ms for each question to the store, 200 ms for a refresh. The
 lock is asked for as `stores/redis/locks.py` does. Everything is counted, nothing is timed: the figures do not
 depend on the machine. `python bench/replicas_simulation.py [--json]`.
@@ -138,13 +138,13 @@ async def refreshes(count: int, *, spread: bool, lifetimes: int = 5) -> dict[str
     }
 
 
-class MemoryLender:
+class MemoryBackend:
     """One pace for all (see `ports.SharedRateBackend`)."""
 
     def __init__(self, clock: FakeClock, count: int) -> None:
         self._clock, self._count = clock, count
         self._pace = RateLimit(20, 1.0, SHARED_GUARD)
-        self.trips = self.lent = 0
+        self.trips = self.reserved = 0
 
     async def reserve(self, rate: float, per_s: float, count: int, *, rejoining: bool = False) -> Slots:
         self.trips += count > 0
@@ -154,7 +154,7 @@ class MemoryLender:
             at = max(self._clock.monotonic(), self._pace.ready_at)
             self._pace.try_acquire(at)
             instants.append(at)
-        self.lent += count
+        self.reserved += count
         return Slots(instants, self._count, 1.0)
 
     async def throttle(self, rate: float, per_s: float, pause_s: float, *, step_down: bool) -> None:
@@ -167,12 +167,12 @@ class MemoryLender:
 async def paces(count: int, seconds: float = 60.0) -> dict[str, object]:
     """All replicas but one have more to send than may leave; a lone caller comes to that one each 7 s."""
     clock = FakeClock()
-    backend = MemoryLender(clock, count + 1)
+    backend = MemoryBackend(clock, count + 1)
     paces = [SharedRate(20, 1.0, backend, clock, LOG) for _ in range(count + 1)]
-    shapers = []
+    queues = []
     for pace in paces:
-        shapers.append(FairQueue(pace, clock, 10_000, 100_000.0))
-        pace._on_change = shapers[-1]._reschedule
+        queues.append(FairQueue(pace, clock, 10_000, 100_000.0))
+        pace._on_change = queues[-1]._reschedule
         pace.replicas = count + 1
     left: list[float] = []
     waited: list[float] = []
@@ -185,10 +185,10 @@ async def paces(count: int, seconds: float = 60.0) -> dict[str, object]:
     async def lone() -> None:
         while True:
             await clock.sleep(7)
-            waited.append(await shapers[-1].acquire("lone"))
+            waited.append(await queues[-1].acquire("lone"))
             left.append(clock.monotonic())
 
-    tasks = [asyncio.create_task(work(fair_queue)) for fair_queue in shapers[:-1] for _ in range(6)]
+    tasks = [asyncio.create_task(work(fair_queue)) for fair_queue in queues[:-1] for _ in range(6)]
     tasks.append(asyncio.create_task(lone()))
     await clock.advance(10)
     began_at, trips = clock.monotonic(), backend.trips

@@ -57,13 +57,17 @@ def _section(model: type[Model], description: str) -> Any:
     return _key(model.model_construct(), description)  # `model()` would build a validator
 
 
+_Count = Annotated[int, Field(ge=1, le=1_000_000)]
+_HeadSize = Annotated[Size, Field(ge=1024, le=1_048_576)]
+
+
 class Pacing(Model):
     """The rate limit. Accounts that share an upstream share it, because the API counts per IP address."""
 
     rate: Rate = _key(20.0, "requests per `per`; off for no limit")
     per_s: Duration = _key(1.0, "the period of `rate`", "per")
     queue: Annotated[int, Field(ge=0, le=1_000_000)] = _key(
-        1000, "how many requests may wait; further ones get 503 at once; 0: none may wait"
+        1000, "requests that may wait; further ones get 503"
     )
     max_wait_s: Duration = _key(60.0, "the longest that a request may wait for a slot", "max_wait")
     shared: Flag = _key(False, "all replicas with the same Redis store share the rate")
@@ -87,7 +91,7 @@ class Access(Model):
 
     hosts: tuple[Host, ...] = _key((), "further Host headers to accept, as host or host:port")
     origins: tuple[Origin, ...] = _key(
-        (), "web origins whose pages may send requests and read the responses (CORS)"
+        (), "web origins whose pages may send requests and read responses (CORS)"
     )
     keys: tuple[Key, ...] = _key(
         (),
@@ -117,25 +121,17 @@ class Timeouts(Model):
 class Limits(Model):
     """Limits for the clients of one listener, and for connections to the upstream."""
 
-    connections: Annotated[int, Field(ge=1, le=1_000_000)] = _key(
-        4096, "client connections; a further one closes the one that has been idle the longest"
+    connections: _Count = _key(4096, "client connections; a further one closes the one idle for longest")
+    unfinished: _Count = _key(
+        512, "connections still sending a head after a second; then the oldest is closed"
     )
-    unfinished: Annotated[int, Field(ge=1, le=1_000_000)] = _key(
-        512, "connections still sending a request head after a second; beyond it the oldest is closed"
-    )
-    line_bytes: Annotated[Size, Field(ge=1024, le=1_048_576)] = _key(
-        32_768, "the request line, or one header line", "line"
-    )
-    head_bytes: Annotated[Size, Field(ge=1024, le=1_048_576)] = _key(
-        65_536, "the request line and all headers together", "head"
-    )
+    line_bytes: _HeadSize = _key(32_768, "the request line, or one header line", "line")
+    head_bytes: _HeadSize = _key(65_536, "the request line and all headers together", "head")
     headers: Annotated[int, Field(ge=1, le=10_000)] = _key(128, "header lines of a request")
     read_ahead_bytes: Annotated[Size, Field(ge=1024, le=67_108_864)] = _key(
         65_536, "bytes of a request body read before the upstream accepts them", "read_ahead"
     )
-    upstream: Annotated[int, Field(ge=1, le=1_000_000)] = _key(
-        1000, "connections to the upstream; further requests wait up to timeouts.connect for a free one"
-    )
+    upstream: _Count = _key(1000, "connections to the upstream; others wait up to timeouts.connect for one")
 
 
 class Tls(Model):
@@ -178,9 +174,7 @@ class Log(Model):
     sample: Annotated[float, Field(ge=0, le=1)] = _key(
         1.0, "the fraction of successful requests (2xx) that is logged; all others always are"
     )
-    request_id: Flag = _key(
-        True, "send each request's ID to the upstream and the client in an X-Request-Id header"
-    )
+    request_id: Flag = _key(True, "send each request's ID to the upstream and the client as X-Request-Id")
     server_timing: Flag = _key(False, "tell the client where the time went in a Server-Timing header")
 
 
@@ -194,12 +188,9 @@ class AccountKeys(Model):
     grant: Annotated[Literal["authorization_code", "client_credentials"], Word] = _key(
         "authorization_code", "the grant that the app is registered with"
     )
-    redirect_uri: RedirectUri | None = _key(
-        None,
-        "the redirect URI exactly as registered; needed for authorization_code only",
-    )
+    redirect_uri: RedirectUri | None = _key(None, "exactly as registered; needed for authorization_code only")
     scope: Scope = _key(
-        "cfgateway offline_access", "the scopes to request; with client_credentials the default is cfgateway"
+        "cfgateway offline_access", "the scopes; with client_credentials by default cfgateway"
     )
     pkce: Flag = _key(True, "protect the login with PKCE (RFC 7636)")
     environment: Annotated[Literal["production", "sandbox"], Word] = _key(

@@ -114,19 +114,14 @@ class _Window:
 
 
 def _window(rate: float, per_s: float, guard: float) -> _Window:
+    if not (0.0 < rate < math.inf and 0.0 < per_s < math.inf):
+        raise ValueError("rate and per_s must be positive numbers")
     limit = max(1, math.floor(rate))
     span_s = per_s * max(1.0, 1.0 / rate)
     interval_s = INTERVAL * span_s / limit
     burst = max(1, math.floor(limit * BURST))
     # Half an interval beyond the burst, so that rounding never holds back its last request.
     return _Window(limit, span_s * (1.0 + guard), interval_s, (burst - 0.5) * interval_s)
-
-
-def _full_window(rate: float | None, per_s: float, guard: float) -> _Window:
-    for number in (per_s, 1.0 if rate is None else rate):
-        if not 0.0 < number < math.inf:
-            raise ValueError("rate and per_s must be positive numbers")
-    return _window(rate or 1.0, per_s, guard)
 
 
 class RateLimit:
@@ -150,7 +145,7 @@ class RateLimit:
         self._rate = rate
         self.per_s = per_s
         self._guard = guard
-        self._full = _full_window(rate, per_s, guard)
+        self._full = _window(1.0 if rate is None else rate, per_s, guard)
         self._sent: deque[float] = deque()  # within one window
         self.ready_at = self.paused_until = self._stepped_at = self._recovers_at = -math.inf
         self._share = 1.0
@@ -207,7 +202,7 @@ class RateLimit:
         """Use another rate; requests sent so far count, as far back as the old window reached."""
         if (rate, per_s) == (self._rate, self.per_s):
             return
-        self._full = _full_window(rate, per_s, self._guard)
+        self._full = _window(1.0 if rate is None else rate, per_s, self._guard)
         self._rate, self.per_s = rate, per_s
         if rate is None:
             self._sent.clear()
