@@ -15,12 +15,11 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Hashable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 from structlog.typing import FilteringBoundLogger
 
-from cfproxy.auth.interfaces import Lease, TokenStore
+from cfproxy.auth.interfaces import TokenStore
 from cfproxy.auth.models import App, Login, Token, instant, login_problem
 from cfproxy.clock import Clock
 from cfproxy.errors import CfproxyError, LoginRequired, StoreUnavailable, StoreUnusable
@@ -49,6 +48,7 @@ class CachedLogin:
         refresh_at: monotonic instant from which a refresh is due; never after `expires_at`.
         refresh_at_wall: likewise by the wall clock; the earlier of the two counts.
         unsaved: `login` is in memory only.
+        shared: other machines use the store (see `TokenStore.shared`).
         failures: how many reads and writes of the store failed.
     """
 
@@ -66,7 +66,8 @@ class CachedLogin:
         self._clock = clock
         self._log = log
         self._on_change = on_change
-        self._early_share = 1 - (1 - LATEST_SHARE) * chance() if store.shared else 1.0
+        self.shared = store.shared
+        self._early_share = 1 - (1 - LATEST_SHARE) * chance() if self.shared else 1.0
 
         self.login: Login | None = None
         self.token: Token | None = None
@@ -115,11 +116,6 @@ class CachedLogin:
             return None
         return self.login.presented_at
 
-    @property
-    def shared(self) -> bool:
-        """Whether other machines use the store (see `TokenStore.shared`)."""
-        return self._store.shared
-
     # --- changes in memory ----------------------------------------------------------------
 
     def discard_mark(self, marked: Login) -> None:
@@ -153,15 +149,11 @@ class CachedLogin:
             # A process was interrupted in the middle of a refresh. On this machine it is certainly gone: find
             # the outcome out now, while the token still serves. Another machine may only be suspended, with
             # the new token in memory: it gets all the time that is left.
-            early_s = 0.0 if self._store.shared else math.inf
+            early_s = 0.0 if self.shared else math.inf
         self.refresh_at = self.expires_at - early_s
         self.refresh_at_wall = self.token.expires_at - early_s
 
     # --- reading --------------------------------------------------------------------------
-
-    def lock(self, timeout_s: float) -> AbstractAsyncContextManager[Lease]:
-        """Exclude everyone else who refreshes this login (see `TokenStore.lock`)."""
-        return self._store.lock(self._app.account, timeout_s)
 
     def needs_read(self) -> bool:
         """Return whether the store may hold something else than was read last; uses no network."""
@@ -226,7 +218,7 @@ class CachedLogin:
 
     def _keeps_newer(self, stored: Login | None) -> bool:
         mine = self.login
-        if not self._store.shared or mine is None or stored is None or mine.refused_at is not None:
+        if not self.shared or mine is None or stored is None or mine.refused_at is not None:
             return False
         # Within one login the serial only grows, and another login has another `login_at`.
         went_back = stored.login_at == mine.login_at and stored.serial < mine.serial

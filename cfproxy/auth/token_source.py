@@ -74,6 +74,7 @@ class TokenSource:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._app = app
+        self._store = store
         self._clock = clock
         self._log = log.bind(account=app.account)
         self._lock_timeout_s = endpoint_timeout_s + LOCK_SLACK_S
@@ -164,7 +165,7 @@ class TokenSource:
             await asyncio.wait(running)
         if self._cached.unsaved:
             with contextlib.suppress(CfproxyError):
-                async with self._cached.lock(LAST_SAVE_WAIT_S) as lease:
+                async with self._store.lock(self._app.account, LAST_SAVE_WAIT_S) as lease:
                     await self._refresh.run(None, lease, ask=False)
 
     def use_endpoint(self, endpoint: TokenEndpoint, endpoint_timeout_s: float) -> None:
@@ -292,7 +293,7 @@ class TokenSource:
 
     async def _lock_and_refresh(self, rejected: Token | None, *, ask: bool) -> None:
         try:
-            async with self._cached.lock(self._lock_timeout_s) as lease:
+            async with self._store.lock(self._app.account, self._lock_timeout_s) as lease:
                 await self._refresh.run(rejected, lease, ask=ask)
         except StoreUnavailable as error:
             if not ask:

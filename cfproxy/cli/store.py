@@ -111,12 +111,7 @@ _CURE = "--force replaces it, and it is lost"
 
 def _newer(there: Login, login: Login) -> str | None:
     """Return why `there` must not be replaced; None if it is older and of the same app."""
-    same_app = (there.client_id, there.token_url, there.upstream) == (
-        login.client_id,
-        login.token_url,
-        login.upstream,
-    )
-    if not same_app:
+    if not there.belongs_to(login):
         return "the login of another app or API"
     if (there.login_at, there.serial) > (login.login_at, login.serial):
         return "a newer login" if there.login_at > login.login_at else "a newer token"
