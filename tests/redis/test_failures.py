@@ -115,7 +115,7 @@ async def test_connection_to_a_demoted_primary_is_closed(
     """After READONLY a new connection is opened: if a name leads to the primary, it finds the new one."""
 
     async def save(serial: int) -> None:
-        # There is no replica: then it is saved all the same, and told.
+        # Without a replica it is saved all the same, and reported.
         thin = pytest.raises(StoreUnavailable, match="only 0 of 1 replicas") if asked else nullcontext()
         with thin:
             await store.save(build_login(serial=serial))
@@ -211,7 +211,7 @@ async def test_documented_acl_is_sufficient(tmp_path: Path, open_redis: Stores) 
 
 async def test_node_of_a_cluster_is_reported(tmp_path: Path, open_redis: Stores) -> None:
     """If the keys are on another node, the message says what to configure instead."""
-    # The port of its own that nodes talk at is 10,000 higher otherwise, which may not exist.
+    # By default the nodes' bus port is 10,000 higher, which may not exist.
     bus = ("--cluster-port", str(free_port()))
     with running_server(tmp_path, "--cluster-enabled", "yes", *bus) as server:
         await server.ready()

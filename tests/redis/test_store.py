@@ -40,7 +40,7 @@ async def test_holder_that_lost_its_lock_cannot_overwrite_a_newer_login(
     async with stopped.lock("default", 1):
         mine = await stopped.load("default")
         assert mine is not None
-        await raw.delete("cfproxy:{default}:lock")  # as if its time was over
+        await raw.delete("cfproxy:{default}:lock")  # as if it had expired
         async with other.lock("default", 1):
             theirs = await other.load("default")
             assert theirs is not None
@@ -134,10 +134,10 @@ async def test_lock_expires_soon_after_its_holder_is_suspended(
     store, other = open_redis(server.url, life_s=0.3), open_redis(server.url, life_s=5)
     async with store.lock("default", 1) as lease:
         assert lease.held()
-        time.sleep(0.35)  # this process stands still
+        time.sleep(0.35)  # as in a suspend
         assert not lease.held()
         async with other.lock("default", 1) as next_lease:
-            await asyncio.sleep(0.2)  # time for the first one to try and prolong it
+            await asyncio.sleep(0.2)  # time for the first one to try to extend it
             assert not lease.held()
             assert next_lease.held()
     async with store.lock("default", 0) as lease:

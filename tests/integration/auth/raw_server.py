@@ -87,7 +87,7 @@ def endpoint_at(origin: str, **options: Any) -> HttpTokenEndpoint:
     return HttpTokenEndpoint(**settings | options)
 
 
-async def refuse(endpoint: TokenEndpoint) -> TokenEndpointUnavailable:
+async def failed_refresh(endpoint: TokenEndpoint) -> TokenEndpointUnavailable:
     """Return the error of a refresh, after checking everything that a debugger or log could print of it."""
     with pytest.raises(TokenEndpointUnavailable) as caught:
         await endpoint.refresh(Secret(REFRESH_TOKEN))
@@ -99,7 +99,7 @@ async def refuse(endpoint: TokenEndpoint) -> TokenEndpointUnavailable:
 def assert_silent(error: CfproxyError) -> None:
     assert error.__cause__ is None
     assert error.__context__ is None
-    # Our package's frames only: this file's own hold the markers.
+    # Only frames of the package: those of the tests hold the markers.
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     ours = [frame for frame in frames if "cfproxy" in frame.f_globals["__name__"]]
     assert ours

@@ -26,7 +26,7 @@ SCOPE = "cfgateway offline_access"
 async def server() -> AsyncIterator[tuple[Server, str]]:
     ours = Server(APP)
     listening = TestServer(ours.build_app(), host="127.0.0.1")
-    # What the other side writes of its own codes and tokens is no log of ours.
+    # The server logs its own codes and tokens, which is not our log.
     await listening.start_server(access_log=None)
     try:
         yield ours, str(listening.make_url("")).rstrip("/")

@@ -49,7 +49,7 @@ async def test_each_step_is_warned_of_once_and_the_login_ends_on_time() -> None:
         metrics.accounts["default"] = token_source.state
         await token_source.start()
 
-        told: list[tuple[float, int]] = []
+        warned: list[tuple[float, int]] = []
         steps: list[int] = []
         ended_at = None
         await clock.advance(22 * DAY_S)
@@ -63,7 +63,7 @@ async def test_each_step_is_warned_of_once_and_the_login_ends_on_time() -> None:
             state = token_source.state()
             warning = once.due(state.login, app, clock.time())
             if warning is not None:
-                told.append((hour / 24, warning.step))
+                warned.append((hour / 24, warning.step))
             report = report_running(app, state, clock.time(), store.location)
             steps.append(state.warning_step)
             assert report["warning_step"] == state.warning_step
@@ -76,7 +76,7 @@ async def test_each_step_is_warned_of_once_and_the_login_ends_on_time() -> None:
                 assert page["tone"] == ("warn" if state.warning_step else "good")
             await clock.advance(HOUR_S)
         await token_source.aclose()
-    assert told == [(23.0, 1), (28.0, 2), (29.0, 3), (30.0, 4)]
+    assert warned == [(23.0, 1), (28.0, 2), (29.0, 3), (30.0, 4)]
     assert [step for step, _ in itertools.groupby(steps)][:4] == [0, 1, 2, 3]
     assert login.login_expires_at is not None
     assert ended_at is not None

@@ -27,8 +27,8 @@ from tests.integration.auth.raw_server import (
     answer,
     assert_silent,
     endpoint_at,
+    failed_refresh,
     listening,
-    refuse,
 )
 
 # --- requests ----------------------------------------------------------------------------
@@ -137,7 +137,7 @@ async def test_redirect_is_never_followed(status: int) -> None:
         listening(GOOD) as thief,
         listening(answer(status, {}, f"Location: {thief.origin}/connect/token")) as server,
     ):
-        error = await refuse(endpoint_at(server.origin))
+        error = await failed_refresh(endpoint_at(server.origin))
     assert thief.connections == 0
     assert error.sent
     assert "redirects are never followed" in str(error)
@@ -151,14 +151,14 @@ async def test_refused_connection_sent_nothing() -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
-        error = await refuse(endpoint_at(f"http://localhost:{port}"))
+        error = await failed_refresh(endpoint_at(f"http://localhost:{port}"))
     assert not error.sent
     assert f"the token endpoint at localhost:{port} cannot be reached" in str(error)
 
 
 async def test_unknown_name_sent_nothing() -> None:
     """The message tells an unknown name from a server that is down."""
-    error = await refuse(endpoint_at("https://accounts.invalid"))
+    error = await failed_refresh(endpoint_at("https://accounts.invalid"))
     assert not error.sent
     assert "does not resolve" in str(error)
 
@@ -168,7 +168,7 @@ async def test_untrusted_server_receives_nothing() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("localhost").configure_cert(context)
     async with listening(GOOD, context) as server:
-        error = await refuse(endpoint_at(server.origin))
+        error = await failed_refresh(endpoint_at(server.origin))
     assert not error.sent
     assert "certificate" in str(error)
     assert server.forms == []
@@ -194,7 +194,7 @@ async def test_server_without_tls_receives_nothing() -> None:
         writer.close()
 
     async with await asyncio.start_server(answer_in_clear, "127.0.0.1", 0) as plain:
-        error = await refuse(endpoint_at(f"https://localhost:{plain.sockets[0].getsockname()[1]}"))
+        error = await failed_refresh(endpoint_at(f"https://localhost:{plain.sockets[0].getsockname()[1]}"))
     assert not error.sent
     assert "TLS handshake" in str(error)
 
@@ -204,7 +204,7 @@ async def test_stalled_handshake_sent_nothing() -> None:
     held: list[asyncio.StreamWriter] = []
     async with await asyncio.start_server(lambda _, writer: held.append(writer), "127.0.0.1", 0) as silent:
         origin = f"https://localhost:{silent.sockets[0].getsockname()[1]}"
-        error = await refuse(endpoint_at(origin, connect_timeout_s=0.05))
+        error = await failed_refresh(endpoint_at(origin, connect_timeout_s=0.05))
         for writer in held:
             writer.close()
     assert not error.sent
@@ -267,7 +267,7 @@ async def test_form_that_may_have_arrived_counts_as_sent(script: bytes | Handler
     """Once the first byte was written the outcome is unknown, and the request is not repeated."""
     timeout_s = 0.1 if script in {hang, drip} else 10
     async with listening(script) as server:
-        error = await refuse(endpoint_at(server.origin, timeout_s=timeout_s))
+        error = await failed_refresh(endpoint_at(server.origin, timeout_s=timeout_s))
     assert error.sent
     assert error.answered is (says not in UNANSWERED)
     assert says in str(error)
@@ -279,7 +279,7 @@ async def test_response_that_came_during_a_suspend_is_read() -> None:
 
     async def answer_and_stop_everything(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(GOOD)
-        time.sleep(0.6)  # so that no turn of the loop passes
+        time.sleep(0.6)  # blocks the event loop
 
     async with listening(answer_and_stop_everything) as server:
         endpoint = endpoint_at(server.origin, timeout_s=0.4, connect_timeout_s=0.4)
@@ -293,13 +293,13 @@ async def test_response_may_be_as_large_as_the_limit() -> None:
     async with listening(answer(200, body=document.ljust(REPLY_MAX_BYTES))) as server:
         assert (await endpoint_at(server.origin).client_credentials()).access_token == Secret("a")
         server.script = answer(200, body=document.ljust(REPLY_MAX_BYTES + 1))
-        await refuse(endpoint_at(server.origin))
+        await failed_refresh(endpoint_at(server.origin))
 
 
 async def test_retry_after_is_passed_on() -> None:
     """The Retry-After of a 503 reaches the caller."""
     async with listening(answer(503, {}, "Retry-After: 17")) as server:
-        error = await refuse(endpoint_at(server.origin))
+        error = await failed_refresh(endpoint_at(server.origin))
     assert error.retry_after_s == 17.0
 
 

@@ -47,7 +47,7 @@ async def test_everything_is_closed_to_other_users(folder: Path, store: FileStor
     assert set(modes.values()) == {0o600}
 
 
-def in_place_of(path: Path, kind: str) -> None:
+def create_special_file(path: Path, kind: str) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if kind == "link":
         target = path.parent / "elsewhere"
@@ -62,7 +62,7 @@ def in_place_of(path: Path, kind: str) -> None:
     else:
         listener = socket.socket(socket.AF_UNIX)
         here = Path.cwd()
-        os.chdir(path.parent)  # a socket's address holds some hundred bytes only
+        os.chdir(path.parent)  # a socket address holds only some hundred bytes
         try:
             listener.bind(path.name)
         finally:
@@ -84,11 +84,11 @@ KINDS = {
 async def test_record_must_be_a_plain_file(folder: Path, store: FileStore, kind: str) -> None:
     """A link, folder, pipe or socket in its place is refused at once, with the command that removes it."""
     path = folder / "default.json"
-    in_place_of(path, kind)
-    told = await refusal(store)
-    assert told.startswith(f"{path} is ")
-    assert KINDS[kind] in told
-    assert told.endswith(f"move it away: mv {path} {path}.old")
+    create_special_file(path, kind)
+    message = await refusal(store)
+    assert message.startswith(f"{path} is ")
+    assert KINDS[kind] in message
+    assert message.endswith(f"move it away: mv {path} {path}.old")
     assert path.is_symlink() or not path.is_file()
 
 
@@ -96,7 +96,7 @@ async def test_record_must_be_a_plain_file(folder: Path, store: FileStore, kind:
 @pytest.mark.parametrize("kind", KINDS)
 async def test_lock_must_be_a_plain_file(folder: Path, store: FileStore, kind: str) -> None:
     """A link in place of the lock file is not followed, and nothing is created behind it."""
-    in_place_of(folder / "default.lock", kind)
+    create_special_file(folder / "default.lock", kind)
     with pytest.raises(StoreUnusable, match=KINDS[kind]):
         async with store.lock("default", 5):
             pytest.fail("entered")
@@ -118,7 +118,7 @@ async def test_record_that_is_swapped_at_the_last_moment_is_refused(
             path.chmod(0o644)
         else:
             path.unlink()
-            in_place_of(path, kind)
+            create_special_file(path, kind)
         return real(opened, flags, mode)
 
     monkeypatch.setattr(os, "open", swap_and_open)
@@ -133,8 +133,8 @@ async def test_record_that_others_can_access_is_refused(folder: Path, store: Fil
     await store.save(build_login())
     path = folder / "default.json"
     path.chmod(mode)
-    told = await refusal(store)
-    assert told == f"{path} is open to other users (mode {mode:03o}); run: chmod 600 {path}"
+    message = await refusal(store)
+    assert message == f"{path} is open to other users (mode {mode:03o}); run: chmod 600 {path}"
     path.chmod(0o600)
     assert await store.load("default") == build_login()
 
@@ -145,9 +145,9 @@ async def test_folder_that_others_can_enter_is_refused(folder: Path, store: File
     """Nothing in it is read, written or locked."""
     await store.save(build_login())
     folder.chmod(mode)
-    told = await refusal(store)
-    assert f"(mode {mode:03o})" in told
-    assert told.endswith(f"run: chmod 700 {folder}")
+    message = await refusal(store)
+    assert f"(mode {mode:03o})" in message
+    assert message.endswith(f"run: chmod 700 {folder}")
     for refused in (store.save_attempt(build_attempt()), store.claim_attempt("default", None, NOW)):
         with pytest.raises(StoreUnusable):
             await refused
@@ -180,6 +180,6 @@ async def test_folder_or_record_of_another_user_is_refused(folder: Path, store: 
     await store.save(build_login())
     path = folder if part == "folder" else folder / "default.json"
     os.chown(path, 12345, -1)
-    told = await refusal(store)
-    assert told.startswith(f"{path} belongs to another user")
-    assert told.endswith(f"run: sudo chown {os.geteuid()} {path}")
+    message = await refusal(store)
+    assert message.startswith(f"{path} belongs to another user")
+    assert message.endswith(f"run: sudo chown {os.geteuid()} {path}")

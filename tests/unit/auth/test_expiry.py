@@ -34,13 +34,13 @@ def a_login(life_s: float | None = 30 * DAY_S) -> Login:
 
 def days_of_warnings(login: Login, *, days: int) -> list[tuple[float, int]]:
     """Check every hour, and refresh the token as a running proxy does; return when each step was given."""
-    once, told = WarnOnce(), []
+    once, warned = WarnOnce(), []
     for hour in range(days * 24 + 1):
         now = LOGIN_AT + hour * HOUR_S
         refreshed = login.next(token=Token(Secret(f"access-{hour}"), now, HOUR_S))
         if (warning := once.due(refreshed, APP, now)) is not None:
-            told.append((hour / 24, warning.step))
-    return told
+            warned.append((hour / 24, warning.step))
+    return warned
 
 
 def test_login_of_thirty_days_gets_four_warnings() -> None:

@@ -164,7 +164,7 @@ async def test_running_proxy_notices_a_logout(world: World, how: str) -> None:
     else:
         await world.put(client_id="another")
     await world.clock.advance(1)
-    at_once(token_source.get())  # this one makes it look
+    at_once(token_source.get())  # starts a check of the store
     await world.clock.settle()
     with pytest.raises(LoginRequired):
         await token_source.get()
