@@ -294,12 +294,12 @@ class BodyStream:
     def read_available(self) -> bytes:
         """Return what has arrived, without waiting."""
         pieces = self._pieces
-        taken = pieces.popleft() if len(pieces) == 1 else b"".join(pieces)
+        data = pieces.popleft() if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         self._bytes = 0
         if self.connection.reading_held:
             self.connection.release_reading()
-        return taken
+        return data
 
     async def read(self) -> bytes:
         """Return the next piece, waiting for it if necessary; b"" at the end of the body.

@@ -9,8 +9,8 @@ Each request gets a handler (see `request.RequestHandler`). There are two ways t
   wait after all, a task calls `run`. It also handles the requests that are pipelined behind this one.
 
 The two meet in three places. `_start_next` creates every handler. `_handler` is set as long as no task runs
-it, so exactly one side owns a handler and `cancel` knows which. `_stop_working` ends both, and either
-`_wait_for_request` or `_end` follows.
+it, so exactly one side owns a handler, and `cancel` knows which. Both end in `_stop_working`, and either wait
+for the next request or close the connection.
 
 Invariants:
 1. Requests are handled one at a time, in order. What a client sends ahead is buffered, up to
@@ -18,7 +18,7 @@ Invariants:
 2. A client that leaves cancels its request. Leaving means a reset, an end of its side in the middle of a
    request, or an end later than `HALF_CLOSE_S` after the request. A client that ends its side right behind a
    request is still waiting for the response.
-3. After a response to a request that was not read completely, nothing more is taken for a request.
+3. After the response to a request that was not received completely, no further data is read as a request.
 """
 
 from __future__ import annotations
@@ -333,6 +333,6 @@ class ClientConnection(StreamProtocol):
         if self.transport.is_closing():
             self.abort()  # the client does not read the rest
         elif self._task is not None and self._body is not None:
-            self._body.fail(BadTarget("nothing of the request body came within timeouts.idle"))
+            self._body.fail(BadTarget("no data of the request body arrived within timeouts.idle"))
         else:
             self._close()

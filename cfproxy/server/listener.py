@@ -103,7 +103,7 @@ class ListeningSocket:
             reason = os.strerror(error.errno) if error.errno else error.strerror or "it cannot be used"
             raise ListenError(
                 f"cannot listen on {address}: {reason}; stop what uses it, or set another address "
-                "(`cfproxy doctor` tells who has it)"
+                "(`cfproxy doctor` shows what uses it)"
             ) from None
         return listening
 
@@ -127,7 +127,7 @@ class ListeningSocket:
         """
         if not isinstance(self.address, UnixAddress) or self._inherited:
             return
-        # It fails if somebody has removed the file; then nobody can connect through it any more.
+        # It fails if the file was removed; then no client can connect through it any more.
         with contextlib.suppress(OSError):
             open_to_others(self.address.path, others=not {0, os.geteuid()}.issuperset(uids))
 
@@ -186,7 +186,7 @@ def address_of(sock: socket.socket) -> TcpAddress | UnixAddress:
         return TcpAddress(name[0], name[1])
     if isinstance(name, str) and name.startswith("/"):
         return UnixAddress(name)
-    raise ListenError("a socket that was handed over is neither TCP nor a Unix socket with a path")
+    raise ListenError("an inherited socket is neither a TCP socket nor a Unix socket with a path")
 
 
 class ListeningSockets:

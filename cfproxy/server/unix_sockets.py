@@ -69,7 +69,7 @@ def _remove_stale(file: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise OSError(0, "something else than a socket is there")
+        raise OSError(0, "the path exists and is not a socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:
@@ -81,4 +81,4 @@ def _remove_stale(file: Path) -> None:
             return
         except OSError:
             pass
-    raise OSError(0, "another process listens there")
+    raise OSError(0, "another process listens on it")

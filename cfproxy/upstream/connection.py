@@ -3,7 +3,7 @@
 Invariants:
 1. One exchange at a time: `start_exchange`, one final head, its body, `finish_exchange`.
 2. A connection is reused only after a complete response with nothing behind it. Data that arrives outside an
-   exchange ends the connection: it would be taken for the response to the next request.
+   exchange ends the connection, because it would be taken for the response to the next request.
 3. Every wait ends with the response, with the end of the connection, or with the timeout.
 """
 
@@ -33,7 +33,7 @@ from cfproxy.http1.stream import BodyStream, IdleTimeout, StreamProtocol, WriteB
 
 LIMITS = HeadLimits(headers=1000)
 INTERIM_MAX_BYTES = 64 * 1024  # of all interim responses to one request, so that they can't go on for ever
-_INCOMPLETE = "the API's answer broke off in the middle"
+_INCOMPLETE = "the API's response is incomplete"
 
 
 class UpstreamConnection(StreamProtocol):
@@ -152,7 +152,7 @@ class UpstreamConnection(StreamProtocol):
                 self._surplus = True
                 self.abort()
         except (MalformedHead, MalformedBody):
-            self.fail(UpstreamProtocol("the API's answer is not well-formed HTTP"))
+            self.fail(UpstreamProtocol("the API's response is not well-formed HTTP"))
             self.abort()
         except UpstreamError as error:
             self.fail(error)
@@ -175,7 +175,7 @@ class UpstreamConnection(StreamProtocol):
         else:
             self.fail(
                 UpstreamUnreachable(
-                    "the API closed the connection before it answered", unsent=bool(self.unsent)
+                    "the API closed the connection before it responded", unsent=bool(self.unsent)
                 )
             )
         self._on_lost(self)
@@ -190,7 +190,7 @@ class UpstreamConnection(StreamProtocol):
                 return
             self._interim_bytes += end
             if self._interim_bytes > INTERIM_MAX_BYTES:
-                raise UpstreamProtocol("the API sends interim answers without end")
+                raise UpstreamProtocol("the API sends too many interim responses")
             self._handle_interim(head)
         self._unread = data
         self.timeout.restart()
@@ -204,9 +204,9 @@ class UpstreamConnection(StreamProtocol):
 
     def _handle_interim(self, head: ResponseHead) -> None:
         if head.status < 100:
-            raise UpstreamProtocol("the API's answer has no status code")
+            raise UpstreamProtocol("the API's response has no status code")
         if head.status == 101:
-            raise UpstreamProtocol("the API switched protocols although nobody asked")
+            raise UpstreamProtocol("the API switched protocols without being asked to")
         if head.status == 100:
             self._continue.set()
         if self._on_interim is not None:
@@ -214,9 +214,9 @@ class UpstreamConnection(StreamProtocol):
 
     def _timed_out(self) -> None:
         if self.body is not None:
-            self.body.fail(UpstreamTimeout("the API stopped sending in the middle of its answer"))
+            self.body.fail(UpstreamTimeout("the API stopped sending in the middle of its response"))
         else:
-            self.fail(UpstreamTimeout("the API did not answer within timeouts.idle"))
+            self.fail(UpstreamTimeout("the API did not respond within timeouts.idle"))
 
     def _wake(self) -> None:
         self._continue.set()

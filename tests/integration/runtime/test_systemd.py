@@ -112,5 +112,5 @@ async def test_an_inherited_socket_is_found_by_name_or_address() -> None:
 async def test_a_socket_that_can_not_listen_is_refused() -> None:
     """For example a Unix socket without a path."""
     ours, theirs = socket.socketpair()
-    with ours, theirs, pytest.raises(ListenError, match="neither TCP nor"):
+    with ours, theirs, pytest.raises(ListenError, match="neither a TCP socket nor"):
         await ListeningSocket.open(TcpAddress("127.0.0.1", 0), ours)
