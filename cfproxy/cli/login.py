@@ -14,7 +14,6 @@ from cfproxy.auth.login import LoggedOut, LoginPlan
 from cfproxy.auth.models import ATTEMPT_LIFETIME_S, Login
 from cfproxy.cli.options import account_option, choose_account, closing_store, common_options, load_config
 from cfproxy.cli.run import run_loop
-from cfproxy.config import Account
 from cfproxy.errors import LoginFailed, UsageError
 from cfproxy.runtime.factory import build_login_plan, build_store
 
@@ -38,27 +37,23 @@ def login_command(account: str | None, no_browser: bool, print_url: bool, finish
         )
     if finish == "-":
         finish = sys.stdin.read()
-    return _log_in(chosen, print_url=print_url, finish=finish, browser=not no_browser)
-
-
-def _log_in(account: Account, *, print_url: bool, finish: str | None, browser: bool) -> int:
-    plan = _plan(account)
-    if account.grant == "client_credentials":
+    plan = build_login_plan(chosen, build_store(chosen))
+    if chosen.grant == "client_credentials":
         if print_url or finish is not None:
             raise UsageError(f"client_credentials has no login in a browser; run: {plan.app.login_command}")
         run_loop(closing_store(plan.store, login.login_app(plan)))
-        click.echo(f"Account '{account.name}' got a token: client_id and client_secret are right.")
+        click.echo(f"Account '{chosen.name}' got a token: client_id and client_secret are right.")
         return 0
     if finish is None:
         url, _ = run_loop(closing_store(plan.store, login.start(plan)))
         if print_url:
             click.echo(url)
             return 0
-        _show_authorize_url(url, browser=browser)
+        _show_authorize_url(url, browser=not no_browser)
         done = _finish_at_prompt(plan)
     else:
         done = run_loop(closing_store(plan.store, login.finish(plan, finish)))
-    click.echo(f"Logged in as account '{account.name}' ({done.scope}).")
+    click.echo(f"Logged in as account '{chosen.name}' ({done.scope}).")
     return 0
 
 
@@ -97,10 +92,6 @@ def _finish_at_prompt(plan: LoginPlan) -> Login:
     raise AssertionError("the last paste returns or raises")
 
 
-def _plan(account: Account) -> LoginPlan:
-    return build_login_plan(account, build_store(account))
-
-
 def _has_desktop() -> bool:
     """Whether a browser opens a window of its own; a text browser would take over the terminal."""
     return sys.platform in {"win32", "darwin"} or bool(
@@ -114,7 +105,7 @@ def _has_desktop() -> bool:
 def logout_command(account: str | None) -> int:
     """Revoke the tokens if the server supports it, and delete them."""
     chosen = choose_account(load_config(), account)
-    plan = _plan(chosen)
+    plan = build_login_plan(chosen, build_store(chosen))
     done = run_loop(closing_store(plan.store, login.logout(plan)))
     if chosen.grant == "client_credentials":
         click.echo(

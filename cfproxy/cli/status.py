@@ -31,7 +31,7 @@ from cfproxy.observability.logs import build_logger
 from cfproxy.observability.status import report_beside, report_stored
 from cfproxy.runtime.factory import build_app, build_endpoint, build_store, build_token_source
 
-BESIDE_S = 1.0
+RUNNING_PROXY_S = 1.0
 _COLORS = {
     "ok": "green",
     "unknown": "yellow",
@@ -73,13 +73,13 @@ def _ask_running(settings: Settings) -> dict[tuple[str, str, str], dict[str, Any
     """Return the reports of a proxy on this machine, by account, app and upstream."""
     try:
         url, _ = find_admin(settings)  # no key is sent, because any program may have the port now
-        status, document = AdminClient(url, None).ask("GET", "/status.json", BESIDE_S)
+        status, document = AdminClient(url, None).ask("GET", "/status.json", RUNNING_PROXY_S)
     except (UsageError, OSError, http.client.HTTPException):
         return {}
-    told = document.get("accounts") if status == 200 and isinstance(document, dict) else None
+    accounts = document.get("accounts") if status == 200 and isinstance(document, dict) else None
     return {
         (str(each.get("account")), str(each.get("client_id")), str(each.get("upstream"))): report_beside(each)
-        for each in (told if isinstance(told, list) else ())
+        for each in (accounts if isinstance(accounts, list) else ())
         if isinstance(each, dict)
     }
 
@@ -98,13 +98,7 @@ async def _report(accounts: list[Account]) -> list[dict[str, Any]]:
             )
         report["listen"] = "off" if account.listen is None else str(account.listen)
         report["upstream"] = account.upstream
-        report["pacing"] = {
-            "rate": account.pacing.rate,
-            "per_s": account.pacing.per_s,
-            "queue": account.pacing.queue,
-            "max_wait_s": account.pacing.max_wait_s,
-            "shared": account.pacing.shared,
-        }
+        report["pacing"] = dict(account.pacing)
         reports.append(report)
     return reports
 

@@ -46,8 +46,8 @@ def check_secrets(path: Path | None) -> Iterator[Finding]:
             yield Finding("secret", "warn", text, f"chmod 600 {shlex.quote(str(place))}")
     if sources:
         kinds = {"text": "the configuration file", "file": "a file", "env": "a variable"}
-        told = ", ".join(sorted({kinds[kind] for kind, _ in sources}))
-        yield Finding("secret", "ok", f"every secret was read; they come from: {told}")
+        names = ", ".join(sorted({kinds[kind] for kind, _ in sources}))
+        yield Finding("secret", "ok", f"every secret was read; they come from: {names}")
 
 
 def _secret_sources(tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
