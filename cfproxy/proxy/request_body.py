@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import IO
 
 from cfproxy.http1.stream import BodyStream
@@ -17,6 +18,7 @@ REPLAY_READ_BYTES = 64 * 1024
 Trailers = list[tuple[bytes, bytes]]
 
 
+@dataclass(slots=True, eq=False)
 class ReplayableBody:
     """A request body that is copied, up to a limit, while it streams.
 
@@ -26,28 +28,25 @@ class ReplayableBody:
         max_bytes: size beyond which the copy is dropped and the body can't be replayed; 0 copies nothing.
         before_read: called before each read from the client, to send `100 Continue`.
         filter_trailers: returns those of the client's trailers that may be forwarded.
+
+    Attributes:
+        received_bytes: from the client; replays don't count.
     """
 
-    def __init__(
-        self,
-        stream: BodyStream,
-        *,
-        memory_bytes: int,
-        max_bytes: int,
-        before_read: Callable[[], None] = lambda: None,
-        filter_trailers: Callable[[Trailers], Trailers] = lambda trailers: trailers,
-    ) -> None:
-        self._stream = stream
-        self._before_read = before_read
-        self._filter_trailers = filter_trailers
-        self._memory_bytes = memory_bytes
-        self._max_bytes = max_bytes
-        self._copy: IO[bytes] | None = None
-        self._copied_bytes = 0
-        self._replayed_bytes = 0
-        self._started = False
-        self._dropped = max_bytes <= 0
-        self.received_bytes = 0  # from the client; replays don't count
+    stream: BodyStream
+    memory_bytes: int
+    max_bytes: int
+    before_read: Callable[[], None] = lambda: None
+    filter_trailers: Callable[[Trailers], Trailers] = lambda trailers: trailers
+    received_bytes: int = field(init=False, default=0)
+    _copy: IO[bytes] | None = field(init=False, default=None)
+    _copied_bytes: int = field(init=False, default=0)
+    _replayed_bytes: int = field(init=False, default=0)
+    _started: bool = field(init=False, default=False)
+    _dropped: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._dropped = self.max_bytes <= 0
 
     @property
     def replayable(self) -> bool:
@@ -57,12 +56,12 @@ class ReplayableBody:
     @property
     def arrived(self) -> bool:
         """Whether the client has sent the whole body."""
-        return self._stream.complete
+        return self.stream.complete
 
     @property
     def trailers(self) -> Trailers:
         """The trailers to forward behind a chunked body; known once the body was read to its end."""
-        return self._filter_trailers(self._stream.trailers)
+        return self.filter_trailers(self.stream.trailers)
 
     def restart(self) -> None:
         """Read from the first byte again.
@@ -76,10 +75,10 @@ class ReplayableBody:
 
     def whole(self) -> bytes | None:
         """Return the whole body if it has arrived and nothing of it was read yet; None otherwise."""
-        if self._started or not self._stream.complete:
+        if self._started or not self.stream.complete:
             return None
         self._started = True
-        data = self._stream.read_available()
+        data = self.stream.read_available()
         self._note_received(data)
         return data
 
@@ -97,8 +96,8 @@ class ReplayableBody:
             if self._dropped:
                 self.stop_copying()
             return data
-        self._before_read()
-        data = await self._stream.read()
+        self.before_read()
+        data = await self.stream.read()
         self._started = True
         self._note_received(data)
         return data
@@ -120,12 +119,12 @@ class ReplayableBody:
         self.received_bytes += len(data)
         if not data or self._dropped:
             return
-        if self._copied_bytes + len(data) > self._max_bytes:
+        if self._copied_bytes + len(data) > self.max_bytes:
             self.close()
             return
         try:
             if self._copy is None:
-                in_memory = max(1, self._memory_bytes)  # 0 would mean unlimited
+                in_memory = max(1, self.memory_bytes)  # 0 would mean unlimited
                 self._copy = tempfile.SpooledTemporaryFile(in_memory)  # noqa: SIM115 - closed by close()
             self._copy.seek(self._copied_bytes)
             self._copy.write(data)

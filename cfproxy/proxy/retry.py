@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 from cfproxy.auth.models import Token
 from cfproxy.auth.token_source import TokenSource
@@ -73,11 +73,12 @@ class Forwarding:
         return ", ".join(f"{name};dur={seconds * 1000:.1f}" for name, seconds in parts).encode()
 
 
+@dataclass(slots=True, eq=False)
 class Forwarder:
     """Sends requests with a token, within the rate limit.
 
     Args:
-        source: provides tokens.
+        token_source: provides tokens.
         fair_queue: provides slots.
         upstream: sends requests.
         retry_unauthorized: whether a request is retried with a refreshed token after a 401.
@@ -85,22 +86,13 @@ class Forwarder:
         now: the wall clock, to which the date in a Retry-After is compared.
     """
 
-    def __init__(
-        self,
-        source: TokenSource,
-        fair_queue: FairQueue,
-        upstream: UpstreamClient,
-        *,
-        retry_unauthorized: bool,
-        retry_too_many: bool,
-        now: Callable[[], float] = time.time,
-    ) -> None:
-        self._source = source
-        self._fair_queue = fair_queue
-        self._upstream = upstream
-        self._retry_unauthorized = retry_unauthorized
-        self._retry_too_many = retry_too_many
-        self._now = now
+    token_source: TokenSource
+    fair_queue: FairQueue
+    upstream: UpstreamClient
+    _: KW_ONLY
+    retry_unauthorized: bool
+    retry_too_many: bool
+    now: Callable[[], float] = time.time
 
     def send_now(self, call: Call, on_response: Callable[[], None]) -> Forwarding | None:
         """Send `call` if it has no body and a token, a slot and a connection are available, as is usual.
@@ -112,11 +104,11 @@ class Forwarder:
         Returns:
             the state of the request; None if nothing was sent.
         """
-        token = self._source.current() if call.body is None else None
+        token = self.token_source.current() if call.body is None else None
         if token is None:
             return None
-        acquire_slot = self._fair_queue.try_acquire
-        response = self._upstream.try_send_now(call, token, acquire_slot, on_response)
+        acquire_slot = self.fair_queue.try_acquire
+        response = self.upstream.try_send_now(call, token, acquire_slot, on_response)
         if response is None:
             return None
         state = Forwarding(self, time.perf_counter())
@@ -154,7 +146,7 @@ class Forwarder:
         if pending is None:
             state.sent_at = time.perf_counter()
         try:
-            state.response = await self._upstream.send(call, state.token, pending)
+            state.response = await self.upstream.send(call, state.token, pending)
         finally:
             state.upstream_s += time.perf_counter() - state.sent_at
 
@@ -170,15 +162,15 @@ class Forwarder:
 
     async def _after_unauthorized(self, call: Call, flow: Hashable, state: Forwarding) -> bool:
         if state.retried:
-            self._source.distrust(state.token)
+            self.token_source.distrust(state.token)
             return False
-        if not self._retry_unauthorized:
+        if not self.retry_unauthorized:
             return False
         if call.body is not None and not call.body.replayable:
             state.too_large = True
             return False
         started_at = time.perf_counter()
-        fresh = await self._source.replace(state.token)
+        fresh = await self.token_source.replace(state.token)
         state.token_s += time.perf_counter() - started_at
         if fresh.value == state.token.value:
             return False  # there is no other token to try
@@ -189,15 +181,15 @@ class Forwarder:
 
     async def _after_too_many(self, call: Call, flow: Hashable, state: Forwarding) -> bool:
         status = state.response.status
-        asked_s = retry_after_s(state.response.head.raw_headers, self._now())
+        asked_s = retry_after_s(state.response.head.raw_headers, self.now())
         if status == 503 and asked_s is None:
             return False  # out of service rather than overloaded
         pause_s = RETRY_AFTER_DEFAULT_S if asked_s is None else min(asked_s, RETRY_AFTER_MAX_S)
-        self._fair_queue.throttle(pause_s, step_down=status == 429)
+        self.fair_queue.throttle(pause_s, step_down=status == 429)
         # A 429 was not processed; a 503 may have been (RFC 9110 §9.2.2, RFC 6585 §4).
         repeatable = status == 429 or call.idempotent
         replayable = call.body is None or call.body.replayable
-        if not (self._retry_too_many and repeatable and replayable) or state.postponed == POSTPONED_MAX:
+        if not (self.retry_too_many and repeatable and replayable) or state.postponed == POSTPONED_MAX:
             return False
         try:
             await self._acquire(flow, state, returning=True)
@@ -222,7 +214,7 @@ class Forwarder:
         token = await self._get_token(state)
         while True:
             waited_s = max(state.queued_s, RETURNING_S) if returning else 0.0
-            queued_s = await self._fair_queue.acquire(flow, waited_s)
+            queued_s = await self.fair_queue.acquire(flow, waited_s)
             state.queued_s += queued_s
             before_s = state.token_s
             # Without a wait no time has passed, and the token is still the current one.
@@ -234,6 +226,6 @@ class Forwarder:
 
     async def _get_token(self, state: Forwarding) -> Token:
         started_at = time.perf_counter()
-        token = await self._source.get()
+        token = await self.token_source.get()
         state.token_s += time.perf_counter() - started_at
         return token

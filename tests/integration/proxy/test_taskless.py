@@ -35,7 +35,7 @@ def _nobody_waits(world: Proxied) -> bool:
 
 
 def _pool(world: Proxied) -> UpstreamClient:
-    upstream = world.listener.forwarder._upstream
+    upstream = world.listener.forwarder.upstream
     assert isinstance(upstream, UpstreamClient)
     return upstream
 

@@ -128,7 +128,7 @@ class _Stage:
             await until(lambda: not (world.listener.in_flight or world.listener.connections))
             hearing.cancel()
             await until_still(lambda: self.progress(world), TURNS)
-            upstream = world.listener.forwarder._upstream
+            upstream = world.listener.forwarder.upstream
             assert isinstance(upstream, UpstreamClient)
             assert upstream.pool._all == set(upstream.pool._idle)
             self.seen.counted = world.counted
