@@ -1,7 +1,4 @@
-"""What cfproxy writes about its settings: the starter file, the effective settings, the JSON Schema.
-
-Secrets are always written as `[redacted]`.
-"""
+"""What cfproxy writes about its settings: the starter file, the effective settings, the JSON Schema."""
 
 from __future__ import annotations
 
@@ -57,7 +54,7 @@ def _fill(client_id: str, redirect_uri: str | None, secret: str | None) -> str:
 
 
 def render_settings(settings: Settings) -> str:
-    """Return the effective configuration as YAML that can be read back."""
+    """Return the effective configuration as YAML that can be read back, with secrets as `[redacted]`."""
     import yaml  # noqa: PLC0415 - only a configuration file needs PyYAML
 
     accounts = {

@@ -82,7 +82,7 @@ def test_an_account_without_client_id_is_named(load: Loader) -> None:
     assert problem.startswith("config.yaml: accounts.b.client_id: must be set")
 
 
-# --- keys that have to agree ----------------------------------------------------------------
+# --- conflicts ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

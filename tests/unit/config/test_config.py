@@ -115,7 +115,7 @@ def test_addresses_are_values() -> None:
     assert not TcpAddress("0.0.0.0", 80).is_loopback
 
 
-# --- what is shown of it ----------------------------------------------------------------------
+# --- rendering ------------------------------------------------------------------------------
 
 
 def test_the_effective_configuration_reads_back(load: Loader) -> None:
@@ -144,7 +144,7 @@ def test_render_shows_no_password_in_a_url(load: Loader) -> None:
     assert "upstream: https://[redacted]@host/x\n" in shown
 
 
-# --- where the file is ----------------------------------------------------------------------
+# --- finding the file -----------------------------------------------------------------------
 
 
 def test_the_file_is_searched_for_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +198,7 @@ def test_an_untrusted_file_is_used_only_if_named(tmp_path: Path, monkeypatch: py
     place.chmod(0o664)
     owner = place.stat().st_uid
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    if owner != 0:  # what root put there is as good as one's own
+    if owner != 0:  # a file of root is trusted like one's own
         with pytest.raises(ConfigError, match="belongs to another user"):
             find_config(None, {}, tmp_path)
     else:

@@ -221,7 +221,7 @@ def test_an_unknown_variable_is_reported_beside_an_unreadable_file(load: Loader)
     assert [problem.split(": ")[0] for problem in got] == ["config.yaml", "environment"]
 
 
-# --- anything at all ------------------------------------------------------------------------
+# --- arbitrary input ------------------------------------------------------------------------
 
 
 _fragments = st.sampled_from(

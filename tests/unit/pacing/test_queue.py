@@ -135,9 +135,9 @@ async def test_the_invariants_hold_in_any_sequence(
         await play(scene, move, what)
         state = scene.fair_queue.state()
         assert state.waiting <= queue
-        assert state.departures == len(scene.left), "a slot went to nobody"
+        assert state.departures == len(scene.left), "a slot was lost"
         assert not state.waiting or scene.limit.ready_at > scene.clock.monotonic(), "a slot was not used"
-        assert scene.clock.sleeping == (1 if state.waiting else 0), "a timer without need, or none"
+        assert scene.clock.sleeping == (1 if state.waiting else 0), "an unneeded timer, or none"
     await scene.clock.advance(max_wait_s + 0.001)
     assert all(caller.task.done() for caller in scene.callers)
     if scene.left:
