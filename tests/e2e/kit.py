@@ -33,7 +33,7 @@ from tests.support.paths import ROOT
 from tests.support.secret_ledger import LEDGER
 
 NOBODY = "http://127.0.0.1:1"  # nothing listens there
-TELLING = ROOT / "tests" / "support" / "sitecustomize"
+SITECUSTOMIZE = ROOT / "tests" / "support" / "sitecustomize"
 
 
 @dataclass
@@ -64,7 +64,7 @@ class World:
         return self.store_dir / "default.json"
 
     @property
-    def told_path(self) -> Path:
+    def secrets_path(self) -> Path:
         """The file in which processes report their secrets."""
         return self.folder / "told-secrets"
 
@@ -79,16 +79,16 @@ class World:
         document: dict[str, Any] = json.loads(self.document_path.read_text(encoding="utf-8"))
         return document
 
-    def note_secrets(self) -> None:
+    def add_secrets(self) -> None:
         """Record the secrets that processes made, and those in the store."""
         with contextlib.suppress(OSError):
-            for line in self.told_path.read_text(encoding="ascii").splitlines():
-                LEDGER.note(json.loads(line), "a Secret of a process")
+            for line in self.secrets_path.read_text(encoding="ascii").splitlines():
+                LEDGER.add_secret(json.loads(line), "a Secret of a process")
         for path in self.store_dir.glob("*.json"):
             with contextlib.suppress(OSError, ValueError):  # damaged on purpose, or being replaced
                 stored = json.loads(path.read_text(encoding="utf-8"))
                 for name in ("access_token", "refresh_token", "verifier", "state"):
-                    LEDGER.note(stored.get(name), f"a stored {name}")
+                    LEDGER.add_secret(stored.get(name), f"a stored {name}")
 
     def age(self, seconds: float) -> None:
         """Make the stored access token older by so many seconds, atomically."""
@@ -115,8 +115,8 @@ class World:
         """The environment of processes, without settings of this machine."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("CFPROXY_")}
         home = {"HOME": str(self.folder), "XDG_CONFIG_HOME": str(self.folder)}
-        python = {"PYTHONPATH": f"{TELLING}{os.pathsep}{ROOT}", "PYTHONUNBUFFERED": "1"}
-        return kept | home | python | {"TOLD_SECRETS": str(self.told_path)} | self.environment
+        python = {"PYTHONPATH": f"{SITECUSTOMIZE}{os.pathsep}{ROOT}", "PYTHONUNBUFFERED": "1"}
+        return kept | home | python | {"SECRETS_FILE": str(self.secrets_path)} | self.environment
 
     def command(self, *args: str) -> list[str]:
         """Return the command line of a command."""
@@ -136,7 +136,7 @@ class World:
             out, err = await asyncio.to_thread(process.communicate, stdin.encode(), PATIENCE_S)
         finally:
             process.kill()
-        self.note_secrets()
+        self.add_secrets()
         ran = Ran(process.returncode, out.decode(), err.decode())
         self.said += [ran.err] if args[0] == "token" else [ran.out, ran.err]
         return ran
@@ -164,8 +164,8 @@ class World:
             finally:
                 process.kill()
                 self.said.append(log_path.read_text(encoding="utf-8"))
-                LEDGER.hear(log_path.name, self.said[-1])
-                self.note_secrets()
+                LEDGER.add_text(log_path.name, self.said[-1])
+                self.add_secrets()
 
 
 async def _started(proxy: Proxy) -> None:
@@ -219,10 +219,10 @@ async def open_world(folder: Path, **behaviour: Any) -> AsyncIterator[World]:
             },
         )
         world.write_config()
-        LEDGER.note(sandbox.behaviour.client_secret, "the app's client secret")
+        LEDGER.add_secret(sandbox.behaviour.client_secret, "the app's client secret")
         try:
             yield world
         finally:
-            world.note_secrets()
+            world.add_secrets()
             for path in (*folder.glob("*.log"), *folder.glob("*.out")):
-                LEDGER.hear(path.name, path.read_text(encoding="utf-8", errors="replace"))
+                LEDGER.add_text(path.name, path.read_text(encoding="utf-8", errors="replace"))

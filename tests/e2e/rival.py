@@ -1,6 +1,6 @@
-"""Refresh a login again and again, beside other processes that do the same; not a test itself.
+"""Refresh a login repeatedly while other processes do the same. Not a test itself.
 
-Usage: `python rival.py CONFIG COUNT`. Ends when this process itself made COUNT refreshes.
+Usage: `python rival.py CONFIG COUNT`. Exits when this process has made COUNT refreshes.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ async def _answer(world: World, *answers: str) -> tuple[int, str]:
         process.kill()
         os.close(ours)
     told = shown.decode().replace("\r\n", "\n")
-    LEDGER.hear("the terminal", told)
+    LEDGER.add_text("the terminal", told)
     return code, told
 
 

@@ -1,8 +1,8 @@
-"""An authorization server that is not ours: Authlib's, on loopback, with everything in memory.
+"""An independent authorization server: Authlib's, on loopback, with everything in memory.
 
-It keeps our client from agreeing with nothing but our own sandbox. It consents to every authorization
-at once, demands client authentication as form fields, checks PKCE, rotates refresh tokens, and names
-itself on the redirect (RFC 9207).
+It tests the client against a server other than our sandbox. It consents to every authorization at once,
+requires client authentication in form fields, checks PKCE, rotates refresh tokens, and names itself in the
+redirect (RFC 9207).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from authlib.oauth2.rfc7009 import RevocationEndpoint
 from authlib.oauth2.rfc7636 import CodeChallenge
 from authlib.oauth2.rfc9207 import IssuerParameter
 
-# Authlib has no type hints, so whatever is built on its classes needs `type: ignore[misc]`.
+# Authlib has no type hints, so its subclasses need `type: ignore[misc]`.
 
 FORM_ONLY = ["client_secret_post"]
 USER = "a person"
-# It logs the tokens that it issues, at debug level: the other side's affair, and no log of ours.
+# It logs issued tokens at debug level; this is not our log.
 logging.getLogger("authlib").setLevel(logging.WARNING)
 
 
@@ -116,7 +116,7 @@ class Issued(TokenMixin):  # type: ignore[misc]  # untyped base
 
 
 class Request(OAuth2Request):  # type: ignore[misc]  # untyped base
-    """One request; Authlib wants https, which this loopback address stands for."""
+    """One request; Authlib requires https, so the loopback address is replaced by one."""
 
     def __init__(self, method: str, path: str, query: dict[str, str], form: dict[str, str]) -> None:
         super().__init__(method, f"https://accounts.example{path}", headers={})
@@ -134,7 +134,7 @@ class Request(OAuth2Request):  # type: ignore[misc]  # untyped base
 
 
 class CodeGrant(grants.AuthorizationCodeGrant):  # type: ignore[misc]  # untyped base
-    """Codes of one use."""
+    """One-time codes."""
 
     TOKEN_ENDPOINT_AUTH_METHODS = FORM_ONLY
 
@@ -160,7 +160,7 @@ class CodeGrant(grants.AuthorizationCodeGrant):  # type: ignore[misc]  # untyped
 
 
 class RotatingGrant(grants.RefreshTokenGrant):  # type: ignore[misc]  # untyped base
-    """Refresh tokens of one use."""
+    """One-time refresh tokens."""
 
     TOKEN_ENDPOINT_AUTH_METHODS = FORM_ONLY
     INCLUDE_NEW_REFRESH_TOKEN = True

@@ -1,9 +1,7 @@
-"""A clock that tests move by hand.
+"""A clock that tests advance by hand.
 
-Owns: `FakeClock`, which fits `cfproxy.auth.interfaces.Clock`.
-Must not know: what is under test.
-Invariant: time moves only in `advance` and `jump_wall`, so that a test's outcome does not depend on
-the machine's speed. Work in threads or on real sockets is not waited for.
+Time moves only in `advance` and `jump_wall`, so a test's outcome does not depend on the machine's speed. Work
+in threads or on real sockets is not waited for.
 """
 
 from __future__ import annotations
@@ -12,16 +10,16 @@ import asyncio
 import heapq
 import itertools
 
-# Turns of the event loop that let woken tasks run on until they wait for something new.
+# Iterations of the event loop in which woken tasks run until they wait again.
 SETTLE_TURNS = 20
 
 
 class FakeClock:
-    """Both clocks and their sleepers.
+    """A `cfproxy.clock.Clock` that stands still until it is advanced.
 
     Args:
-        wall_at: what `time()` says first, seconds since the epoch.
-        monotonic_at: what `monotonic()` says first, seconds.
+        wall_at: the initial value of `time()`, seconds since the epoch.
+        monotonic_at: the initial value of `monotonic()`, seconds.
     """
 
     def __init__(self, wall_at: float = 1_700_000_000.0, monotonic_at: float = 1000.0) -> None:
@@ -46,11 +44,11 @@ class FakeClock:
 
     @property
     def sleeping(self) -> int:
-        """How many sleepers are there, the cancelled ones left out."""
+        """The number of sleepers that were not cancelled."""
         return sum(not waker.done() for _, _, waker in self._sleepers)
 
     def jump_wall(self, by_s: float) -> None:
-        """Set the wall clock forward or back; the monotonic clock stays, nobody wakes."""
+        """Set the wall clock forward or back; the monotonic clock stays, and no sleeper wakes."""
         self._ahead_s += by_s
 
     async def settle(self) -> None:
@@ -59,7 +57,7 @@ class FakeClock:
             await asyncio.sleep(0)
 
     async def advance(self, by_s: float) -> None:
-        """Move both clocks by `by_s` seconds, stopping at each sleeper's instant to let it run."""
+        """Move both clocks by `by_s` seconds, stopping when each sleeper is due to let it run."""
         end_at = self._now + by_s
         await self.settle()
         while self._sleepers and self._sleepers[0][0] <= end_at:

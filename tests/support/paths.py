@@ -1,4 +1,4 @@
-"""Where the checkout and its fixtures lie."""
+"""Paths of the checkout and its fixtures."""
 
 from pathlib import Path
 

@@ -1,9 +1,8 @@
-"""Which secrets there are, what was said, and whether one is in the other.
+"""Finds secrets in texts.
 
-Owns: `SecretLedger`, and `LEDGER`, the one of this process.
-Must not know: where secrets and texts come from (`leaks.py`, `e2e/kit.py`).
-Invariants: no finding shows a whole secret; a search is linear in the texts, however many secrets
-there are; what was found is never forgotten before it is told.
+1. No finding contains a whole secret.
+2. A search is linear in the length of the texts, however many secrets there are.
+3. No finding is dropped before it is reported.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ _URL_SAFE = str.maketrans("+/", "-_")
 
 
 def is_marker(value: str) -> bool:
-    """Whether a value is so long and so varied that it can't be in a text by chance, and no address."""
+    """Return whether a value is too long and varied to occur in a text by chance, and is no URL."""
     return len(value) >= LENGTH_MIN and "://" not in value and len(set(value)) >= VARIETY_MIN
 
 
 def forms_of(value: str) -> set[str]:
-    """The forms in which a value may be met: plain, quoted for URL, JSON or Python, and in base64."""
+    """Return the forms a value can take: plain, quoted for URL, JSON or Python, and base64."""
     data = value.encode("utf-8", "surrogatepass")
     forms = {value, json.dumps(value)[1:-1], repr(value)[1:-1]}
     forms |= {quote(data, safe=""), quote(data), quote_plus(data)}
-    # In base64 a text looks different at each of three offsets; the outer characters hold neighbours' bits.
+    # Base64 has three forms, one for each offset; the outer characters contain bits of the neighbours.
     for offset, begin in enumerate((0, 2, 3)):
         encoded = base64.b64encode(bytes(offset) + data).decode()
         core = encoded[begin : (offset + len(data)) * 8 // 6]
@@ -41,7 +40,7 @@ def forms_of(value: str) -> set[str]:
 
 
 class SecretLedger:
-    """The secrets and the texts of one test."""
+    """The secrets and texts of one test."""
 
     def __init__(self) -> None:
         self._lasting: dict[str, str] = {}
@@ -49,18 +48,18 @@ class SecretLedger:
         self._texts: dict[str, str] = {}
         self._chars = 0
         self._findings: list[str] = []
-        self._told = 0
+        self._reported = 0
 
-    def note(self, value: object, kind: str, *, lasting: bool = False) -> None:
-        """Remember a secret; `lasting` ones outlive the test."""
+    def add_secret(self, value: object, kind: str, *, lasting: bool = False) -> None:
+        """Add a secret; a `lasting` one outlives the test."""
         if isinstance(value, str) and value not in self._secrets and is_marker(value):
             (self._lasting if lasting else self._secrets)[value] = kind
             if len(self._secrets) >= SECRETS_MAX:
                 self._search()
                 self._secrets.clear()
 
-    def hear(self, where: str, text: str) -> None:
-        """Remember a text that must not hold a secret; `where` names it in findings."""
+    def add_text(self, where: str, text: str) -> None:
+        """Add a text that must not contain a secret; `where` names it in findings."""
         if len(text) >= LENGTH_MIN and text not in self._texts:
             self._texts[text] = where
             self._chars += len(text)
@@ -68,24 +67,23 @@ class SecretLedger:
                 self._search()
 
     def findings(self) -> list[str]:
-        """Search what was heard since the last call; say which secret is where, without showing it."""
+        """Search the texts added since the last call, and describe each secret found without showing it."""
         self._search()
-        found = self._findings[self._told : FINDINGS_MAX]
-        self._told = len(self._findings)
+        found = self._findings[self._reported : FINDINGS_MAX]
+        self._reported = len(self._findings)
         return found
 
-    def forget(self) -> None:
-        """Begin anew: another test."""
+    def reset(self) -> None:
+        """Start a new test."""
         self._secrets.clear()
         self._texts.clear()
         self._findings.clear()
-        self._chars = self._told = 0
+        self._chars = self._reported = 0
 
     def _search(self) -> None:
-        """Move what is found to the findings; texts are done with afterwards.
+        """Add what is found to the findings, and drop the texts.
 
-        Pieces of texts are looked up among the beginnings of secrets: one pass, where looking for
-        each secret in each text would take as many passes as there are secrets.
+        Looks up pieces of the texts among the beginnings of all secrets: one pass, not one per secret.
         """
         if self._texts:
             begins: dict[str, list[tuple[str, str]]] = {}

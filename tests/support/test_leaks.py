@@ -1,4 +1,4 @@
-"""The watch over secrets sees each kind of leak, and lets a clean test pass."""
+"""The watch over secrets detects each kind of leak, and passes a clean test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.support.paths import ROOT
 from tests.support.secret_ledger import SECRETS_MAX, SecretLedger, is_marker
 
-# What runs under the watch: a run of pytest of its own, since its tests have to fail.
+# Runs under the watch in a separate pytest, because its tests have to fail.
 SUITE = '''
 import asyncio, base64, json, logging, subprocess, sys, traceback, warnings
 from pathlib import Path
@@ -30,7 +30,7 @@ from cfproxy.sandbox import Behaviour
 from cfproxy.sandbox.grants import Grants
 from cfproxy.sandbox.journal import Journal
 from cfproxy.secret import Secret
-from tests.e2e.kit import TELLING, open_world
+from tests.e2e.kit import SITECUSTOMIZE, open_world
 
 IMPORTED = Secret("imported~0123456789/abc")
 VALUE = "".join(["made", "~0123456789/", "uvwxyz"])
@@ -149,14 +149,14 @@ def test_leak_in_output_of_a_child_that_is_awaited():
 
 def in_a_world(tmp_path, line, work):
     """Run `work` in a world whose processes run `line` when they start."""
-    tells = tmp_path / "tells"
-    tells.mkdir()
-    telling = TELLING.joinpath("sitecustomize.py").read_text(encoding="utf-8")
-    tells.joinpath("sitecustomize.py").write_text(f"{telling}\\n{line}")
+    folder = tmp_path / "sitecustomize"
+    folder.mkdir()
+    original = SITECUSTOMIZE.joinpath("sitecustomize.py").read_text(encoding="utf-8")
+    folder.joinpath("sitecustomize.py").write_text(f"{original}\\n{line}")
     async def run():
         async with open_world(tmp_path) as world:
             root = world.full_environment()["PYTHONPATH"]
-            world.environment["PYTHONPATH"] = f"{tells}{__import__('os').pathsep}{root}"
+            world.environment["PYTHONPATH"] = f"{folder}{__import__('os').pathsep}{root}"
             await world.log_in()
             await work(world)
     asyncio.run(run())
@@ -200,7 +200,7 @@ TESTS = re.findall(r"(?m)^def (test_\w+)\(", SUITE)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What pytest says of the suite above."""
+    """Run the suite above and return pytest's output."""
     folder = tmp_path_factory.mktemp("watched")
     folder.joinpath("test_suite.py").write_text(SUITE, encoding="utf-8")
     folder.joinpath("pytest.ini").write_text("[pytest]\nfilterwarnings = error\n", encoding="utf-8")
@@ -222,21 +222,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TESTS if name.startswith("test_leak")])
 def test_a_leak_fails_its_test(run: str, name: str) -> None:
-    """Whatever a secret shows in, and in whatever form, the test in which it happens fails."""
+    """A test fails if a secret appears in any of its texts, in any form."""
     assert f"FAILED test_suite.py::{name} " in run, run
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TESTS if name.startswith("test_clean")])
-def test_no_leak_fails_nothing(run: str, name: str) -> None:
-    """A test that handles secrets, and shows none, passes."""
+def test_a_clean_test_passes(run: str, name: str) -> None:
+    """A test that handles secrets without showing one passes."""
     assert f"PASSED test_suite.py::{name}\n" in run, run
     assert f"ERROR test_suite.py::{name}" not in run
 
 
 @pytest.mark.slow
 def test_a_finding_names_the_place_and_hides_the_secret(run: str) -> None:
-    """A finding tells kind, place and line, and of the secret only its beginning and its length."""
+    """A finding has kind, place and line, and only the beginning and length of the secret."""
     assert "stdout of python" in run
     assert "the failure report, line" in run, "which would have failed anyway"
     assert "serve-1.log, line 1: an issued access token" in run
@@ -246,8 +246,8 @@ def test_a_finding_names_the_place_and_hides_the_secret(run: str) -> None:
 
 
 @given(st.text(min_size=1), st.text(), st.text())
-def test_a_secret_is_found_between_anything(inner: str, before: str, after: str) -> None:
-    """Whatever stands round a secret, as it is or before it was put into base64, it is found."""
+def test_a_secret_is_found_in_any_text(inner: str, before: str, after: str) -> None:
+    """A secret is found whatever surrounds it, plain or as part of base64."""
     secret = f"marker-{inner}-0123456789"
     text = (before + secret + after).encode("utf-8", "surrogatepass")
     for shown in (
@@ -256,23 +256,23 @@ def test_a_secret_is_found_between_anything(inner: str, before: str, after: str)
         base64.urlsafe_b64encode(text).decode(),
     ):
         ledger = SecretLedger()
-        ledger.note(secret, "a marker")
-        ledger.hear("here", shown)
+        ledger.add_secret(secret, "a marker")
+        ledger.add_text("here", shown)
         assert len(ledger.findings()) == 1
         assert ledger.findings() == []
 
 
-def test_more_secrets_than_are_kept_lose_no_finding() -> None:
-    """A ledger that is full searches before it forgets."""
+def test_a_full_ledger_loses_no_finding() -> None:
+    """A full ledger searches before it drops secrets."""
     ledger = SecretLedger()
-    ledger.note("the-first-of-many-secrets", "a marker")
-    ledger.hear("here", "x the-first-of-many-secrets x")
+    ledger.add_secret("the-first-of-many-secrets", "a marker")
+    ledger.add_text("here", "x the-first-of-many-secrets x")
     for number in range(SECRETS_MAX):
-        ledger.note(f"another-of-many-secrets-{number}", "a marker")
+        ledger.add_secret(f"another-of-many-secrets-{number}", "a marker")
     assert len(ledger.findings()) == 1
 
 
 @pytest.mark.parametrize("value", ["short", "https://api.example/abcdefgh", "aaaaaaaaaaaaaaaaaaaaaaaa", ""])
-def test_what_may_stand_in_any_text_is_no_marker(value: str) -> None:
-    """Short and monotonous values, and addresses, are in texts for good reasons."""
+def test_common_values_are_no_markers(value: str) -> None:
+    """Short or monotonous values, and URLs, legitimately occur in texts."""
     assert not is_marker(value)

@@ -29,7 +29,7 @@ REJECTED_CALL = 5
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     """A sandbox, and a proxy's configuration with an access key."""
     async with open_world(tmp_path) as opened:
-        LEDGER.note(KEY, "an access key")
+        LEDGER.add_secret(KEY, "an access key")
         opened.write_config(access={"keys": [KEY]})
         await opened.log_in()
         (tmp_path / "shoe.jpg").write_bytes(PHOTO)

@@ -1,8 +1,7 @@
-"""Loaded by each Python process that `e2e/kit.py` starts: the secrets that it makes are told to the test.
+"""Loaded by each Python process that `e2e/kit.py` starts: reports the secrets it creates to the test.
 
-Owns: a line of JSON for each `Secret`, in the file that `TOLD_SECRETS` names.
-Must not know: who reads it.
-Invariant: the process behaves as ever; what can't be told is not told.
+Appends a line of JSON for each `Secret` to the file that `SECRETS_FILE` names. The process is unaffected:
+a secret that can't be written is skipped.
 """
 
 from __future__ import annotations
@@ -13,18 +12,20 @@ import json
 import os
 from collections.abc import Callable
 
-with contextlib.suppress(ImportError):  # a process of another Python has no cfproxy, and no secret of it
+with contextlib.suppress(ImportError):  # another Python's process may lack cfproxy
     from cfproxy.secret import Secret
 
-    def _telling(begin: Callable[[Secret, str], None]) -> Callable[[Secret, str], None]:
-        @functools.wraps(begin)
-        def begin_and_tell(secret: Secret, value: str) -> None:
-            begin(secret, value)
+    def _recording(init: Callable[[Secret, str], None]) -> Callable[[Secret, str], None]:
+        @functools.wraps(init)
+        def init_and_record(secret: Secret, value: str) -> None:
+            init(secret, value)
             with contextlib.suppress(OSError, KeyError):
-                place = os.open(os.environ["TOLD_SECRETS"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-                with os.fdopen(place, "w", encoding="ascii") as told:
-                    told.write(json.dumps(value) + "\n")
+                descriptor = os.open(
+                    os.environ["SECRETS_FILE"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
+                )
+                with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                    file.write(json.dumps(value) + "\n")
 
-        return begin_and_tell
+        return init_and_record
 
-    setattr(Secret, "__init__", _telling(Secret.__init__))  # noqa: B010 - mypy wants it so
+    setattr(Secret, "__init__", _recording(Secret.__init__))  # noqa: B010 - mypy rejects the assignment
