@@ -17,7 +17,9 @@ from cfproxy.errors import (
     StoreUnavailable,
     StoreUnusable,
     TokenEndpointUnavailable,
+    UpstreamError,
     UpstreamUnreachable,
+    error_kinds,
 )
 from cfproxy.observability.request_stats import Finished
 from cfproxy.observability.status import report_checks, report_pacing, report_running
@@ -237,3 +239,14 @@ def test_a_view_holds_no_secret() -> None:
     token = Token(Secret("marker-access"), LOGIN_AT, 3600.0)
     login = replace(a_login(), token=token, refresh_token=Secret("marker-refresh"))
     assert "marker" not in repr(view_account(a_report(replace(GOOD, login=login))))
+
+
+@pytest.mark.parametrize("kind", error_kinds(), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("usable_s", [0.0, 3000.0])
+def test_every_error_has_a_headline(kind: type[CfproxyError], usable_s: float) -> None:
+    """A state that the page could not name would break it."""
+    error = kind("it failed; do this")
+    report = a_report(replace(GOOD, usable_s=usable_s, error=error))
+    if isinstance(error, UpstreamError):  # concerns the API, not the account's token
+        report = report_running(APP, GOOD, NOW, "file:/state", error) | PLACES
+    assert view_account(report)["headline"] not in {"", "Works"}
