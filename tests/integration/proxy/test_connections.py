@@ -147,14 +147,14 @@ def test_a_head_that_arrives_byte_by_byte_is_scanned_once() -> None:
         b"GET / HTTP/2.0\r\nHost: h\r\n\r\n",
     ):
         for size in range(1, len(whole) + 1):
-            verdicts: list[object] = []
+            outcomes: list[object] = []
             for seen in (0, size - 1):
                 try:
-                    verdicts.append(request_head_end(whole[:size], limits, seen))
+                    outcomes.append(request_head_end(whole[:size], limits, seen))
                 except MalformedHead:
-                    verdicts.append("malformed")
-            assert verdicts[0] == verdicts[1]
-            if verdicts[0] == "malformed":
+                    outcomes.append("malformed")
+            assert outcomes[0] == outcomes[1]
+            if outcomes[0] == "malformed":
                 break
     long = b"GET / HTTP/1.1\r\nX: " + b"x" * 60_000
 

@@ -113,7 +113,7 @@ async def test_with_retry_off_a_401_passes_unchanged() -> None:
         assert tokens(world) == BOTH[:1]
 
 
-async def ask_in_vain(world: Proxied) -> tuple[tuple[int, str], Message]:
+async def refused_request(world: Proxied) -> tuple[tuple[int, str], Message]:
     answer = await world.ask(b"POST / HTTP/1.1", b"Content-Length: 2", body=b"ab")
     return problem(answer), answer
 
@@ -122,8 +122,8 @@ async def test_a_401_becomes_a_problem_if_no_other_token_can_be_had() -> None:
     """If the refresh fails for good, the client learns what to do."""
     async with proxied(answering(REFUSAL)) as world:
         world.source.replace_error = LoginRequired("run: cfproxy login")
-        verdict, answer = await ask_in_vain(world)
-        assert verdict == (503, "login-required")
+        refusal, answer = await refused_request(world)
+        assert refusal == (503, "login-required")
         assert b"cfproxy login" in answer.body
         assert answer.all(b"Retry-After") == []
 
@@ -132,8 +132,8 @@ async def test_without_token_or_slot_nothing_reaches_the_api() -> None:
     """A request is never sent without a token or a slot."""
     async with proxied(answering(OK)) as world:
         world.source.error = LoginRequired("run: cfproxy login")
-        assert (await ask_in_vain(world))[0] == (503, "login-required")
+        assert (await refused_request(world))[0] == (503, "login-required")
         world.source.error, world.pacer.error = None, QueueFull("full", retry_after_s=2.5)
-        verdict, answer = await ask_in_vain(world)
-        assert (verdict, answer.all(b"Retry-After")) == ((503, "queue-full"), [b"3"])
+        refusal, answer = await refused_request(world)
+        assert (refusal, answer.all(b"Retry-After")) == ((503, "queue-full"), [b"3"])
         assert world.origin.connections == 0
