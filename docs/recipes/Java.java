@@ -40,7 +40,7 @@ public class Java {
         return JSON.readTree(answer.body());
     }
 
-    /** Pages are counted from 1, and a page that is not full is the last one. */
+    /** Pages are numbered from 1; a page that is not full is the last one. */
     static List<JsonNode> listJobs(int pageSize) throws IOException, InterruptedException {
         List<JsonNode> jobs = new ArrayList<>();
         for (int number = 1; ; number++) {
@@ -52,7 +52,7 @@ public class Java {
         }
     }
 
-    /** Ask the API for an address; the file goes there, without the key. */
+    /** Ask the API for an upload URL; send the file there without the key. */
     static void upload(Path file) throws IOException, InterruptedException {
         var name = Map.of("fileName", file.getFileName().toString());
         var slot = call("POST", "/v1/assets/get-presigned-url", name);

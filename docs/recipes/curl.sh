@@ -7,8 +7,8 @@ file=$1
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 
-# Call the API and print the answer's body; a problem goes to stderr, and the result is 1.
-# The key comes by standard input: other users can read a command line.
+# Call the API and print the response body; on an error, print it to stderr and return 1.
+# Pass the key on standard input: other users can read a command line.
 call() {
   status=$(printf 'X-Cfproxy-Key: %s' "$key" |
     curl -sS -H @- -D "$dir/head" -o "$dir/body" -w '%{http_code}' "$@") || return 1
@@ -19,7 +19,7 @@ call() {
   return 1
 }
 
-# List: pages are counted from 1, and a page that is not full is the last one.
+# List: pages are numbered from 1; a page that is not full is the last one.
 page=1
 while
   call "$url/v1/jobs?pageSize=25&pageNumber=$page" >"$dir/page" || exit 1
@@ -38,11 +38,11 @@ jq -c '{name: (.name + " é")}' "$dir/job" >"$dir/change"
 call -X PUT -H 'Content-Type: application/json' --data @"$dir/change" "$url/v1/jobs/$id" >"$dir/changed"
 jq -r '"renamed to \(.name)"' "$dir/changed"
 
-# Upload: the API gives an address, and the file goes there, without the key.
+# Upload: the API returns a URL; send the file there without the key.
 jq -n --arg name "$(basename "$file")" '{fileName: $name}' >"$dir/announced"
 call -H 'Content-Type: application/json' --data @"$dir/announced" "$url/v1/assets/get-presigned-url" >"$dir/slot"
 curl -fsS -T "$file" "$(jq -r .url "$dir/slot")"
 echo "uploaded $(basename "$file")"
 
-# A problem: whose it is, and what to do about it.
+# An error: tell whether cfproxy or the API sent it.
 call "$url/v1/jobs/00000000-0000-4000-8000-000000000000" || echo 'no such job'

@@ -32,7 +32,7 @@ static class Program
         return JsonDocument.Parse(text).RootElement;
     }
 
-    // Pages are counted from 1, and a page that is not full is the last one.
+    // Pages are numbered from 1; a page that is not full is the last one.
     static async Task<List<JsonElement>> ListJobs(int pageSize = 25)
     {
         var jobs = new List<JsonElement>();
@@ -48,7 +48,7 @@ static class Program
         }
     }
 
-    // Ask the API for an address; the file goes there, without the key.
+    // Ask the API for an upload URL; send the file there without the key.
     static async Task Upload(string path)
     {
         var name = new Dictionary<string, string> { { "fileName", Path.GetFileName(path) } };

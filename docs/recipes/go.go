@@ -22,7 +22,7 @@ type job struct {
 
 var client = &http.Client{Timeout: 2 * time.Minute}
 
-// call sends body as JSON, if there is one, and reads the answer into result.
+// call sends body as JSON, if there is one, and decodes the response into result.
 func call(method, path string, body, result any) error {
 	url := os.Getenv("GATEWAY_URL")
 	if url == "" {
@@ -62,7 +62,7 @@ func call(method, path string, body, result any) error {
 	return json.NewDecoder(answer.Body).Decode(result)
 }
 
-// listJobs reads all pages: they are counted from 1, and one that is not full is the last.
+// listJobs reads all pages. They are numbered from 1; a page that is not full is the last one.
 func listJobs(pageSize int) ([]job, error) {
 	var jobs []job
 	for number := 1; ; number++ {
@@ -80,7 +80,7 @@ func listJobs(pageSize int) ([]job, error) {
 	}
 }
 
-// upload asks the API for an address; the file goes there, without the key.
+// upload asks the API for an upload URL and sends the file there without the key.
 func upload(path string) error {
 	var slot struct {
 		URL string `json:"url"`

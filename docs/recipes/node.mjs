@@ -15,7 +15,7 @@ async function call(method, path, json) {
   return answer.json();
 }
 
-// Pages are counted from 1, and a page that is not full is the last one.
+// Pages are numbered from 1; a page that is not full is the last one.
 async function* listJobs(pageSize = 25) {
   for (let number = 1; ; number++) {
     const { pageData } = await call("GET", `/v1/jobs?pageNumber=${number}&pageSize=${pageSize}`);
@@ -24,7 +24,7 @@ async function* listJobs(pageSize = 25) {
   }
 }
 
-// Ask the API for an address; the file goes there, without the key.
+// Ask the API for an upload URL; send the file there without the key.
 async function upload(path) {
   const slot = await call("POST", "/v1/assets/get-presigned-url", { fileName: basename(path) });
   const answer = await fetch(slot.url, { method: "PUT", body: await openAsBlob(path) });

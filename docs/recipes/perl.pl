@@ -26,7 +26,7 @@ sub json {
     return ('Content-Type' => 'application/json', Content => encode_json($data));
 }
 
-# Pages are counted from 1, and a page that is not full is the last one.
+# Pages are numbered from 1; a page that is not full is the last one.
 sub list_jobs {
     my ($page_size, @jobs) = (25);
     for (my $number = 1; ; $number++) {
@@ -36,7 +36,7 @@ sub list_jobs {
     }
 }
 
-# Ask the API for an address; the file goes there, without the key, and is never held whole.
+# Ask the API for an upload URL; send the file there without the key, piece by piece.
 sub upload {
     my ($path) = @_;
     my $slot = call(POST "$url/v1/assets/get-presigned-url", json({ fileName => basename($path) }));

@@ -37,7 +37,7 @@ function call(string $method, string $path, ?array $json = null): array
     return json_decode($body, true, flags: JSON_THROW_ON_ERROR);
 }
 
-/** Pages are counted from 1, and a page that is not full is the last one. */
+/** Pages are numbered from 1; a page that is not full is the last one. */
 function listJobs(int $pageSize = 25): Generator
 {
     for ($number = 1; ; $number++) {
@@ -49,7 +49,7 @@ function listJobs(int $pageSize = 25): Generator
     }
 }
 
-/** Ask the API for an address; the file goes there, without the key. */
+/** Ask the API for an upload URL; send the file there without the key. */
 function upload(string $path): void
 {
     $slot = call('POST', '/v1/assets/get-presigned-url', ['fileName' => basename($path)]);

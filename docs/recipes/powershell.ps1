@@ -20,7 +20,7 @@ function Invoke-Gateway([string]$Method, [string]$Path, $Json) {
     $text | ConvertFrom-Json
 }
 
-# Pages are counted from 1, and a page that is not full is the last one.
+# Pages are numbered from 1; a page that is not full is the last one.
 function Get-GatewayJob([int]$PageSize = 25) {
     for ($number = 1; ; $number++) {
         $page = (Invoke-Gateway GET "/v1/jobs?pageNumber=$number&pageSize=$PageSize").pageData
@@ -29,7 +29,7 @@ function Get-GatewayJob([int]$PageSize = 25) {
     }
 }
 
-# Ask the API for an address; the file goes there, without the key.
+# Ask the API for an upload URL; send the file there without the key.
 function Send-File([string]$Path) {
     $slot = Invoke-Gateway POST '/v1/assets/get-presigned-url' @{ fileName = Split-Path -Leaf $Path }
     Invoke-WebRequest -Method PUT -Uri $slot.url -InFile $Path | Out-Null

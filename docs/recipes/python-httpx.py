@@ -21,7 +21,7 @@ def call(method, path, **options):
 
 
 def list_jobs(page_size=25):
-    """Pages are counted from 1, and a page that is not full is the last one."""
+    """Pages are numbered from 1; a page that is not full is the last one."""
     number = 1
     while True:
         page = call("GET", "/v1/jobs", params={"pageNumber": number, "pageSize": page_size})["pageData"]
@@ -32,7 +32,7 @@ def list_jobs(page_size=25):
 
 
 def upload(path):
-    """Ask the API for an address; the file goes there, without the key."""
+    """Ask the API for an upload URL; send the file there without the key."""
     slot = call("POST", "/v1/assets/get-presigned-url", json={"fileName": path.name})
     size = {"Content-Length": str(path.stat().st_size)}  # object stores refuse chunked uploads
     with path.open("rb") as file:

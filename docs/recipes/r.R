@@ -18,7 +18,7 @@ call <- function(path, method = "GET", json = NULL, query = list()) {
   resp_body_json(answer)
 }
 
-# Pages are counted from 1, and a page that is not full is the last one.
+# Pages are numbered from 1; a page that is not full is the last one.
 list_jobs <- function(page_size = 25) {
   jobs <- list()
   number <- 1
@@ -30,7 +30,7 @@ list_jobs <- function(page_size = 25) {
   }
 }
 
-# Ask the API for an address; the file goes there, without the key.
+# Ask the API for an upload URL; send the file there without the key.
 upload <- function(path) {
   slot <- call("/v1/assets/get-presigned-url", "POST", list(fileName = basename(path)))
   request(slot$url) |> req_method("PUT") |> req_body_file(path) |> req_perform()

@@ -6,12 +6,12 @@ file=$1
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 
-# The key goes into a file of ours: other users can read a command line.
+# Write the key to a private file: other users can read a command line.
 : >"$dir/wgetrc"
 if [ -n "${GATEWAY_KEY:-}" ]; then echo "header = X-Cfproxy-Key: $GATEWAY_KEY" >"$dir/wgetrc"; fi
 
-# Call the API and print the answer's body; a problem goes to stderr, and the result is 1.
-# wget throws the body of a 401 away: then the header says what it was.
+# Call the API and print the response body; on an error, print it to stderr and return 1.
+# wget discards the body of a 401; the header then says what happened.
 call() {
   if wget -nv -S -o "$dir/log" --config="$dir/wgetrc" --content-on-error -O "$dir/body" "$@"; then
     cat "$dir/body"
@@ -24,7 +24,7 @@ call() {
   return 1
 }
 
-# List: pages are counted from 1, and a page that is not full is the last one.
+# List: pages are numbered from 1; a page that is not full is the last one.
 page=1
 while
   call "$url/v1/jobs?pageSize=25&pageNumber=$page" >"$dir/page" || exit 1
@@ -43,11 +43,11 @@ jq -c '{name: (.name + " é")}' "$dir/job" >"$dir/change"
 call --method=PUT --header='Content-Type: application/json' --body-file="$dir/change" "$url/v1/jobs/$id" >"$dir/changed"
 jq -r '"renamed to \(.name)"' "$dir/changed"
 
-# Upload: the API gives an address, and the file goes there, without the key.
+# Upload: the API returns a URL; send the file there without the key.
 jq -n --arg name "$(basename "$file")" '{fileName: $name}' >"$dir/announced"
 call --header='Content-Type: application/json' --post-file="$dir/announced" "$url/v1/assets/get-presigned-url" >"$dir/slot"
 wget -q -O /dev/null --method=PUT --body-file="$file" "$(jq -r .url "$dir/slot")"
 echo "uploaded $(basename "$file")"
 
-# A problem: whose it is, and what to do about it.
+# An error: tell whether cfproxy or the API sent it.
 call "$url/v1/jobs/00000000-0000-4000-8000-000000000000" || echo 'no such job'
