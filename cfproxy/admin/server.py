@@ -13,10 +13,8 @@ from structlog.typing import FilteringBoundLogger
 
 from cfproxy.admin.messages import SECURITY_HEADERS, AdminRequest, AdminResponse, problem_response
 from cfproxy.errors import CfproxyError
-from cfproxy.http1.stream import WriteBatch
-from cfproxy.server.connection import ClientConnection
+from cfproxy.server.connection import ClientConnection, cancel_all
 from cfproxy.server.connection_limits import ConnectionLimits, Connections
-from cfproxy.server.hangup import HangupWatch
 from cfproxy.server.request import Limits, Request
 from cfproxy.server.response import Response
 
@@ -40,30 +38,23 @@ class AdminServer:
         self.log = log.bind(listen="admin")
         self.limits = Limits(first_byte_s=HEAD_S, head_s=HEAD_S)
         self.tasks: set[asyncio.Task[object]] = set()  # of connections with a request in progress
-        self._watch = HangupWatch()
-        self._write_batch = WriteBatch()
-        loop = asyncio.get_running_loop()
         self._connections = Connections(
             ConnectionLimits(CONNECTIONS_MAX, UNFINISHED_MAX),
-            loop.time,
-            loop.call_later,
+            asyncio.get_running_loop(),
             lambda causes: self.log.warning("connections.ended", **causes),
         )
 
     def build_connection(self) -> ClientConnection:
         """Return the protocol of a new client connection."""
         handle = functools.partial(_Exchange, self)
-        return ClientConnection(handle, self._connections, self.limits, self._watch, self._write_batch)
+        return ClientConnection(handle, self._connections, self.limits)
 
     async def aclose(self) -> None:
         """Close every connection, once the responses in progress are complete or `CLOSE_S` has passed."""
         if self.tasks:
             await asyncio.wait(self.tasks, timeout=CLOSE_S)
-        tasks = [task for connection in list(self._connections) if (task := connection.cancel()) is not None]
-        if tasks:
-            await asyncio.wait(tasks)
+        await cancel_all(list(self._connections))
         self._connections.aclose()
-        self._watch.aclose()
 
 
 class _Exchange:

@@ -34,7 +34,6 @@ class WriteBatch:
     """
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self._deferred: list[StreamProtocol] = []
         self._started = False  # the first write of this iteration was made
 
@@ -44,7 +43,7 @@ class WriteBatch:
             self._deferred.append(connection)
             return True
         self._started = True
-        self._loop.call_soon(self._end_iteration)
+        connection.loop.call_soon(self._end_iteration)
         return False
 
     def _end_iteration(self) -> None:

@@ -6,22 +6,20 @@ There is no router and no reserved path: every target belongs to the upstream.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from structlog.typing import FilteringBoundLogger
 
 from cfproxy.errors import NotAllowed, UpstreamError
-from cfproxy.http1.stream import WriteBatch
 from cfproxy.proxy.access import AccessRules
 from cfproxy.proxy.request_headers import Origin
 from cfproxy.proxy.request_id import request_id_factory
 from cfproxy.proxy.retry import Forwarder
 from cfproxy.secret import Secret
-from cfproxy.server.connection import ClientConnection
+from cfproxy.server.connection import ClientConnection, cancel_all
 from cfproxy.server.connection_limits import ConnectionLimits, Connections
-from cfproxy.server.hangup import HangupWatch
 from cfproxy.server.request import Limits, Request, RequestHandler
 
 CUT_S = 0.1  # for a request that is already on its way on an idle connection
@@ -91,11 +89,8 @@ class AccountServer:
         self._others = others
         self.log = log.bind(account=settings.account)
         self.make_request_id = request_id_factory()
-        self._watch: HangupWatch | None = None
-        self._write_batch = WriteBatch()
-        loop = asyncio.get_running_loop()
         self.connections = Connections(
-            settings.connection_limits, loop.time, loop.call_later, self._log_ended
+            settings.connection_limits, asyncio.get_running_loop(), self._log_ended
         )
         self.port: int | None = None  # of the listener; None for a Unix socket, or until it listens
         self.generation = object()  # of the settings of all accounts; see `accounts_changed`
@@ -144,13 +139,11 @@ class AccountServer:
         """Cut all requests and connections."""
         self.drain(refuse=self.refusing)
         # `_busy` includes connections of other listeners.
-        await _cut(self._busy | {connection for connection in self.connections if connection.busy})
+        await cancel_all(self._busy | {connection for connection in self.connections if connection.busy})
         if self.connections:
             await asyncio.sleep(CUT_S)
-        await _cut(list(self.connections))
+        await cancel_all(list(self.connections))
         self.connections.aclose()
-        if self._watch is not None:
-            self._watch.aclose()
 
     # --- connections ----------------------------------------------------------------------
 
@@ -160,11 +153,7 @@ class AccountServer:
         Args:
             handle: returns the handler of a request.
         """
-        if self._watch is None:
-            self._watch = HangupWatch()
-        return ClientConnection(
-            handle, self.connections, self.settings.limits, self._watch, self._write_batch
-        )
+        return ClientConnection(handle, self.connections, self.settings.limits)
 
     def _log_ended(self, causes: dict[str, int]) -> None:
         self.log.warning("connections.ended", **causes)
@@ -204,9 +193,3 @@ class AccountServer:
                 if not busy:
                     ended.set()
             self._switched = [entry for entry in self._switched if entry[0]]
-
-
-async def _cut(connections: Iterable[ClientConnection]) -> None:
-    tasks = [task for connection in connections if (task := connection.cancel()) is not None]
-    if tasks:
-        await asyncio.wait(tasks)

@@ -25,14 +25,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from cfproxy.errors import BadTarget
 from cfproxy.http1.framing import Framing, MalformedBody
 from cfproxy.http1.parser import MalformedHead, RequestBuffer, RequestFields, build_reader
-from cfproxy.http1.stream import BodyStream, IdleTimeout, StreamProtocol, WriteBatch
+from cfproxy.http1.stream import BodyStream, IdleTimeout, StreamProtocol
 from cfproxy.server.connection_limits import Connections
-from cfproxy.server.hangup import HangupWatch
 from cfproxy.server.request import Limits, Request, RequestHandler
 from cfproxy.server.unix_sockets import peer_uid
 
@@ -49,23 +48,16 @@ class ClientConnection(StreamProtocol):
         handle: returns a handler for each request.
         connections: tracks the listener's connections.
         limits: what this client may use.
-        watch: notices that the client has left while its connection is not read from.
-        write_batch: shared by the connections of the listener.
     """
 
     def __init__(
-        self,
-        handle: Callable[[Request], RequestHandler],
-        connections: Connections,
-        limits: Limits,
-        watch: HangupWatch,
-        write_batch: WriteBatch,
+        self, handle: Callable[[Request], RequestHandler], connections: Connections, limits: Limits
     ) -> None:
-        super().__init__(write_batch)
+        super().__init__(connections.write_batch)
         self._handle = handle
         self._connections = connections
         self._limits = limits
-        self._watch = watch
+        self._watch = connections.watch  # while this connection is not read from
         self._timeout = IdleTimeout(self._timed_out)
         self._buffer = RequestBuffer(limits.head)
         self.local_address: str | None = None
@@ -336,3 +328,10 @@ class ClientConnection(StreamProtocol):
             self._body.fail(BadTarget("no data of the request body arrived within timeouts.idle"))
         else:
             self._close()
+
+
+async def cancel_all(connections: Iterable[ClientConnection]) -> None:
+    """Cancel the requests on these connections, close them, and wait for their tasks."""
+    tasks = [task for connection in connections if (task := connection.cancel()) is not None]
+    if tasks:
+        await asyncio.wait(tasks)

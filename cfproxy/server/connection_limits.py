@@ -17,6 +17,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from cfproxy.http1.stream import WriteBatch
+from cfproxy.server.hangup import HangupWatch
+
 if TYPE_CHECKING:
     from cfproxy.server.connection import ClientConnection
 
@@ -48,15 +51,16 @@ class Connections:
 
     Args:
         limits: may be replaced at any time.
-        clock: monotonic seconds.
-        later: calls a function after some seconds.
+        loop: for the time and timers.
         on_ended: called after a sweep with the number of connections closed, by cause.
     """
 
     limits: ConnectionLimits
-    clock: Callable[[], float]
-    later: Callable[[float, Callable[[], None]], asyncio.TimerHandle]
+    loop: asyncio.AbstractEventLoop
     on_ended: Callable[[dict[str, int]], None]
+    # Shared by the connections.
+    watch: HangupWatch = field(init=False, default_factory=HangupWatch)
+    write_batch: WriteBatch = field(init=False, default_factory=WriteBatch)
     _all: set[ClientConnection] = field(init=False, default_factory=set)  # until they are closed
     # The states of the connections that count. A dict holds since when, oldest first.
     _unfinished: dict[ClientConnection, float] = field(init=False, default_factory=dict)
@@ -91,14 +95,14 @@ class Connections:
             self._ended["refused"] += 1
             connection.end("refused")
         else:
-            self._unfinished[connection] = self.clock()
+            self._unfinished[connection] = self.loop.time()
         if self._timer is None:
-            self._timer = self.later(SWEEP_S, self._sweep)
+            self._timer = self.loop.call_later(SWEEP_S, self._sweep)
 
     def head_started(self, connection: ClientConnection) -> None:
         """Note that the first byte of another request has arrived."""
         if self._idle.pop(connection, None) is not None:
-            self._unfinished[connection] = self.clock()
+            self._unfinished[connection] = self.loop.time()
 
     def head_grew(self, connection: ClientConnection, size_bytes: int) -> None:
         """Note the size of an incomplete head; beyond the limit, the oldest are discarded."""
@@ -118,7 +122,7 @@ class Connections:
             self._busy.discard(connection)
         elif not self._forget(connection):
             return
-        self._idle[connection] = self.clock()
+        self._idle[connection] = self.loop.time()
 
     def closed(self, connection: ClientConnection) -> None:
         """Remove a connection."""
@@ -126,7 +130,8 @@ class Connections:
         self._forget(connection)
 
     def aclose(self) -> None:
-        """Stop the timer."""
+        """Stop the timer and the watch."""
+        self.watch.aclose()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -172,7 +177,7 @@ class Connections:
         """Return whether heads over the limit have been incomplete for `GRACE_S`."""
         if len(self._unfinished) <= self.limits.unfinished:
             return False
-        return self.clock() - next(iter(self._unfinished.values())) >= GRACE_S
+        return self.loop.time() - next(iter(self._unfinished.values())) >= GRACE_S
 
     def _sweep(self) -> None:
         """Discard the oldest incomplete heads over the limit; report what was closed."""
@@ -185,9 +190,9 @@ class Connections:
             else:  # it has sent nothing yet, so its client must be able to notice and connect again
                 self._end(connection, "unfinished")
         if self._too_many_unfinished():
-            self._timer = self.later(SWEEP_PAUSE_S, self._sweep)
+            self._timer = self.loop.call_later(SWEEP_PAUSE_S, self._sweep)
             return
         if self._ended:
             self.on_ended(dict(self._ended))
             self._ended.clear()
-        self._timer = self.later(SWEEP_S, self._sweep) if self._count() else None
+        self._timer = self.loop.call_later(SWEEP_S, self._sweep) if self._count() else None

@@ -19,12 +19,10 @@ class HangupWatch:
     works = hasattr(select, "EPOLLRDHUP")
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self._on_hangup: dict[int, Callable[[], None]] = {}
         # The loop polls this epoll object alone, which reports errors and hang-ups but no data.
-        self._poll = select.epoll() if self.works else None
-        if self._poll is not None:
-            self._loop.add_reader(self._poll.fileno(), self._report)
+        self._poll: select.epoll | None = None  # opened by the first `watch`
+        self._closed = False
 
     def watch(self, sock: socket.socket, on_hangup: Callable[[], None], *, half: bool) -> None:
         """Call `on_hangup` once when the peer of `sock` has hung up.
@@ -34,8 +32,11 @@ class HangupWatch:
             on_hangup: called at most once.
             half: also when the peer has only ended its side.
         """
-        if self._poll is None:
+        if self._closed or not self.works:
             return
+        if self._poll is None:
+            self._poll = select.epoll()
+            asyncio.get_running_loop().add_reader(self._poll.fileno(), self._report)
         self.forget(sock)
         self._on_hangup[sock.fileno()] = on_hangup
         self._poll.register(sock.fileno(), select.EPOLLONESHOT | (select.EPOLLRDHUP if half else 0))
@@ -47,8 +48,9 @@ class HangupWatch:
 
     def aclose(self) -> None:
         """Stop watching all sockets."""
+        self._closed = True
         if self._poll is not None:
-            self._loop.remove_reader(self._poll.fileno())
+            asyncio.get_running_loop().remove_reader(self._poll.fileno())
             self._poll.close()
             self._poll = None
 

@@ -113,7 +113,7 @@ async def test_a_deferred_response_is_sent_before_its_connection_is_cancelled() 
     transport, (ours, theirs) = FakeTransport(), socket.socketpair()
     with ours, theirs:
         transport._extra["socket"] = ours  # type: ignore[attr-defined] # as loops do it
-        connection = ClientConnection(Mock(), Mock(), Limits(), Mock(), write_batch)
+        connection = ClientConnection(Mock(), Mock(write_batch=write_batch), Limits())
         connection.connection_made(transport)
         connection.write_soon(b"the response")
         connection.cancel()

@@ -45,9 +45,12 @@ class World:
     told: list[dict[str, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.connections = Connections(self.limits, lambda: self.now, self._later, self.told.append)
+        self.connections = Connections(self.limits, cast("asyncio.AbstractEventLoop", self), self.told.append)
 
-    def _later(self, delay_s: float, call: Callable[[], None]) -> asyncio.TimerHandle:
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> asyncio.TimerHandle:
         self.alarms.append((self.now + delay_s, call))
         return cast("asyncio.TimerHandle", object())
 
