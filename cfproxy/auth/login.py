@@ -190,19 +190,19 @@ async def _claim(plan: LoginPlan, state: str | None) -> Attempt:
         return await plan.store.claim_attempt(plan.app.account, state, plan.clock.time())
     except AttemptGone as gone:
         reason = gone.reason
-    if reason == "used":
-        text = "this login was finished already; if it was not by you, log out, and"
-    elif reason == "expired":
-        text = "this login was started more than 30 minutes ago, and its code has expired;"
-    elif state is None:
-        text = "a bare code needs a login that was started here, and none is pending;"
-    else:
+    unknown_state = reason == "unknown" and state is not None
+    texts = {
+        "used": "this login was finished already; if it was not by you, log out, and",
+        "expired": "this login was started more than 30 minutes ago, and its code has expired;",
+        "unknown": "a bare code needs a login that was started here, and none is pending;",
+    }
+    text = texts[reason]
+    if unknown_state:
         text = (
             "this address belongs to no login that was started here (unknown state); "
             "paste the one that this login ended on, or"
         )
-        raise LoginFailed(f"{text} {_again(plan)}", curable=True)
-    raise LoginFailed(f"{text} {_again(plan)}")
+    raise LoginFailed(f"{text} {_again(plan)}", curable=unknown_state)
 
 
 async def _load_before(plan: LoginPlan) -> Login | None:
@@ -253,8 +253,9 @@ def _refusal(plan: LoginPlan, description: str) -> str:
 
 def _new_login(plan: LoginPlan, reply: TokenReply, asked_at: float, before: Login | None) -> Login:
     serial = 1 if before is None else before.serial + 1
-    # Without a refresh token the login ends with its access token.
-    lasts_s = plan.refresh_token_lifetime_s if reply.refresh_token else reply.token(asked_at).lifetime_s
+    lasts_s = plan.refresh_token_lifetime_s
+    if reply.refresh_token is None:
+        lasts_s = reply.token(asked_at).lifetime_s  # the login ends with its access token
     return new_login(plan.app, reply, asked_at, serial=serial, expires_at=asked_at + lasts_s)
 
 

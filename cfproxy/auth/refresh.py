@@ -76,30 +76,19 @@ class Refresh:
         if (problem := self._cached.problem()) is not None:
             raise problem
         if self._app.grant == "client_credentials":
-            await self._request_client_credentials()
+            await self.request_client_credentials()
         elif (login := self._cached.login) is not None and login.refresh_token is not None:
             await self._send_refresh_token(login, login.refresh_token, rejected, lease)
 
-    async def run_unlocked(self, error: StoreUnavailable) -> None:
-        """Get a token without the store if the grant allows it.
+    async def request_client_credentials(self, unlocked: StoreUnavailable | None = None) -> None:
+        """Get a token in the app's own name, which needs no stored login.
 
         Args:
-            error: why the store can't be locked or read.
+            unlocked: why the store can't be locked or read, if it can't.
 
         Raises:
             Misconfigured, TokenEndpointUnavailable
-            StoreUnavailable: `error`, if the login has a refresh token.
         """
-        if self._app.grant != "client_credentials":
-            raise error
-        await self._request_client_credentials(error)
-
-    def _has_token_other_than(self, rejected: Token | None) -> bool:
-        """Return whether there is a usable token other than `rejected`."""
-        token = self._cached.usable()
-        return token is not None and (rejected is None or token.value != rejected.value)
-
-    async def _request_client_credentials(self, unlocked: StoreUnavailable | None = None) -> None:
         asked_at, asked_mono = self._clock.time(), self._clock.monotonic()
         try:
             reply = await self.endpoint.client_credentials()
@@ -109,6 +98,11 @@ class Refresh:
                 "check the app's grant and its user in Creative Force"
             ) from error
         await self._publish(reply, asked_at, asked_mono, unlocked)
+
+    def _has_token_other_than(self, rejected: Token | None) -> bool:
+        """Return whether there is a usable token other than `rejected`."""
+        token = self._cached.usable()
+        return token is not None and (rejected is None or token.value != rejected.value)
 
     async def _send_refresh_token(
         self, before: Login, refresh_token: Secret, rejected: Token | None, lease: Lease

@@ -296,9 +296,9 @@ class TokenSource:
             async with self._store.lock(self._app.account, self._lock_timeout_s) as lease:
                 await self._refresh.run(rejected, lease, ask=ask)
         except StoreUnavailable as error:
-            if not ask:
+            if not ask or self._app.grant != "client_credentials":
                 raise
-            await self._refresh.run_unlocked(error)
+            await self._refresh.request_client_credentials(error)
 
     def _record_outcome(self, failure: CfproxyError | None, rejected: Token | None) -> None:
         if failure is None:
