@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 FaultKind = Literal["status", "stall", "reset", "lost", "html", "garbage", "slow"]
 
+_Grant = Literal["authorization_code", "client_credentials"]
 _Flag = Annotated[bool, Field(strict=True)]
 _Text = Annotated[str, Field(strict=True, min_length=1)]
 _Word = Annotated[str, Field(strict=True, pattern=r"^\S+$")]
@@ -79,12 +80,8 @@ class Behaviour(BaseModel):
     """the app's client secret; made up, and shown by the control plane"""
     app_name: _Text = "Demo Integration"
     """the app's name on the consent page"""
-    grants: tuple[Literal["authorization_code", "client_credentials"], ...] = (
-        "authorization_code",
-        "client_credentials",
-    )
-    """the grants that the app is registered for: either or both of these; any other gets
-    `unauthorized_client`"""
+    grants: tuple[_Grant, ...] = ("authorization_code", "client_credentials")
+    """the app's registered grants: either or both of these; any other gets `unauthorized_client`"""
     redirect_uris: tuple[_Word, ...] = ("https://integration.example/callback",)
     """the app's redirect URIs, compared exactly; the sandbox's own `/paste` is always registered"""
     iss_in_redirect: _Flag = True
@@ -102,15 +99,13 @@ class Behaviour(BaseModel):
     rotation: _Flag = True
     """whether a refresh token can be used only once"""
     reuse_detection: Literal["none", "revoke"] = "none"
-    """`revoke`: replaying a used refresh token revokes every refresh token of that login; `none`: the
-    replay is refused, with no further effect"""
+    """`revoke`: a replayed refresh token revokes all refresh tokens of its login; `none`: only refused"""
     refresh_token_in_reply: _Flag = True
     """whether a refresh without rotation repeats the refresh token in its answer"""
     token_format: Literal["opaque", "jwt"] = "opaque"  # noqa: S105 - a format
     """the format of access tokens: `opaque` or `jwt`"""
     limiter: Literal["fixed", "sliding", "off"] = "fixed"
-    """`fixed`: windows that start with their first call; `sliding`: the time before each call; `off`: no
-    limit"""
+    """`fixed`: windows that start with a call; `sliding`: the period before each call; `off`: no limit"""
     limit_rate: _Count = 20
     """API calls that one IP address may make in `limit_per_s`"""
     limit_per_s: Annotated[_Seconds, Field(gt=0)] = 1.0
