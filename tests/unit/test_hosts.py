@@ -1,4 +1,4 @@
-"""Which hosts are this machine: what may go in clear, what may listen without a key, which Host is ours."""
+"""Which hosts mean this machine: for plain HTTP, listeners without a key, and the `Host` check."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from cfproxy.hosts import is_loopback, parse_authority, render_authority
         "::1",
     ],
 )
-def test_this_machine_has_these_names_and_addresses(host: str) -> None:
-    """It is localhost and the names below it, in any case and with a final dot, 127.0.0.0/8 and ::1."""
+def test_names_and_addresses_of_this_machine(host: str) -> None:
+    """localhost and its subdomains, in any case and with a final dot, 127.0.0.0/8 and ::1."""
     assert is_loopback(host)
 
 
@@ -56,34 +56,34 @@ def test_this_machine_has_these_names_and_addresses(host: str) -> None:
         ),
     ],
 )
-def test_whatever_else_looks_like_this_machine_is_not(host: str) -> None:
+def test_similar_names_and_addresses_are_not_this_machine(host: str) -> None:
     """A name below another domain, a shortened or numeric address, a wildcard, an address with a zone."""
     assert not is_loopback(host)
 
 
 @pytest.mark.parametrize("host", ["::ffff:127.0.0.1", "::ffff:7f00:1", "::FFFF:127.0.0.2"])
-def test_an_ipv4_mapped_address_is_not_taken_for_this_machine(host: str) -> None:
-    """Versions of Python judge ::ffff:127.0.0.1 differently; the answer here is the same with all."""
+def test_an_ipv4_mapped_address_is_not_this_machine(host: str) -> None:
+    """Python versions classify ::ffff:127.0.0.1 differently; this function does not."""
     assert not is_loopback(host)
 
 
 @given(st.ip_addresses(v=4))
-def test_of_ipv4_only_127_is_this_machine(address: ipaddress.IPv4Address) -> None:
+def test_only_ipv4_addresses_in_127_are_this_machine(address: ipaddress.IPv4Address) -> None:
     """The first octet decides."""
     assert is_loopback(str(address)) == str(address).startswith("127.")
 
 
 @given(st.text(max_size=20))
 def test_no_name_below_another_domain_is_this_machine(text: str) -> None:
-    """Whatever stands before the domain, odd characters included."""
+    """Whatever precedes the domain, unusual characters included."""
     assert not is_loopback(f"{text}.example")
     assert not is_loopback(f"localhost.{text}.example")
 
 
 @given(st.ip_addresses(), st.integers(0, 65_535))
-def test_an_address_and_its_port_read_back(
+def test_a_rendered_authority_parses_to_the_same_host_and_port(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int
 ) -> None:
-    """An IPv6 address stands in brackets, so that its port can be told from it."""
+    """An IPv6 address has brackets, which separate it from its port."""
     host = str(address)
     assert parse_authority(render_authority(host, port), "wanted") == (host, port)
