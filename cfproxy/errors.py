@@ -1,7 +1,8 @@
 """Every error that cfproxy raises on purpose, as one tree.
 
 A class says everything that is fixed for its kind: how it is answered, which exit code a command gets, and
-which state the status report shows. A new kind of error therefore costs one class here.
+which state the status report shows. A new kind of error therefore costs one class here. The classes are in
+the order configuration, login, store, token endpoint, queue, upstream, client.
 
 Invariant: no message holds a secret. Whoever raises an error passes fixed words, names and numbers.
 """
@@ -67,9 +68,6 @@ def error_kinds() -> list[type[CfproxyError]]:
     return kinds
 
 
-# --- configuration and start -------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Problem:
     """One problem of the configuration, written as `source: path: text`."""
@@ -113,9 +111,6 @@ class Misconfigured(CfproxyError):
     exit_code = 5
 
 
-# --- login -------------------------------------------------------------------------------
-
-
 class LoginRequired(CfproxyError):
     """There is no usable login; only a person can log in again."""
 
@@ -142,9 +137,6 @@ class LoginFailed(CfproxyError):
     proxy_error = "proxy_configuration_error"
 
 
-# --- store -------------------------------------------------------------------------------
-
-
 @dataclass(eq=False)
 class StoreUnavailable(CfproxyError):
     """The store can't be used for now: disk full, read-only, locked or unreachable."""
@@ -163,9 +155,6 @@ class StoreUnusable(CfproxyError):
     proxy_error = "proxy_configuration_error"
     exit_code = 4
     state = "store-unusable"
-
-
-# --- token endpoint ----------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -200,9 +189,6 @@ class GrantRefused(CfproxyError):
     exit_code = 5
 
 
-# --- pacing queue ------------------------------------------------------------------------
-
-
 @dataclass(eq=False)
 class QueueRefusal(CfproxyError):
     """The request can't wait for a slot."""
@@ -224,9 +210,6 @@ class QueueTimeout(QueueRefusal):
 
     slug = "queue-timeout"
     title = "Queue timeout"
-
-
-# --- upstream ----------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -283,9 +266,6 @@ class UpstreamTimeout(UpstreamError):
     title = "API timed out"
     proxy_error = "http_response_timeout"
     step = "try again later, or raise timeouts"
-
-
-# --- client ------------------------------------------------------------------------------
 
 
 class Refusal(CfproxyError):

@@ -25,7 +25,7 @@ from cfproxy.hosts import is_loopback, parse_authority, render_authority
     ],
 )
 def test_names_and_addresses_of_this_machine(host: str) -> None:
-    """localhost and its subdomains, in any case and with a final dot, 127.0.0.0/8 and ::1."""
+    """`localhost` and its subdomains, in any case and with a final dot, 127.0.0.0/8 and ::1."""
     assert is_loopback(host)
 
 
