@@ -1,4 +1,4 @@
-"""Renders docs/fidelity.md. The page is never edited by hand: change this text or the cases."""
+"""Render docs/fidelity.md. Don't edit the page by hand: change this text or the cases."""
 
 from __future__ import annotations
 
@@ -10,37 +10,40 @@ from fidelity_peers import CADDY, CFPROXY, NGINX
 
 from tests.conformance.suite import GROUPS  # noqa: E402
 
-Results = dict[tuple[str, str], str]  # group and case; what was not kept, empty if all was
+Results = dict[tuple[str, str], str]  # (group, case) to the first difference; empty if kept
 
 INTRO = """\
 # Fidelity
 
-What a client sends is what the API gets, and what the API answers is what the client gets: byte for byte, but for what
-HTTP itself gives to each connection, for the token, for `Via` and `Host`, and for an `X-Request-Id` that can be
-switched off. This page shows how far that holds.
+This page shows, case by case, what cfproxy passes on unchanged, beside nginx and caddy.
 
-Each case is a conversation between a client and an origin that speak raw TCP, with a proxy between them: what the
-client sends, what must reach the origin, what the origin answers, what must reach the client, in this order. The cases
-are in `tests/conformance/` and run with every test run. `bench/fidelity.py` plays the same cases against nginx and caddy
-as well, each of them set up to add the same kind of token in front of the same origin, and writes this page.
+cfproxy forwards requests and responses byte for byte. The exceptions are whatever HTTP defines per connection, the token, `Via`
+and `Host`, and an `X-Request-Id` that can be switched off.
 
-"Kept" means that the whole conversation went as written, in each of three rounds. Otherwise the table says what was
-the first thing to differ: "no: headers" that a header was changed, added or lost, "no: request" that the request did
-not reach the origin, "no: head" that no answer reached the client in time, "no: end" that a cut answer looked whole
-or a whole one cut.
+Each case is a conversation over raw TCP between a client and an origin, with a proxy between them. It lists, in this order, what
+the client sends, what must reach the origin, what the origin answers, and what must reach the client. The cases
+are in `tests/conformance/` and run with every test run. `bench/fidelity.py` runs the same cases against nginx and caddy
+as well, each configured to add the same kind of token in front of the same origin, and writes this page.
 
-nginx and caddy are general servers, and much of what they change they change on purpose: the table does not say who is
-right, it says who passes on what. Their versions are those of Debian 12, the settings are at the end; other ones give
-other results.
+"Kept" means that the whole conversation went as written, in each of three rounds. Otherwise the table names the first
+difference:
+
+- "no: headers": a header was changed, added or lost.
+- "no: request": the request did not reach the origin.
+- "no: head": no response reached the client in time.
+- "no: end": a truncated response looked complete, or a complete one truncated.
+
+nginx and caddy are general servers, and many of their changes are deliberate. The table does not say which proxy is right; it
+says what each passes on. The versions are those of Debian 12, and the settings are at the end; other ones give other results.
 """
 
 METHOD = """\
 ## Settings
 
-cfproxy runs as a process of its own with a login at the sandbox, and with two things off that the peers don't do
-either: trying again, and the `X-Request-Id` that goes both ways unless `log.request_id` is false.
-The cases that it does not keep are marked in `tests/conformance/` with the reason, and a test fails when one of them
-begins to be kept.
+cfproxy runs as a separate process with a login at the sandbox. Two features that the other proxies lack are off: retries, and
+the `X-Request-Id` that goes in both directions unless `log.request_id` is false.
+Cases that cfproxy does not keep are marked in `tests/conformance/` with the reason, and a test fails when one of them
+starts to be kept.
 
 config.yaml, beside the login and the addresses:
 
@@ -57,10 +60,10 @@ Caddyfile:
 ```
 {caddy}```
 
-With `flush_interval -1` caddy 2.6.2 goes on for a client that has hung up, so that half-closed clients get their
-answers. Without it they don't, and the head of an answer waits for the first bytes of the body.
+With `flush_interval -1`, caddy 2.6.2 continues after a client has closed its side, so that half-closed clients get their
+responses. Without it they don't, and the head of a response waits for the first bytes of the body.
 
-To see every difference of one proxy in full: `python bench/fidelity.py --only nginx`.
+To see all differences of one proxy: `python bench/fidelity.py --only nginx`.
 """
 
 
@@ -89,15 +92,15 @@ def render(table: dict[str, Results], versions: dict[str, str], today: datetime.
 
 
 def better(table: dict[str, Results]) -> str:
-    """Return what a peer keeps and cfproxy does not."""
+    """Return the cases that another proxy keeps and cfproxy does not."""
     lines = []
     for (group, case), what in table["cfproxy"].items():
         peers = [name for name in table if not table[name][group, case]]
         if what and peers:
             lines.append(f"- {group}: {cell(case)} ({' and '.join(peers)})")
     if not lines:
-        return "There is no case that a peer keeps and cfproxy does not.\n"
-    return "Kept by a peer, but not by cfproxy:\n\n" + "\n".join(lines) + "\n"
+        return "No case is kept by another proxy and not by cfproxy.\n"
+    return "Kept by another proxy, but not by cfproxy:\n\n" + "\n".join(lines) + "\n"
 
 
 def verdict(what: str) -> str:
