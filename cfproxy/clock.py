@@ -16,16 +16,13 @@ class Clock(Protocol):
     def monotonic(self) -> float:
         """Return seconds on a clock that never jumps."""
 
-    async def sleep(self, delay_s: float) -> None:
+    async def sleep(self, delay_s: float, /) -> None:
         """Return after `delay_s` seconds of the monotonic clock."""
 
 
 class SystemClock:
-    """The machine's clocks. They are read for every request, so the built-ins stand here themselves."""
+    """The machine's clocks. They are read for every request, so these are the functions themselves."""
 
     time = staticmethod(time)
     monotonic = staticmethod(monotonic)
-
-    async def sleep(self, delay_s: float) -> None:
-        """Return after `delay_s` seconds."""
-        await asyncio.sleep(delay_s)
+    sleep = staticmethod(asyncio.sleep)
