@@ -1,5 +1,5 @@
-# ruff: noqa: INP001 - no package: the generator reads it by its path
-"""How the pages become a site: `make docs`. Any warning, a broken link among them, is an error."""
+# ruff: noqa: INP001 - no package: Sphinx reads it by its path
+"""Sphinx configuration for `make docs`. Every warning is an error, including a broken link."""
 
 project = "cfproxy"
 extensions = ["myst_parser"]
@@ -7,7 +7,7 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 exclude_patterns = ["_site", "requirements.*"]
 highlight_language = "text"
-suppress_warnings = ["misc.highlighting_failure"]  # … stands in examples where something is left out
+suppress_warnings = ["misc.highlighting_failure"]  # examples contain … for omitted parts
 html_theme = "furo"
 html_title = "cfproxy"
 html_copy_source = False

@@ -1,4 +1,4 @@
-"""The settings are documented where people look: the example file, the schema and the reference agree."""
+"""The example file, the JSON Schema and the reference describe the same settings."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cfproxy.errors import ConfigError
 from tests.support.paths import ROOT
 
 SECRETS = {"CF_CLIENT_SECRET": "s", "ACME_CLIENT_SECRET": "t"}
-# What stands for the placeholders, as a user's own values would.
+# Values for the placeholders, as a user would set them.
 ENVIRON = SECRETS | {"CFPROXY_CLIENT_ID": "app", "CFPROXY_REDIRECT_URI": "https://example.com/cb"}
 EXAMPLE = ROOT / "config.example.yaml"
 
 
 def _leaf_keys(node: dict[str, Any], schema: dict[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:
-    """Return each key of the schema, dotted, with its own part of the schema; `accounts` is one key."""
+    """Map each dotted key to its part of the schema; `accounts` is one key."""
     leaves: dict[str, dict[str, Any]] = {}
     for key, part in node["properties"].items():
         forms = [part, *part.get("anyOf", [])]  # a section, or the one value that stands for it
@@ -67,7 +67,7 @@ def test_the_example_is_a_valid_configuration() -> None:
 
 
 def test_the_example_shows_every_key_and_no_other() -> None:
-    """Whatever can be set stands in config.example.yaml."""
+    """Every setting is in config.example.yaml."""
     assert _keys_in(yaml.safe_load(_with_defaults_shown())) == set(_schema_keys())
 
 
@@ -113,7 +113,7 @@ def test_the_schema_accepts_what_the_program_accepts() -> None:
 
 
 def test_the_schema_refuses_unknown_keys_and_bad_values() -> None:
-    """An editor underlines a misspelt key, a wrong unit and a secret of a wrong shape."""
+    """An editor can mark a misspelt key, a wrong unit and a malformed secret."""
     validator = jsonschema.Draft202012Validator(json_schema())
     wrongs: list[dict[str, Any]] = [
         {"client": "x"},

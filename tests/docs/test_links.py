@@ -1,4 +1,4 @@
-"""The pages hang together: every link inside the project leads somewhere."""
+"""Every link inside the project has a target."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def _prose(page: Path) -> str:
 
 
 def _anchors(page: Path) -> set[str]:
-    """The anchors that a page's headings get, as code hosts and the generator make them."""
+    """Return the anchors of a page's headings, as code hosts and Sphinx generate them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_links_lead_somewhere(page: Path) -> None:
-    """A link to a file finds it, a link into a page finds its heading."""
+def test_links_have_a_target(page: Path) -> None:
+    """A link to a file finds the file, and a link to an anchor finds its heading."""
     broken = []
     for target, anchor in _LINK.findall(_prose(page)):
         path = (page.parent / target).resolve() if target else page
@@ -35,8 +35,8 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not broken
 
 
-def test_every_page_is_reached_from_the_index() -> None:
-    """Whoever begins at docs/index.md finds each page by following links."""
+def test_every_page_is_reachable_from_the_index() -> None:
+    """Links from docs/index.md lead to every page."""
     index = ROOT / "docs" / "index.md"
     seen, waiting = {index}, [index]
     while waiting:

@@ -1,4 +1,4 @@
-"""The dashboard and the alert rules in docs/ ask for what is really there."""
+"""The dashboard and the alert rules in docs/ use metrics that exist."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FROM_PROMETHEUS = {"up"}
 
 
 def exposed() -> dict[str, set[str]]:
-    """Return each sample's name and labels, of a process that has done everything once."""
+    """Return the name and labels of each sample, from a process that has recorded everything once."""
     metrics = Metrics()
     metrics.accounts["default"] = lambda: TokenStatus(a_login(), 30.0, None, 0.0, None, False, 7)
     fair_queue = FairQueue(RateLimit(20.0, 1.0), FakeClock(), 10, 60.0)
@@ -59,8 +59,8 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("where", "expression"), list(expressions()), ids=lambda text: str(text)[:40])
-def test_what_is_asked_for_is_exposed(where: str, expression: str) -> None:
-    """Every metric, and every label that is chosen by, exists."""
+def test_used_metrics_and_labels_exist(where: str, expression: str) -> None:
+    """Every metric in an expression exists, and every label that it filters or groups by."""
     known = exposed()
     names = re.findall(r"\b((?:cfproxy|process)_[a-z0-9_]+|up)\b(?=[{\[ )]|$)", expression)
     assert names, where
@@ -73,15 +73,15 @@ def test_what_is_asked_for_is_exposed(where: str, expression: str) -> None:
         assert labels <= set().union(*(known[name] for name in names)), where
 
 
-def test_every_metric_is_explained() -> None:
-    """The table in docs/operations.md has each of them, and no other."""
+def test_every_metric_is_documented() -> None:
+    """The table in docs/operations.md lists each metric and nothing else."""
     told = set(re.findall(r"`(cfproxy_[a-z_]+)`", (DOCS / "operations.md").read_text(encoding="utf-8")))
     shown = {re.sub(r"_(bucket|sum|count)$", "", name) for name in exposed() if name.startswith("cfproxy_")}
     assert told == shown
 
 
-def test_states_and_problems_in_the_rules_are_real_ones() -> None:
-    """A rule for a state that was renamed would never fire."""
+def test_states_and_problems_in_the_rules_exist() -> None:
+    """A rule for a renamed state would never fire."""
     for rule in alert_rules():
         for label, pattern in re.findall(r'\b(state|problem)=~?"([^"]*)"', rule["expr"]):
             values = STATES if label == "state" else {kind.slug for kind in error_kinds()}
@@ -90,7 +90,7 @@ def test_states_and_problems_in_the_rules_are_real_ones() -> None:
 
 
 def test_every_alert_says_what_to_do() -> None:
-    """A severity, a summary and a next step."""
+    """It has a severity, a summary and a next step."""
     for rule in alert_rules():
         assert rule["labels"]["severity"] in {"warning", "critical"}
         assert set(rule["annotations"]) == {"summary", "description"}
@@ -103,7 +103,7 @@ needs_promtool = pytest.mark.skipif(
 
 @needs_promtool
 def test_promtool_accepts_rules_and_exposition() -> None:
-    """Prometheus' own judgement of both."""
+    """Prometheus' own tool validates both."""
     rules = subprocess.run(["promtool", "check", "rules", ALERTS], capture_output=True, check=False)
     assert rules.returncode == 0, rules.stdout + rules.stderr
     metrics = Metrics()
@@ -115,7 +115,7 @@ def test_promtool_accepts_rules_and_exposition() -> None:
 
 
 def firing(tmp_path: Path, series: dict[str, str], expected: dict[int, list[tuple[str, str]]]) -> str:
-    """Let promtool live through `series`, one value an hour; return what it says if it saw other alerts.
+    """Replay `series` with promtool, one value per hour; return its output if the alerts differ.
 
     Args:
         tmp_path: for its file.
@@ -154,7 +154,7 @@ def firing(tmp_path: Path, series: dict[str, str], expected: dict[int, list[tupl
 
 
 def texts_of(name: str) -> dict[str, Any]:
-    """Return a rule's annotations as they read for account default of an instance without a name."""
+    """Return a rule's annotations, rendered for account default and an instance without a name."""
     (rule,) = (rule for rule in alert_rules() if rule["alert"] == name)
     fill = {"{{ $labels.account }}": "default", "{{ $labels.instance }}": ""}
     texts = rule["annotations"]
@@ -165,8 +165,8 @@ def texts_of(name: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 @needs_promtool
-def test_a_dying_login_raises_one_alert_at_a_time(tmp_path: Path) -> None:
-    """First that there is a week, then that there are two days, then nothing else until somebody logs in."""
+def test_an_ending_login_raises_one_alert_at_a_time(tmp_path: Path) -> None:
+    """The week's alert is replaced by the one for two days, which lasts until someone logs in."""
     week, days = ("CfproxyLoginEndsInAWeek", "warning"), ("CfproxyLoginEndsInTwoDays", "critical")
     series = {'cfproxy_login_expiry_warning{account="default"}': "0 0 1 1 2 2 3 3 4 4 0 0"}
     expected = {1: [], 3: [week], 5: [days], 7: [days], 9: [days], 11: []}

@@ -1,4 +1,4 @@
-"""docs/problems.md lists what cfproxy answers and exits with, as the error classes say."""
+"""docs/problems.md lists the slugs, statuses and exit codes of the error classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a release is made of agrees with itself: one version, a changelog of the known form, whole locks."""
+"""The parts of a release agree: one version, a well-formed changelog, complete lock files."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def _number(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.partition("-")[0].split("."))
 
 
-def test_the_version_stands_in_one_place() -> None:
-    """The package's own; the metadata has it from there, and nothing else says one."""
+def test_the_version_is_defined_once() -> None:
+    """The package defines it, the metadata reads it from there, and no other file repeats it."""
     assert version("cfproxy") == cfproxy.__version__
     assert re.fullmatch(SEMVER, cfproxy.__version__)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -37,8 +37,8 @@ def test_the_version_stands_in_one_place() -> None:
         assert cfproxy.__version__ not in (ROOT / name).read_text("utf-8"), name
 
 
-def test_the_changelog_begins_with_what_is_not_released() -> None:
-    """Then come the releases, the newest first, each with its day; the version in work is newer than all."""
+def test_the_changelog_starts_with_unreleased_changes() -> None:
+    """Releases follow with their dates, newest first; the current version is not older than any."""
     headings = re.findall(r"(?m)^## (.*)$", _changelog())
     assert headings[0] == "[Unreleased]"
     released = []
@@ -61,8 +61,8 @@ def test_the_package_is_marked_as_typed() -> None:
     assert "Typing :: Typed" in (metadata("cfproxy").get_all("Classifier") or [])
 
 
-def test_the_changelog_has_only_the_sections_that_readers_know() -> None:
-    """Each at most once in a release, with something in it."""
+def test_the_changelog_has_only_standard_sections() -> None:
+    """Each occurs at most once per release and is not empty."""
     for release in re.split(r"(?m)^## .*$", _changelog())[1:]:
         titles = re.findall(r"(?m)^### (.*)$", release)
         assert set(titles) <= set(SECTIONS)
@@ -78,8 +78,8 @@ def test_the_changelog_has_only_the_sections_that_readers_know() -> None:
         (".ci/requirements-test.lock", {"encrypt", "fast", "redis", "test"}),
     ],
 )
-def test_a_lock_is_whole(lock: str, extras: set[str]) -> None:
-    """It pins all that is asked for here, under the name that pip looks for: with the extra, where one is."""
+def test_a_lock_file_is_complete(lock: str, extras: set[str]) -> None:
+    """It pins every requirement under the name that pip looks for, including extras."""
     pinned = set(re.findall(r"(?m)^(\S+)==", (ROOT / lock).read_text("utf-8")))
     todo, done = {("cfproxy", frozenset(extras))}, set()
     while todo:

@@ -1,4 +1,4 @@
-"""The files of docs/deploy, and how cfproxy itself judges what they give it.
+"""Read the files of docs/deploy and parse their contents as cfproxy does.
 
 Owns: reading them, and running a command line and an environment through the real parser and loader.
 Invariant: nothing is served and no network is asked; secret files that a file names exist for the test only.
@@ -23,7 +23,7 @@ DEPLOY = ROOT / "docs" / "deploy"
 
 
 def read_text(name: str) -> str:
-    """Return one file's text."""
+    """Return the text of a file."""
     return (DEPLOY / name).read_text("utf-8")
 
 
@@ -33,7 +33,7 @@ def read_documents(name: str) -> list[dict[str, Any]]:
 
 
 def parse_command(words: Sequence[str]) -> tuple[str, dict[str, Any], str | None]:
-    """Parse a command line as cfproxy does, and run nothing.
+    """Parse a command line as cfproxy does, without running it.
 
     Args:
         words: without the program's name.
@@ -86,5 +86,5 @@ def load_with(
 
 
 def words_of(line: str) -> list[str]:
-    """Return the words of a command line after the program's path."""
+    """Return the arguments of a command line."""
     return shlex.split(line)[1:]

@@ -1,4 +1,4 @@
-"""docs/deploy/compose.yaml: valid, closed to the network, and understood by cfproxy."""
+"""docs/deploy/compose.yaml: valid, closed to the network, and accepted by cfproxy."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ PROXY: dict[str, Any] = FILE["services"]["cfproxy"]
 
 
 @pytest.mark.skipif(not SCHEMA.exists(), reason="needs `npm install --prefix tests/docs/deploy`")
-def test_it_satisfies_the_schema_of_compose() -> None:
-    """Of the Compose Specification; two keys are younger than the schema that is packaged."""
+def test_it_satisfies_the_compose_schema() -> None:
+    """The Compose Specification's schema accepts it; two keys are newer than the packaged schema."""
     healthcheck = {k: v for k, v in PROXY["healthcheck"].items() if k != "start_interval"}
     services = FILE["services"] | {"cfproxy": PROXY | {"healthcheck": healthcheck}}
     file = {k: v for k, v in FILE.items() if k != "name"} | {"services": services}
@@ -27,8 +27,8 @@ def test_it_satisfies_the_schema_of_compose() -> None:
     assert not validator.is_valid(file | {"services": services | {"worker": {"imagee": "x"}}})
 
 
-def test_cfproxy_takes_its_environment(tmp_path: Path) -> None:
-    """With the secrets that it mounts; callers of other containers need the key."""
+def test_cfproxy_accepts_its_environment(tmp_path: Path) -> None:
+    """The settings load with the mounted secrets, and callers in other containers need the key."""
     environ = PROXY["environment"] | {"CFPROXY_CLIENT_ID": "app"}
     secrets = {f"/run/secrets/{name}": f"the-{name}" for name in PROXY["secrets"]}
     settings = load_with(environ, secrets, tmp_path)
@@ -40,7 +40,7 @@ def test_cfproxy_takes_its_environment(tmp_path: Path) -> None:
     assert set(PROXY["secrets"]) == set(FILE["secrets"])
 
 
-def test_its_health_check_is_a_command_of_cfproxy() -> None:
+def test_its_health_check_is_a_cfproxy_command() -> None:
     """The worker waits until the proxy can serve."""
     kind, program, *words = PROXY["healthcheck"]["test"]
     name, options, _ = parse_command(words)
@@ -48,7 +48,7 @@ def test_its_health_check_is_a_command_of_cfproxy() -> None:
     assert FILE["services"]["worker"]["depends_on"] == {"cfproxy": {"condition": "service_healthy"}}
 
 
-def test_nothing_is_open_that_need_not_be() -> None:
-    """Published to this machine's loopback only; root read-only, no capability."""
+def test_nothing_is_open_unnecessarily() -> None:
+    """The port is on loopback only, the root is read-only, and there are no capabilities."""
     assert [port.rpartition(":")[0].rpartition(":")[0] for port in PROXY["ports"]] == ["127.0.0.1"]
     assert (PROXY["read_only"], PROXY["cap_drop"]) == (True, ["ALL"])

@@ -1,4 +1,4 @@
-"""What the Dockerfile says agrees with the repository and with cfproxy."""
+"""The Dockerfile agrees with the repository and with cfproxy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _instructions(name: str, text: str) -> list[str]:
     return re.findall(rf"(?m)^{name} (.*)$", text)
 
 
-def test_what_is_copied_exists_and_reaches_the_build() -> None:
+def test_copied_files_exist_and_reach_the_build() -> None:
     """Each source is in the repository, and .dockerignore lets it through."""
     allowed = {
         line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line.startswith("!")
@@ -32,7 +32,7 @@ def test_what_is_copied_exists_and_reaches_the_build() -> None:
 
 
 def test_its_variables_are_settings(tmp_path: Path) -> None:
-    """With the client's own on top it starts without a file."""
+    """With the client's settings added, cfproxy starts without a file."""
     (line,) = _instructions("ENV", FINAL)
     variables = dict(word.split("=", 1) for word in line.split())
     ours = {name: value for name, value in variables.items() if name.startswith("CFPROXY_")}
@@ -43,8 +43,8 @@ def test_its_variables_are_settings(tmp_path: Path) -> None:
     assert PurePosixPath(volume) in PurePosixPath(str(store.url).removeprefix("file:")).parents
 
 
-def test_its_commands_are_known() -> None:
-    """The default command and the health check are command lines of cfproxy, without a shell before it."""
+def test_its_commands_are_valid() -> None:
+    """The default command and the health check are command lines of cfproxy, without a shell."""
     (entry,), (command,) = _instructions("ENTRYPOINT", FINAL), _instructions("CMD", FINAL)
     assert json.loads(entry) == ["cfproxy"]
     assert parse_command(json.loads(command))[0] == "serve"
@@ -57,15 +57,15 @@ def test_its_commands_are_known() -> None:
     assert options["timeout_s"] < int(timeout[1])
 
 
-def test_it_runs_as_nobody_in_particular() -> None:
-    """A numeric user, which Kubernetes can check; what the volume begins with is that user's."""
+def test_it_runs_as_an_unprivileged_user() -> None:
+    """The user is numeric, so that Kubernetes can check it, and owns the volume's folder."""
     assert _instructions("USER", FINAL) == ["65532:65532"]
     assert "--chown=65532:65532 /var/lib/cfproxy /var/lib/cfproxy" in FINAL
 
 
 @pytest.mark.parametrize("lock", ["requirements.lock", ".ci/requirements-build.lock"])
-def test_nothing_is_built_from_source_or_taken_unseen(lock: str) -> None:
-    """Each lock is installed as wheels, by hash."""
+def test_dependencies_are_locked_wheels(lock: str) -> None:
+    """Each lock file is installed from wheels only, with hashes."""
     (line,) = [line for line in _instructions("RUN", TEXT) if f"-r {lock}" in line]
     assert "--require-hashes" in line
     assert "--only-binary :all:" in line

@@ -1,4 +1,4 @@
-"""docs/deploy/kubernetes-*.yaml: valid, probed by cfproxy's own command, and understood by cfproxy."""
+"""docs/deploy/kubernetes-*.yaml: valid, probed by a cfproxy command, and accepted by cfproxy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _environment(name: str) -> dict[str, str]:
 
 
 def _secrets(name: str) -> dict[str, str]:
-    """The files that the Secret becomes, as the volume mounts it."""
+    """Write the Secret's files as the volume mounts them."""
     (mount,) = [mount for mount in _proxy(name)["volumeMounts"] if mount["name"] == "secrets"]
     return {f"{mount['mountPath']}/{key}": f"the-{key}" for key in _kinds(name)["Secret"]["stringData"]}
 
@@ -49,7 +49,7 @@ def _probes(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_each_object_satisfies_its_schema(name: str) -> None:
-    """Of Kubernetes itself, strictly: an unknown key is a mistake."""
+    """Kubernetes' own strict schema accepts it; unknown keys are errors."""
     validating = pytest.importorskip("kubernetes_validate", reason="needs `make schemas`")
     for document in read_documents(name):
         validating.validate(document, SINCE, strict=True)
@@ -59,7 +59,7 @@ def test_each_object_satisfies_its_schema(name: str) -> None:
         validating.validate(wrong, SINCE, strict=True)
 
 
-def test_the_sidecar_takes_its_environment(tmp_path: Path) -> None:
+def test_cfproxy_accepts_the_sidecar_s_environment(tmp_path: Path) -> None:
     """It listens inside the pod only, so it needs no key."""
     settings = load_with(_environment(FILES[0]), _secrets(FILES[0]), tmp_path)
     account = settings.accounts["default"]
@@ -70,8 +70,8 @@ def test_the_sidecar_takes_its_environment(tmp_path: Path) -> None:
     assert _kinds(FILES[0])["NetworkPolicy"]["spec"]["ingress"] == []
 
 
-def test_the_replicas_take_their_configuration(tmp_path: Path) -> None:
-    """They share the login and the rate, ask for a key, and answer to the Service's name."""
+def test_cfproxy_accepts_the_replicas_configuration(tmp_path: Path) -> None:
+    """Replicas share login and rate, require a key, and accept the Service's name."""
     kinds = _kinds(FILES[1])
     environ = _environment(FILES[1])
     path = environ.pop("CFPROXY_CONFIG")
@@ -91,8 +91,8 @@ def test_the_replicas_take_their_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_probes_ask_cfproxy_itself(name: str) -> None:
-    """Only whether the process turns decides about a restart, and each probe has time to answer."""
+def test_probes_run_cfproxy_commands(name: str) -> None:
+    """Only liveness decides about a restart, and each probe has enough time."""
     asked = {}
     for key, probe in _probes(name):
         program, *words = probe["exec"]["command"]
@@ -106,7 +106,7 @@ def test_probes_ask_cfproxy_itself(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_pods_are_locked_down_and_have_time_to_drain(name: str) -> None:
-    """As the restricted Pod Security Standard wants it, with a read-only root."""
+    """They meet the restricted Pod Security Standard and have a read-only root."""
     pod, proxy = _pod(name), _proxy(name)
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     security = proxy["securityContext"]

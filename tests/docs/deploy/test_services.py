@@ -1,4 +1,4 @@
-"""The files for systemd, Windows and macOS: read by what reads them, and understood by cfproxy."""
+"""The files for systemd, Windows and macOS are valid and accepted by cfproxy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TASK = "{http://schemas.microsoft.com/windows/2004/02/mit/task}"
 
 
 def _unit(name: str) -> dict[str, list[tuple[str, str]]]:
-    """Return the sections of a unit; a key may stand more than once."""
+    """Return the sections of a unit; a key may occur more than once."""
     sections: dict[str, list[tuple[str, str]]] = {}
     for line in read_text(name).splitlines():
         if line.startswith("["):
@@ -37,7 +37,7 @@ def _unit(name: str) -> dict[str, list[tuple[str, str]]]:
 
 @needs_systemd
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
-    """`systemd-analyze verify` finds nothing once the program is where the unit says."""
+    """`systemd-analyze verify` reports nothing if the program is where the unit says."""
     for name in ("cfproxy.service", "cfproxy.socket"):
         text = read_text(name).replace("/opt/cfproxy/bin/cfproxy", shutil.which("true") or "")
         (tmp_path / name).write_text(text)
@@ -52,7 +52,7 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
 
 @needs_systemd
 def test_the_service_is_locked_down() -> None:
-    """Its exposure is what the page says, where a unit without any hardening has 9.6."""
+    """Its exposure level is the one on the page; a unit without hardening has 9.6."""
     said = re.search(r"rates the unit (\d\.\d)", read_text("systemd.md"))
     assert said
     ran = subprocess.run(
@@ -73,8 +73,8 @@ def test_the_service_is_locked_down() -> None:
     assert f"Overall exposure level for cfproxy.service: {said[1]}" in ran.stdout
 
 
-def test_cfproxy_takes_the_service(tmp_path: Path) -> None:
-    """The command line, and the variables with what systemd puts in place of its specifiers."""
+def test_cfproxy_accepts_the_service(tmp_path: Path) -> None:
+    """Command line and variables are valid once systemd's specifiers are replaced."""
     service = _unit("cfproxy.service")["Service"]
     options = dict(service)
     command, _, config = parse_command(words_of(options["ExecStart"]))
@@ -93,15 +93,15 @@ def test_cfproxy_takes_the_service(tmp_path: Path) -> None:
     assert int(options["TimeoutStopSec"]) > account.timeouts.drain_s + account.timeouts.token_s
 
 
-def test_the_sockets_are_those_of_the_configuration() -> None:
-    """Cfproxy knows a socket without a name by its address."""
+def test_the_sockets_match_the_configuration() -> None:
+    """Sockets without a name are matched by address."""
     settings = load_settings(None, CLIENT | SECRET)
     listening = [value for key, value in _unit("cfproxy.socket")["Socket"] if key == "ListenStream"]
     assert listening == [str(settings.accounts["default"].listen), str(settings.admin)]
 
 
 def test_the_windows_service_runs_cfproxy() -> None:
-    """With a configuration and a store that are named, and without rights of its own."""
+    """It names its configuration and store, and has no special rights."""
     root = ET.fromstring(read_text("windows-service.xml"))  # noqa: S314 - our own file
     assert root.tag == "service"
     values = {child.tag: (child.text or "").strip() for child in root}
@@ -115,7 +115,7 @@ def test_the_windows_service_runs_cfproxy() -> None:
 
 
 def test_the_windows_task_runs_cfproxy() -> None:
-    """At logon, without end, with the user's plain rights, as a text for Register-ScheduledTask."""
+    """It runs from logon without a time limit, with plain user rights, for Register-ScheduledTask."""
     text = read_text("windows-task.xml")
     assert "<?xml" not in text  # an encoding that is declared and not that of the string is refused
     root = ET.fromstring(text)  # noqa: S314 - our own file
@@ -134,7 +134,7 @@ def test_the_windows_task_runs_cfproxy() -> None:
 
 
 def test_launchd_runs_cfproxy() -> None:
-    """A property list with known keys; what it writes is the user's alone."""
+    """The property list has known keys only, and the files it writes are private."""
     agent = plistlib.loads(read_text("launchd.plist").encode())
     program, *words = agent["ProgramArguments"]
     assert Path(program).name == "cfproxy"

@@ -1,4 +1,4 @@
-"""The clients that recipes are written for, and how each is run.
+"""The clients of the recipes, and how to run each.
 
 Owns: which program runs which file, and the words of a skip where it is missing.
 Must not know: what a recipe does (`test_recipes.py`).
@@ -34,7 +34,7 @@ _ASSEMBLIES = (
 
 @dataclass(frozen=True)
 class Client:
-    """One recipe's file and what runs it.
+    """A recipe's file and the command that runs it.
 
     Args:
         file: in docs/recipes.
@@ -46,12 +46,12 @@ class Client:
 
     @property
     def name(self) -> str:
-        """The recipe's page without its suffix."""
+        """The name of the recipe's page without suffix."""
         return Path(self.file).stem
 
 
 def program(name: str, package: str) -> str:
-    """Return a program's path; skip the test where it is missing."""
+    """Return a program's path; skip the test if it is missing."""
     found = shutil.which(name)
     if found is None:
         pytest.skip(f"{name} is not installed: {package}")

@@ -1,4 +1,4 @@
-"""The recipes' pages show what is run."""
+"""The recipes' pages show the files that the tests run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BLOCK = re.compile(r"^```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_page_shows_its_runnable_file(file: str) -> None:
-    """A recipe's page holds the text of the file that the tests run, and links to it."""
+    """The page contains the file's text and links to it."""
     stem = file.partition(".")[0]
     page = RECIPES / f"{'postman' if stem.startswith('postman') else stem.lower()}.md"
     text = page.read_text("utf-8")
@@ -25,7 +25,7 @@ def test_a_page_shows_its_runnable_file(file: str) -> None:
 
 
 def test_every_recipe_is_listed_and_every_file_is_run() -> None:
-    """The overview links to each page, and no runnable file lies beside them untested."""
+    """The overview links to every page, and the tests run every file."""
     pages = {path.name for path in RECIPES.glob("*.md")} - {"index.md"}
     linked = set(re.findall(r"\]\(([a-z-]+\.md)\)", (RECIPES / "index.md").read_text("utf-8")))
     assert linked == pages
@@ -33,7 +33,7 @@ def test_every_recipe_is_listed_and_every_file_is_run() -> None:
 
 
 def test_the_powershell_recipe_is_powershell() -> None:
-    """Its grammar holds even where there is no PowerShell to run it."""
+    """Its syntax is checked even without PowerShell."""
     parser = Parser(Language(tree_sitter_powershell.language()))
     text = (RECIPES / "powershell.ps1").read_bytes()
     assert not parser.parse(text).root_node.has_error

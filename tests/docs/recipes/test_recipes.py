@@ -27,7 +27,7 @@ REJECTED_CALL = 5
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    """A sandbox, and a proxy's configuration with an access key."""
+    """A sandbox and a proxy configuration with an access key."""
     async with open_world(tmp_path) as opened:
         LEDGER.add_secret(KEY, "an access key")
         opened.write_config(access={"keys": [KEY]})
@@ -50,7 +50,7 @@ def reject_in_the_middle(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def run(client: Client, world: World, url: str, key: str) -> tuple[int, str]:
-    """Run a recipe with a file to upload; return its exit code and all that it wrote."""
+    """Run a recipe with a file to upload; return its exit code and output."""
     words = await asyncio.to_thread(client.words, RECIPES / client.file, world.folder)
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     environment = kept | {"GATEWAY_URL": url, "HOME": str(world.folder), "LC_ALL": "C.UTF-8"}
@@ -78,7 +78,7 @@ async def run(client: Client, world: World, url: str, key: str) -> tuple[int, st
 
 
 def postman_environment(url: str, key: str) -> str:
-    """The recipe's environment with these values put in, as a person would."""
+    """Return the recipe's environment with these values filled in."""
     environment = json.loads((RECIPES / "postman-environment.json").read_text("utf-8"))
     for variable in environment["values"]:
         variable["value"] = {"gatewayUrl": url, "gatewayKey": key}.get(variable["key"], variable["value"])
@@ -86,10 +86,10 @@ def postman_environment(url: str, key: str) -> str:
 
 
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
-async def test_a_recipe_sees_nothing_of_a_rejected_token(
+async def test_a_recipe_does_not_notice_a_rejected_token(
     client: Client, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of a recipe's calls succeed although the API answers 401 to the change, and one refresh is made."""
+    """All calls succeed although the API answers the change with 401; there is one refresh."""
     sandbox = world.sandbox
     job = next(iter(sandbox.studio.jobs.values()))
     before = f"{job['code']}: {job['name']}"
@@ -112,8 +112,8 @@ async def test_a_recipe_sees_nothing_of_a_rejected_token(
 
 
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
-async def test_a_recipe_tells_an_answer_of_cfproxy_from_the_api_s(client: Client, world: World) -> None:
-    """Without the access key a recipe fails, and says that it was cfproxy that answered, and why."""
+async def test_a_recipe_tells_cfproxy_s_response_from_the_api_s(client: Client, world: World) -> None:
+    """Without the access key a recipe fails and reports cfproxy's reason."""
     async with world.serve() as proxy:
         code, said = await run(client, world, proxy.url, "")
     assert code != 0
