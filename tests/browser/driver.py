@@ -13,15 +13,15 @@ How to use it: write a JavaScript module beside the test,
       return { title: await page.title() };
     };
 
-where `page` and the rest are playwright's (https://playwright.dev/docs/api/class-page), and a test:
+where `page` and the other names are playwright's (https://playwright.dev/docs/api/class-page), and a test:
 
     @needs_browser
     async def test_the_page_has_a_title(…) -> None:
         seen = await run_script(HERE / "example.mjs", {"url": url})
         assert seen == {"title": "cfproxy"}
 
-`run_script` is a coroutine, so that servers of the same event loop answer meanwhile. An exception in the
-script fails the test with the script's own words.
+`run_script` is a coroutine, so that servers on the same event loop can respond. An exception in the script
+fails the test with its message.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ import pytest
 
 HERE = Path(__file__).parent
 RUNNER = HERE / "run.mjs"
-PATIENCE_S = 120.0  # only a hang takes that long
+PATIENCE_S = 120.0  # reached only by a hang
 ARGUMENTS = (
     "--no-sandbox",  # the sandbox needs a non-root user, which containers often lack
     "--disable-dev-shm-usage",
@@ -54,7 +54,7 @@ def find_browser() -> str | None:
 
 
 def missing() -> str:
-    """Return what browser tests lack on this machine, and how to get it; empty if nothing."""
+    """Return what browser tests lack on this machine and how to get it, or an empty string."""
     if find_browser() is None:
         return "no Chromium; on Debian: apt-get install chromium"
     if shutil.which("node") is None:
@@ -69,12 +69,12 @@ needs_browser = pytest.mark.skipif(bool(missing()), reason=missing())
 
 
 async def run_script(script: Path, given: Any = None, *, names: Mapping[str, str] | None = None) -> Any:
-    """Run a script in a fresh browser and return what it returned.
+    """Run a script in a fresh browser and return its result.
 
     Args:
-        script: a module as in the docstring above.
+        script: a module as described above.
         given: JSON types; the script's `input`.
-        names: host name → address, instead of DNS. Other names than these and localhost don't resolve.
+        names: host name → address, instead of DNS. No other names except localhost resolve.
     """
     rules = [f"MAP {name} {address}" for name, address in (names or {}).items()]
     rules += ["MAP * ~NOTFOUND", "EXCLUDE localhost", "EXCLUDE 127.0.0.1", "EXCLUDE [::1]"]

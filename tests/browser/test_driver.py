@@ -1,4 +1,4 @@
-"""The driver itself: otherwise a browser test could pass because nothing ran."""
+"""Tests of the driver, because a browser test could otherwise pass without running anything."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ PAGE = reply("200 OK", b"<title>a page</title>", b"Content-Type: text/html")
 pytestmark = needs_browser
 
 
-async def test_a_script_sees_a_page_under_the_name_it_asked_for() -> None:
-    """It makes a real request, to a name that only the test resolves."""
+async def test_a_script_sees_a_page_under_its_host_name() -> None:
+    """A real request was made to a host name that only the test defines."""
     async with serving(answering(PAGE)) as origin:
         url = origin.url.replace("127.0.0.1", "page.example")
         seen = await run_script(HERE / "title.mjs", {"url": url}, names={"page.example": "127.0.0.1"})
@@ -22,6 +22,6 @@ async def test_a_script_sees_a_page_under_the_name_it_asked_for() -> None:
 
 
 async def test_a_script_that_fails_fails_the_test() -> None:
-    """With the script's own message; unknown names do not resolve."""
+    """Its message is in the failure; other host names do not resolve."""
     with pytest.raises(AssertionError, match="ERR_NAME_NOT_RESOLVED"):
         await run_script(HERE / "title.mjs", {"url": "http://unknown.example/"})

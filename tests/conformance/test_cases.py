@@ -1,4 +1,4 @@
-"""What the client sent is what the upstream gets, and the other way round: every case, byte by byte."""
+"""Every case of the suite: what one side sends reaches the other unchanged, byte by byte."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def authority() -> trustme.CA:
     return trustme.CA()
 
 
-# Over TLS the bytes of a head are the same; what may differ is how they come, and how a connection ends.
+# Over TLS the bytes of a head are the same; their segments and the end of a connection may differ.
 OVER_TLS = re.compile("Bytes|Framing|Trailers|Streams|Answers without|Answers while|A cut|Expect|Interim|Old")
 
 
@@ -45,13 +45,13 @@ def _parameters(groups: Iterable[Group], *, kept_only: bool = False) -> list[obj
 
 @pytest.mark.parametrize("case", _parameters(GROUPS))
 async def test_is_kept(case: Case) -> None:
-    """The case goes as it is written, through a listener on loopback."""
+    """The case passes through a listener on loopback."""
     await _play(case, None, None)
 
 
 @pytest.mark.parametrize("case", _parameters(GROUPS, kept_only=True))
-async def test_is_kept_when_nothing_has_to_be_waited_for(case: Case) -> None:
-    """It goes the same way when token, slot and connection are at hand."""
+async def test_is_kept_without_waiting(case: Case) -> None:
+    """The case passes when token, slot and connection are available at once."""
     await _play(case, None, None, warm=True)
 
 
@@ -60,7 +60,7 @@ async def test_is_kept_when_nothing_has_to_be_waited_for(case: Case) -> None:
     "case", _parameters((group for group in GROUPS if OVER_TLS.match(group.name)), kept_only=True)
 )
 async def test_is_kept_over_tls(case: Case, authority: trustme.CA) -> None:
-    """It goes the same way when the upstream is https."""
+    """The case passes with an https upstream."""
     server, trusting = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
     authority.issue_cert("127.0.0.1").configure_cert(server)
     authority.configure_trust(trusting)

@@ -1,4 +1,4 @@
-"""The yardstick itself: whole messages are read as they are however they arrive, and differences are seen."""
+"""The test client itself: it reads messages in any segmentation, and notices each difference."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _PIECES = st.lists(st.binary(min_size=1, max_size=40), max_size=6)
 
 
 @given(_PIECES, st.lists(st.integers(1, 30), min_size=1), st.booleans())
-def test_a_chunked_body_is_read_however_it_is_cut_into_segments(
+def test_a_chunked_body_is_read_in_any_segmentation(
     pieces: list[bytes], sizes: list[int], trailer: bool
 ) -> None:
-    """Body, trailers and the first byte after them are found whatever the segments are."""
+    """Body, trailers and the first byte after them are found in any segmentation."""
     last = b"0;x\r\nX-Sum: 1\r\n\r\n" if trailer else b"0\r\n\r\n"
     wire = chunks(*pieces, last=last) + b"HTTP"
     message, buffer, at = Message(b"", [], "chunked"), bytearray(), 0
@@ -53,14 +53,14 @@ _SAME = Message(b"GET /a HTTP/1.1", [(b"X-A", b"1"), (b"x-b", b"2"), (b"Via", b"
     ],
 )
 def test_a_difference_in_the_head_is_seen(got: Got, what: str) -> None:
-    """Each expectation fails by what it is about."""
+    """Each expectation fails for its own subject."""
     with pytest.raises(NotKept) as caught:
         got.check_head(_SAME, of_request=True)
     assert caught.value.what == what
 
 
-def test_what_is_the_same_passes() -> None:
-    """The expectations hold for the message that they describe; the case of names counts in `spelt` only."""
+def test_a_matching_message_passes() -> None:
+    """Each expectation holds for the message it describes; only `spelt` compares the case of names."""
     lines = [b"x-a: 1", b"X-B: 2"]
     Got(start=_SAME.start, lines=lines, ordered=lines, only=lines, via=[b"1.0 f", b"1.1"]).check_head(
         _SAME, of_request=True
@@ -79,15 +79,15 @@ def test_what_is_the_same_passes() -> None:
     ],
 )
 def test_a_cut_is_told_from_an_end(message: Message, reset: bool, cut: bool) -> None:
-    """A body that its connection ends is cut by a reset, every other one by what is missing."""
+    """A body that ends with its connection is cut by a reset, any other by missing bytes."""
     Got(cut=cut, body=b"").check_body(message, reset=reset)
     with pytest.raises(NotKept, match="end"):
         Got(cut=not cut, body=b"").check_body(message, reset=reset)
 
 
 @pytest.mark.slow
-async def test_a_client_that_talks_to_nobody_keeps_nothing() -> None:
-    """A proxy that closes every connection fails all cases."""
+async def test_a_proxy_that_closes_every_connection_fails_all_cases() -> None:
+    """No case passes by accident."""
     server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with open_origin() as origin:
@@ -99,16 +99,16 @@ async def test_a_client_that_talks_to_nobody_keeps_nothing() -> None:
     server.close()
 
 
-async def test_a_proxy_that_adds_no_token_keeps_nothing() -> None:
-    """A connection straight to the origin fails by the token in the first request."""
+async def test_a_proxy_that_adds_no_token_fails_all_cases() -> None:
+    """A direct connection to the origin fails because the first request has no token."""
     async with open_origin() as origin:
         port = int(origin.authority.rpartition(b":")[2])
         with pytest.raises(NotKept, match="token"):
             await Stage(origin, port, b"token").play(GROUPS[0].cases[0])
 
 
-async def test_an_answer_that_nobody_waits_for_is_seen() -> None:
-    """What is left over when the steps are done fails the case."""
+async def test_an_unexpected_response_is_noticed() -> None:
+    """Bytes that are left over after the steps fail the case."""
     end = End(1.0)
     end.data_received(b"HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 200 OK\r\n\r\n")
     message = await end.next_message(is_answer=True)

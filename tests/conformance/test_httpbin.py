@@ -1,4 +1,4 @@
-"""httpbin answers the same behind the proxy as without it: every endpoint, every header, every byte."""
+"""Httpbin responds the same behind the proxy as without it: every endpoint, header and byte."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.proxied import Proxied, proxied
 pytest.importorskip("httpbin", reason="httpbin is not installed (it is in the extra `test`)")
 
 PATIENCE_S = 20.0
-# What the proxy adds. Sent straight to httpbin as well, so that what it echoes is the same.
+# Added by the proxy, and sent to httpbin directly as well, so that both echo the same.
 ADDED = (b"Via: 1.1 cfproxy-test", b"Authorization: Bearer token-1")
 _PER_CONNECTION = {b"connection", b"transfer-encoding"}
 _NEW_EACH_TIME = {b"date", b"last-modified", b"etag", b"www-authenticate"}
@@ -33,7 +33,7 @@ def httpbin_port() -> Iterator[int]:
 
 
 async def _asked(port: int, request: bytes) -> Message:
-    """Return the answer to the one request of a new connection."""
+    """Return the response to the only request of a new connection."""
     _, end = await asyncio.get_running_loop().create_connection(lambda: End(PATIENCE_S), "127.0.0.1", port)
     try:
         end.send(request)
@@ -46,7 +46,7 @@ async def _asked(port: int, request: bytes) -> Message:
 
 
 def _headers(message: Message, call: Call, upstream: bytes, host: bytes) -> list[tuple[bytes, bytes]]:
-    """Return the headers to compare, without what belongs to the connection or is new each time."""
+    """Return the headers to compare, without those of the connection and those that change each time."""
     kept = []
     for name, value in message.headers:
         low = name.lower()
@@ -104,15 +104,15 @@ def _calls() -> list[object]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("call", _calls())
-async def test_httpbin_answers_the_same_behind_the_proxy(call: Call, httpbin_port: int) -> None:
-    """Status, headers in their order and body are the same; a redirect to httpbin itself names the proxy."""
+async def test_httpbin_responds_the_same_behind_the_proxy(call: Call, httpbin_port: int) -> None:
+    """Status, headers in their order, and body are the same; redirects to httpbin name the proxy."""
     async with proxied(answering(OK), upstream_url=f"http://127.0.0.1:{httpbin_port}", retry=False) as world:
         await _compare(world, httpbin_port, call)
 
 
 @pytest.mark.slow
-async def test_all_calls_go_through_one_client_connection(httpbin_port: int) -> None:
-    """One connection takes all answers, one after another, and none of them shifts the next one."""
+async def test_all_calls_work_on_one_client_connection(httpbin_port: int) -> None:
+    """One connection carries all responses in sequence, and none affects the next."""
     async with proxied(answering(OK), upstream_url=f"http://127.0.0.1:{httpbin_port}", retry=False) as world:
         host = b"localhost:%d" % world.port
         _, end = await asyncio.get_running_loop().create_connection(
@@ -128,7 +128,7 @@ async def test_all_calls_go_through_one_client_connection(httpbin_port: int) -> 
 
 
 async def test_the_token_and_via_are_all_that_httpbin_sees_of_the_proxy(httpbin_port: int) -> None:
-    """Of what httpbin was sent it tells the client's own headers, the upstream's host and the token."""
+    """Httpbin receives the client's headers, the upstream's host, the token and Via."""
     async with proxied(answering(OK), upstream_url=f"http://127.0.0.1:{httpbin_port}") as world:
         call = Call(
             b"GET", b"/headers?show_env=1", (b"X-A: 1", b"User-Agent: x", b"Authorization: Basic eDp5")
@@ -145,13 +145,13 @@ async def test_the_token_and_via_are_all_that_httpbin_sees_of_the_proxy(httpbin_
 
 @pytest.mark.parametrize("call", [Call(b"GET", b"/status/401"), Call(b"GET", b"/basic-auth/u/p")])
 async def test_a_401_is_the_same_after_a_refresh(call: Call, httpbin_port: int) -> None:
-    """A 401 of httpbin sets off one refresh and one second try; the answer to that one arrives as it is."""
+    """A 401 causes one refresh and one retry, whose response arrives unchanged."""
     async with proxied(answering(OK), upstream_url=f"http://127.0.0.1:{httpbin_port}") as world:
         await _compare(world, httpbin_port, call)
         asked = [entry for entry in world.source.journal if re.match("replace|distrust", entry)]
         assert asked == ["replace token-1", "distrust token-2"]
 
 
-def test_every_endpoint_of_httpbin_is_asked() -> None:
-    """A route that httpbin gains is missed here until it has its calls."""
+def test_every_endpoint_of_httpbin_is_called() -> None:
+    """Fails when a new version of httpbin has a route without calls."""
     assert set(CALLS) == routes()

@@ -1,4 +1,4 @@
-"""The cases through `cfproxy serve` as it ships: a process of its own, with a login, a queue and a log."""
+"""The cases through `cfproxy serve` as it ships: a process with a login, a queue and a log."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.e2e.kit import open_world
 
 
 @pytest.mark.e2e
-async def test_the_shipped_program_keeps_what_the_listener_keeps(tmp_path: Path) -> None:
-    """One process keeps all that a listener with fakes around it keeps, case after case."""
+async def test_the_shipped_program_passes_all_cases(tmp_path: Path) -> None:
+    """One process passes every case that a listener with fakes passes."""
     async with open_origin() as origin, open_world(tmp_path) as world:
         retry = {"unauthorized": False, "too_many_requests": False}
         world.write_config(

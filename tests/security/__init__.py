@@ -1,1 +1,1 @@
-"""A corpus of hostile requests, and what must hold for every one of them."""
+"""A corpus of hostile requests, and the invariants that hold for each."""

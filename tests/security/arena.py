@@ -1,8 +1,6 @@
-"""Where a case is played: a listener, and behind it an origin that records every byte.
+"""Runs a case: a listener, and behind it an origin that records every byte.
 
-Owns: the recording origin, the client that sends pieces as they are given, and what both saw.
-Must not know: the table, or what ought to come of it.
-Invariant: the origin answers whole requests only, and only ones that its strict parser reads.
+The origin responds only to complete requests that its strict parser accepts.
 """
 
 from __future__ import annotations
@@ -19,8 +17,8 @@ from tests.security.strict import Heard, Violation, read_requests
 from tests.support.origin import Peer, until_still
 from tests.support.proxied import Proxied, proxied
 
-# A request needs about twenty turns of the event loop from one side of the proxy to the other. While one is
-# under way it may also wait for something that takes time; longer than this it waits for the client.
+# A request takes about twenty iterations of the event loop to pass the proxy. While one is in flight it may
+# also wait for something slower; beyond this limit it is waiting for the client.
 TURNS = 60
 WAITING_S = 0.03
 
@@ -31,12 +29,12 @@ class Stream:
 
     data: bytearray = field(default_factory=bytearray)
     answered_bytes: int = 0
-    went_on: bool = False  # whether 100 Continue was said to the present request
+    went_on: bool = False  # whether the current request got 100 Continue
     open: bool = True
 
 
 class Recorder:
-    """The origin's script: record, and answer whole requests."""
+    """The origin's script: record, and respond to complete requests."""
 
     def __init__(self) -> None:
         self.streams: list[Stream] = []
@@ -51,7 +49,7 @@ class Recorder:
         try:
             while piece := await peer.reader.read(1 << 16):
                 stream.data += piece
-                with contextlib.suppress(Violation):  # the oracle will find it again
+                with contextlib.suppress(Violation):  # the oracle reports it
                     await self._answer(peer, stream)
         finally:
             stream.open = False
@@ -72,13 +70,13 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one connection.
+    """The result of one connection.
 
     Args:
-        answers: what the client got, as `oracle.check_downstream` names them.
-        requests: what the origin got whole, in order of connections.
-        closing: whether the last answer says that the connection ends.
-        ended: whether it has.
+        answers: what the client received, as `oracle.check_downstream` names them.
+        requests: the complete requests that the origin received, in order of connections.
+        closing: whether the last response announces the end of the connection.
+        ended: whether the connection has ended.
     """
 
     answers: tuple[str, ...]
@@ -111,7 +109,7 @@ class Caller:
             self._writer.write(piece)
 
     def finish(self) -> None:
-        """Send no more, as far as the other side can tell."""
+        """Half-close the connection, as seen by the other side."""
         with contextlib.suppress(OSError):
             self._writer.write_eof()
 
@@ -138,11 +136,11 @@ class Arena:
         return self._recorder.seen_bytes
 
     async def play(self, pieces: Sequence[bytes], *, then: bytes = b"") -> Outcome:
-        """Send the pieces, each in a turn of the event loop of its own, and return what came of it.
+        """Send the pieces, each in its own iteration of the event loop, and return the outcome.
 
         Args:
-            pieces: what is sent.
-            then: sent when nothing moves any more; what comes of it is in the outcome.
+            pieces: what to send.
+            then: sent once everything is idle; its effect is part of the outcome.
         """
         before = len(self._recorder.streams), [len(stream.data) for stream in self._recorder.streams]
         caller = await self._open()
@@ -163,11 +161,11 @@ class Arena:
             await self._until_still([])
 
     async def play_at_once(self, sendings: Iterable[bytes], *, finish: bool) -> list[Heard]:
-        """Send each on a connection of its own and return what the origin got whole.
+        """Send each item on its own connection, and return the complete requests that the origin received.
 
         Args:
-            sendings: what is sent.
-            finish: whether the clients end their side then.
+            sendings: what to send.
+            finish: whether the clients then half-close.
         """
         before = len(self._recorder.streams), [len(stream.data) for stream in self._recorder.streams]
         callers = []
@@ -201,7 +199,7 @@ class Arena:
         await until_still(seen, TURNS)
 
     def _requests_since(self, streams: int, lengths: list[int]) -> list[Heard]:
-        """Check every stream from its beginning; return what is new."""
+        """Check every stream from its beginning, and return what is new."""
         host = self._world.origin.host.encode()
         found = []
         for number, stream in enumerate(self._recorder.streams):

@@ -1,8 +1,4 @@
-"""One case of the corpus: the bytes that a client sends, and what must come of them.
-
-Owns: the table's vocabulary.
-Must not know: sockets, the proxy, how a case is played.
-"""
+"""One case of the corpus: the bytes that a client sends, and the expected outcome."""
 
 from __future__ import annotations
 
@@ -10,14 +6,14 @@ from dataclasses import dataclass, field
 
 from cfproxy.proxy.access import AccessRules
 
-# What stands for `localhost:PORT` in a case, and the header line that names it. Where keys are asked for,
-# the key goes behind this line.
+# Placeholder for `localhost:PORT` in a case, and the header line with it. Where a key is required, it is
+# added after this line.
 AUTHORITY = b"<authority>"
 PORT = b"<port>"
 HOST = b"Host: " + AUTHORITY
 KEY = b"local-key-0123456789abcdef"
 
-# Slug → status: the contract's table, as far as a request alone can bring it about.
+# Slug → status, for the errors that a request alone can cause.
 STATUSES = {
     "host-not-allowed": 421,
     "bad-target": 400,
@@ -27,7 +23,7 @@ STATUSES = {
     "upgrade-not-supported": 501,
     "loop": 508,
 }
-# After these the rest of the connection may be part of the attack.
+# After these errors the rest of the connection may be part of the attack.
 IN_DOUBT = frozenset({"bad-target", "upgrade-not-supported"})
 
 
@@ -37,13 +33,13 @@ class Case:
 
     Args:
         name: unique in the corpus.
-        sent: the bytes, with `AUTHORITY` and `PORT` where the listener's own belong.
-        answers: in order: "ok" for one of the origin's, "100" for an interim one, or the slug of ours.
-        up: what the origin gets: each request with its body out of its chunks, its trailers behind that in
-            lower case, and without the three headers that are always ours (Host, Via, Authorization); None
-            where "ok" says enough.
-        rules: the listener's.
-        base_path: the upstream's.
+        sent: the bytes, with `AUTHORITY` and `PORT` in place of the listener's own.
+        answers: in order, "ok" for a response of the origin, "100" for an interim one, or our problem slug.
+        up: what the origin receives: each request with its dechunked body, its trailers after that in lower
+            case, and without the three headers that the proxy always sets (Host, Via, Authorization); None if
+            "ok" is enough.
+        rules: the listener's access rules.
+        base_path: the upstream's base path.
     """
 
     name: str
@@ -54,14 +50,14 @@ class Case:
     base_path: bytes = b""
 
     def bytes_for(self, port: int, key: bytes = b"") -> bytes:
-        """Return what goes over the wire to the listener at `port`; `key` goes beside each right Host."""
+        """Return the bytes for the listener at `port`; `key` is added after each right Host."""
         host = HOST + b"\r\nX-Cfproxy-Key: " + key if key else HOST
         sent = self.sent.replace(HOST + b"\r\n", host + b"\r\n")
         return sent.replace(AUTHORITY, b"localhost:%d" % port).replace(PORT, b"%d" % port)
 
 
 def request(*lines: bytes, body: bytes = b"") -> bytes:
-    """Return lines with their ends, the empty line, and a body."""
+    """Return lines with their line ends, the empty line, and a body."""
     return b"\r\n".join([*lines, b"", b""]) + body
 
 
@@ -71,7 +67,7 @@ def get(*headers: bytes, target: bytes = b"/a") -> bytes:
 
 
 def post(*headers: bytes, body: bytes = b"") -> bytes:
-    """Return a POST with the right Host and these header lines; its framing is the caller's to write."""
+    """Return a POST with the right Host and these header lines; the caller adds its framing."""
     return request(b"POST /a HTTP/1.1", HOST, *headers, body=body)
 
 
@@ -83,7 +79,7 @@ def refused(
     rules: AccessRules | None = None,
     base_path: bytes = b"",
 ) -> Case:
-    """Return a case that ends with our answer; nothing whole reaches the origin."""
+    """Return a case that ends with our error; no complete request reaches the origin."""
     return Case(name, sent, (slug,), (), rules or AccessRules(), base_path)
 
 
@@ -95,5 +91,5 @@ def passes(
     rules: AccessRules | None = None,
     base_path: bytes = b"",
 ) -> Case:
-    """Return a case that is forwarded as one request, `up` without what is always ours."""
+    """Return a case that is forwarded as one request; `up` omits the headers that the proxy always sets."""
     return Case(name, sent, ("ok",), None if up is None else (up,), rules or AccessRules(), base_path)

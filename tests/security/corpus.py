@@ -1,4 +1,4 @@
-"""The whole table."""
+"""The whole corpus."""
 
 from __future__ import annotations
 

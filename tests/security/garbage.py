@@ -1,8 +1,4 @@
-"""Answers that an upstream in disorder, or somebody in its place, could give.
-
-Owns: the table.
-Must not know: the proxy.
-"""
+"""Responses that a broken or malicious upstream could send."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ def sized(*lines: bytes, start: bytes = b"HTTP/1.1 200 OK") -> bytes:
     return head(*lines, b"Content-Length: 2", start=start) + b"ok"
 
 
-# Not HTTP/1.1, or not with one meaning: nothing of it may be passed on.
+# Not HTTP/1.1, or ambiguous: nothing of it may be forwarded.
 NO_ANSWERS = {
     "SSH": b"SSH-2.0-OpenSSH_9.9\r\n\r\n",
     "a page without a head": b"<html><body>hello</body></html>\r\n\r\n",
@@ -70,7 +66,7 @@ NO_ANSWERS = {
     "a thousand headers": sized(*(b"X-%d: a" % n for n in range(1000))),
 }
 
-# The head is good, the body is not: a 502, or an answer that breaks off for everybody to see.
+# A valid head with an invalid body: a 502, or a response that is visibly cut off.
 BROKEN_BODIES = {
     "a short body": head(b"Content-Length: 20") + b"ok",
     "a chunk's size that is none": b"G\r\nok\r\n" + END,
@@ -86,7 +82,7 @@ BROKEN_BODIES = {
     "rubbish for a trailer": b"2\r\nok\r\n0\r\n\x00\x01\r\n\r\n",
 }
 
-# Nothing wrong with these; changed at random, something is.
+# Valid responses, as seeds for random changes.
 GOOD = (
     sized(b"Content-Type: text/plain"),
     head(b"Transfer-Encoding: chunked") + b"2\r\nok\r\n" + END,

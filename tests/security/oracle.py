@@ -1,7 +1,6 @@
-"""What must hold whatever a client sends.
+"""Invariants that hold whatever a client sends.
 
-Owns: the invariants of what goes up and of what comes down, each checked by two parsers.
-Must not know: which request it was.
+What goes to the origin and what the client receives are each checked by two parsers.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from tests.security.strict import Heard, Violation, read_answers, read_requests
 
 TOKEN = b"Bearer token-1"
 VIA = re.compile(rb"(?:.*, )?1\.[01] cfproxy-test")
-# The origin's mark on its answers: ours have none.
+# Marks the origin's responses; ours do not have it.
 MARK = b"x-origin"
 
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection".split()
     + b"te trailer upgrade http2-settings".split()
 )
-# Whoever may write these speaks in the name of the proxy, or of a client that it vouches for.
+# A client that could set these would speak for the proxy, or for another client.
 OURS = frozenset(
     b"forwarded x-cfproxy-key x-real-ip x-client-ip x-cluster-client-ip true-client-ip".split()
     + b"cf-connecting-ip fastly-client-ip x-original-url x-original-host x-rewrite-url x-host".split()
@@ -37,7 +36,7 @@ ONCE = (b"host", b"authorization", b"via")
 def check_upstream(
     data: bytes, *, host: bytes, base_path: bytes = b"", key_in_content: bool = False
 ) -> list[Heard]:
-    """Return the complete requests on one of the origin's connections, each of which is unambiguous.
+    """Return the complete, unambiguous requests on one of the origin's connections.
 
     Args:
         data: everything received on the connection.
@@ -52,7 +51,7 @@ def check_upstream(
     requests, rest = read_requests(data)
     for one in requests:
         _check_request(one, host, base_path, chunked=bool(one.all(b"transfer-encoding")))
-    if b"\r\n\r\n" in rest:  # its head is there already
+    if b"\r\n\r\n" in rest:  # its head is complete
         head = rest.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
         bare = b"\r\n".join(
             line for line in head.split(b"\r\n") if line.split(b":")[0].lower() not in FRAMING
@@ -116,7 +115,7 @@ def _is_key(value: bytes) -> bool:
 
 
 def _plain(text: bytes) -> bytes:
-    """Return a target as h11 wants it: it reads ASCII only, where we pass on what came."""
+    """Return a target in ASCII for h11, which reads nothing else; the proxy forwards the original bytes."""
     return bytes(code if code < 0x80 else ord("x") for code in text)
 
 
@@ -141,10 +140,10 @@ def _h11_reads(data: bytes) -> list[tuple[bytes, bytes, tuple[tuple[bytes, bytes
 
 
 def check_downstream(data: bytes, *, heads: bool = False) -> tuple[list[Heard], list[str]]:
-    """Return the answers that a client got: whole ones, and what each is ("ok", "100", or a slug).
+    """Return the complete responses that a client received, each as "ok", "100", or a slug.
 
     Raises:
-        Violation: one of them is cut short, or is neither the origin's nor a proper one of ours.
+        Violation: one of them is cut short, or is neither the origin's nor a well-formed one of ours.
     """
     answers, rest = read_answers(data, heads=heads)
     if rest:

@@ -1,7 +1,7 @@
-"""HTTP/1.1 read without any leniency: what the origin received, and what the client received.
+"""A strict HTTP/1.1 parser for what the origin and the client received.
 
-Owns: a parser that knows one way to read a message and calls everything else a violation.
-Must not know: cfproxy. It reads by RFC 9112, less what that allows only for the sake of old programs.
+It accepts one form of each message and raises a violation for everything else. It follows RFC 9112, without
+what that allows only for compatibility.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2}) [\t\x20-\x7e\x80-\xff]
 _FIELD = re.compile(
     rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ?((?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?)"
 )
-# What the upstream says passes byte by byte; RFC 9110 §5.5 lets other control bytes be.
+# Upstream values are forwarded unchanged; RFC 9110 §5.5 tolerates other control bytes.
 _ANSWER_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ?([^\x00\r\n]*)")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
 _CHUNK_SIZE = re.compile(rb"0|[1-9a-f][0-9a-f]{0,15}")
 
 
 class Violation(AssertionError):
-    """These bytes can be read in more than one way, or in none."""
+    """These bytes are ambiguous or invalid."""
 
 
 @dataclass(frozen=True)
 class Heard:
-    """A whole message.
+    """A complete message.
 
     Args:
         start: request line or status line.
-        headers: names lower-cased, values without the white space around them.
-        body: out of its chunks.
+        headers: names in lower case, values without surrounding white space.
+        body: dechunked.
         trailers: as `headers`.
-        raw: all of it, as it came.
+        raw: all bytes as received.
     """
 
     start: bytes
@@ -60,7 +60,7 @@ class Heard:
 
 
 def read_requests(data: bytes) -> tuple[list[Heard], bytes]:
-    """Return the whole requests that a connection brought, and what is there of one more.
+    """Return the complete requests of a connection, and the bytes of an incomplete one.
 
     Raises:
         Violation
@@ -69,11 +69,11 @@ def read_requests(data: bytes) -> tuple[list[Heard], bytes]:
 
 
 def read_answers(data: bytes, *, heads: bool) -> tuple[list[Heard], bytes]:
-    """Return the whole answers on a connection, and what is there of one more.
+    """Return the complete responses of a connection, and the bytes of an incomplete one.
 
     Args:
-        data: all that came.
-        heads: whether some of them may answer HEAD.
+        data: everything received.
+        heads: whether some of them may be responses to HEAD.
 
     Raises:
         Violation
@@ -82,7 +82,7 @@ def read_answers(data: bytes, *, heads: bool) -> tuple[list[Heard], bytes]:
 
 
 def _is_bodiless(head: bytes, after: bytes, *, heads: bool) -> bool:
-    """Return whether no body follows; to HEAD the origin says so, and a document of ours would show."""
+    """Return whether no body follows; the origin marks responses to HEAD, and ours would have a document."""
     if head[9:10] == b"1" or head[9:12] in {b"204", b"304"} or b"\r\nX-Origin: HEAD\r\n" in head:
         return True
     return heads and b"\r\nX-Origin: " not in head and after[:1] != b"{"
@@ -145,7 +145,7 @@ def _read_body(
     bodiless: bool,
     line: re.Pattern[bytes],
 ) -> tuple[bytes, tuple[tuple[bytes, bytes], ...], int] | None:
-    """Return the body, its trailers, and where it ends; None while it is not whole."""
+    """Return the body, its trailers, and where it ends; None while it is incomplete."""
     if not framing:
         return b"", (), at
     name, value = framing[0]

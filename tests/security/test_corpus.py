@@ -1,4 +1,4 @@
-"""Every hostile request of the table, however it is cut into pieces: a clean refusal, or what it says."""
+"""Every hostile request of the corpus, split in any way, has its expected outcome."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.security.case import IN_DOUBT, KEY, Case, get
 from tests.security.corpus import BY_NAME, CORPUS
 from tests.security.strict import Heard
 
-# Longer cases are about size, where every byte is like the one before.
+# Longer cases are about size and consist of repeated bytes.
 EACH_BYTE_MAX = 2_000
 OURS = frozenset({b"host", b"via", b"authorization", b"expect"})
 CANARY = Case("canary", get(target=b"/canary"), ())
@@ -23,7 +23,7 @@ every_case = pytest.mark.parametrize("case", CORPUS, ids=[case.name for case in 
 
 
 def without_ours(request: Heard) -> bytes:
-    """Return a request as the table has it, its trailers behind its body."""
+    """Return a request as the corpus has it, with its trailers after its body."""
     lines = request.raw.partition(b"\r\n\r\n")[0].split(b"\r\n")
     lines = [line for line in lines if line.split(b":")[0].lower() not in OURS]
     trailers = b"".join(b"%b: %b\r\n" % trailer for trailer in request.trailers)
@@ -31,7 +31,7 @@ def without_ours(request: Heard) -> bytes:
 
 
 def check(case: Case, outcome: Outcome) -> None:
-    """Compare what came with what the table says."""
+    """Compare the outcome with the corpus."""
     assert outcome.answers == case.answers
     if case.up is None:
         assert len(outcome.requests) == case.answers.count("ok")
@@ -46,14 +46,15 @@ def pieces_of(sent: bytes, chance: random.Random, cuts: int) -> list[bytes]:
     return [sent[a:b] for a, b in pairwise(at)]
 
 
-def test_the_table_is_large_and_its_names_are_unique() -> None:
-    """A case that is lost by a slip would not be missed otherwise."""
+def test_the_corpus_is_large_and_its_names_are_unique() -> None:
+    """Otherwise a case that was lost by mistake would not be noticed."""
     assert len(BY_NAME) == len(CORPUS) > 780
 
 
+@pytest.mark.slow
 @every_case
-async def test_each_comes_to_what_the_table_says(case: Case) -> None:
-    """At once, byte by byte, cut at random, beside a key; after a doubtful one nothing more is served."""
+async def test_each_case_has_its_expected_outcome(case: Case) -> None:
+    """Whole, byte by byte, split at random, or with a key; after a doubtful request nothing is served."""
     chance = random.Random(case.name)
     async with arena(case.rules, case.base_path) as field:
         sent = case.bytes_for(field.port)
@@ -70,8 +71,8 @@ async def test_each_comes_to_what_the_table_says(case: Case) -> None:
 
 
 @every_case
-async def test_without_the_key_nothing_goes_up(case: Case) -> None:
-    """Where keys are asked for, not a byte reaches the API before one was shown."""
+async def test_without_the_key_nothing_is_forwarded(case: Case) -> None:
+    """If keys are required, no byte reaches the API before one was presented."""
     if case.rules.keys:  # it brings one, or says what comes of none
         return
     async with arena(replace(case.rules, keys=(Secret(KEY.decode()),)), case.base_path) as field:
@@ -82,8 +83,8 @@ async def test_without_the_key_nothing_goes_up(case: Case) -> None:
 
 @pytest.mark.slow
 @every_case
-async def test_no_part_is_forwarded_that_the_whole_is_not(case: Case) -> None:
-    """A request that breaks off, whether the client leaves or not, sends nothing that the rest unsays."""
+async def test_no_prefix_is_forwarded_if_the_whole_is_refused(case: Case) -> None:
+    """A request that is cut off forwards nothing that the rest would have made invalid."""
     chance = random.Random(case.name)
     async with arena(case.rules, case.base_path) as field:
         sent = case.bytes_for(field.port)

@@ -1,4 +1,4 @@
-"""What is decided about a request is decided about the bytes that are sent, whatever they are."""
+"""Decisions about a request concern the bytes that are sent, whatever they are."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ VALUES = st.binary(max_size=12) | st.sampled_from((b"chunked", b"3", b"0", b"", 
 
 @st.composite
 def headers(draw: st.DrawFn) -> list[Header]:
-    """Return header fields as a lenient parser could give them: of the table, twisted, or any bytes."""
+    """Return fields as a lenient parser could produce them: of the corpus, modified, or arbitrary."""
     fields = []
     for _ in range(draw(st.integers(0, 8))):
         name, value = draw(st.sampled_from(TABLE) | st.tuples(NAMES, VALUES))
@@ -101,7 +101,7 @@ PATHS = TARGETS.map(lambda raw: b"/" + raw)
 
 
 def sent_for(method: str, target: bytes, fields: list[Header], base_path: bytes) -> Heard | None:
-    """Return what goes up, read by the strict parsers; None when it is refused."""
+    """Return what is forwarded, read by the strict parsers; None if it is refused."""
     origin = Origin("https", b"api.example", base_path, b"cfproxy-test")
     try:
         check_method(method.encode())
@@ -129,17 +129,17 @@ def sent_for(method: str, target: bytes, fields: list[Header], base_path: bytes)
     fields=headers(),
     base_path=st.sampled_from((b"", b"/base", b"/a/b")),
 )
-def test_what_goes_up_is_one_request_to_the_configured_origin(
+def test_what_is_forwarded_is_one_request_to_the_configured_origin(
     method: str, target: bytes, fields: list[Header], base_path: bytes
 ) -> None:
-    """Two strict parsers read one request with our Host, our token, one framing and nobody else's word."""
+    """Two strict parsers read one request with our Host, our token, one framing and no forged headers."""
     sent = sent_for(method, target, fields, base_path)
     if sent is not None:
         assert sent.start == b"%s %s%s HTTP/1.1" % (method.encode(), base_path, target)
 
 
-def test_requests_of_the_table_do_go_up() -> None:
-    """Without this the test above might only ever see refusals."""
+def test_valid_requests_of_the_corpus_are_forwarded() -> None:
+    """Otherwise the test above might only see refusals."""
     fields = [(b"Host", b"localhost"), (b"X-A", b"1"), (b"Content-Length", b"3")]
     sent = sent_for("POST", b"/a?b", fields, b"/base")
     assert sent is not None
@@ -161,7 +161,7 @@ def resolved(path: bytes) -> bytes:
     return b"/" + plain.lstrip(b"/") + (b"/" if path.endswith(b"/") and plain != b"/" else b"")
 
 
-# What servers do to a path before they act on it, alone and one after the other.
+# What servers do to a path before they use it, alone and in sequence.
 READINGS: tuple[Callable[[bytes], bytes], ...] = (
     unquote_to_bytes,
     without_parameters,
@@ -176,7 +176,7 @@ READINGS: tuple[Callable[[bytes], bytes], ...] = (
 
 
 def readings(path: bytes) -> Iterator[bytes]:
-    """Give every path that some server could take this one for."""
+    """Yield every path that some server could read from this one."""
     seen = {path}
     left = [path]
     while left:
@@ -191,7 +191,7 @@ def readings(path: bytes) -> Iterator[bytes]:
 @given(target=PATHS, base_path=st.sampled_from((b"", b"/base")))
 @example(target=b"/v1/x", base_path=b"")
 def test_path_rules_agree_with_what_is_sent(target: bytes, base_path: bytes) -> None:
-    """What passes is, in every reading of the bytes that are sent, allowed and not denied."""
+    """A forwarded path is allowed, and not denied, in every reading of its bytes."""
     rules = AccessRules(paths=("/v1/**", "!/v1/admin/**"))
     try:
         rules.check_target("GET", target)

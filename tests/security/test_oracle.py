@@ -1,4 +1,4 @@
-"""The corpus' own judges: a test that can't fail would show nothing."""
+"""The oracle itself is tested, because a check that can't fail would prove nothing."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def test_no_header_may_be_the_key_even_where_content_may_hold_it(value: bytes) -
         check_upstream(data, host=HOST, base_path=b"/base", key_in_content=True)
 
 
-def test_what_is_beyond_doubt_passes() -> None:
-    """Requests with one meaning are read, one after the other, and the rest is given back."""
+def test_unambiguous_requests_pass() -> None:
+    """Requests with one meaning are read in sequence, and the rest is returned."""
     requests = check_upstream(GOOD + CHUNKED + GOOD[:-1], host=HOST, base_path=b"/base")
     assert [one.body for one in requests] == [b"abc", b"abc"]
     assert read_requests(GOOD + GOOD[:-1])[1] == GOOD[:-1]
@@ -72,8 +72,8 @@ def test_what_is_beyond_doubt_passes() -> None:
         (b"HTTP/1.1", b"HTTP/1.0"),
     ],
 )
-def test_every_doubt_is_found(old: bytes, new: bytes) -> None:
-    """Each of the invariants is looked at, for a request whose body has come and for one still to come."""
+def test_every_violation_is_found(old: bytes, new: bytes) -> None:
+    """Each invariant is checked, for a request with its body and for one without it yet."""
     bad = GOOD.replace(old, new, 1)
     assert bad != GOOD
     for data in (bad, GOOD + bad, bad[:-1]):
@@ -94,8 +94,8 @@ def test_every_doubt_is_found(old: bytes, new: bytes) -> None:
         (b"0\r\n\r\n", b"0\r\nX-T : x\r\n\r\n"),
     ],
 )
-def test_every_doubt_about_chunks_is_found(old: bytes, new: bytes) -> None:
-    """The proxy writes chunks of its own, so there is one way to write them."""
+def test_every_violation_in_chunks_is_found(old: bytes, new: bytes) -> None:
+    """The proxy writes chunks in exactly one form."""
     with pytest.raises(Violation):
         check_upstream(CHUNKED.replace(old, new, 1), host=HOST, base_path=b"/base")
 
@@ -110,7 +110,7 @@ DOCUMENT = (
 UPSTREAMS = b"HTTP/1.1 200 OK\r\nX-Origin: GET\r\nContent-Length: 2\r\n\r\nok"
 
 
-def test_answers_are_told_apart() -> None:
+def test_responses_are_told_apart() -> None:
     """Ours by their slug, the origin's by its mark."""
     mine = OURS % (len(DOCUMENT), DOCUMENT)
     assert check_downstream(UPSTREAMS + mine)[1] == ["ok", "bad-target"]
@@ -128,7 +128,7 @@ def test_answers_are_told_apart() -> None:
         OURS % (len(DOCUMENT) + 5, DOCUMENT.replace(b"bad-target", b"not-found-at-all")[: len(DOCUMENT) + 5]),
     ],
 )
-def test_an_answer_that_is_nobodys_is_found(bad: bytes) -> None:
+def test_a_malformed_response_is_found(bad: bytes) -> None:
     """Cut short, unmarked, or with another status than its document says."""
     with pytest.raises((Violation, ValueError)):
         check_downstream(bad)

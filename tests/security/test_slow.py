@@ -1,4 +1,4 @@
-"""Clients that send as little as possible, many at once, and the others meanwhile."""
+"""Many clients that send as little as possible do not affect the others."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ BEGINNINGS = {
 
 
 @pytest.mark.parametrize("beginning", BEGINNINGS.values(), ids=BEGINNINGS)
-async def test_slow_clients_keep_nobody_out(beginning: bytes) -> None:
-    """Each goes on by a byte between two requests of others, who are all served."""
+async def test_slow_clients_block_no_other_client(beginning: bytes) -> None:
+    """Each sends one byte between two requests of other clients, which are all served."""
     async with proxied(answering(OK)) as world:
         slow = [await world.client() for _ in range(SLOW)]
         for client in slow:
@@ -36,8 +36,8 @@ async def test_slow_clients_keep_nobody_out(beginning: bytes) -> None:
         assert [event["path"] for event in world.events] == ["/b"] * 5
 
 
-async def test_large_heads_that_do_not_end_hold_no_more_than_they_may() -> None:
-    """The oldest are forgotten, young or not: whatever else comes of them is not read."""
+async def test_endless_heads_are_bounded_in_memory() -> None:
+    """The oldest are dropped first; what follows on their connections is not read."""
     async with proxied(answering(OK), connection_limits=ConnectionLimits(unfinished_bytes=20_000)) as world:
         slow = [await world.client() for _ in range(20)]
         for client in slow:
@@ -51,8 +51,8 @@ async def test_large_heads_that_do_not_end_hold_no_more_than_they_may() -> None:
         assert world.listener.connections.counts()["stuck"] == 11
 
 
-async def test_a_head_that_is_stuck_ends_when_its_time_is_over() -> None:
-    """Its client waited in vain, but not for ever."""
+async def test_an_incomplete_head_times_out() -> None:
+    """Its connection is closed when its time is over."""
     bounds = ConnectionLimits(unfinished_bytes=20_000)
     async with proxied(
         answering(OK), limits=Limits(head_s=SHORT_S, keep_alive_s=LONG_S), connection_limits=bounds
@@ -65,12 +65,12 @@ async def test_a_head_that_is_stuck_ends_when_its_time_is_over() -> None:
         assert world.listener.connections.counts()["stuck"] == 0
 
 
-# The one limit that a test is about; the other one would come too late for it.
+# The limit under test; the other one would apply later.
 SHORT_S, LONG_S = 0.05, 600.0
 
 
 async def drip(client: Client) -> None:
-    """Go on with a head, byte by byte, until the connection ends."""
+    """Continue a head byte by byte until the connection ends."""
     with contextlib.suppress(ConnectionError):
         while True:
             await client.send(b"a")
@@ -78,8 +78,8 @@ async def drip(client: Client) -> None:
 
 
 @pytest.mark.parametrize("earlier", [False, True], ids=["first", "later"])
-async def test_a_head_has_its_time_however_it_comes(earlier: bool) -> None:
-    """From its first byte on: a byte now and then wins nothing, for a first request or a later one."""
+async def test_a_slow_head_times_out_from_its_first_byte(earlier: bool) -> None:
+    """Sending a byte now and then gains nothing, for a first request or a later one."""
     limits = Limits(head_s=SHORT_S, keep_alive_s=LONG_S)
     async with proxied(answering(OK), limits=limits) as world:
         client = await world.client()
@@ -94,8 +94,8 @@ async def test_a_head_has_its_time_however_it_comes(earlier: bool) -> None:
 
 @pytest.mark.parametrize("said", [b"", b"\r\n"], ids=["nothing", "an empty line"])
 @pytest.mark.parametrize("earlier", [False, True], ids=["first", "later"])
-async def test_silence_has_its_time(earlier: bool, said: bytes) -> None:
-    """A connection without a request ends by itself, whether it had one before or not."""
+async def test_an_idle_connection_times_out(earlier: bool, said: bytes) -> None:
+    """A connection without a request is closed, whether it had one before or not."""
     limits = Limits(head_s=LONG_S, keep_alive_s=SHORT_S)
     async with proxied(answering(OK), limits=limits) as world:
         client = await world.client()
@@ -116,8 +116,8 @@ async def begin_upload(world: Proxied) -> Client:
     return client
 
 
-async def test_bodies_that_do_not_come_leave_connections_to_the_api_for_others() -> None:
-    """However many there are, they hold half of them; what is whole, or soon will be, passes them by."""
+async def test_stalled_uploads_leave_upstream_connections_for_others() -> None:
+    """They hold at most half of the connections; complete or short bodies are not held up."""
     async with proxied(answering(OK), connections=CONNECTIONS) as world:
         slow = [await begin_upload(world) for _ in range(3 * CONNECTIONS)]
         await until(lambda: world.listener.in_flight == len(slow))
@@ -131,8 +131,8 @@ async def test_bodies_that_do_not_come_leave_connections_to_the_api_for_others()
         assert (await client.read_answer()).status == 200
 
 
-async def test_bodies_that_come_at_last_are_all_sent() -> None:
-    """Who waited for a place gets it when one is over, or when its body is whole."""
+async def test_delayed_uploads_are_all_sent() -> None:
+    """A waiting upload is sent when a slot is free, or when its body is complete."""
     async with proxied(answering(OK), connections=CONNECTIONS) as world:
         slow = [await begin_upload(world) for _ in range(2 * CONNECTIONS)]
         await until(lambda: world.listener.in_flight == len(slow))
@@ -145,8 +145,8 @@ async def test_bodies_that_come_at_last_are_all_sent() -> None:
             assert (await upload.read_answer()).status == 200
 
 
-async def test_bodies_that_are_given_up_give_their_places_back() -> None:
-    """A client that leaves in the middle costs nobody anything afterwards."""
+async def test_abandoned_uploads_release_their_slots() -> None:
+    """A client that disconnects during an upload costs the others nothing afterwards."""
     async with proxied(answering(OK), connections=2) as world:
         for _ in range(5):
             client = await begin_upload(world)
@@ -159,8 +159,8 @@ async def test_bodies_that_are_given_up_give_their_places_back() -> None:
         assert (await upload.read_answer()).status == 200
 
 
-async def test_a_body_that_was_sent_waits_for_its_answer_without_a_place() -> None:
-    """A slow API is no slow client."""
+async def test_a_complete_upload_waits_for_its_response_without_a_slot() -> None:
+    """A slow API is not a slow client."""
 
     async def script(peer: Peer) -> None:
         await peer.take()

@@ -1,4 +1,4 @@
-"""Whatever is found in the store's files is a login or one of our errors, and is never overwritten."""
+"""Any content of the store's files is a login or one of our errors, and is never overwritten."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def attempt_to(work: Awaitable[_T]) -> _T | CfproxyError | AttemptGone:
 
 @st.composite
 def files(draw: st.DrawFn) -> bytes:
-    """Return a record with bytes changed, or with anything for some of its fields."""
+    """Return a record with changed bytes, or with arbitrary values for some of its fields."""
     content = draw(st.sampled_from(CONTENTS))
     if draw(st.booleans()):
         document: dict[str, Any] = json.loads(content)
@@ -83,10 +83,8 @@ def files(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=examples(300), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=files() | st.binary(max_size=100) | st.sampled_from((b"[" * 100_000, b'{"a":' * 50_000)))
-async def test_whatever_the_file_holds_is_a_login_or_one_of_our_errors(
-    tmp_path: Path, content: bytes
-) -> None:
-    """With and without a key; what is refused stays as it is, what is a login can be judged and told."""
+async def test_any_login_file_is_a_login_or_one_of_our_errors(tmp_path: Path, content: bytes) -> None:
+    """With and without a key: a refused file stays unchanged, and a login can be judged and shown."""
     path = tmp_path / "store" / "default.json"
     for codec in (DocumentCodec(), KEYED):
         put(path, content)
@@ -107,10 +105,10 @@ async def test_whatever_the_file_holds_is_a_login_or_one_of_our_errors(
 
 @settings(max_examples=examples(80), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-async def test_whatever_an_attempts_file_holds_is_an_attempt_or_one_of_our_errors(
+async def test_any_attempt_file_is_an_attempt_or_one_of_our_errors(
     tmp_path: Path, data: st.DataObject
 ) -> None:
-    """A login that was begun is finished, or refused with a word of what to do."""
+    """A pending login is completed, or refused with the next step."""
     folder = tmp_path / "store"
     store = FileStore(folder)
     attempt = build_attempt()
@@ -129,8 +127,8 @@ async def test_whatever_an_attempts_file_holds_is_an_attempt_or_one_of_our_error
 
 @settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=files(), as_json=st.booleans())
-def test_status_tells_of_whatever_the_file_holds(tmp_path: Path, content: bytes, as_json: bool) -> None:
-    """The command that people run first when something is wrong does not fall over it."""
+def test_status_reports_any_content_of_the_file(tmp_path: Path, content: bytes, as_json: bool) -> None:
+    """The first command that users run after a failure does not crash."""
     put(tmp_path / "store" / "default.json", content)
     config = tmp_path / "config.yaml"
     config.write_text(

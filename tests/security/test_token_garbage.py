@@ -1,4 +1,4 @@
-"""Whatever the token endpoint says, it is a token or one of our errors, and nothing of it is told."""
+"""Any response of the token endpoint is a token or one of our errors, and is never quoted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ JSON = st.recursive(
 
 @st.composite
 def changed(draw: st.DrawFn) -> bytes:
-    """Return an answer with some of its bytes changed."""
+    """Return a response with some bytes changed."""
     said = draw(st.sampled_from(ANSWERS) | st.sampled_from(sorted(NO_ANSWERS.values())))
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, min(len(said), 400)))
@@ -52,7 +52,7 @@ def changed(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def documents(draw: st.DrawFn) -> bytes:
-    """Return an answer with anything for some of its fields."""
+    """Return a response with arbitrary values for some fields."""
     fields: dict[str, Any] = dict(GOOD)
     for name in draw(st.lists(st.sampled_from([*GOOD, "error", "error_description"]), max_size=3)):
         fields[name] = draw(JSON)
@@ -68,15 +68,15 @@ async def outcome(said: bytes) -> TokenReply | CfproxyError:
 
 
 @pytest.mark.parametrize("garbage", NO_ANSWERS.values(), ids=NO_ANSWERS)
-async def test_what_is_no_answer_is_a_passing_trouble(garbage: bytes) -> None:
-    """A server in disorder costs nobody a login."""
+async def test_an_invalid_response_is_a_temporary_failure(garbage: bytes) -> None:
+    """A broken server costs no login."""
     assert isinstance(await outcome(garbage), TokenEndpointUnavailable)
 
 
 @settings(max_examples=examples(250), suppress_health_check=[HealthCheck.too_slow])
 @given(said=changed() | documents() | st.binary(max_size=200))
-async def test_nothing_that_a_token_endpoint_says_is_too_much(said: bytes) -> None:
-    """A usable token, or an error of ours that is told in one line without a word of the answer."""
+async def test_any_response_of_a_token_endpoint_is_handled(said: bytes) -> None:
+    """The result is a usable token, or one of our errors in one line, without a word of the response."""
     given_back = await outcome(said)
     if isinstance(given_back, TokenReply):
         assert given_back.access_token.reveal()
@@ -88,6 +88,6 @@ async def test_nothing_that_a_token_endpoint_says_is_too_much(said: bytes) -> No
         assert_silent(given_back)
 
 
-def test_the_good_answers_are_good() -> None:
-    """Without this the tests above might only ever see refusals."""
+def test_the_valid_responses_are_accepted() -> None:
+    """Otherwise the tests above might only see refusals."""
     assert json.loads(ANSWERS[0].partition(b"\r\n\r\n")[2]) == GOOD

@@ -1,4 +1,4 @@
-"""Whatever the upstream says, the client gets a whole answer, one of ours, or one that visibly breaks off."""
+"""Whatever the upstream sends, the client gets a complete response, one of ours, or a visibly cut one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def saying(answer: bytes) -> Script:
 
 
 async def ask(world: Proxied) -> tuple[list[Heard], bytes]:
-    """Return the final answers that came, and what is there of one that broke off."""
+    """Return the final responses, and the bytes of one that was cut off."""
     client = await world.client()
     await client.send(client.compose(b"GET /a HTTP/1.1", b"Connection: close"))
     data = bytearray()
@@ -38,13 +38,13 @@ async def ask(world: Proxied) -> tuple[list[Heard], bytes]:
 
 
 def slug(answer: Heard) -> str:
-    """Return the slug of an answer of ours, "" for the upstream's."""
+    """Return the slug of one of our responses, or "" for the upstream's."""
     return answer.body.partition(SLUG)[2].partition(b'"')[0].decode()
 
 
 @pytest.mark.parametrize("garbage", NO_ANSWERS.values(), ids=NO_ANSWERS)
-async def test_what_is_no_answer_is_a_502(garbage: bytes) -> None:
-    """It is said to be the upstream's fault, and nothing of it is passed on."""
+async def test_an_invalid_response_is_a_502(garbage: bytes) -> None:
+    """The upstream is named as the cause, and nothing of its response is forwarded."""
     async with proxied(saying(garbage)) as world:
         [answer], rest = await ask(world)
         assert (answer.status, slug(answer), rest) == (502, "upstream-protocol", b"")
@@ -54,8 +54,8 @@ async def test_what_is_no_answer_is_a_502(garbage: bytes) -> None:
 @pytest.mark.parametrize(
     "lines", [b"HTTP/1.1 200 OK\nX: a\n\n", b"HTTP/1.1 200 OK\r\nX: a\n\nok", b"HTTP/1.1 200\r\n\n"]
 )
-async def test_a_head_that_will_never_end_is_not_waited_for(lines: bytes) -> None:
-    """Its empty line is there, for a lenient reader, and the upstream says no more."""
+async def test_a_head_without_a_valid_end_is_refused_at_once(lines: bytes) -> None:
+    """A lenient parser would see its empty line; the upstream sends nothing more."""
 
     async def script(peer: Peer) -> None:
         await peer.take()
@@ -68,8 +68,8 @@ async def test_a_head_that_will_never_end_is_not_waited_for(lines: bytes) -> Non
 
 
 @pytest.mark.parametrize("body", BROKEN_BODIES.values(), ids=BROKEN_BODIES)
-async def test_a_broken_body_is_never_taken_for_a_whole_one(body: bytes) -> None:
-    """Whether it is found before or after the head went out, the client sees it."""
+async def test_a_broken_body_is_never_taken_for_a_complete_one(body: bytes) -> None:
+    """The client sees the failure, whether the head was already sent or not."""
     garbage = body if body.startswith(b"HTTP/") else head(b"Transfer-Encoding: chunked") + body
     async with proxied(saying(garbage)) as world:
         answers, rest = await ask(world)
@@ -77,8 +77,8 @@ async def test_a_broken_body_is_never_taken_for_a_whole_one(body: bytes) -> None
 
 
 @pytest.mark.parametrize("extra", [b"x", b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil", b"\x00" * 9])
-async def test_what_follows_an_answer_is_nobodys(extra: bytes) -> None:
-    """An answer that was not asked for is not given to whoever asks next."""
+async def test_surplus_bytes_after_a_response_go_to_no_client(extra: bytes) -> None:
+    """An unsolicited response is not given to the next request."""
 
     async def script(peer: Peer) -> None:
         await peer.take()
@@ -94,7 +94,7 @@ async def test_what_follows_an_answer_is_nobodys(extra: bytes) -> None:
 
 @st.composite
 def mutants(draw: st.DrawFn) -> bytes:
-    """Return an answer with some changes."""
+    """Return a response with some changes."""
     said = draw(st.sampled_from(GOOD) | st.sampled_from(sorted(NO_ANSWERS.values())))
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, min(len(said), 300)))
@@ -105,8 +105,8 @@ def mutants(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=examples(250), suppress_health_check=[HealthCheck.too_slow])
 @given(said=mutants() | st.binary(max_size=200))
-async def test_nothing_that_an_upstream_says_is_too_much(said: bytes) -> None:
-    """One answer or a visible end, well-formed as far as it goes; no crash of ours."""
+async def test_any_response_of_an_upstream_is_handled(said: bytes) -> None:
+    """One response or a visible cut, well-formed as far as it goes, without a crash."""
     async with proxied(saying(said)) as world:
         answers, rest = await ask(world)
         assert len(answers) == 1 or rest

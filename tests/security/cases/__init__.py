@@ -1,1 +1,1 @@
-"""The table, one file for each kind of trick."""
+"""The corpus, one file for each kind of attack."""

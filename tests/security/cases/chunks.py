@@ -1,4 +1,4 @@
-"""What chunks are made of: sizes, extensions, line ends, trailers."""
+"""Chunked bodies: sizes, extensions, line ends, trailers."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ BAD = {
 CASES: tuple[Case, ...] = (
     *(passes(f"chunks: {name}", post(TE, body=body), up(read)) for name, (body, read) in GOOD.items()),
     *(refused(f"chunks: {name}", post(TE, body=body)) for name, body in BAD.items()),
-    # Nothing of these is kept, and a client that stops is cut after `timeouts.idle`.
+    # These are not buffered, and a client that stops is disconnected after `timeouts.idle`.
     Case("chunks: more data than anybody has", post(TE, body=b"ffffffffffffffff\r\nabc\r\n" + END), ()),
     Case("chunks: an end that is still to come", post(TE, body=b"3\r\nabc\r\n0\r\n"), ()),
 )

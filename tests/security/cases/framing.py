@@ -1,4 +1,4 @@
-"""Where a body ends: Content-Length and Transfer-Encoding, twice, badly written, or beside each other."""
+"""Body framing: Content-Length and Transfer-Encoding that are repeated, malformed, or combined."""
 
 from __future__ import annotations
 

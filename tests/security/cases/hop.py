@@ -1,4 +1,4 @@
-"""What belongs to one connection, and what a client may not say in our name."""
+"""Hop-by-hop headers, and headers that a client may not set in the proxy's name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is meant and who asks: Host, Origin, Fetch Metadata, access keys."""
+"""Target and origin of a request: Host, Origin, Fetch Metadata, access keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cfproxy.secret import Secret
 from tests.security.case import AUTHORITY, HOST, KEY, PORT, Case, get, passes, post, refused, request
 
 LISTED = AccessRules(hosts=("proxy.example",))
-# Nothing is put behind this line.
+# Nothing is added after this line.
 UNKEYED = b"host: " + AUTHORITY
 KEYED = AccessRules(keys=(Secret(KEY.decode()),))
 

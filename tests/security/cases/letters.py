@@ -1,4 +1,4 @@
-"""Bytes where they don't belong: white space, line ends and control bytes in names, values and lines."""
+"""Misplaced bytes: white space, line ends and control bytes in names, values and lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""More than one request on a connection: the second one must be the client's, not the body's."""
+"""Several requests on a connection: the second must be the client's, not part of a body."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UP_CHUNKED = b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nabc"
 BODY = request(b"GET /smuggled HTTP/1.1", b"Host: localhost")
 UP_BODY = b"POST /a HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
 
-# Each makes a lenient reader take SMUGGLED for a request of its own, or for a body.
+# With each, a lenient parser reads SMUGGLED as a separate request, or as a body.
 CONFLICTS = {
     "length and chunked": post(b"Content-Length: 4", TE, body=b"0\r\n\r\n"),
     "chunked and length": post(TE, b"Content-Length: %d" % (5 + len(SMUGGLED)), body=b"0\r\n\r\n"),

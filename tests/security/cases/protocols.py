@@ -1,4 +1,4 @@
-"""Other methods, versions and protocols, and what a client expects."""
+"""Other methods, versions and protocols, and Expect."""
 
 from __future__ import annotations
 

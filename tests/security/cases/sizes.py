@@ -1,4 +1,4 @@
-"""More than there may be: lines, fields, their number, all together."""
+"""Messages over the limits: lines, fields, number of fields, total size."""
 
 from __future__ import annotations
 

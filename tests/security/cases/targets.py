@@ -1,4 +1,4 @@
-"""Request targets: which of them could lead elsewhere, and which only look as if."""
+"""Request targets that could lead elsewhere, and some that only look so."""
 
 from __future__ import annotations
 
