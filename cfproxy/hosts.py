@@ -6,6 +6,7 @@ text that was parsed.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 
@@ -15,6 +16,7 @@ _LOOPBACK_V4 = ipaddress.IPv4Network("127.0.0.0/8")
 _LOOPBACK_V6 = ipaddress.IPv6Address("::1")
 
 
+@functools.lru_cache(maxsize=256)  # every new set of request headers asks, nearly always for the same name
 def is_loopback(host: str) -> bool:
     """Return whether a name or address, without brackets, always means this machine.
 

@@ -19,7 +19,6 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -161,15 +160,7 @@ class _JsonLines:
     """Renders an event as a line of JSON that starts with time, level and event."""
 
     def __init__(self) -> None:
-        # `JSONEncoder` would make a new C encoder for each line.
-        make = json.encoder.c_make_encoder  # type: ignore[attr-defined] # None without the C extension
-        plain = json.JSONEncoder(default=str)
-        options = (plain.key_separator, plain.item_separator, plain.sort_keys, plain.skipkeys)
-        self._encode: Callable[[EventDict, int], Iterable[str]] = (
-            make(None, str, json.encoder.encode_basestring_ascii, None, *options, plain.allow_nan)
-            if make
-            else lambda event, _level: plain.iterencode(event)
-        )
+        self._encode = json.JSONEncoder(default=str).encode
         self._second = 0
         self._prefix = ""
 
@@ -182,7 +173,7 @@ class _JsonLines:
             self._second, self._prefix = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         stamp = f"{self._prefix}.{rest_ns // 1000:06d}Z"
         first = {"timestamp": stamp, "level": level, "event": event["event"]}
-        return "".join(self._encode({**first, **event}, 0))
+        return self._encode({**first, **event})
 
 
 class _Bridge(logging.Handler):

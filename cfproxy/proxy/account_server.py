@@ -14,8 +14,7 @@ from structlog.typing import FilteringBoundLogger
 
 from cfproxy.errors import NotAllowed, UpstreamError
 from cfproxy.proxy.access import AccessRules
-from cfproxy.proxy.request_headers import Origin
-from cfproxy.proxy.request_id import request_id_factory
+from cfproxy.proxy.request_headers import Origin, request_id_factory
 from cfproxy.proxy.retry import Forwarder
 from cfproxy.secret import Secret
 from cfproxy.server.connection import ClientConnection, cancel_all

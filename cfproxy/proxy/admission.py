@@ -19,6 +19,8 @@ from cfproxy.proxy.account_server import AccountServer, ProxySettings
 from cfproxy.proxy.cors import listed_origin
 from cfproxy.proxy.request_body import ReplayableBody
 from cfproxy.proxy.request_headers import (
+    REQUEST_ID,
+    RequestIds,
     build_request_head,
     build_request_headers,
     build_request_target,
@@ -27,7 +29,6 @@ from cfproxy.proxy.request_headers import (
     expects_continue,
     forwardable_trailers,
 )
-from cfproxy.proxy.request_id import REQUEST_ID, RequestIds
 from cfproxy.server.connection import ClientConnection
 from cfproxy.server.request import Request
 

@@ -27,8 +27,7 @@ from cfproxy.proxy.account_server import AccountServer
 from cfproxy.proxy.admission import Admission, admit, check_caller
 from cfproxy.proxy.cors import listed_origin, preflight_origin, render_preflight, with_cors
 from cfproxy.proxy.request_body import ReplayableBody
-from cfproxy.proxy.request_headers import check_fields, forwardable_trailers
-from cfproxy.proxy.request_id import REQUEST_ID, parse_request_ids
+from cfproxy.proxy.request_headers import REQUEST_ID, check_fields, forwardable_trailers, parse_request_ids
 from cfproxy.proxy.response_headers import build_response_headers
 from cfproxy.proxy.retry import Forwarding
 from cfproxy.server.connection import ClientConnection

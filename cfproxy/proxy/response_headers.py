@@ -16,8 +16,7 @@ from cfproxy.http1.headers import (
     listed_in_connection,
     normalise,
 )
-from cfproxy.proxy.request_headers import Origin, is_own_cookie
-from cfproxy.proxy.request_id import REQUEST_ID
+from cfproxy.proxy.request_headers import REQUEST_ID, Origin, is_own_cookie
 
 _COOKIE_DOMAIN = re.compile(rb";\s*domain\s*=[^;]*", re.IGNORECASE)
 _RULES_FOR = HOP_BY_HOP | CORS_HEADERS | {b"location", b"set-cookie", b"x-request-id"}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfproxy.proxy.request_id import parse_request_ids, request_id_factory
+from cfproxy.proxy.request_headers import parse_request_ids, request_id_factory
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 VALID = re.compile(r"[A-Za-z0-9._~:@+=/-]{1,128}")
