@@ -21,7 +21,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's clocks. They are read for every request, so these are the functions themselves."""
+    """The system clocks: the functions themselves, since every request reads them."""
 
     time = staticmethod(time)
     monotonic = staticmethod(monotonic)

@@ -24,7 +24,7 @@ from cfproxy.auth import oauth2
 from cfproxy.auth.models import TokenReply
 from cfproxy.auth.oauth2 import EndpointResponse
 from cfproxy.errors import CfproxyError, Misconfigured, TokenEndpointUnavailable, without_traceback
-from cfproxy.hosts import is_loopback, render_authority
+from cfproxy.hosts import is_loopback
 from cfproxy.secret import Secret
 
 REPLY_MAX_BYTES = 64 * 1024
@@ -51,8 +51,7 @@ class _Request:
 
     @property
     def where(self) -> str:
-        port = None if self.url.is_default_port() else self.url.port
-        return f"the {self.name} endpoint at {render_authority(self.url.raw_host or '', port)}"
+        return f"the {self.name} endpoint at {self.url.host_port_subcomponent}"
 
 
 class _Unreadable(Exception):
