@@ -1,12 +1,12 @@
 # cfproxy as a container: docker build -t cfproxy .
 #
-# It starts with environment variables alone (see docs/deploy). One volume holds the login; the root file
-# system may be read-only. 3.11 is the fastest Python for this program.
+# Configured by environment variables alone (see docs/deploy). A volume stores the login; the root file system may
+# be read-only. Python 3.11 is the fastest for this program.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
 WORKDIR /src
-# Tools first, locked by hash: they change least.
+# Tools first, because they change least; locked by hash.
 COPY .ci/requirements-build.lock .ci/
 RUN python3 -m venv /tools && /tools/bin/pip install --quiet --no-cache-dir --only-binary :all: \
     --require-hashes -r .ci/requirements-build.lock
@@ -34,7 +34,7 @@ LABEL org.opencontainers.image.title="cfproxy" \
       org.opencontainers.image.created="${CREATED}"
 COPY --from=build /opt/cfproxy /opt/cfproxy
 COPY --from=build --chown=65532:65532 /var/lib/cfproxy /var/lib/cfproxy
-# A folder of its own in the volume: its mode is ours whatever the volume's is.
+# A folder inside the volume, so that its mode does not depend on the volume's.
 ENV PATH=/opt/cfproxy/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

