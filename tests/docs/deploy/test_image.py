@@ -39,7 +39,7 @@ def test_its_variables_are_settings(tmp_path: Path) -> None:
     client = {"CFPROXY_CLIENT_ID": "a", "CFPROXY_CLIENT_SECRET": "b", "CFPROXY_GRANT": "client_credentials"}
     store = load_with(ours | client, {}, tmp_path).accounts["default"].store
     (volume,) = _instructions("VOLUME", FINAL)
-    # A folder below it: the mode of the volume itself is not ours.
+    # A folder below it, because the mode of the volume itself is outside our control.
     assert PurePosixPath(volume) in PurePosixPath(str(store.url).removeprefix("file:")).parents
 
 

@@ -45,7 +45,7 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     ran = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, check=False
     )
-    # Units of the machine that the test runs on are no matter of ours.
+    # Ignore messages about other units of this machine.
     told = [line for line in ran.stderr.splitlines() if "cfproxy" in line or str(tmp_path) in line]
     assert told == []
 

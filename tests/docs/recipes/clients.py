@@ -135,7 +135,7 @@ def _dotnet(path: Path, folder: Path) -> list[str]:
     if not home.is_dir():
         pytest.skip("no .NET: pip install --target .venv/dotnet -r tests/docs/recipes/requirements.txt")
     (framework,) = (home / "shared" / "Microsoft.NETCore.App").iterdir()
-    # This compiler knows no asynchronous Main.
+    # This compiler does not support an async Main.
     entry = folder / "entry.cs"
     entry.write_text(
         "static class Entry { static int Main(string[] words) "

@@ -96,7 +96,7 @@ async def test_a_recipe_does_not_notice_a_rejected_token(
     reject_in_the_middle(world, monkeypatch)
     async with world.serve() as proxy:
         code, said = await run(client, world, proxy.url, KEY)
-    # Read when the proxy has ended: a request's line may follow its answer.
+    # Read after the proxy has exited: a request's line may be written after its response.
     answered = [event["status"] for event in proxy.events("request.forwarded")]
     assert code == 0, said
     for line in ("60 jobs", before, f"renamed to {job['name']}", "uploaded shoe.jpg", "no such job"):
