@@ -19,6 +19,7 @@ from cfproxy.admin.pages import render_file, render_note, render_status
 from cfproxy.admin.view import View, view_account, view_pacing, view_request, view_summary
 from cfproxy.errors import BadTarget, CfproxyError
 from cfproxy.observability.metrics import Metrics
+from cfproxy.observability.prometheus import MetricsCollector
 from cfproxy.observability.request_stats import LATEST_MAX
 from cfproxy.observability.status import report_checks, report_pacing, report_running
 
@@ -47,6 +48,7 @@ class AdminApp:
     ) -> None:
         self._accounts = accounts
         self._metrics = metrics
+        self._collector = MetricsCollector(metrics)
         self._operations = operations
         self._token = FormToken()
         self._logins = LoginPages(accounts, self._describe_account, self._token)
@@ -126,7 +128,7 @@ class AdminApp:
             await account.token_source.check_store()
         in_flight = {account.app.account: account.server.in_flight for account in self._accounts}
         headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-        return AdminResponse(self._metrics.render(in_flight), headers=headers)
+        return AdminResponse(self._collector.render(in_flight), headers=headers)
 
     async def _shutdown(self, _request: AdminRequest) -> AdminResponse:
         self._operations.stop()

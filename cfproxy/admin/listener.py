@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Importing these takes about a tenth of the start, so the first requests to the API go first.
 LEAD_S = 0.5
-_IMPORTED_LATE = ("cfproxy.admin.app", "cfproxy.observability.prometheus")
+_APP = "cfproxy.admin.app"
 
 
 class AdminListener:
@@ -80,8 +80,7 @@ class AdminListener:
             async with asyncio.timeout(LEAD_S):
                 await self._asked.wait()
         try:
-            for name in _IMPORTED_LATE:
-                await asyncio.to_thread(import_module, name)  # meanwhile the loop serves requests
+            await asyncio.to_thread(import_module, _APP)  # meanwhile the loop serves requests
             from cfproxy.admin.app import AdminApp  # noqa: PLC0415 - imported by now
         except Exception as error:  # noqa: BLE001 - logged; the proxy itself works without these pages
             self._log.error("admin.failed", exc_info=error)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from cfproxy.auth.models import TokenStatus
 from cfproxy.observability.request_stats import Latest, RequestStats, Trend
 from cfproxy.pacing.queue import QueueState
-
-if TYPE_CHECKING:
-    from cfproxy.observability.prometheus import MetricsCollector
 
 
 class Metrics:
@@ -29,7 +25,6 @@ class Metrics:
         self.latest = Latest()
         self.requests: dict[str, RequestStats] = {}
         self._trends: dict[str, Trend] = {}
-        self._collector: MetricsCollector | None = None
 
     def trend(self, upstream: str) -> Trend:
         """Return the trend of an upstream, `scheme://host:port`."""
@@ -43,15 +38,3 @@ class Metrics:
             self.requests[account] = RequestStats(account, self.latest, self.trend(upstream))
         self.requests[account].trend = self.trend(upstream)
         return self.requests[account]
-
-    def render(self, in_flight: Mapping[str, int] | None = None) -> bytes:
-        """Return the metrics in Prometheus' text format.
-
-        Args:
-            in_flight: requests in progress, by account.
-        """
-        if self._collector is None:
-            from cfproxy.observability.prometheus import MetricsCollector  # noqa: PLC0415 - slow, and rarely needed
-
-            self._collector = MetricsCollector(self)
-        return self._collector.render(in_flight or {})

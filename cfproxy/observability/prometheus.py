@@ -46,9 +46,13 @@ class MetricsCollector(Collector):
         ProcessCollector(registry=self._registry)
         self._registry.register(self)
 
-    def render(self, in_flight: Mapping[str, int]) -> bytes:
-        """Return all metrics as text (see `Metrics.render`)."""
-        self._in_flight = in_flight
+    def render(self, in_flight: Mapping[str, int] | None = None) -> bytes:
+        """Return all metrics in Prometheus' text format.
+
+        Args:
+            in_flight: requests in progress, by account.
+        """
+        self._in_flight = in_flight or {}
         return generate_latest(self._registry)
 
     def collect(self) -> Iterable[Metric]:

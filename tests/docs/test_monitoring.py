@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cfproxy.auth.models import TokenStatus
 from cfproxy.errors import error_kinds
 from cfproxy.observability.metrics import Metrics
+from cfproxy.observability.prometheus import MetricsCollector
 from cfproxy.observability.status import STATES
 from cfproxy.pacing.queue import FairQueue
 from cfproxy.pacing.rate import RateLimit
@@ -38,7 +39,7 @@ def exposed() -> dict[str, set[str]]:
     metrics.pacing["https://api"] = lambda: replace(fair_queue.state(), replicas=2)
     metrics.request_stats("default", "https://api").record("GET", "/", 200, "", total_s=0.1)
     found: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(metrics.render({"default": 1}).decode()):
+    for family in text_string_to_metric_families(MetricsCollector(metrics).render({"default": 1}).decode()):
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
     return found
@@ -109,7 +110,10 @@ def test_promtool_accepts_rules_and_exposition() -> None:
     metrics = Metrics()
     metrics.request_stats("default", "https://api").record("GET", "/", 200, "", total_s=0.1)
     judged = subprocess.run(
-        ["promtool", "check", "metrics"], input=metrics.render(), capture_output=True, check=False
+        ["promtool", "check", "metrics"],
+        input=MetricsCollector(metrics).render(),
+        capture_output=True,
+        check=False,
     )
     assert judged.returncode == 0, judged.stdout + judged.stderr
 

@@ -16,6 +16,7 @@ from cfproxy.auth.token_source import TokenSource
 from cfproxy.config import load_settings
 from cfproxy.errors import LoginRequired
 from cfproxy.observability.metrics import Metrics
+from cfproxy.observability.prometheus import MetricsCollector
 from cfproxy.observability.status import report_running
 from cfproxy.runtime.factory import build_app, build_endpoint, build_login_plan
 from cfproxy.sandbox import Behaviour, Sandbox, approve
@@ -68,7 +69,7 @@ async def test_each_step_is_warned_of_once_and_the_login_ends_on_time() -> None:
             steps.append(state.warning_step)
             assert report["warning_step"] == state.warning_step
             assert f'cfproxy_login_expiry_warning{{account="default"}} {state.warning_step}.0' in (
-                metrics.render().decode()
+                MetricsCollector(metrics).render().decode()
             )
             if report["state"] == "ok":
                 page = view_account(report | {"listen": "", "url": "", "upstream": ""})

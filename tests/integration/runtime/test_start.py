@@ -115,7 +115,7 @@ async def test_admin_pages_that_fail_to_load_keep_no_request_waiting(
     """The log and the responses say so; a reload tries again."""
     monkeypatch.setattr(admin_listener, "LEAD_S", 3600.0)
     with monkeypatch.context() as broken:
-        broken.setattr(admin_listener, "_IMPORTED_LATE", ("cfproxy.no_such_module",))
+        broken.setattr(admin_listener, "_APP", "cfproxy.no_such_module")
         async with opened(tmp_path) as world, asyncio.timeout(30):
             assert world.service is not None
             assert world.client is not None

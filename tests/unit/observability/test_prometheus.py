@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cfproxy.auth.models import Login, Token, TokenStatus
 from cfproxy.errors import LoginRequired, TokenEndpointUnavailable
 from cfproxy.observability.metrics import Metrics
+from cfproxy.observability.prometheus import MetricsCollector
 from cfproxy.pacing.queue import FairQueue, QueueState
 from cfproxy.pacing.rate import RateLimit
 from cfproxy.secret import Secret
@@ -30,7 +31,7 @@ LOGIN = Login(
 
 def read(metrics: Metrics) -> dict[tuple[str, ...], float]:
     """Return every sample by its name and label values."""
-    text = metrics.render().decode()
+    text = MetricsCollector(metrics).render().decode()
     assert "marker" not in text
     return {
         (sample.name, *sample.labels.values()): sample.value
@@ -73,7 +74,7 @@ def test_retries_and_waits_are_counted() -> None:
 
 def test_requests_in_progress_are_passed_in() -> None:
     """The caller of `render` counts them."""
-    text = Metrics().render({"default": 7}).decode()
+    text = MetricsCollector(Metrics()).render({"default": 7}).decode()
     assert 'cfproxy_requests_in_flight{account="default"} 7.0' in text
 
 
