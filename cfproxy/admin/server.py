@@ -38,6 +38,7 @@ class AdminServer:
         self.log = log.bind(listen="admin")
         self.limits = Limits(first_byte_s=HEAD_S, head_s=HEAD_S)
         self.tasks: set[asyncio.Task[object]] = set()  # of connections with a request in progress
+        self.handling: set[asyncio.Task[AdminResponse]] = set()  # some of clients that have left
         self._connections = Connections(
             ConnectionLimits(CONNECTIONS_MAX, UNFINISHED_MAX),
             asyncio.get_running_loop(),
@@ -51,9 +52,13 @@ class AdminServer:
 
     async def aclose(self) -> None:
         """Close every connection, once the responses in progress are complete or `CLOSE_S` has passed."""
-        if self.tasks:
-            await asyncio.wait(self.tasks, timeout=CLOSE_S)
+        if unfinished := self.tasks | self.handling:
+            await asyncio.wait(unfinished, timeout=CLOSE_S)
         await cancel_all(list(self._connections))
+        if handling := set(self.handling):
+            for task in handling:
+                task.cancel()
+            await asyncio.wait(handling)
         self._connections.aclose()
 
 
@@ -78,7 +83,7 @@ class _Exchange:
         self._server.tasks.add(task)
         task.add_done_callback(self._server.tasks.discard)
         try:
-            await self._write(await self._respond())
+            await self._write(await self._handle())
         except ConnectionError:
             response.abort()  # the client left
         except asyncio.CancelledError:
@@ -86,6 +91,13 @@ class _Exchange:
                 response.abort()
             raise
         return response.keep_alive
+
+    async def _handle(self) -> AdminResponse:
+        # A client that leaves must not interrupt a reload or a login.
+        handling, tasks = asyncio.create_task(self._respond()), self._server.handling
+        tasks.add(handling)
+        handling.add_done_callback(tasks.discard)
+        return await asyncio.shield(handling)
 
     async def _respond(self) -> AdminResponse:
         error: CfproxyError | None = self._request.error
