@@ -118,6 +118,8 @@ class _Exchange:
         texts = SECURITY_HEADERS | {"Date": formatdate(usegmt=True)} | answer.headers
         headers = [(name.encode(), value.encode("latin-1")) for name, value in texts.items()]
         reason = HTTPStatus(answer.status).phrase.encode()
+        if not self._request.read_whole:
+            self._response.close_after()  # no handler reads the rest of the body
         if isinstance(answer.body, bytes):
             headers.append((b"Content-Length", b"%d" % len(answer.body)))
             self._response.start(answer.status, reason, headers, answer.body, sized=True)

@@ -1,4 +1,4 @@
-"""The HTTP server of the admin listener: clients that leave before the response."""
+"""The HTTP server of the admin listener: clients that leave early, and bodies that arrive late."""
 
 from __future__ import annotations
 
@@ -72,3 +72,17 @@ async def test_closing_the_server_cancels_what_takes_too_long() -> None:
         writer.transport.abort()
         await asyncio.sleep(0.1)
     assert cancelled.is_set()
+
+
+async def test_a_response_before_the_body_says_that_the_connection_closes() -> None:
+    """An action ignores its body; one that is still arriving ends the connection (RFC 9112, section 9.6)."""
+
+    async def respond(_request: AdminRequest) -> AdminResponse:
+        return AdminResponse()
+
+    async with asyncio.timeout(5), connected(respond) as (reader, writer):
+        writer.write(POST)
+        assert b"\r\nConnection: close\r\n" in await reader.read()
+    async with asyncio.timeout(5), connected(respond) as (reader, writer):
+        writer.write(POST + b"abc")
+        assert b"\r\nConnection: close\r\n" not in await reader.readuntil(b"\r\n\r\n")
