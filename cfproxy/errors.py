@@ -1,10 +1,10 @@
 """Every error that cfproxy raises on purpose, as one tree.
 
-A class says everything that is fixed for its kind: how it is answered, which exit code a command gets, and
-which state the status report shows. A new kind of error therefore costs one class here. The classes are in
+A class defines everything that is fixed for its kind: the problem document, the exit code of a command, and
+the state in status reports. A new kind of error therefore takes one class here. The classes are in
 the order configuration, login, store, token endpoint, queue, upstream, client.
 
-Invariant: no message holds a secret. Whoever raises an error passes fixed words, names and numbers.
+Invariant: no message contains a secret. Messages consist of fixed words, names and numbers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def without_traceback(error: _E) -> _E:
 
     A traceback keeps every frame that the error passed through alive, and with them whole requests.
     """
-    twin = copy.copy(error)
-    twin.__traceback__ = twin.__cause__ = twin.__context__ = None
-    return twin
+    duplicate = copy.copy(error)
+    duplicate.__traceback__ = duplicate.__cause__ = duplicate.__context__ = None
+    return duplicate
 
 
 @dataclass(eq=False)
@@ -126,7 +126,7 @@ class LoginFailed(CfproxyError):
     """A login attempt failed because of its redirect, its state or its code.
 
     Args:
-        curable: nothing was used up, so that pasting another address may still succeed.
+        curable: the code was not used up, so pasting another address may still succeed.
     """
 
     curable: bool = False
@@ -159,13 +159,13 @@ class StoreUnusable(CfproxyError):
 
 @dataclass(eq=False)
 class TokenEndpointUnavailable(CfproxyError):
-    """The token endpoint gave no usable answer; trying again later may help.
+    """The token endpoint sent no usable response; trying again later may help.
 
     Args:
         sent: whether the request may have reached the server. If not, the code or refresh token that it
             carries is certainly unused.
         retry_after_s: seconds until the next attempt, once the back-off has set it.
-        answered: whether the server answered at all, though without a token.
+        answered: whether the server responded at all, though without a token.
     """
 
     sent: bool = True
@@ -181,7 +181,7 @@ class TokenEndpointUnavailable(CfproxyError):
 
 @dataclass(eq=False)
 class GrantRefused(CfproxyError):
-    """`invalid_grant`: the code or refresh token is expired, used, revoked or not ours (RFC 6749 §5.2)."""
+    """`invalid_grant`: the code or refresh token is expired, used, revoked or another's (RFC 6749 §5.2)."""
 
     description: str = ""
 
@@ -214,10 +214,10 @@ class QueueTimeout(QueueRefusal):
 
 @dataclass(eq=False)
 class UpstreamError(CfproxyError):
-    """The upstream gave no answer that can be passed on.
+    """The upstream sent no response that can be relayed.
 
     Args:
-        unsent: nothing of the request can have reached the upstream, so it may be sent again.
+        unsent: no part of the request can have reached the upstream, so it may be sent again.
 
     Class attributes:
         step: what to do next; added to a message that has no next step (after a semicolon) of its own.
@@ -238,7 +238,7 @@ class UpstreamError(CfproxyError):
 
 
 class UpstreamUnreachable(UpstreamError):
-    """No connection: DNS failure, refused, or reset before an answer."""
+    """No connection: DNS failure, refused, or reset before a response."""
 
 
 class UpstreamTls(UpstreamError):
@@ -250,7 +250,7 @@ class UpstreamTls(UpstreamError):
 
 
 class UpstreamProtocol(UpstreamError):
-    """The answer is not valid HTTP/1.1, or ends too early."""
+    """The response is not valid HTTP/1.1, or ends too early."""
 
     slug = state = "upstream-protocol"
     title = "API's answer not usable"

@@ -17,7 +17,7 @@ from cfproxy.http1.headers import OWNED, OWNED_PREFIX, normalise
 from cfproxy.proxy.access import AccessRules
 from cfproxy.secret import Secret
 
-# Pages that a link, or the accounts server's redirect, may lead to.
+# Pages that may be the target of a link, or of the accounts server's redirect.
 PAGES = frozenset({"/", "/login", "/callback"})
 CALLBACK = "/callback"
 # Headers that reverse proxies add to every request, including those of other sites' forms.
@@ -30,7 +30,7 @@ class AdminRules:
 
     Args:
         port: of the listener; None for a Unix socket.
-        looking: applies to every request.
+        looking: the rules for every request.
         keyed: whether any account requires an access key; then so do actions.
         keys: the access keys that all accounts share.
     """
@@ -102,10 +102,10 @@ class FormToken:
         """
         if has_custom_header(request):
             return
-        given = (await request.form()).get("token")
-        if given is None:
+        token = (await request.form()).get("token")
+        if token is None:
             raise CrossSite("send this POST with a custom header, such as 'X-Cfproxy-Admin: 1'")
-        if not hmac.compare_digest(given.encode(), self.value.encode()):
+        if not hmac.compare_digest(token.encode(), self.value.encode()):
             raise CrossSite("this form was loaded before cfproxy last started; reload the page")
 
 

@@ -33,7 +33,7 @@ class AdminApp:
     """The admin endpoints.
 
     Args:
-        accounts: the accounts to report; may change.
+        accounts: the accounts to report; the mapping may change.
         metrics: the metrics to expose.
         operations: what requests can do to the process.
         rules: who may call; may be replaced.
@@ -61,7 +61,7 @@ class AdminApp:
             "/login": _get(self._logins.show) | {"POST": self._logins.act},
             CALLBACK: {"GET": self._logins.receive},
             "/livez": _get(self._livez),
-            # Nothing is served before the start is complete.
+            # No endpoint responds before the start is complete.
             "/startupz": _get(self._livez),
             "/readyz": _get(self._readyz),
             "/status.json": _get(self._status),

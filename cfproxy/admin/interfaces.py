@@ -56,7 +56,7 @@ class RunningAccount(Protocol):
 
     @property
     def access_keys(self) -> tuple[Secret, ...]:
-        """The access keys that lead to this account."""
+        """The access keys that select this account."""
 
 
 @dataclass(frozen=True, slots=True)

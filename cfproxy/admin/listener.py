@@ -29,8 +29,8 @@ _APP = "cfproxy.admin.app"
 class AdminListener:
     """The admin endpoints of a process; off until `switch` gives it a socket.
 
-    Its endpoints are loaded by the first request, or soon after the start: later their files may belong to
-    another version. If that fails, requests get a problem document and the next reload tries again.
+    Its endpoints are loaded by the first request, or soon after the start, since an update may later replace
+    their files. If that fails, requests get a problem document and the next reload tries again.
 
     Args:
         accounts: the accounts to report; may change.
@@ -51,7 +51,7 @@ class AdminListener:
         self._operations = operations
         self._log = log
         self._rules: AdminRules | None = None
-        self._asked = asyncio.Event()
+        self._requested = asyncio.Event()
         self._loading: asyncio.Task[None] | None = None
         self._server: AdminServer | None = None
         self._draining = False
@@ -78,7 +78,7 @@ class AdminListener:
     async def _load(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAD_S):
-                await self._asked.wait()
+                await self._requested.wait()
         try:
             await asyncio.to_thread(import_module, _APP)  # meanwhile the loop serves requests
             from cfproxy.admin.app import AdminApp  # noqa: PLC0415 - imported by now
@@ -90,7 +90,7 @@ class AdminListener:
         self.app.draining = self._draining
 
     async def _respond(self, request: AdminRequest) -> AdminResponse:
-        self._asked.set()
+        self._requested.set()
         if self.app is None and self._loading is not None:
             await asyncio.wait({self._loading})
         if self.app is None:

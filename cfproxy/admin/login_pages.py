@@ -2,7 +2,7 @@
 
 Invariants:
 1. A redirect that arrives at `/callback` is used only if this browser started that login.
-2. Nothing of a redirect is shown or logged.
+2. No part of a redirect is shown or logged.
 
 The cookie holds the hash of `state`, so it is useless without the redirect. With SameSite=Lax, browsers send
 it along with the accounts server's redirect, which comes from another site.
@@ -73,7 +73,7 @@ class LoginPages:
         account = self._account(form.get("account"))
         name = account.app.account
         if account.settings.access.keys:
-            check_key(request, account.access_keys, f"no access key leads to account '{name}'")
+            check_key(request, account.access_keys, f"no access key selects account '{name}'")
         redirected = form.get("redirected")
         is_page = wants_html(request)
         try:
@@ -125,10 +125,10 @@ class LoginPages:
 
     def _starter(self, request: AdminRequest, state: str) -> RunningAccount | None:
         """Return the account for which this browser started the login with that `state`."""
-        wanted = _hash(state).encode()
+        expected = _hash(state).encode()
         for account in self._accounts:
-            given = request.cookie(_cookie_name(account.app.account))
-            if hmac.compare_digest(given.encode(), wanted):
+            cookie = request.cookie(_cookie_name(account.app.account))
+            if hmac.compare_digest(cookie.encode(), expected):
                 return account
         return None
 
@@ -159,7 +159,7 @@ class LoginPages:
 
 
 def _status_of(error: CfproxyError) -> int:
-    # The redirect is at fault, not this server.
+    # The redirect is wrong, not this server.
     return 400 if isinstance(error, LoginFailed) else error.status
 
 

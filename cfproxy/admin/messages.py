@@ -42,7 +42,7 @@ SECURITY_HEADERS = {
 
 
 class HttpError(Exception):
-    """A response that is an HTTP status and nothing else.
+    """A response that consists of an HTTP status only.
 
     Args:
         status: 4xx or 5xx.
@@ -88,9 +88,9 @@ class AdminRequest:
 
     def header(self, name: str) -> str | None:
         """Return the first header of that name."""
-        wanted = name.lower().encode()
+        lower_name = name.lower().encode()
         return next(
-            (value.decode("latin-1") for key, value in self.raw_headers if key.lower() == wanted), None
+            (value.decode("latin-1") for key, value in self.raw_headers if key.lower() == lower_name), None
         )
 
     def cookie(self, name: str) -> str:
@@ -103,7 +103,7 @@ class AdminRequest:
 
         Raises:
             HttpError: the body is larger than `BODY_MAX_BYTES`.
-            BadTarget: it is malformed, or takes longer than `BODY_S`.
+            BadTarget: it is malformed, or takes longer than `BODY_S` to arrive.
         """
         kind = (self.header("Content-Type") or "").partition(";")[0].strip().lower()
         if self._form is None and kind == "application/x-www-form-urlencoded":

@@ -54,8 +54,8 @@ def view_account(report: dict[str, Any]) -> View:
     tone, headline = _judge(report)
     token, login, store = report["access_token"], report["login"], report["store"]
     usable_s = 0 if token is None else token["usable_s"]
-    lesser = store["detail"] or report["api"]["detail"] or report["warning"] or ""
-    detail = report["detail"] if report["state"] != "ok" else lesser or _refusals(report)
+    warning = store["detail"] or report["api"]["detail"] or report["warning"] or ""
+    detail = report["detail"] if report["state"] != "ok" else warning or _refusals(report)
     command = report["command"] or ""
     login_left_s, login_life_s = _login_span_s(login)
     login_helps = command.startswith("cfproxy login")
@@ -163,7 +163,7 @@ def view_request(finished: Finished) -> View:
         note.append("the client disconnected")
     elif finished.problem:
         note.append(f"cfproxy: {finished.problem}")
-    bad, ours = finished.status >= 500, bool(finished.problem)
+    bad, is_own = finished.status >= 500, bool(finished.problem)
     return {
         "at": instant(finished.at),
         "account": finished.account,
@@ -175,7 +175,7 @@ def view_request(finished: Finished) -> View:
         "upstream": _milliseconds(finished.upstream_s),
         "total": _milliseconds(finished.total_s),
         "note": ", ".join(note),
-        "tone": "bad" if bad else "warn" if finished.status >= 400 or ours else "good",
+        "tone": "bad" if bad else "warn" if finished.status >= 400 or is_own else "good",
     }
 
 
@@ -267,7 +267,7 @@ def _milliseconds(seconds: float | None) -> str:
 
 
 def _rate(per_s: float) -> str:
-    # Samples are a second apart, so decimals of a large rate would mean nothing.
+    # Samples are a second apart, so decimals of a large rate would be meaningless.
     return f"{per_s:.0f}" if per_s >= 10 else f"{per_s:.1f}"
 
 

@@ -9,7 +9,7 @@ from cfproxy.errors import CfproxyError, StoreUnavailable, TokenEndpointUnavaila
 
 BACKOFF_FIRST_S = 1.0
 BACKOFF_MAX_S = 30.0
-BACKOFF_STORE_MAX_S = 4.0  # the store is ours: asking often disturbs nobody
+BACKOFF_STORE_MAX_S = 4.0  # the store is our own, so frequent retries disturb no one else
 HOLD_FIRST_S = 1.0
 HOLD_MAX_S = 60.0
 
@@ -37,10 +37,10 @@ class Backoff:
         # The exponent is bounded, or a long outage would overflow it.
         longest_s = BACKOFF_STORE_MAX_S if isinstance(error, StoreUnavailable) else BACKOFF_MAX_S
         step_s = min(longest_s, BACKOFF_FIRST_S * 2.0 ** min(self.failures, 10)) * self._jitter()
-        asked_s = error.retry_after_s if isinstance(error, TokenEndpointUnavailable) else 0.0
+        requested_s = error.retry_after_s if isinstance(error, TokenEndpointUnavailable) else 0.0
         self.error = error
         self.failures += 1
-        self.retry_at = now + max(step_s, asked_s)
+        self.retry_at = now + max(step_s, requested_s)
 
     def retry_by(self, at: float) -> None:
         """Make the next attempt at `at` or earlier."""

@@ -5,7 +5,7 @@ Invariants:
 2. A login that could not be saved stays in memory. It replaces only the stored record that it was derived
    from: a login, logout or refresh by someone else is newer.
 3. The serial in the store only grows within one login.
-4. A token is as old as the wall clock or the monotonic clock says, whichever says older.
+4. A token's age is the greater of its ages by the wall clock and by the monotonic clock.
 5. A shared store that has gone back in time, as after a failover that lost writes, gets the newer record
    again.
 """
@@ -119,7 +119,7 @@ class CachedLogin:
     # --- changes in memory ----------------------------------------------------------------
 
     def discard_mark(self, marked: Login) -> None:
-        """Ignore the `presented_at` of this record of ours, which may be in the store: nothing was sent.
+        """Ignore this record's `presented_at` if it turns up in the store: no refresh token was sent.
 
         Saving it seemed to fail, or its lock was lost before the request.
         """
@@ -164,7 +164,7 @@ class CachedLogin:
         return self._read_error is None and self._store.stamp(self._app.account) != self._stamp
 
     async def load(self) -> None:
-        """Read the store, and adopt its record unless ours is newer.
+        """Read the store, and adopt its record unless the one in memory is newer.
 
         Raises:
             StoreUnavailable, StoreUnusable
@@ -183,7 +183,7 @@ class CachedLogin:
 
     def _adopt(self, stored: Login | None) -> None:
         if self._app.grant == "client_credentials" and stored and not stored.belongs_to(self._app):
-            stored = None  # a new token of our own will replace it
+            stored = None  # this process's new token will replace it
         if self._keeps_unsaved(stored) or stored == self.login or self._keeps_newer(stored):
             return
         before = self.login
@@ -207,7 +207,7 @@ class CachedLogin:
             return True
         self.unsaved = False
         self._write_error = None  # someone else could write
-        if not _same_tokens(stored, self.login):  # else a save succeeded although it seemed to fail
+        if not _same_tokens(stored, self.login):  # otherwise a save succeeded although it seemed to fail
             self._log.warning("token.unsaved_dropped", reason="the store has another login")
         return False
 
@@ -221,8 +221,8 @@ class CachedLogin:
         if not self.shared or mine is None or stored is None or mine.refused_at is not None:
             return False
         # Within one login the serial only grows, and another login has another `login_at`.
-        went_back = stored.login_at == mine.login_at and stored.serial < mine.serial
-        if not went_back or _same_tokens(stored, mine):
+        is_rollback = stored.login_at == mine.login_at and stored.serial < mine.serial
+        if not is_rollback or _same_tokens(stored, mine):
             return False
         self.unsaved, self._unsaved_over = True, stored
         self._log.warning("store.went_back", serial=mine.serial, stored_serial=stored.serial)
@@ -270,7 +270,7 @@ class CachedLogin:
                 self._keep_unsaved(login, expires_at)
 
     def keep_unlocked(self, login: Login, expires_at: float, error: StoreUnavailable) -> None:
-        """Keep `login` in memory and save it later: without the lock nobody knows what it would replace.
+        """Keep `login` in memory and save it later: without the lock it is unknown what it would replace.
 
         Args:
             login: the successor of the present record.

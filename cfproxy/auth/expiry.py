@@ -21,8 +21,8 @@ class ExpiryWarning:
     """A login ends soon, or should have ended.
 
     Args:
-        step: which of `STEPS_S` is reached, counted from 1; the last one means that the time is over.
-        left_s: seconds that are left; negative when the time is over.
+        step: which of `STEPS_S` is reached, counted from 1; the last one means past its lifetime.
+        left_s: seconds until the end; negative after it.
         message: one line: what ends when, and the command that prevents it.
     """
 
@@ -48,20 +48,20 @@ def expiry_warning(login: Login | None, app: App, now: float) -> ExpiryWarning |
         return None
     who, at = f"the login of account '{app.account}'", instant(login.login_expires_at)
     if left_s <= 0:
-        text = f"{who} has been past its life time since {at} and may end with any refresh"
+        text = f"{who} has been past its lifetime since {at} and may end with any refresh"
     else:
         text = f"{who} ends in {span_text(left_s)}, at {at}, whatever is refreshed until then"
     return ExpiryWarning(step, left_s, f"{text}; renew it without a pause: {app.login_command}")
 
 
 class WarnOnce:
-    """Remembers which warnings of an account were given: each step of each login once.
+    """Gives each warning of an account once per step and login.
 
-    Steps that passed unnoticed are skipped: only the current one is given.
+    Only the current step is given; earlier ones that were missed are skipped.
     """
 
     def __init__(self) -> None:
-        self._given: tuple[float, int] | None = None
+        self._last: tuple[float, int] | None = None
 
     def due(self, login: Login | None, app: App, now: float) -> ExpiryWarning | None:
         """Return the warning to give at wall-clock `now`, and count it as given."""
@@ -69,9 +69,9 @@ class WarnOnce:
         if warning is None or login is None:
             return None
         # The step may go back if the clock is set back; that is no reason to warn twice.
-        if self._given is not None and self._given[0] == login.login_at and self._given[1] >= warning.step:
+        if self._last is not None and self._last[0] == login.login_at and self._last[1] >= warning.step:
             return None
-        self._given = (login.login_at, warning.step)
+        self._last = (login.login_at, warning.step)
         return warning
 
 

@@ -18,12 +18,12 @@ class TokenEndpoint(Protocol):
 
         Args:
             refresh_token: what to send.
-            may_send: asked once, after connecting and before the first byte; None means yes.
+            may_send: called once, after connecting and before the first byte; None means always.
 
         Raises:
             GrantRefused: `invalid_grant`.
             Misconfigured: the app's settings are refused.
-            TokenEndpointUnavailable: anything else, including a `may_send` that says no.
+            TokenEndpointUnavailable: anything else, including a `may_send` that returns False.
         """
 
     async def client_credentials(self) -> TokenReply:
@@ -45,9 +45,9 @@ class TokenEndpoint(Protocol):
 
 
 class Lease:
-    """A lock that is held. This one is held until it is released."""
+    """A lock that was acquired. This base class never loses it before it is released."""
 
-    def held(self) -> bool:
+    def is_held(self) -> bool:
         """Return whether it certainly still excludes everyone else; uses no network."""
         return True
 

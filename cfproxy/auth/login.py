@@ -83,7 +83,7 @@ async def start(plan: LoginPlan) -> tuple[str, Attempt]:
     """
     if plan.redirect_uri is None:
         raise LoginFailed("a login in the browser needs redirect_uri; set it as registered for the app")
-    # Nobody should go through the browser for a login that can't be saved.
+    # Check first, so that no one logs in in the browser for a login that can't be saved.
     await plan.store.probe(plan.app.account)
     verifier = oauth2.new_verifier() if plan.pkce else None
     attempt = Attempt(
@@ -150,9 +150,9 @@ async def login_app(plan: LoginPlan) -> Login:
 
     async def fetch() -> Login:
         before = await _load_before(plan)
-        asked_at = plan.clock.time()
+        requested_at = plan.clock.time()
         reply = await plan.endpoint.client_credentials()
-        login = _new_login(plan, reply, asked_at, before)
+        login = _new_login(plan, reply, requested_at, before)
         await plan.store.save(login)
         return login
 
@@ -213,7 +213,7 @@ async def _load_before(plan: LoginPlan) -> Login | None:
 
 async def _exchange(plan: LoginPlan, attempt: Attempt, code: _Code) -> Login:
     before = await _load_before(plan)
-    asked_at = plan.clock.time()
+    requested_at = plan.clock.time()
     code.unused = False
     try:
         reply = await plan.endpoint.exchange(code.value, attempt.redirect_uri, attempt.verifier)
@@ -232,7 +232,7 @@ async def _exchange(plan: LoginPlan, attempt: Attempt, code: _Code) -> Login:
         raise
     except GrantRefused as error:
         raise LoginFailed(_refusal(plan, error.description)) from None
-    login = _new_login(plan, reply, asked_at, before)
+    login = _new_login(plan, reply, requested_at, before)
     await plan.store.save(login)
     return login
 
@@ -251,12 +251,12 @@ def _refusal(plan: LoginPlan, description: str) -> str:
     )
 
 
-def _new_login(plan: LoginPlan, reply: TokenReply, asked_at: float, before: Login | None) -> Login:
+def _new_login(plan: LoginPlan, reply: TokenReply, requested_at: float, before: Login | None) -> Login:
     serial = 1 if before is None else before.serial + 1
     lasts_s = plan.refresh_token_lifetime_s
     if reply.refresh_token is None:
-        lasts_s = reply.token(asked_at).lifetime_s  # the login ends with its access token
-    return new_login(plan.app, reply, asked_at, serial=serial, expires_at=asked_at + lasts_s)
+        lasts_s = reply.token(requested_at).lifetime_s  # the login ends with its access token
+    return new_login(plan.app, reply, requested_at, serial=serial, expires_at=requested_at + lasts_s)
 
 
 async def _revoke(plan: LoginPlan, login: Login) -> bool | None:

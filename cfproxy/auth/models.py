@@ -72,10 +72,10 @@ class TokenReply:
     refresh_token: Secret | None
     scope: str | None
 
-    def token(self, asked_at: float) -> Token:
+    def token(self, requested_at: float) -> Token:
         """Return the access token; its lifetime counts from when it was requested."""
         lifetime_s = UNKNOWN_LIFETIME_S if self.lifetime_s is None else self.lifetime_s
-        return Token(self.access_token, asked_at, lifetime_s)
+        return Token(self.access_token, requested_at, lifetime_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +94,9 @@ class Login:
         login_at: when a person (or the client-credentials app) logged in.
         login_expires_at: when the login itself ends; None if unknown.
         presented_at: set, and saved, before the refresh token is sent; cleared when the outcome is
-            known. A record that has it set may have lost the answer to a refresh.
+            known. A record that has it set may have lost the response to a refresh.
         refused_at: when the server answered `invalid_grant` to this refresh token.
-        answer_lost: the refusal followed a refresh whose answer never arrived: the one-time refresh
+        answer_lost: the refusal followed a refresh whose response never arrived: the one-time refresh
             token was used up and its successor was lost.
     """
 
@@ -173,7 +173,7 @@ class Attempt:
         redirect_uri: as sent to the authorize endpoint; the token endpoint compares it.
         client_id: the app.
         created_at: wall-clock instant; the attempt expires `ATTEMPT_LIFETIME_S` later.
-        used: it was claimed; what is left is a marker, until it expires.
+        used: it was claimed; the record stays as a marker until it expires.
     """
 
     account: str
@@ -184,8 +184,8 @@ class Attempt:
     created_at: float
     used: bool = False
 
-    def spent(self) -> Self:
-        """Return what is left of it once it was claimed; without the verifier."""
+    def as_used(self) -> Self:
+        """Return it marked as used, without the verifier."""
         return replace(self, verifier=None, used=True)
 
     def expired(self, now: float) -> bool:
@@ -219,7 +219,7 @@ class TokenStatus:
         refreshes: tokens received from the endpoint since the start.
         failures: failed attempts, by the kind of error.
         store_failures: failed reads and writes of the store.
-        warning_step: how near the end of the login is (see `expiry.py`); 0 for far.
+        warning_step: how near the end of the login is (see `expiry.py`); 0 for not near.
     """
 
     login: Login | None
@@ -235,19 +235,19 @@ class TokenStatus:
 
     @property
     def ready(self) -> bool:
-        """Whether a request that came now could be given a token."""
+        """Whether a request that arrives now would get a token."""
         return self.usable_s > 0 or self.error is None
 
 
 def new_login(
-    app: App, reply: TokenReply, asked_at: float, *, serial: int = 1, expires_at: float | None = None
+    app: App, reply: TokenReply, requested_at: float, *, serial: int = 1, expires_at: float | None = None
 ) -> Login:
     """Return the first record of a login.
 
     Args:
         app: the app that has logged in.
         reply: what the token endpoint gave it.
-        asked_at: wall-clock instant of the request.
+        requested_at: wall-clock instant of the request.
         serial: greater than that of the record that it replaces.
         expires_at: wall-clock instant at which the login ends.
     """
@@ -259,10 +259,10 @@ def new_login(
         token_url=app.token_url,
         upstream=app.upstream,
         scope=reply.scope or app.scope,
-        token=reply.token(asked_at),
+        token=reply.token(requested_at),
         refresh_token=reply.refresh_token if renewable else None,
         serial=serial,
-        login_at=asked_at,
+        login_at=requested_at,
         login_expires_at=expires_at if renewable else None,
     )
 
@@ -297,5 +297,5 @@ def login_problem(login: Login | None, app: App) -> LoginRequired | None:
 
 
 def instant(at: float) -> str:
-    """Return a wall-clock instant as people and machines read it: UTC, RFC 3339, whole seconds."""
+    """Return a wall-clock instant for people and machines: UTC, RFC 3339, whole seconds."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -3,8 +3,9 @@
 Covers RFC 6749, RFC 7636 (PKCE) and RFC 7009 as far as a client needs them.
 
 Invariants:
-1. No text of the server reaches a message: an error description may repeat a secret.
-2. Whatever comes in, only errors of `cfproxy.errors` come out. A reply is accepted as a whole or not at all.
+1. No text from the server reaches a message: an error description may repeat a secret.
+2. Whatever the input, only errors of `cfproxy.errors` are raised. A reply is accepted as a whole or not at
+   all.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _REPAIRS = {
 }
 # A grant type that no server has (RFC 6749 §4.5 demands an absolute URI).
 PROBE_GRANT = "urn:cfproxy:grant:none"
-# How a server that knows the app may answer it.
+# Errors with which a server that knows the app may respond to it.
 _PROBED = frozenset({"unsupported_grant_type", "unauthorized_client", "invalid_request", "invalid_scope"})
 _VISIBLE = re.compile(r"[!-~]+")  # no space, no line break: it becomes part of a header
 _VSCHAR = re.compile(r"[ -~]+")  # RFC 6749 appendix A
@@ -158,7 +159,7 @@ class EndpointResponse:
         return document if isinstance(document, dict) else {}
 
     def error(self, what: str = "") -> TokenEndpointUnavailable:
-        """Return the error that says `what` came, or what the status means."""
+        """Return the error for a response described by `what`, or for its status."""
         text = f"{self.where} answered {self.status} {what}" if what else self._explain_status()
         return TokenEndpointUnavailable(text, retry_after_s=self._retry_after_s(), answered=True)
 

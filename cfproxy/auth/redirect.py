@@ -1,8 +1,8 @@
 """The redirect that ends a browser login: parsing and checking it (RFC 6749 §4.1.2, RFC 9207).
 
 Invariants:
-1. Nothing that was pasted reaches a message or a repr: it may be any secret of the person who pasted it.
-2. `LoginFailed`, with the next step in it, is the only error.
+1. No pasted text reaches a message or a repr: people may paste any secret by mistake.
+2. `LoginFailed` is the only error raised; its message has the next step.
 3. A code without a state is accepted only if the code was pasted alone.
 """
 
@@ -67,7 +67,7 @@ def parse_redirect(text: str) -> Redirect:
             than `REDIRECT_MAX_CHARS`.
     """
     if len(text) > REDIRECT_MAX_CHARS:
-        raise _unfit("that is too long for an address; paste only the address the browser ended up on")
+        raise _unusable("this is too long for an address; paste only the address the browser ended up on")
     text = "".join(line.strip() for line in text.strip(_WRAPPERS).splitlines()).strip(_WRAPPERS + "&")
     head, delimiter, query = _partition(text)
     if not delimiter:
@@ -81,11 +81,11 @@ def parse_redirect(text: str) -> Redirect:
     code = values.get("code")
     if code is None:
         if base is None:
-            raise _unfit("there is no code in that; paste the whole address the browser ended up on")
+            raise _unusable("it contains no code; paste the whole address the browser ended up on")
         return Redirect(base=base)
     if "state" not in values:
         # Only a person can vouch for a code without a state, by pasting the code alone.
-        raise _unfit("the address has a code but no state; paste the whole address, or the code alone")
+        raise _unusable("the address has a code but no state; paste the whole address, or the code alone")
     return Redirect(code=Secret(code), state=values["state"], iss=values.get("iss"), base=base)
 
 
@@ -102,15 +102,15 @@ def check_redirect(redirect: Redirect, *, redirect_uri: str, authorize_url: str,
         LoginFailed: another URL, another issuer, or no code.
     """
     if redirect.base is not None and not _is_same_place(redirect.base, base_of(redirect_uri)):
-        raise _unfit(_explain_place(redirect.base, authorize_url, again))
+        raise _unusable(_describe_mismatch(redirect.base, authorize_url, again))
     if redirect.iss is not None and origin_of(redirect.iss) != origin_of(authorize_url):
         raise LoginFailed(
             "the address comes from another server than authorize_url names (iss differs); do not use it, "
             f"check authorize_url, and {again}"
         )
     if redirect.code is None and redirect.error is None:
-        raise _unfit(
-            f"the address has no code; log in, press 'Yes, Allow', and paste what comes then, or {again}"
+        raise _unusable(
+            f"the address has no code; log in, press 'Yes, Allow', and paste the address after it, or {again}"
         )
 
 
@@ -119,14 +119,14 @@ def explain_error(error: str, again: str) -> str:
     if error == "access_denied":
         return f"access was denied in the browser; to allow it, {again} and press 'Yes, Allow'"
     if error in {"server_error", "temporarily_unavailable"}:
-        return f"the accounts server has trouble ({error}); wait a little, then {again}"
+        return f"the accounts server has a problem ({error}); wait a little, then {again}"
     return (
         f"the accounts server refused the login ({error}); compare client_id, scope, redirect_uri and pkce "
         f"with what is registered for the app, then {again}"
     )
 
 
-def _unfit(message: str) -> LoginFailed:
+def _unusable(message: str) -> LoginFailed:
     return LoginFailed(message, curable=True)
 
 
@@ -135,16 +135,16 @@ def _is_same_place(one: str, other: str) -> bool:
     return one.partition("://")[2].rstrip("/") == other.partition("://")[2].rstrip("/")
 
 
-def _explain_place(base: str, authorize_url: str, again: str) -> str:
+def _describe_mismatch(base: str, authorize_url: str, again: str) -> str:
     if base == base_of(authorize_url):
-        return "that is the address to log in at; open it in a browser, and paste the one you end up on"
+        return "this is the address to log in at; open it in a browser, and paste the one you end up on"
     if origin_of(base) == origin_of(authorize_url):
         return (
-            "that is a page of the accounts server, not the redirect; if it shows an error, client_id, "
+            "this is a page of the accounts server, not the redirect; if it shows an error, client_id, "
             f"redirect_uri or scope differ from what is registered for the app: correct them, then {again}"
         )
     return (
-        "that address is not at redirect_uri; paste the address you end up on after 'Yes, Allow', "
+        "this address is not at redirect_uri; paste the address you end up on after 'Yes, Allow', "
         f"or set redirect_uri to what is registered for the app and {again}"
     )
 
@@ -165,7 +165,7 @@ def _partition(text: str) -> tuple[str, str, str]:
 
 def _bare_code(text: str) -> Redirect:
     if not _BARE_CODE.fullmatch(text):
-        raise _unfit("that is neither an address nor a code; paste the address the browser ended up on")
+        raise _unusable("this is neither an address nor a code; paste the address the browser ended up on")
     return Redirect(code=Secret(text))
 
 
@@ -174,14 +174,14 @@ def _parameters(query: str) -> dict[str, str]:
     try:
         pairs = parse_qsl(query, max_num_fields=100)
     except ValueError:
-        raise _unfit("that address has too many parameters; paste the one you ended up on") from None
+        raise _unusable("this address has too many parameters; paste the one you ended up on") from None
     for name, value in pairs:
         if name not in {"code", "state", "error", "iss"}:
             continue
         if name in values:
-            raise _unfit(f"the address has '{name}' twice and cannot be trusted; log in again")
+            raise _unusable(f"the address has '{name}' twice and cannot be trusted; log in again")
         if not _VSCHAR.fullmatch(value):
-            raise _unfit(f"'{name}' in the address is damaged; copy the whole address again")
+            raise _unusable(f"'{name}' in the address is damaged; copy the whole address again")
         values[name] = value
     return values
 

@@ -1,8 +1,8 @@
-"""One refresh: lock held, store read, token endpoint asked, new token saved.
+"""One refresh, under the lock: reads the store, calls the token endpoint, saves the new token.
 
 Invariants:
-1. Every decision is made on what the store holds after the lock was taken. Client credentials use nothing
-   up, so they are requested even if the store can't be reached.
+1. Every decision is based on the store's content after the lock was acquired. Client credentials use
+   nothing up, so they are requested even if the store can't be reached.
 2. A refresh token is marked as presented in the store before it is sent.
 3. A new token is used after it was saved. If saving fails it is used all the same and saved later, because
    the server may already have invalidated its predecessor.
@@ -35,7 +35,7 @@ class Refresh:
     Args:
         app: the app.
         cached_login: the login.
-        endpoint: asked by the next refresh.
+        endpoint: used from the next refresh on.
         clock: the wall clock and the monotonic clock.
         log: the account is bound to it.
     """
@@ -55,20 +55,20 @@ class Refresh:
         self._log = log
         self.count = 0  # tokens received from the endpoint
 
-    async def run(self, rejected: Token | None, lease: Lease, *, ask: bool) -> None:
+    async def run(self, rejected: Token | None, lease: Lease, *, may_request: bool) -> None:
         """Get a usable token. The caller holds the lock of the login.
 
         Args:
-            rejected: a token that the API rejected; another one is wanted.
+            rejected: a token that the API rejected and that must be replaced.
             lease: the lock.
-            ask: whether the endpoint may be asked; if not, an unsaved login is saved and that is all.
+            may_request: whether to call the endpoint; if not, only an unsaved login is saved.
 
         Raises:
             LoginRequired, Misconfigured, TokenEndpointUnavailable, StoreUnavailable, StoreUnusable
         """
         await self._cached.load()
         await self._cached.save_unsaved()
-        if not ask:
+        if not may_request:
             return
         # Another process may have refreshed while this one waited for the lock, or before the rejection.
         if self._has_token_other_than(rejected) and not self._cached.due():
@@ -89,7 +89,7 @@ class Refresh:
         Raises:
             Misconfigured, TokenEndpointUnavailable
         """
-        asked_at, asked_mono = self._clock.time(), self._clock.monotonic()
+        requested_at, requested_mono = self._clock.time(), self._clock.monotonic()
         try:
             reply = await self.endpoint.client_credentials()
         except GrantRefused as error:
@@ -97,7 +97,7 @@ class Refresh:
                 "the token endpoint refused this app's client credentials (invalid_grant); "
                 "check the app's grant and its user in Creative Force"
             ) from error
-        await self._publish(reply, asked_at, asked_mono, unlocked)
+        await self._publish(reply, requested_at, requested_mono, unlocked)
 
     def _has_token_other_than(self, rejected: Token | None) -> bool:
         """Return whether there is a usable token other than `rejected`."""
@@ -107,13 +107,13 @@ class Refresh:
     async def _send_refresh_token(
         self, before: Login, refresh_token: Secret, rejected: Token | None, lease: Lease
     ) -> None:
-        asked_at, asked_mono = self._clock.time(), self._clock.monotonic()
-        # A pending refresh keeps its time: it tells since when the outcome is unknown.
+        requested_at, requested_mono = self._clock.time(), self._clock.monotonic()
+        # A pending refresh keeps its time, since when the outcome has been unknown.
         before = replace(before, presented_at=self._cached.pending_refresh)
-        marked = before.next(presented_at=before.presented_at or asked_at)
+        marked = before.next(presented_at=before.presented_at or requested_at)
         await self._mark(marked, rejected)
         try:
-            reply = await self.endpoint.refresh(refresh_token, lease.held)
+            reply = await self.endpoint.refresh(refresh_token, lease.is_held)
         except (TokenEndpointUnavailable, Misconfigured) as error:
             unused = isinstance(error, Misconfigured) or not error.sent or error.answered
             # This attempt says nothing about an earlier one whose outcome is unknown: that mark stays.
@@ -123,18 +123,18 @@ class Refresh:
         except GrantRefused:
             await self._check_refusal(before)
             return
-        await self._publish(reply, asked_at, asked_mono)
+        await self._publish(reply, requested_at, requested_mono)
 
     async def _mark(self, marked: Login, rejected: Token | None) -> None:
         """Save that the refresh token is about to be sent.
 
         Raises:
-            StoreUnavailable, StoreUnusable: it can't be saved, and either the token in hand is still good,
+            StoreUnavailable, StoreUnusable: it can't be saved, and either the current token is still valid,
                 so the refresh can wait until saving works; or other machines use the store, and without
                 the mark one of them could send the same refresh token.
         """
         if not self._cached.shared and not self._has_token_other_than(rejected):
-            # No good token is left: serving callers is more important than the mark.
+            # There is no valid token: serving callers is more important than the mark.
             await self._cached.keep(marked)
             if self._cached.unsaved:
                 self._log.error("token.refresh_unmarked", reason="the store cannot be written")
@@ -142,21 +142,21 @@ class Refresh:
         try:
             await self._cached.save(marked)
         except (StoreUnavailable, StoreUnusable):
-            # It may have been saved all the same: on too few replicas, or the answer was lost.
+            # It may have been saved all the same: on too few replicas, or the response was lost.
             if self._cached.pending_refresh is None:
                 self._cached.discard_mark(marked)
             raise
 
     async def _unmark(self, marked: Login, lease: Lease) -> None:
         """Clear the mark of an attempt that used nothing up."""
-        if lease.held() and self._cached.login is not None:
+        if lease.is_held() and self._cached.login is not None:
             await self._cached.keep(self._cached.login.next(presented_at=None))
         else:
             # The next holder of the lock has a mark of its own, with another serial: that one stays.
             self._cached.discard_mark(marked)
 
     async def _check_refusal(self, before: Login) -> None:
-        """Handle `invalid_grant`: believe it only if the store still holds the refresh token that was sent.
+        """Handle `invalid_grant`: accept it only if the store still has the refresh token that was sent.
 
         Raises:
             LoginRequired, TokenEndpointUnavailable, StoreUnavailable, StoreUnusable
@@ -183,14 +183,14 @@ class Refresh:
     async def _publish(
         self,
         reply: TokenReply,
-        asked_at: float,
-        asked_mono: float,
+        requested_at: float,
+        requested_mono: float,
         unlocked: StoreUnavailable | None = None,
     ) -> None:
-        token = reply.token(asked_at)
+        token = reply.token(requested_at)
         before = self._cached.login
         if before is None:
-            login = new_login(self._app, reply, asked_at)
+            login = new_login(self._app, reply, requested_at)
         else:
             login = before.next(
                 token=token,
@@ -202,11 +202,13 @@ class Refresh:
                 answer_lost=False,
             )
         self.count += 1
-        expires_at = asked_mono + token.lifetime_s
+        expires_at = requested_mono + token.lifetime_s
         if unlocked is None:
             await self._cached.keep(login, expires_at=expires_at)
         else:
             self._cached.keep_unlocked(login, expires_at, unlocked)
         self._log.info("token.refreshed", serial=login.serial, expires_at=instant(login.token.expires_at))
         if self._cached.usable() is None:
-            raise TokenEndpointUnavailable("the token endpoint gave a token that had expired when it arrived")
+            raise TokenEndpointUnavailable(
+                "the token endpoint issued a token that had expired when it arrived"
+            )

@@ -1,7 +1,7 @@
-"""The HTTP client for the token and revocation endpoints: one form out, one small reply back.
+"""The HTTP client for the token and revocation endpoints: sends a form, reads a small reply.
 
 Invariants:
-1. A form goes once, to the configured URL: no redirect and no proxy is followed. It is never sent in clear
+1. A form goes once, to the configured URL: no redirect and no proxy is followed. It is never sent unencrypted
    except to loopback.
 2. An error says whether the form may have been sent (`sent`). It holds neither form nor reply: not in its
    text, not in its chain, not in the locals of its frames.
@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 
 @dataclass(slots=True)
 class _Request:
-    """One form and how far it has come; `sent` becomes true just before its first byte is written."""
+    """One form and its progress; `sent` becomes true just before its first byte is written."""
 
     url: URL
     name: str  # of the endpoint
@@ -55,7 +55,7 @@ class _Request:
 
 
 class _Unreadable(Exception):
-    """There is no usable response; the argument is a fixed text."""
+    """There is no usable response; the message is a fixed text."""
 
 
 class HttpTokenEndpoint:
@@ -119,7 +119,7 @@ class HttpTokenEndpoint:
         )
 
     async def probe(self) -> None:
-        """Find out whether the endpoint answers and knows the app, without using anything up.
+        """Check whether the endpoint responds and knows the app, without using anything up.
 
         Raises:
             Misconfigured, TokenEndpointUnavailable
@@ -164,7 +164,7 @@ class HttpTokenEndpoint:
             await self._wait(posting, request)
             return await posting
         except (aiohttp.ClientError, OSError, ValueError, _Unreadable) as error:
-            what = _explain(error, sent=request.sent)
+            what = _describe_failure(error, sent=request.sent)
             # `may_send` raises `_Unreadable` too, before the request.
             answered = request.sent and isinstance(error, _Unreadable)
         finally:
@@ -172,7 +172,7 @@ class HttpTokenEndpoint:
         return TokenEndpointUnavailable(f"{request.where} {what}", sent=request.sent, answered=answered)
 
     async def _wait(self, posting: asyncio.Task[EndpointResponse], request: _Request) -> None:
-        """Wait until `posting` is over.
+        """Wait until `posting` has ended.
 
         The time is counted in steps, each of them once, however long it took. After a suspend the response
         may be in the socket already, and the refresh token that was sent is used up: it must still be read.
@@ -240,7 +240,7 @@ def _checked(key: str, text: str) -> URL:
     if url.raw_user is not None or url.raw_password is not None or url.raw_fragment:
         raise Misconfigured(f"{key} must have neither a user nor a fragment; correct it in the configuration")
     if url.scheme == "http" and not is_loopback(host):
-        raise Misconfigured(f"{key} must be https, or the client secret would travel in clear")
+        raise Misconfigured(f"{key} must be https, or the client secret would be sent in the clear")
     return url
 
 
@@ -249,7 +249,7 @@ def _trace(request: _Request) -> aiohttp.TraceConfig:
 
     async def on_request_headers_sent(*_: object) -> None:
         if request.may_send is not None and not request.may_send():
-            raise _Unreadable("was not asked: another cfproxy has taken this refresh over")
+            raise _Unreadable("was not called: another cfproxy has taken over this refresh")
         request.sent = True
 
     config = aiohttp.TraceConfig()
@@ -267,15 +267,15 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
-def _explain(error: Exception, *, sent: bool) -> str:
+def _describe_failure(error: Exception, *, sent: bool) -> str:
     if isinstance(error, _Unreadable):
         return str(error)
     if sent:
         if isinstance(error, TimeoutError):
-            return "gave no whole answer in time"
+            return "sent no complete response in time"
         if isinstance(error, aiohttp.ClientResponseError):
             return "did not answer in HTTP: check the URL in the configuration"
-        return "broke off the connection before its answer was whole"
+        return "closed the connection before its response was complete"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "cannot be found: its name does not resolve; check the network and the URL"
     if isinstance(error, aiohttp.ClientConnectorCertificateError):

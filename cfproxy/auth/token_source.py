@@ -6,7 +6,7 @@ Invariants:
 3. One refresh runs at a time: one shared task in this process, the store's lock between processes.
    A caller that is cancelled does not cancel it.
 4. After a failure nothing is tried again before the backoff is over.
-5. At most one alarm is set; none while only a person can help, and none after `aclose`.
+5. At most one timer is set; none while only a person can help, and none after `aclose`.
 6. Background tasks raise nothing: each caller gets its own copy of the last error.
 """
 
@@ -87,13 +87,13 @@ class TokenSource:
         self._check_at = self._save_at = -math.inf
         self._reading: asyncio.Task[None] | None = None
         self._refreshing: asyncio.Task[None] | None = None
-        self._alarm: asyncio.Task[None] | None = None
+        self._timer: asyncio.Task[None] | None = None
         self._closed = False
 
     # --- for requests ---------------------------------------------------------------------
 
     def current(self) -> Token | None:
-        """Return the token unless a refresh or a look at the store is due.
+        """Return the token unless a refresh or a check of the store is due.
 
         Every request comes through here, so it only compares instants that were worked out before.
         """
@@ -120,7 +120,7 @@ class TokenSource:
             self._raise_if_blocked()
             if tries < TRIES:
                 await asyncio.shield(self._refreshing or self._start_refresh(None))
-        raise TokenEndpointUnavailable("the token endpoint gives tokens that are already expired")
+        raise TokenEndpointUnavailable("the token endpoint issues tokens that have already expired")
 
     async def replace(self, rejected: Token) -> Token:
         """Return another token than `rejected`, or that one while refreshes don't help. Raises as `get`."""
@@ -156,17 +156,17 @@ class TokenSource:
         await self.check_store()
 
     async def aclose(self) -> None:
-        """Finish what must not be lost: a running refresh, an unsaved token."""
+        """Finish a running refresh and save an unsaved token, so that neither is lost."""
         self._closed = True
-        if self._alarm is not None:
-            self._alarm.cancel()
-        running = {task for task in (self._alarm, self._reading, self._refreshing) if task is not None}
+        if self._timer is not None:
+            self._timer.cancel()
+        running = {task for task in (self._timer, self._reading, self._refreshing) if task is not None}
         if running:
             await asyncio.wait(running)
         if self._cached.unsaved:
             with contextlib.suppress(CfproxyError):
                 async with self._store.lock(self._app.account, LAST_SAVE_WAIT_S) as lease:
-                    await self._refresh.run(None, lease, ask=False)
+                    await self._refresh.run(None, lease, may_request=False)
 
     def use_endpoint(self, endpoint: TokenEndpoint, endpoint_timeout_s: float) -> None:
         """Refresh at `endpoint` from now on, and at once if the previous one was the obstacle."""
@@ -230,7 +230,7 @@ class TokenSource:
             self._read_failed(error)
         except Exception:  # noqa: BLE001 - logged whole; the token in hand does not depend on it
             self._log.exception("store.read_crashed")
-            self._read_failed(StoreUnavailable("an internal fault stopped reading the store; see the log"))
+            self._read_failed(StoreUnavailable("an internal error stopped reading the store; see the log"))
         else:
             if isinstance(self._backoff.error, StoreUnavailable | StoreUnusable):
                 self._backoff.resume()
@@ -266,37 +266,37 @@ class TokenSource:
         may_try = not self._closed and self._backoff.left_s(self._clock.monotonic()) == 0
         return self._refreshing is None and may_try and self._cached.due()
 
-    def _start_refresh(self, rejected: Token | None, *, ask: bool = True) -> asyncio.Task[None]:
-        self._refreshing = asyncio.create_task(self._run_refresh(rejected, ask=ask))
+    def _start_refresh(self, rejected: Token | None, *, may_request: bool = True) -> asyncio.Task[None]:
+        self._refreshing = asyncio.create_task(self._run_refresh(rejected, may_request=may_request))
         return self._refreshing
 
-    async def _run_refresh(self, rejected: Token | None, *, ask: bool) -> None:
+    async def _run_refresh(self, rejected: Token | None, *, may_request: bool) -> None:
         failure: CfproxyError | None = None
         # Set before anything can fail, or a store that is gone would be tried in a busy loop.
         self._save_at = self._clock.monotonic() + SAVE_AGAIN_S
         try:
             if self._reading is not None:
                 await asyncio.wait({self._reading})
-            await self._lock_and_refresh(rejected, ask=ask)
+            await self._lock_and_refresh(rejected, may_request=may_request)
         except CfproxyError as error:
             failure = error
         except Exception:  # noqa: BLE001 - logged whole; the token in hand does not depend on it
             self._log.exception("token.refresh_crashed")
-            failure = TokenEndpointUnavailable("an internal fault stopped the refresh; see the log")
+            failure = TokenEndpointUnavailable("an internal error stopped the refresh; see the log")
         finally:
             self._refreshing = None
         if failure is not None:
             self._failures[type(failure)] += 1
-        if ask:
+        if may_request:
             self._record_outcome(failure, rejected)
         self._schedule()
 
-    async def _lock_and_refresh(self, rejected: Token | None, *, ask: bool) -> None:
+    async def _lock_and_refresh(self, rejected: Token | None, *, may_request: bool) -> None:
         try:
             async with self._store.lock(self._app.account, self._lock_timeout_s) as lease:
-                await self._refresh.run(rejected, lease, ask=ask)
+                await self._refresh.run(rejected, lease, may_request=may_request)
         except StoreUnavailable as error:
-            if not ask or self._app.grant != "client_credentials":
+            if not may_request or self._app.grant != "client_credentials":
                 raise
             await self._refresh.request_client_credentials(error)
 
@@ -304,7 +304,7 @@ class TokenSource:
         if failure is None:
             self._backoff.clear()
             if rejected is not None:
-                self.distrust(rejected)  # has an effect only if the same token came once more
+                self.distrust(rejected)  # has an effect only if the same token was issued again
         elif isinstance(failure, LoginRequired):
             self._backoff.stop(failure)
             self._log.error("login.required", reason=failure.message)
@@ -322,13 +322,13 @@ class TokenSource:
                 token_left_s=round(max(0.0, self._cached.left_s())),
             )
 
-    # --- the alarm ------------------------------------------------------------------------
+    # --- the timer ------------------------------------------------------------------------
 
     def _schedule(self) -> None:
-        """Set the alarm to the next refresh, retry or late save, whichever comes first."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+        """Set the timer to the next refresh, retry or late save, whichever comes first."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._closed:
             return
         now = self._clock.monotonic()
@@ -336,15 +336,15 @@ class TokenSource:
         if self._cached.problem() is None:
             wake_at = min(wake_at, max(now + self._cached.due_in_s(), self._backoff.retry_at))
         if wake_at < math.inf:
-            self._alarm = asyncio.create_task(self._wake(max(0.0, wake_at - now)))
+            self._timer = asyncio.create_task(self._wake(max(0.0, wake_at - now)))
 
     async def _wake(self, delay_s: float) -> None:
         await self._clock.sleep(delay_s)
-        self._alarm = None
+        self._timer = None
         if self._refreshing is not None or self._read_if_changed():
-            return  # whichever is running sets the next alarm
-        ask = self._should_refresh()
-        if ask or (self._cached.unsaved and self._clock.monotonic() >= self._save_at):
-            self._start_refresh(None, ask=ask)
+            return  # whichever is running sets the next timer
+        may_request = self._should_refresh()
+        if may_request or (self._cached.unsaved and self._clock.monotonic() >= self._save_at):
+            self._start_refresh(None, may_request=may_request)
         else:
             self._schedule()

@@ -62,11 +62,11 @@ class AdminClient:
         self._path = parts.path
         self._headers = {"X-Cfproxy-Admin": "1"} | ({} if key is None else {"X-Cfproxy-Key": key.reveal()})
 
-    def ask(self, method: str, path: str, timeout_s: float = ANSWER_S) -> tuple[int, object]:
-        """Return status and JSON document of the answer; None for a document that is not JSON.
+    def request(self, method: str, path: str, timeout_s: float = ANSWER_S) -> tuple[int, object]:
+        """Return status and JSON document of the response; None for a document that is not JSON.
 
         Raises:
-            OSError, http.client.HTTPException: there was no answer.
+            OSError, http.client.HTTPException: there was no response.
         """
         connection = self._kind(self._host, self._port, timeout=timeout_s)
         with contextlib.closing(connection):

@@ -32,9 +32,9 @@ def config_init() -> int:
     place = Path(config_option() or "config.yaml")
     # Before the questions, so that no answer is lost.
     if os.path.lexists(place):
-        raise UsageError(f"{place} is there already; edit it, or choose another with -c FILE")
+        raise UsageError(f"{place} already exists; edit it, or choose another with -c FILE")
     is_terminal = sys.stdin.isatty() and sys.stderr.isatty()
-    text, todo, command = _asked() if is_terminal else (starter_file(), _FILL_IN, "config check")
+    text, todo, command = _prompt_for_values() if is_terminal else (starter_file(), _FILL_IN, "config check")
     _write(place, text)
     click.echo(f"Wrote {place}. {todo}: cfproxy {command} -c {shlex.quote(str(place))}")
     return 0
@@ -43,26 +43,26 @@ def config_init() -> int:
 _FILL_IN = "Fill in the app's values, then run"
 
 
-def _asked() -> tuple[str, str, str]:
+def _prompt_for_values() -> tuple[str, str, str]:
     """Ask for the app's values; return the file's text, the next step and the next command."""
     click.echo(
         "The app's values are in Creative Force: Studio settings, Integrations, Registered Apps.", err=True
     )
-    client_id = _ask("Client id", "client_id")
-    redirect_uri = _ask("Redirect URI as registered (Enter for client credentials)", "redirect_uri")
+    client_id = _prompt("Client id", "client_id")
+    redirect_uri = _prompt("Redirect URI as registered (Enter for client credentials)", "redirect_uri")
     secret = None
     if os.environ.get(SECRET_VARIABLE):
         # No copy of it in a file.
         click.echo(f"The client secret is taken from ${SECRET_VARIABLE}.", err=True)
     else:
-        secret = _ask(f"Client secret, not shown (Enter for ${SECRET_VARIABLE})", "client_secret")
+        secret = _prompt(f"Client secret, not shown (Enter for ${SECRET_VARIABLE})", "client_secret")
     text = filled_file(client_id, redirect_uri or None, secret or None)
     is_complete = secret or os.environ.get(SECRET_VARIABLE)
     todo = "Now run" if is_complete else f"Set {SECRET_VARIABLE}, then run"
     return text, todo, "login" if redirect_uri else "serve"
 
 
-def _ask(question: str, key: str) -> str:
+def _prompt(question: str, key: str) -> str:
     """Ask until the answer is valid for `key`; only the client ID must not be empty."""
 
     def checked(answer: str) -> str:
@@ -92,7 +92,7 @@ def _write(place: Path, text: str) -> None:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise UsageError(f"{place} is there already; edit it, or choose another with -c FILE") from None
+        raise UsageError(f"{place} already exists; edit it, or choose another with -c FILE") from None
     except OSError as error:
         raise UsageError(f"{place} cannot be written: {error.strerror}") from None
 

@@ -83,16 +83,16 @@ def _print_commands(proxy_url: str, admin_url: str | None, sandbox_url: str) -> 
         echo(f"Status page: {admin_url}\n")
 
 
-def _free_port(host: str, wanted: int) -> int:
-    """Return `wanted` if it is free, else 0, which lets the system choose."""
+def _free_port(host: str, preferred: int) -> int:
+    """Return `preferred` if it is free, else 0, which lets the system choose."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             if sys.platform != "win32":
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, wanted))
+            probe.bind((host, preferred))
     except OSError:
         return 0
-    return wanted
+    return preferred
 
 
 @click.command("demo")

@@ -75,11 +75,11 @@ def _show_authorize_url(url: str, *, browser: bool) -> None:
 def _finish_at_prompt(plan: LoginPlan) -> Login:
     for left in reversed(range(PASTES_MAX)):
         click.echo("> ", err=True, nl=False)
-        # Not in an event loop, which can't be interrupted while a thread waits at a prompt.
+        # Outside an event loop, which can't be interrupted while a thread waits at a prompt.
         line = sys.stdin.readline()
         if not line:
-            raise LoginFailed("nothing was pasted; without a terminal use --print-url, then --finish URL")
-        click.echo("Asking the token endpoint for the tokens ...", err=True)
+            raise LoginFailed("no address was pasted; without a terminal use --print-url, then --finish URL")
+        click.echo("Requesting tokens from the token endpoint ...", err=True)
         try:
             return run_loop(closing_store(plan.store, login.finish(plan, line)))
         except LoginFailed as error:
@@ -123,7 +123,7 @@ def logout_command(account: str | None) -> int:
 _REVOKED = {
     True: "the server has revoked {0}",
     False: "the server does not revoke tokens; {1} by age",
-    None: "the server could not be asked to revoke {0}; {1} by age",
+    None: "the server could not be reached to revoke {0}; {1} by age",
 }
 
 

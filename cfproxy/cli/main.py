@@ -43,18 +43,18 @@ def run(args: list[str]) -> int:
             _print_error(line)
         return error.exit_code
     except BrokenPipeError:
-        # The reader of our output has ended, which is no error.
+        # The program that reads our output has ended, which is not an error.
         _discard_output()
         return errors.CfproxyError.exit_code
     except Exception as error:
         # Errors of opening a file have its name; without one, it was one of our streams.
         if isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename is None:
             _discard_output()
-            _print_error(f"the output can't be written: {error.strerror}; make room, or write it elsewhere")
+            _print_error(f"the output can't be written: {error.strerror}; free space, or write it elsewhere")
             return errors.CfproxyError.exit_code
         if debug:
             raise
-        _print_error(f"internal fault ({type(error).__name__}); run it again with --debug")
+        _print_error(f"internal error ({type(error).__name__}); run it again with --debug")
         return errors.CfproxyError.exit_code
     return code if isinstance(code, int) else 0
 

@@ -82,15 +82,17 @@ async def serve(
         load: reads the configuration again, on SIGHUP and `POST /reload`.
     """
     notifier = Notifier.from_environment(os.environ)
-    given = take_sockets(os.environ)
-    service = Service(settings, names, logs.log, load=load, logs=logs, given=given, tell=notifier.tell)
+    inherited = take_sockets(os.environ)
+    service = Service(
+        settings, names, logs.log, load=load, logs=logs, inherited=inherited, notify=notifier.notify
+    )
     # Before the start, which may take a while; an unhandled SIGHUP would end the process.
     exit_code = watch_signals(service.stopped)
-    reload_asked = asyncio.Event()
+    reload_requested = asyncio.Event()
     if hasattr(signal, "SIGHUP"):
-        _on(signal.SIGHUP, lambda _: reload_asked.set())
+        _on(signal.SIGHUP, lambda _: reload_requested.set())
     async with service, asyncio.TaskGroup() as beside:
-        tasks = [beside.create_task(_reload_when_asked(service, reload_asked))]
+        tasks = [beside.create_task(_reload_on_request(service, reload_requested))]
         if notifier.watchdog_s is not None:
             tasks.append(beside.create_task(_feed_watchdog(notifier, notifier.watchdog_s)))
         # Objects that exist now stay, so the collector can ignore them. Requests and connections leave no
@@ -103,16 +105,16 @@ async def serve(
     return exit_code()
 
 
-async def _reload_when_asked(service: Service, asked: asyncio.Event) -> None:
-    """Reload whenever `asked` is set; any number of requests during a reload makes one more."""
+async def _reload_on_request(service: Service, requested: asyncio.Event) -> None:
+    """Reload whenever `requested` is set; any number of requests during a reload makes one more."""
     while True:
-        await asked.wait()
-        asked.clear()
+        await requested.wait()
+        requested.clear()
         with contextlib.suppress(CfproxyError):  # logged; the old configuration stays in use
             await service.reload()
 
 
 async def _feed_watchdog(notifier: Notifier, watchdog_s: float) -> None:
     while True:
-        notifier.tell("alive")
+        notifier.notify("alive")
         await asyncio.sleep(watchdog_s / 2)

@@ -54,7 +54,7 @@ def status_command(account: str | None, as_json: bool) -> int:
     Makes no network calls except to a proxy on this machine, whose problems it repeats.
     """
     settings = load_config()
-    running = _ask_running(settings)
+    running = _fetch_running(settings)
     reports = [
         report | {"running": running.get((report["account"], report["client_id"], report["upstream"]))}
         for report in run_loop(_report(choose_accounts(settings, account)))
@@ -69,11 +69,11 @@ def status_command(account: str | None, as_json: bool) -> int:
     return LoginRequired.exit_code if "login-required" in states else 0
 
 
-def _ask_running(settings: Settings) -> dict[tuple[str, str, str], dict[str, Any]]:
+def _fetch_running(settings: Settings) -> dict[tuple[str, str, str], dict[str, Any]]:
     """Return the reports of a proxy on this machine, by account, app and upstream."""
     try:
         url, _ = find_admin(settings)  # no key is sent, because any program may have the port now
-        status, document = AdminClient(url, None).ask("GET", "/status.json", RUNNING_PROXY_S)
+        status, document = AdminClient(url, None).request("GET", "/status.json", RUNNING_PROXY_S)
     except (UsageError, OSError, http.client.HTTPException):
         return {}
     accounts = document.get("accounts") if status == 200 and isinstance(document, dict) else None
@@ -94,7 +94,7 @@ async def _report(accounts: list[Account]) -> list[dict[str, Any]]:
         if account.store.url == "memory":
             report["state"] = "unknown"
             report["detail"] = (
-                "store: memory is seen by the running proxy only: /status.json of its admin listener"
+                "store: memory is visible to the running proxy only: /status.json of its admin listener"
             )
         report["listen"] = "off" if account.listen is None else str(account.listen)
         report["upstream"] = account.upstream
@@ -182,7 +182,7 @@ async def _token(
 ) -> tuple[Token, CfproxyError | None]:
     stored = await store.load(account)
     if stored is not None and stored.token.remaining_s(SystemClock().time()) <= 0:
-        # A one-time refresh token must not be spent if its successor can't be saved.
+        # A one-time refresh token must not be used up if its successor can't be saved.
         await store.probe(account)
     await token_source.start()
     try:

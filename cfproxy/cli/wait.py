@@ -60,17 +60,17 @@ def wait_command(state: str, timeout_s: float, url: str | None, command: tuple[s
 
 
 def _wait(admin: AdminClient, state: str, timeout_s: float) -> None:
-    """Ask until the answer is 200, at least once.
+    """Poll until the response is 200, at least once.
 
     Raises:
-        CfproxyError: it was not in time; the message has the reason from the last answer.
+        CfproxyError: it was not ready in time; the message has the reason from the last response.
     """
-    last = f"nothing answers at {admin.url}; start it with cfproxy serve"
+    last = f"nothing responds at {admin.url}; start it with cfproxy serve"
     give_up_at = time.monotonic() + timeout_s
     while True:
         with contextlib.suppress(OSError, http.client.HTTPException):
             left_s = max(LOOK_EVERY_S, give_up_at - time.monotonic())
-            status, document = admin.ask("GET", _PATHS[state], min(left_s, ANSWER_S))
+            status, document = admin.request("GET", _PATHS[state], min(left_s, ANSWER_S))
             if status == 200:
                 return
             last = _reason(document)
@@ -117,7 +117,7 @@ def _shut_down(admin: AdminClient) -> None:
         CfproxyError: it refuses to stop.
     """
     try:
-        status, document = admin.ask("POST", "/shutdown")
+        status, document = admin.request("POST", "/shutdown")
     except (OSError, http.client.HTTPException):
         return
     if status == 202:

@@ -13,7 +13,7 @@ from cfproxy.config.redis_url import RedisAddress
 from cfproxy.config.settings import Access, Account
 
 EXPOSED = (
-    "can be reached from other machines, and whoever reaches this port acts as you; "
+    "can be reached from other machines, and anyone who reaches this port acts as you; "
     "set access.keys, or access.allow_remote: true if that is intended"
 )
 

@@ -1,6 +1,6 @@
 """From the file and the environment to settings: merging, inheritance, presets, validation, conflicts.
 
-`build_settings` always returns settings. If no problem was found, they are the settings asked for and fit
+`build_settings` always returns settings. If no problem was found, they are the configured settings and fit
 together; otherwise defaults replace invalid values, so that one run finds as many problems as possible.
 """
 
@@ -182,12 +182,12 @@ def _validate(
         for item in error.errors(include_url=False, include_input=False):
             loc = tuple(map(str, item["loc"]))
             invalid.add(loc[0])
-            problems.add(locate(loc), _explain(item["type"], item.get("ctx", {})))
+            problems.add(locate(loc), _describe_error(item["type"], item.get("ctx", {})))
     valid = {key: value for key, value in tree.items() if key not in invalid}
     return model.model_validate(fixed | valid, context=context), invalid
 
 
-def _explain(kind: str, details: Mapping[str, Any]) -> str:
+def _describe_error(kind: str, details: Mapping[str, Any]) -> str:
     if "error" in details:
         return str(details["error"])
     if kind.startswith("int_"):

@@ -83,12 +83,12 @@ def parse_redis_url(text: str) -> RedisAddress:
     hosts = tuple(_host(part, 26379 if sentinel else 6379) for part in match["hosts"].split(","))
     if len(hosts) > 1 and not sentinel:
         raise ValueError("names several hosts, which only redis+sentinel:// allows")
-    given = unquote(match["password"] or "")
+    password = unquote(match["password"] or "")
     return RedisAddress(
         hosts=hosts,
         database=int(database or 0),
         username=unquote(match["user"] or "") or None,
-        password=Secret(given) if given else None,
+        password=Secret(password) if password else None,
         tls=scheme.startswith("rediss"),
         service=service,
         replicas=_replicas(match["query"]),

@@ -175,7 +175,7 @@ class Log(Model):
         1.0, "the fraction of successful requests (2xx) that is logged; all others always are"
     )
     request_id: Flag = _key(True, "send each request's ID to the upstream and the client as X-Request-Id")
-    server_timing: Flag = _key(False, "tell the client where the time went in a Server-Timing header")
+    server_timing: Flag = _key(False, "send the client a breakdown of the time in a Server-Timing header")
 
 
 class AccountKeys(Model):

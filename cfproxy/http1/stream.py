@@ -81,7 +81,7 @@ class IdleTimeout:
             self._due_at = self._loop.time() + self._limit_s
 
     def stop(self) -> None:
-        """Don't call back. The loop's timer stays, and does nothing when it fires."""
+        """Don't call back. The loop's timer stays, and has no effect when it fires."""
         self._due_at = math.inf
 
     def aclose(self) -> None:

@@ -99,7 +99,7 @@ class MetricsCollector(Collector):
         counter, gauge = _kinds("account")
         refreshes = CounterMetricFamily(
             "cfproxy_token_refreshes",
-            "Token requests, by result: ok, or the state that the failure led to.",
+            "Token requests, by result: ok, or the state that the failure caused.",
             labels=["account", "result"],
         )
         store_errors = counter("cfproxy_store_errors", "Failed reads and writes of the token store.")
@@ -138,7 +138,7 @@ class MetricsCollector(Collector):
         waiting = gauge("cfproxy_queue_length", "Requests waiting for a slot.")
         capacity = gauge("cfproxy_queue_capacity", "Maximum number of waiting requests.")
         oldest = gauge("cfproxy_queue_oldest_seconds", "How long the first request in the queue has waited.")
-        departures = counter("cfproxy_departures", "Slots given to requests.")
+        departures = counter("cfproxy_departures", "Slots granted to requests.")
         refusals = counter("cfproxy_upstream_refusals", "429 responses of the upstream.")
         rate = gauge(
             "cfproxy_pacing_rate", "Current rate, in requests per pacing.per; absent if pacing is off."

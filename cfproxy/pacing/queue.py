@@ -5,7 +5,7 @@
    bulk jobs gets the next slot or the one after it, and no request waits for more than twice as many
    slots as there are flows before it in the round.
 2. At most `queue` requests wait. In a full queue, a request of a shorter flow evicts the newest request
-   of the longest flow, which has waited least and would wait longest: a bulk job locks nobody out, and
+   of the longest flow, which has waited least and would wait longest: a bulk job shuts no one out, and
    no place is reserved for that.
 3. No request is sent later than `max_wait_s` after it arrived. It is refused as soon as that is certain:
    on arrival, when a pause starts, or when another request takes the last slot in time.
@@ -176,7 +176,7 @@ class FairQueue:
         self._timer = None
 
     def _reschedule(self) -> None:
-        """Restart the timer: it sleeps until an instant that no longer holds."""
+        """Restart the timer, whose due time has changed."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = asyncio.create_task(self._run())
@@ -252,7 +252,7 @@ class _RoundRobin:
 
     def __init__(self) -> None:
         self._entries: OrderedDict[_Waiter, tuple[Hashable, _Flow, float]] = OrderedDict()
-        # A flow that was served until it was empty keeps its place for one round: returning gains nothing.
+        # A flow that was served until it was empty keeps its place for one round, or returning would pay.
         self._round: OrderedDict[Hashable, _Flow] = OrderedDict()
         self._new_flows: OrderedDict[Hashable, _Flow] = OrderedDict()  # those of the round that may jump it
         self._jump_next = True

@@ -4,7 +4,7 @@ The state is in `cfproxy:pace:{ORIGIN}`, `…:log` and `…:replicas`.
 
 1. The scripts apply the rules of `RateLimit` with `SHARED_GUARD`, step by step, on the server's clock: no
    window holds more slots than the rate, whichever replicas reserved them.
-2. A reserved slot is spent: one that its replica does not use is lost, and never reserved again.
+2. A reserved slot is used up: if its replica does not use it, it is lost and never reserved again.
 """
 
 from __future__ import annotations
@@ -144,9 +144,9 @@ class _ClockOffset:
     value_s: float = math.inf
     seen_at: float = 0.0
 
-    def update(self, server_s: float, asked_at: float, now: float) -> float:
+    def update(self, server_s: float, sent_at: float, now: float) -> float:
         drifted = self.value_s + DRIFT * (now - self.seen_at)
-        if drifted < asked_at - server_s:
+        if drifted < sent_at - server_s:
             drifted = math.inf
         self.value_s, self.seen_at = min(drifted, now - server_s), now
         return self.value_s
@@ -176,11 +176,11 @@ class RedisRate:
         """Reserve the next `count` slots; see `SharedRateBackend.reserve`."""
         known = 2 if self._has_reserved else 0
         arguments = [*self._arguments(rate, per_s), count, 1 if rejoining else known]
-        asked_at = time.monotonic()
+        sent_at = time.monotonic()
         with naming_errors(self._where):
             server_us, replicas, share, *instants = await self._reserve(self._keys, arguments)
         self._has_reserved = self._has_reserved or bool(instants)
-        offset_s = self._offset.update(server_us / 1e6, asked_at, time.monotonic())
+        offset_s = self._offset.update(server_us / 1e6, sent_at, time.monotonic())
         return Slots([at / 1e6 + offset_s for at in instants], int(replicas), share / 1e6)
 
     async def throttle(self, rate: float, per_s: float, pause_s: float, *, step_down: bool) -> None:

@@ -41,7 +41,7 @@ class Slots:
 
 
 class SharedRateBackend(Protocol):
-    """Keeps one rate for several replicas. Every method raises `StoreUnavailable` or `StoreUnusable`."""
+    """Stores one rate for several replicas. Every method raises `StoreUnavailable` or `StoreUnusable`."""
 
     async def reserve(self, rate: float, per_s: float, count: int, *, rejoining: bool = False) -> Slots:
         """Reserve the next free slots.
@@ -75,7 +75,7 @@ class SharedRate:
 
     Args:
         rate, per_s: as for `RateLimit`; the rate of all replicas together.
-        backend: keeps the rate.
+        backend: stores the rate.
         clock: only its monotonic side is used.
         log: for the backend's failure and recovery.
     """
@@ -154,13 +154,13 @@ class SharedRate:
 
     def prefetch(self, waiting: int) -> None:
         """Reserve slots for this many waiting requests, unless a reservation is pending."""
-        held = 0 if self.ready_at == math.inf else len(self._slots)
+        slots = 0 if self.ready_at == math.inf else len(self._slots)
         batch = max(1, min(BATCH, math.floor(self._rate * AHEAD_S / self.per_s / self.replicas)))
         # The next batch is reserved before the last slot is used, so that no slot passes unused. Batches of
         # one do without: other replicas use the slot, and two of each replica would delay a newcomer.
-        if self._fallback is None and not self._reserving and held <= min(1, batch - 1) and held < waiting:
+        if self._fallback is None and not self._reserving and slots <= min(1, batch - 1) and slots < waiting:
             self._reserving = True
-            self._spawn(self._reserve(min(waiting - held, batch)))
+            self._spawn(self._reserve(min(waiting - slots, batch)))
 
     def eta(self, ahead: int, now: float) -> float:
         """Return a lower bound for when a request with `ahead` others before it can be sent."""
@@ -188,7 +188,7 @@ class SharedRate:
 
     def reconfigure(self, rate: float | None, per_s: float) -> None:
         """Use another rate from now on; it must be the same for all replicas."""
-        if rate is not None:  # without a rate there is nothing to share: that takes a restart
+        if rate is not None:  # switching sharing on or off takes a restart
             self._rate, self.per_s = rate, per_s
 
     def _ready_at(self, now: float) -> float:

@@ -104,7 +104,7 @@ class AccessRules:
             if name and name == allowed_name and (allowed_port is None or allowed_port == given_port):
                 return
         raise HostNotAllowed(
-            "this Host is not one of ours; call http://localhost with the listener's port, "
+            "this Host does not name this listener; call http://localhost with the listener's port, "
             "or add the name to access.hosts"
         )
 
@@ -123,7 +123,7 @@ class AccessRules:
         all_listed = origins and origins.issubset(self.origins)
         cross_site = sites - {b"same-origin", b"none"} and not all_listed
         if cross_site or not origins.issubset((*self.origins, own.lower())):
-            raise CrossSite("a web page of another site sent this; add its origin to access.origins")
+            raise CrossSite("a web page of another site sent this request; add its origin to access.origins")
 
     def check_key(self, headers: RawHeaders) -> Secret | None:
         """Return the request's access key; None if no key is required.

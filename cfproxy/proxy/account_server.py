@@ -38,7 +38,7 @@ class ProxySettings:
         connection_limits: of all client connections together.
         server_timing: whether responses carry `Server-Timing`.
         record: called after every request (see `RequestStats.record`).
-        keeps_line: whether the log line of the next ordinary request is written.
+        keeps_line: returns whether to write the log line of the next ordinary request.
         sends_id: whether the upstream and the client get the request ID as `X-Request-Id`.
     """
 
@@ -97,7 +97,7 @@ class AccountServer:
         self.refusing = False
         self.failure: UpstreamError | None = None  # why the latest request got no response
         # Connections with a request in flight, of which each has one at a time; and those among them whose
-        # request began before a `switch`.
+        # request started before a `switch`.
         self._busy: set[ClientConnection] = set()
         self._switched: list[tuple[set[ClientConnection], asyncio.Event]] = []
         self.idle = asyncio.Event()  # set when nothing is in flight after `drain`
@@ -124,7 +124,7 @@ class AccountServer:
         return ended
 
     def accounts_changed(self) -> None:
-        """Admit requests anew: they may depend on the settings and access keys of an account that changed."""
+        """Discard cached admissions, which may depend on the settings of the changed accounts."""
         self.generation = object()
 
     def drain(self, *, refuse: bool = True) -> None:

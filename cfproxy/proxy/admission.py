@@ -1,4 +1,4 @@
-"""Admits requests, and builds what is forwarded of them.
+"""Admits requests, and builds the request that is forwarded.
 
 Clients usually repeat their headers, so what follows from the header fields alone is cached with them. It
 depends on their bytes, the connection and the settings of all accounts, and is used only with the same three.

@@ -57,8 +57,8 @@ def render_preflight(
         origin: from `preflight_origin`.
         methods: allowed by `access.methods`; empty to allow the requested one.
     """
-    asked = {name.lower(): value.strip() for name, value in headers}
-    method = asked.get(b"access-control-request-method", b"")
+    fields = {name.lower(): value.strip() for name, value in headers}
+    method = fields.get(b"access-control-request-method", b"")
     allowed = ", ".join(methods).encode("ascii") if methods else method
     response = [
         (b"Access-Control-Allow-Origin", origin),
@@ -68,10 +68,10 @@ def render_preflight(
     ]
     if _NAMES.fullmatch(allowed):
         response.append((b"Access-Control-Allow-Methods", allowed))
-    wanted = asked.get(b"access-control-request-headers", b"")
-    if _NAMES.fullmatch(wanted):
-        response.append((b"Access-Control-Allow-Headers", wanted))
-    if asked.get(b"access-control-request-private-network", b"").lower() == b"true":
+    requested_headers = fields.get(b"access-control-request-headers", b"")
+    if _NAMES.fullmatch(requested_headers):
+        response.append((b"Access-Control-Allow-Headers", requested_headers))
+    if fields.get(b"access-control-request-private-network", b"").lower() == b"true":
         # A page from the internet calls an address in its user's own network (Private Network Access).
         response.append((b"Access-Control-Allow-Private-Network", b"true"))
     response.append((b"Vary", b"Origin, Access-Control-Request-Method, Access-Control-Request-Headers"))

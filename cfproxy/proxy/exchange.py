@@ -1,7 +1,7 @@
 """Handles one request from the access checks to the log line.
 
 Invariants:
-1. Once a response has begun, nothing else is sent to the client: one that can't be completed is cut.
+1. Once a response has started, nothing else is sent to the client: one that can't be completed is cut.
 2. Each request is logged once, without its query, headers or body.
 3. A request that has been sent ends with the settings it was admitted with, whatever is reloaded meanwhile.
 """
@@ -72,7 +72,7 @@ class Exchange:
         """Forward the request without a task, if nothing has to be awaited.
 
         Returns:
-            whether it was sent; then the connection is told when the exchange ends or needs a task. If not,
+            whether it was sent; then the connection learns when the exchange ends or needs a task. If not,
             `run` must be called, which repeats the checks.
         """
         if self._request.body is not None or self._listener_settings.rules.origins:
@@ -115,9 +115,9 @@ class Exchange:
             if response.started:
                 response.abort()
             raise
-        except Exception as fault:  # a bug; the client must get a response all the same
+        except Exception as fault:  # a bug; the client must still get a response
             self._listener.log.exception("request.crashed", request_id=self._request_id, exc_info=fault)
-            error = CfproxyError("an internal fault; the log has it under request.crashed")
+            error = CfproxyError("internal error; the log has the details under request.crashed")
             response.close_after()
             self._refuse(error)
         finally:
@@ -162,7 +162,7 @@ class Exchange:
             response.abort()  # the client left
         except Exception as fault:
             if not response.started:
-                connection.start_task()  # `run` meets it again and reports it
+                connection.start_task()  # `run` raises it again and reports it
                 return
             response.abort()
             self._listener.log.exception("request.crashed", request_id=self._request_id, exc_info=fault)
@@ -255,7 +255,7 @@ class Exchange:
         self._response.start(head.status, head.reason, headers, first, sized=head.length is not None)
 
     def _refuse(self, error: CfproxyError) -> None:
-        """Send a problem document, or cut the connection if a response has begun."""
+        """Send a problem document, or cut the connection if a response has started."""
         if self._response.started:
             self._response.abort()
             return

@@ -181,10 +181,10 @@ class Forwarder:
 
     async def _after_too_many(self, call: Call, flow: Hashable, state: Forwarding) -> bool:
         status = state.response.status
-        asked_s = retry_after_s(state.response.head.raw_headers, self.now())
-        if status == 503 and asked_s is None:
+        requested_s = retry_after_s(state.response.head.raw_headers, self.now())
+        if status == 503 and requested_s is None:
             return False  # out of service rather than overloaded
-        pause_s = RETRY_AFTER_DEFAULT_S if asked_s is None else min(asked_s, RETRY_AFTER_MAX_S)
+        pause_s = RETRY_AFTER_DEFAULT_S if requested_s is None else min(requested_s, RETRY_AFTER_MAX_S)
         self.fair_queue.throttle(pause_s, step_down=status == 429)
         # A 429 was not processed; a 503 may have been (RFC 9110 §9.2.2, RFC 6585 §4).
         repeatable = status == 429 or call.idempotent

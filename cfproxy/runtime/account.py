@@ -2,7 +2,7 @@
 
 Invariants:
 1. The store is never replaced, nor is the token source of the same app: they hold the newest token.
-2. Building changes nothing about the parts in use, so a reload can be abandoned at any point.
+2. Building does not change the parts in use, so a reload can be abandoned at any point.
 3. A reload rebuilds only the parts whose settings changed; if none did, the account stays the same object.
 4. A request is served to its end by the parts that it began with.
 """
@@ -75,7 +75,7 @@ class RunningAccount:
         forwarder: sends its requests.
         options: see there.
         proxy_settings: the settings of `server` once this is in use.
-        socket: where its server listens; None if other accounts' listeners lead to it, by access key.
+        socket: where its server listens; None if it is reachable only by access key, through other listeners.
         server: handles its requests.
         warnings: which warnings of the login's end were given.
     """
@@ -112,7 +112,7 @@ class RunningAccount:
 
     @property
     def access_keys(self) -> tuple[Secret, ...]:
-        """The access keys that lead to this account."""
+        """The access keys that select this account."""
         return tuple(key.secret for key in self.settings.access.keys if key.account in {None, self.name})
 
     @property
@@ -130,7 +130,7 @@ class RunningAccount:
 
         Returns:
             what closes the parts of `before` that are not used any more, once its last request has its
-            answer; None if all parts stay.
+            response; None if all parts stay.
         """
         timeouts = self.settings.timeouts
         if self.socket is not None:

@@ -1,6 +1,6 @@
 """Builds the parts of an account from its settings, for commands and for the running proxy alike.
 
-This is the one place that says which setting goes where. Nothing built here is running yet.
+This is the only place that maps settings to components. It starts none of them.
 """
 
 from __future__ import annotations
@@ -289,13 +289,13 @@ def build_admin_rules(address: TcpAddress | UnixAddress, accounts: Iterable[Acco
 
 
 def check_exposure(listener: str, address: TcpAddress | UnixAddress, access: Access) -> None:
-    """Check the address that a listener has in fact: a socket that was handed over may be anywhere.
+    """Check a listener's real address: an inherited socket may have any address.
 
     Raises:
         ListenError: other machines can reach it, and the settings do not allow that.
     """
     if is_exposed(address, access):
         raise ListenError(
-            f"the socket handed over for {listener} at {address} can be reached from other machines, "
+            f"the inherited socket for {listener} at {address} can be reached from other machines, "
             "and every caller acts as you; set access.keys, or access.allow_remote: true if that is intended"
         )

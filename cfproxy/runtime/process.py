@@ -1,4 +1,4 @@
-"""What this process asks of the operating system: open files, and no core dumps."""
+"""Process-wide limits: raises the number of open files, disables core dumps."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import sys
 PR_SET_DUMPABLE = 4  # prctl(2)
 
 
-def open_files_for(wanted: int) -> int:
-    """Raise the limit of open files to `wanted` if the system allows it; return the limit.
+def open_files_for(count: int) -> int:
+    """Raise the limit of open files to `count` if the system allows it; return the limit.
 
     A listener that runs out of descriptors stops accepting, so callers must stay below the limit.
     """
     if sys.platform == "win32":
-        return wanted  # sockets are no descriptors there
+        return count  # sockets are no descriptors there
     import resource  # noqa: PLC0415 - not on Windows
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
-    if soft == unlimited or soft >= wanted:
-        return wanted
-    goal = wanted if hard == unlimited else min(wanted, hard)
+    if soft == unlimited or soft >= count:
+        return count
+    goal = count if hard == unlimited else min(count, hard)
     # macOS reports an unlimited hard limit but accepts at most OPEN_MAX.
     for limit in (goal, min(goal, 10_240)):
         try:
@@ -34,7 +34,7 @@ def open_files_for(wanted: int) -> int:
 
 
 def forbid_core_dumps() -> None:
-    """Switch core dumps off if the system lets a process do that; elsewhere do nothing.
+    """Disable core dumps where the system lets a process do that.
 
     A dump would contain tokens, keys and the client secret. The limit alone does not reach a handler that
     the kernel pipes dumps to (core(5)), so on Linux the process is marked as not dumpable as well. That

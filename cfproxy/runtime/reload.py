@@ -1,6 +1,6 @@
 """Compares the configuration in use with its replacement: what may not change, and what has changed.
 
-Only keys are named, never values. `service.py` carries the change out.
+Only keys are named, never values. `service.py` applies the change.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Invariants:
 1. Everything that was opened is closed, whichever step fails.
 2. A reload takes effect as a whole or not at all: every step that can fail comes before the first change.
-3. A port that is in use is reported before a one-time refresh token can have been spent.
-4. One reload runs at a time, and none once the proxy was asked to stop.
+3. A port that is in use is reported before a one-time refresh token can have been used up.
+4. One reload runs at a time, and none once a shutdown was requested.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class Service:
         log: where events go.
         stores: stores to use instead of the configured ones, by account.
         load: reads the configuration again; None if that is not possible.
-        logs: the log's output, whose level a reload may change; None if it is not this process's.
-        given: sockets to listen at (see `ListeningSockets`).
-        tell: called with `ready`, `reloading` and `stopping`.
+        logs: the log's output, whose level a reload may change; None if this process does not own it.
+        inherited: sockets to listen at (see `ListeningSockets`).
+        notify: called with `ready`, `reloading` and `stopping`.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class Service:
         *,
         load: Callable[[], Settings] | None = None,
         logs: LogOutput | None = None,
-        given: list[tuple[str, socket.socket]] | None = None,
-        tell: Callable[[str], None] = lambda state: None,  # noqa: ARG005 - named for readers
+        inherited: list[tuple[str, socket.socket]] | None = None,
+        notify: Callable[[str], None] = lambda state: None,  # noqa: ARG005 - named for readers
     ) -> None:
         self._settings = settings
         self._names = names
@@ -80,17 +80,17 @@ class Service:
         self._stores = stores or {}
         self._load = load
         self._logs = logs
-        # Called for every request, and therefore no function of ours where there is nothing to decide.
+        # Called for every request, so a built-in function where no sampling is configured.
         self._keeps_line = functools.partial(bool, 1) if logs is None else logs.keeps_request
-        self._given = given or []
-        self._tell = tell
-        self._sockets = ListeningSockets(None, self._given)
+        self._inherited = inherited or []
+        self._notify = notify
+        self._sockets = ListeningSockets(None, self._inherited)
         self._queues = QueueRegistry(log)
         self._metrics = Metrics()
         self._servers: dict[str, AccountServer] = {}
         self._closing: set[asyncio.Task[object]] = set()  # parts that a reload has replaced
         self._reloading = asyncio.Lock()
-        self.stopped = asyncio.Event()  # set when the proxy was asked to stop
+        self.stopped = asyncio.Event()  # set when a shutdown was requested
         self.accounts: list[RunningAccount] = []
         operations = Operations(self.stop, self.reload, self.set_log_level)
         self._admin = AdminListener(self.accounts, self._metrics, operations, log)
@@ -112,13 +112,13 @@ class Service:
         for address in self._sockets.unused():
             self._log.warning("socket.not_used", listen=str(address))
         self._watch = asyncio.create_task(watch_logins(self.accounts, SystemClock(), self._log))
-        self._tell("ready")
+        self._notify("ready")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tell("stopping")
+        self._notify("stopping")
         self._log.info("proxy.stopping", requests=sum(each.server.in_flight for each in self.accounts))
         self._watch.cancel()
         async with self._reloading:
@@ -144,18 +144,18 @@ class Service:
         self._log.warning("log.level_changed", to=level)
 
     async def reload(self) -> list[str]:
-        """Read the configuration again and use it; if it has a problem the present one stays in use.
+        """Read the configuration again and use it; if it has a problem, the current one stays in use.
 
         Returns:
             the keys that changed.
 
         Raises:
-            ConfigError, ListenError, ShuttingDown: nothing was changed.
+            ConfigError, ListenError, ShuttingDown: the configuration in use is unchanged.
         """
         async with self._reloading:
             if self.stopped.is_set():
                 raise ShuttingDown("the proxy is shutting down; start it with the new configuration")
-            self._tell("reloading")
+            self._notify("reloading")
             try:
                 changed = await self._reload()
             except CfproxyError as error:
@@ -165,9 +165,11 @@ class Service:
                 raise
             except Exception:  # noqa: BLE001 - logged whole; the token in hand does not depend on it
                 self._log.exception("config.reload_crashed")
-                raise CfproxyError("an internal fault; the log has it under config.reload_crashed") from None
+                raise CfproxyError(
+                    "internal error; the log has the details under config.reload_crashed"
+                ) from None
             finally:
-                self._tell("ready")
+                self._notify("ready")
             self._log.info("config.reloaded", changed=changed)
             return changed
 
@@ -194,7 +196,7 @@ class Service:
         chosen = [a for name, a in settings.accounts.items() if not self._names or name in self._names]
         running = {account.name: account for account in self.accounts}
         share = affordable_share(chosen)
-        sockets = ListeningSockets(self._sockets, self._given)
+        sockets = ListeningSockets(self._sockets, self._inherited)
         accounts: list[RunningAccount] = []
         admin: tuple[ListeningSocket | None, AdminRules | None] = (None, None)
         async with contextlib.AsyncExitStack() as undo:
@@ -219,7 +221,7 @@ class Service:
                 if is_new and account.token_source.state().usable_s > 0:  # without a token nothing is sent
                     account.upstream.warm()
             undo.pop_all()
-        # From here on nothing fails and nothing waits, so no request sees half of a change.
+        # From here on no step fails or waits, so no request sees half of a change.
         self._settings = settings
         if self._logs is not None:
             self._logs.change(settings.log.level, settings.log.format, settings.log.sample)
@@ -298,7 +300,7 @@ class Service:
         """Stop accepting, then let requests in flight finish within `timeouts.drain`."""
         self._admin.drain()  # first, so that load balancers stop sending requests
         # A connection that the system has accepted for us is reset if its socket closes before we take it,
-        # and data that has come is read one iteration of the loop later: both may be requests in flight.
+        # and data that has arrived is read one iteration of the loop later: both may be requests in flight.
         await asyncio.sleep(LINGER_S)
         for account in self.accounts:
             if account.socket is not None:

@@ -1,6 +1,6 @@
 """The service manager's protocol: sd_notify(3), sd_listen_fds(3) and sd_watchdog_enabled(3).
 
-Without their environment variables nothing here does anything.
+Without their environment variables every function here is a no-op.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Notifier:
         watched = period.isdecimal() and int(period) > 0 and pid == str(os.getpid())
         return cls(address, int(period) / 1e6 if watched else None)
 
-    def tell(self, state: str) -> None:
+    def notify(self, state: str) -> None:
         """Report `ready`, `reloading`, `stopping` or `alive`; an unreachable manager is ignored."""
         text = {
             "ready": "READY=1",
-            # Type=notify-reload tells this reload from earlier ones by the time.
+            # Type=notify-reload distinguishes reloads by this time.
             "reloading": f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}",
             "stopping": "STOPPING=1",
             "alive": "WATCHDOG=1",
@@ -52,7 +52,7 @@ class Notifier:
 
 
 def take_sockets(environ: MutableMapping[str, str]) -> list[tuple[str, socket.socket]]:
-    """Return the sockets handed over to this process with their names; remove the variables."""
+    """Return the sockets passed to this process, with their names; remove the variables."""
     count, pid = environ.pop("LISTEN_FDS", ""), environ.pop("LISTEN_PID", "")
     names = environ.pop("LISTEN_FDNAMES", "").split(":")
     if pid != str(os.getpid()) or not count.isdecimal():

@@ -67,49 +67,49 @@ class Accounts:
     async def _authorize(self, request: web.Request) -> web.Response:
         """Show the consent page, or carry out the decision made on it (RFC 6749 §4.1.1)."""
         pairs = parse_qsl(request.rel_url.raw_query_string, keep_blank_values=True)
-        asked = dict(pairs)
-        redirect_uri = asked.get("redirect_uri", "")
-        if len(asked) != len(pairs):
-            return pages.render_refusal("A parameter of the login address is given twice.")
-        if asked.get("client_id") != self.behaviour.client_id:
+        params = dict(pairs)
+        redirect_uri = params.get("redirect_uri", "")
+        if len(params) != len(pairs):
+            return pages.render_refusal("The login address has a parameter twice.")
+        if params.get("client_id") != self.behaviour.client_id:
             return pages.render_refusal("The client_id is unknown to the sandbox.")
         if redirect_uri not in (*self.behaviour.redirect_uris, f"{self.grants.issuer}/paste"):
             return pages.render_refusal("The redirect_uri is not exactly one that is registered for the app.")
-        if error := self._find_error(asked):
-            return self._redirect(asked, {"error": error})
+        if error := self._find_error(params):
+            return self._redirect(params, {"error": error})
         if request.method == "GET":
-            return pages.render_consent(self.behaviour.app_name, asked["scope"].split(), redirect_uri)
+            return pages.render_consent(self.behaviour.app_name, params["scope"].split(), redirect_uri)
         try:
             form = await _read_form(request)
         except Refused as refused:
             return pages.render_refusal(f"The form can't be read: {refused.reason}.")
         match form.get("decision"):
             case "allow":
-                scope = parse_scope(asked["scope"]) or ""
-                code = self.grants.issue_code(redirect_uri, scope, asked.get("code_challenge", ""))
-                return self._redirect(asked, {"code": code, "scope": scope})
+                scope = parse_scope(params["scope"]) or ""
+                code = self.grants.issue_code(redirect_uri, scope, params.get("code_challenge", ""))
+                return self._redirect(params, {"code": code, "scope": scope})
             case "deny":
-                return self._redirect(asked, {"error": "access_denied"})
+                return self._redirect(params, {"error": "access_denied"})
             case _:
                 return pages.render_refusal("The form says neither Yes nor No.")
 
-    def _find_error(self, asked: dict[str, str]) -> str:
+    def _find_error(self, params: dict[str, str]) -> str:
         """Return the error code for the redirect (RFC 6749 §4.1.2.1); empty if there is none."""
-        challenge = asked.get("code_challenge", "")
-        if asked.get("response_type") != "code":
+        challenge = params.get("code_challenge", "")
+        if params.get("response_type") != "code":
             return "unsupported_response_type"
-        if parse_scope(asked.get("scope", "")) is None:
+        if parse_scope(params.get("scope", "")) is None:
             return "invalid_scope"
         if not challenge:
             return "invalid_request" if self.behaviour.require_pkce else ""
-        if asked.get("code_challenge_method") != "S256" or not _CHALLENGE.fullmatch(challenge):
+        if params.get("code_challenge_method") != "S256" or not _CHALLENGE.fullmatch(challenge):
             return "invalid_request"
         return ""
 
-    def _redirect(self, asked: dict[str, str], result: dict[str, str]) -> web.Response:
-        result |= {"state": asked["state"]} if "state" in asked else {}
+    def _redirect(self, params: dict[str, str], result: dict[str, str]) -> web.Response:
+        result |= {"state": params["state"]} if "state" in params else {}
         result |= {"iss": self.grants.issuer} if self.behaviour.iss_in_redirect else {}
-        target = asked["redirect_uri"]
+        target = params["redirect_uri"]
         location = f"{target}{'&' if '?' in target else '?'}{urlencode(result)}"
         return web.Response(status=302, headers={**_NO_STORE, "Location": location})
 

@@ -49,10 +49,10 @@ class Api:
         return [Route(method, re.compile(path), handler) for method, path, handler in table]
 
     async def _list_outfits(self, request: web.Request) -> web.Response:
-        wanted = request.query.get("productId")
+        filter_id = request.query.get("productId")
         outfits = list(self._studio.outfits.values())
-        if wanted is not None:
-            product_id = check_id("productId", wanted)
+        if filter_id is not None:
+            product_id = check_id("productId", filter_id)
             outfits = [outfit for outfit in outfits if product_id in outfit["productIds"]]
         return paginate(outfits, request.query)
 
@@ -92,10 +92,10 @@ def _getter(table: dict[str, Record]) -> Handler:
 
 def _lister(table: dict[str, Record], filter_field: str) -> Handler:
     async def list_records(request: web.Request) -> web.Response:
-        wanted, records = request.query.get(filter_field), list(table.values())
-        if wanted is not None:
-            wanted = check_id(filter_field, wanted)
-            records = [record for record in records if record[filter_field] == wanted]
+        filter_id, records = request.query.get(filter_field), list(table.values())
+        if filter_id is not None:
+            filter_id = check_id(filter_field, filter_id)
+            records = [record for record in records if record[filter_field] == filter_id]
         return paginate(records, request.query)
 
     return list_records

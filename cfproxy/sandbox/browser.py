@@ -37,6 +37,6 @@ async def approve(authorize_url: str, *, decision: Literal["allow", "deny"] = "a
         ) from error
 
 
-def _expect(status: int, wanted: int) -> None:
-    if status != wanted:
+def _expect(status: int, expected: int) -> None:
+    if status != expected:
         raise LoginFailed(f"the sandbox's login page answered {status}; check client_id and redirect_uri")

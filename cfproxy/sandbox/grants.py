@@ -2,7 +2,7 @@
 
 Implements the server's side of RFC 6749, RFC 7636 (PKCE) and RFC 7009 (revocation).
 
-1. A code is spent by the first request that has it and the right app credentials, whatever else is wrong
+1. A code is used up by the first request that has it and the right app credentials, whatever else is wrong
    with that request.
 2. A one-time refresh token is marked used before its successor is returned.
 3. Everything issued stays in memory until `reset`.

@@ -1,6 +1,6 @@
 """The pages for the user's browser: consent, paste and refusal.
 
-Everything from a request is escaped. No script runs, nothing is loaded from another origin, no other page can
+Everything from a request is escaped. No script runs, nothing is loaded from other origins, no other page can
 frame them, and their address is not sent as a referrer.
 """
 

@@ -29,15 +29,15 @@ class Refused(Exception):
 
 def parse_scope(text: str, *, known: str = " ".join(SCOPES)) -> str | None:
     """Return the scopes in `text`, normalised; None if there is none or an unknown one."""
-    asked = text.split()
-    if not asked or not set(asked) <= set(known.split()):
+    requested = text.split()
+    if not requested or not set(requested) <= set(known.split()):
         return None
-    return " ".join(dict.fromkeys(asked))
+    return " ".join(dict.fromkeys(requested))
 
 
-def narrow_scope(asked: str | None, granted: str) -> str:
+def narrow_scope(requested: str | None, granted: str) -> str:
     """Return the scope for a refresh (RFC 6749 §6): by default all that was granted, and never more."""
-    scope = granted if asked is None else parse_scope(asked, known=granted)
+    scope = granted if requested is None else parse_scope(requested, known=granted)
     if scope is None:
         raise Refused("invalid_scope", "asks for more than was granted")
     return scope

@@ -2,10 +2,10 @@
 
 Invariants:
 1. There are never more than `ConnectionLimits.connections`. One with a request in progress is never closed
-   for the sake of others.
+   to make room for others.
 2. As long as another connection has no request in progress, a new one is accepted in its place, so clients
-   that send nothing lock nobody out.
-3. An incomplete head over a limit is discarded, but its client is not told. A client whose connection closes
+   that send nothing shut no one out.
+3. An incomplete head over a limit is discarded without notifying its client. A client whose connection closes
    comes back at once; one that waits in a tarpit costs less.
 """
 

@@ -54,7 +54,7 @@ class _PendingConnection(asyncio.Protocol):
         """Stop waiting."""
         self._on_lost(self)
 
-    def hand_over(self, protocol: asyncio.Protocol) -> None:
+    def switch_to(self, protocol: asyncio.Protocol) -> None:
         """Continue with `protocol`, as if the connection had been made just now."""
         transport = self.transport
         transport.set_protocol(protocol)
@@ -117,10 +117,10 @@ class ListeningSocket:
         self._build_protocol = build_protocol
         pending, self._pending = self._pending, {}
         for connection in pending:
-            connection.hand_over(build_protocol())
+            connection.switch_to(build_protocol())
 
     def set_allowed_users(self, uids: Collection[int]) -> None:
-        """Let these users connect to a Unix socket of ours; the server still checks each connection's user.
+        """Let these users connect to our own Unix socket; the server still checks each connection's user.
 
         Args:
             uids: empty for the owner alone. The owner and root can always connect.
@@ -169,7 +169,7 @@ class ListeningSocket:
         if self._build_protocol is None:
             self._pending[connection] = None
         else:  # since this iteration
-            connection.hand_over(self._build_protocol())
+            connection.switch_to(self._build_protocol())
 
     def _pending_lost(self, connection: _PendingConnection) -> None:
         self._pending.pop(connection, None)

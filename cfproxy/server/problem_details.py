@@ -1,4 +1,4 @@
-"""cfproxy's own answers: errors rendered as problem documents (RFC 9457).
+"""cfproxy's own responses: errors rendered as problem documents (RFC 9457).
 
 What is fixed for a kind of error (slug, status, title, proxy error) is an attribute of its class. The detail
 is the error's own message, which holds no secret (see `cfproxy.errors`).
@@ -14,7 +14,7 @@ from cfproxy.errors import CfproxyError, ConfigError, KeyRequired
 
 
 def render_problem(error: CfproxyError, request_id: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Return the headers and the body of the answer to `error`; the framing is up to the caller.
+    """Return the headers and the body of the problem response to `error`; the framing is up to the caller.
 
     Args:
         error: what happened.

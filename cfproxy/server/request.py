@@ -23,7 +23,7 @@ class Limits:
         keep_alive_s: time an idle connection waits for the next request.
         first_byte_s: time a new connection waits for its first request; None: `keep_alive_s`.
         idle_s: time without a byte while a request body is being read.
-        ahead_bytes: how much of a body, or of pipelined requests, is buffered before it is wanted.
+        ahead_bytes: how much of a body, or of pipelined requests, is buffered before it is needed.
     """
 
     head: HeadLimits = field(default_factory=HeadLimits)
@@ -66,11 +66,11 @@ class RequestHandler(Protocol):
     """
 
     def start_now(self) -> bool:
-        """Start without a task, if nothing has to be waited for.
+        """Start without a task, if the handler need not wait.
 
         Returns:
             True if the request is being handled; the handler then calls
-            `ClientConnection.request_finished` or `start_task` later. False if nothing was done.
+            `ClientConnection.request_finished` or `start_task` later. False if it has not started.
         """
 
     async def run(self) -> bool:

@@ -101,7 +101,7 @@ class Response:
             self._until_close = self._old_client
         unwanted = status >= 400 or self.client_waits
         if self._until_close or (unwanted and not self.request.read_whole):
-            # The rest of the request body is not wanted, and may or may not arrive (RFC 9110 §10.1.1).
+            # The rest of the request body is not needed, and may or may not arrive (RFC 9110 §10.1.1).
             self._keep_alive = False
         if status == 204:
             headers = _without_length(headers)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def bound_unix_socket(path: str) -> Iterator[socket.socket]:
-    """Bind `path` with mode 0600 and remove the file afterwards; replace a stale socket, but nothing else.
+    """Bind `path` with mode 0600 and remove the file afterwards; replace only a stale socket.
 
     Raises:
         OSError: its message says what is in the way.
@@ -43,7 +43,7 @@ def open_to_others(path: str, *, others: bool) -> None:
     """Let other users connect (to be checked with `peer_uid`), or only the owner.
 
     Raises:
-        OSError: the file is gone, or not ours.
+        OSError: the file is gone, or belongs to another user.
     """
     # On Linux, connecting requires write permission (unix(7)).
     file = Path(path)

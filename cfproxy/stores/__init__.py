@@ -1,7 +1,7 @@
-"""Where logins are kept: a folder, Redis, or memory.
+"""Stores for logins: a folder, Redis, or memory.
 
 Other rooms call `open_store` and use what it returns as a `cfproxy.auth.interfaces.TokenStore`. Each store
-passes the contract in `tests/integration/stores/test_contract.py`. Whoever else needs Redis uses
+passes the contract in `tests/integration/stores/test_contract.py`. Other code that needs Redis uses
 `redis.client`.
 """
 
@@ -29,7 +29,7 @@ def open_store(
     Args:
         store: the setting: `memory`, `file`, `file:DIR`, or the address of a Redis server.
         directory: the folder of a file store, absolute.
-        key: encrypts what is stored outside of this process; None to store it in clear.
+        key: encrypts what is stored outside of this process; None to store it unencrypted.
         ca_file: authorities that a Redis client trusts instead of the system's.
 
     Raises:

@@ -29,7 +29,7 @@ REHEARSAL_BYTES = 4096
 STALE_TEMP_S = 3600.0
 _TEMP_PREFIX, _TEMP_SUFFIX = ".cfproxy-", ".tmp"
 
-# Windows lacks the first two, and opens in text mode unless told otherwise.
+# Windows lacks the first two, and opens in text mode by default.
 SAFE_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 # On Windows, replacing a file fails while another process reads it, which is over in an instant.
 _REPLACE_TRIES = 1 if POSIX else 20
@@ -38,7 +38,7 @@ _REPLACE_PAUSE_S = 0.02
 _LASTING = {errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR}
 _NEXT_STEP = {
     errno.ENOSPC: "free some space there",
-    getattr(errno, "EDQUOT", -1): "free some space there, or ask for a larger quota",
+    getattr(errno, "EDQUOT", -1): "free some space there, or request a larger quota",
     errno.EROFS: "mount it writable, or set `store` to another folder",
     errno.EACCES: "let this user read and write there, or set `store` to another folder",
     errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
@@ -54,7 +54,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._was_there = False
+        self._existed = False
 
     def read(self, name: str) -> bytes | None:
         """Return a file's content, None if there is none; at most `FILE_MAX_BYTES`."""
@@ -62,7 +62,7 @@ class Folder:
         with self.naming_errors("read"):
             try:
                 # Checked before opening, because opening a device can have effects, and after it, because
-                # only the descriptor tells what was opened.
+                # only the descriptor shows what was opened.
                 if not self._is_present():
                     return None
                 check_file(path, os.lstat(path))
@@ -107,7 +107,7 @@ class Folder:
         return True
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove files durably; those that are gone already do not matter."""
+        """Remove files durably; missing ones are ignored."""
         with self.naming_errors("delete"):
             for name in names:
                 (self.path / name).unlink(missing_ok=True)
@@ -157,13 +157,13 @@ class Folder:
         try:
             status = os.lstat(self.path)
         except FileNotFoundError:
-            if self._was_there:  # that is no logout, and a new folder would hide the login in the old one
+            if self._existed:  # that is no logout, and a new folder would hide the login in the old one
                 raise StoreUnavailable(
                     f"{self.path} is gone; bring it back (is its disk mounted?), or run: cfproxy login"
                 ) from None
             return False
         check_folder(self.path, status)
-        self._was_there = True
+        self._existed = True
         return True
 
     @contextmanager

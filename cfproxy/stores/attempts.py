@@ -1,4 +1,4 @@
-"""Which login attempt a claim gets: a pure function that all stores share."""
+"""Chooses the login attempt that a claim gets, for all stores."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def choose(attempts: Iterable[Attempt], state: str | None, now: float) -> Attemp
     """Return the attempt to claim: the one with `state`, or the newest unused one if that is None.
 
     Raises:
-        AttemptGone: there is none; of several reasons the most informative one.
+        AttemptGone: there is none, with the most informative reason.
     """
-    wanted = None if state is None else Secret(state)
-    matching = [attempt for attempt in attempts if wanted is None or attempt.state == wanted]
+    claimed_state = None if state is None else Secret(state)
+    matching = [attempt for attempt in attempts if claimed_state is None or attempt.state == claimed_state]
     alive = [attempt for attempt in matching if not attempt.expired(now)]
     # A state that was read as both used and unused was claimed between the two reads.
-    if wanted is None or not any(attempt.used for attempt in alive):
+    if claimed_state is None or not any(attempt.used for attempt in alive):
         unused = [attempt for attempt in alive if not attempt.used]
         if unused:
             return max(unused, key=lambda attempt: attempt.created_at)

@@ -1,7 +1,7 @@
 """The stored form of logins and login attempts: JSON documents, encrypted if there is a key.
 
-All stores outside of the process read and write through `DocumentCodec`, which does the whole way between a
-record and its bytes.
+All stores outside of the process read and write through `DocumentCodec`, which converts between
+records and bytes.
 
 Invariants:
 1. What was encoded is decoded to an equal record.
@@ -28,10 +28,10 @@ class DocumentCodec:
     """Turns logins and attempts into bytes and back.
 
     `decode_…` and `decode` raise `StoreUnusable` for what is not a document of the kind, and for an encrypted
-    one without its key. One in clear is read with a key as well, so that a key can be added later.
+    one without its key. An unencrypted one is read with a key as well, so that a key can be added later.
 
     Args:
-        key: the passphrase or the key file's content; None to write documents in clear.
+        key: the passphrase or the key file's content; None to write documents unencrypted.
     """
 
     def __init__(self, key: Secret | None = None) -> None:
@@ -170,12 +170,12 @@ class _Fields:
         if type(version) is int and version > DOCUMENT_VERSION:
             raise StoreUnusable(
                 f"{where} was written by a newer cfproxy (version {version}, this one reads "
-                f"{DOCUMENT_VERSION}); update cfproxy, nothing was changed"
+                f"{DOCUMENT_VERSION}); update cfproxy; the document was not changed"
             )
         if type(version) is not int or version != DOCUMENT_VERSION:
-            raise self._fault("version")
+            raise self._damaged("version")
 
-    def _fault(self, field: str) -> StoreUnusable:
+    def _damaged(self, field: str) -> StoreUnusable:
         return StoreUnusable(
             f"{self._where} is damaged at '{field}'; restore it from a backup, "
             "or move it away and log in again"
@@ -184,14 +184,14 @@ class _Fields:
     def text(self, field: str) -> str:
         value = self._document.get(field)
         if not isinstance(value, str):
-            raise self._fault(field)
+            raise self._damaged(field)
         return value
 
     def header_text(self, field: str) -> Secret:
         value = self.text(field)
         # It becomes part of a header, as it is.
         if not value.isascii() or not value.isprintable():
-            raise self._fault(field)
+            raise self._damaged(field)
         return Secret(value)
 
     def secret_or_none(self, field: str) -> Secret | None:
@@ -201,7 +201,7 @@ class _Fields:
         value = self._document.get(field)
         # The bounds keep out inf, nan and instants, sums of two included, that have no date.
         if isinstance(value, bool) or not isinstance(value, int | float) or not -1 < value < NUMBER_MAX:
-            raise self._fault(field)
+            raise self._damaged(field)
         return float(value)
 
     def number_or_none(self, field: str) -> float | None:
@@ -210,13 +210,13 @@ class _Fields:
     def whole(self, field: str) -> int:
         value = self._document.get(field)
         if type(value) is not int or not 0 <= value < 2**63:
-            raise self._fault(field)
+            raise self._damaged(field)
         return value
 
     def flag(self, field: str) -> bool:
         value = self._document.get(field)
         if not isinstance(value, bool):
-            raise self._fault(field)
+            raise self._damaged(field)
         return value
 
 

@@ -4,7 +4,7 @@ Files: `ACCOUNT.json` (the login), `ACCOUNT.lock` (its lock), `ACCOUNT.login-HAS
 the fingerprint of its state) and `ACCOUNT.login-HASH.used.json` (an attempt that was claimed).
 
 Invariants:
-1. A document that can't be read as ours is never overwritten; what is saved can be loaded.
+1. A document that cfproxy can't read is never overwritten; what is saved can be loaded.
 2. All file work runs in threads, so a cancelled `save` returns early but still completes.
 """
 
@@ -29,7 +29,7 @@ USED_SUFFIX = ".used.json"
 
 
 class FileStore:
-    """Keeps logins in a folder, for any number of processes of one user (see `TokenStore`).
+    """Stores logins in a folder, for any number of processes of one user (see `TokenStore`).
 
     Args:
         directory: absolute; created by the first write.
@@ -64,9 +64,9 @@ class FileStore:
         """Replace the account's login; it survives a power cut once this returns.
 
         Raises:
-            StoreUnavailable: disk full, read-only and the like. The old login stands, unless the very last
+            StoreUnavailable: disk full, read-only and the like. The old login stays, unless the very last
                 step failed: then the new one does.
-            StoreUnusable: what is there is damaged, unsafe or newer; it was left alone.
+            StoreUnusable: the stored document is damaged, unsafe or newer; it was not changed.
         """
         await asyncio.to_thread(self._save, login)
 
@@ -91,7 +91,7 @@ class FileStore:
         return await asyncio.to_thread(self._claim_attempt, account, state, now)
 
     async def aclose(self) -> None:
-        """Do nothing: no file stays open."""
+        """No-op: no file stays open."""
 
     # --- the login -----------------------------------------------------------------------
 
@@ -139,9 +139,9 @@ class FileStore:
             # Whoever loses it looks again, and finds the attempt used.
             if self._folder.claim(name, used_name):
                 break
-        # The claim stands without this, which removes the verifier from the disk half an hour earlier.
+        # The claim is valid without this, which removes the verifier from the disk half an hour earlier.
         with suppress(StoreUnavailable):
-            self._write_attempt(used_name, attempt.spent())
+            self._write_attempt(used_name, attempt.as_used())
         return attempt
 
     def _attempts(self, account: str, state: str | None) -> list[Attempt]:
@@ -159,7 +159,7 @@ class FileStore:
             return None
         attempt = self._codec.decode_attempt(content, _attempt_purpose(account), self._where(name))
         # The name decides: a claim that was killed, or found the disk full, left the content as it was.
-        return attempt.spent() if name.endswith(USED_SUFFIX) else attempt
+        return attempt.as_used() if name.endswith(USED_SUFFIX) else attempt
 
     def _prune(self, account: str, now: float) -> None:
         """Remove expired attempts where possible; what can't be read is left alone."""

@@ -73,7 +73,7 @@ def try_lock(folder: Folder, name: str) -> int | None:
     Raises:
         StoreUnavailable, StoreUnusable
     """
-    from filelock import lock_descriptor  # noqa: PLC0415 - a start with a valid token locks nothing
+    from filelock import lock_descriptor  # noqa: PLC0415 - a start with a valid token needs no lock
 
     path = folder.path / name
     with folder.naming_errors("lock"):

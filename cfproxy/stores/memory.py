@@ -17,7 +17,7 @@ from cfproxy.stores.attempts import choose
 
 
 class MemoryStore:
-    """Keeps logins in this process (see `TokenStore`); each object is a store of its own."""
+    """Stores logins in this process (see `TokenStore`); each object is a store of its own."""
 
     location = "memory"
     shared = False  # by other machines
@@ -70,7 +70,7 @@ class MemoryStore:
         return self._stamps.get(account)
 
     async def probe(self, account: str) -> None:
-        """Do nothing: memory can always be written."""
+        """No-op: memory is always writable."""
 
     async def save_attempt(self, attempt: Attempt) -> None:
         """Keep an attempt until it expires."""
@@ -87,11 +87,11 @@ class MemoryStore:
         finally:
             self._attempts[account] = self._alive(account, now)
         attempts = self._attempts[account]
-        attempts[attempts.index(claimed)] = claimed.spent()
+        attempts[attempts.index(claimed)] = claimed.as_used()
         return claimed
 
     async def aclose(self) -> None:
-        """Do nothing: the logins stay as long as this object."""
+        """No-op: the logins live as long as this object."""
 
     def _alive(self, account: str, now: float) -> list[Attempt]:
         return [attempt for attempt in self._attempts.get(account, ()) if not attempt.expired(now)]

@@ -84,7 +84,7 @@ class UpstreamClient:
 
         Args:
             call: what to send.
-            token: goes with it.
+            token: the access token to send with it.
             acquire_slot: called last; nothing is sent if it returns False.
             on_response: called once the head of the response has arrived, or will not arrive.
 
@@ -108,7 +108,7 @@ class UpstreamClient:
 
         Args:
             call: what to send.
-            token: goes with it.
+            token: the access token to send with it.
             response: returned by `try_send_now`, which has sent the request already.
 
         Raises:
@@ -126,7 +126,7 @@ class UpstreamClient:
                 await response.aclose()
                 if not (isinstance(error, UpstreamUnreachable) and response.connection.reused):
                     raise
-                if not (error.unsent or _may_repeat(call, response.connection)):
+                if not (error.unsent or _may_resend(call, response.connection)):
                     raise
             else:
                 return response
@@ -151,7 +151,7 @@ def _complete_head(call: Call, token: Token) -> bytes:
     return b"%bAuthorization: %b\r\n\r\n" % (call.head, token.authorization)
 
 
-def _may_repeat(call: Call, connection: UpstreamConnection) -> bool:
+def _may_resend(call: Call, connection: UpstreamConnection) -> bool:
     if connection.received_any or not call.idempotent:
         return False
     return call.body is None or call.body.replayable

@@ -206,7 +206,7 @@ class UpstreamConnection(StreamProtocol):
         if head.status < 100:
             raise UpstreamProtocol("the API's response has no status code")
         if head.status == 101:
-            raise UpstreamProtocol("the API switched protocols without being asked to")
+            raise UpstreamProtocol("the API switched protocols although no upgrade was requested")
         if head.status == 100:
             self._continue.set()
         if self._on_interim is not None:

@@ -164,7 +164,7 @@ class Pool:
         return None
 
     def _pass_on(self, waiter: asyncio.Future[UpstreamConnection | None]) -> None:
-        """Give what a waiter received, but no longer wants, to the next one."""
+        """Pass on what a cancelled waiter received to the next one."""
         if not waiter.done() or waiter.cancelled():
             return
         connection = waiter.result()

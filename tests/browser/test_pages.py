@@ -68,7 +68,7 @@ async def test_a_person_logs_in_and_watches_the_page(tmp_path: Path) -> None:
     seen = await script
     assert seen["errors"] == []
     assert seen["before"] == "1 of 2 accounts do not work: default"
-    assert "that address is not at redirect_uri" in seen["alert"]
+    assert "this address is not at redirect_uri" in seen["alert"]
     assert len(seen["refused"]) == 1
     assert seen["after"] == "All 2 accounts work"
     assert "/v1/jobs" in seen["row"]

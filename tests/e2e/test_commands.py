@@ -126,7 +126,7 @@ async def test_status_of_a_memory_store_is_unknown(world: World) -> None:
     text = await world.run("status")
     assert (text.code, text.err) == (0, "")
     assert text.out.startswith(
-        "default: unknown: store: memory is seen by the running proxy only: /status.json"
+        "default: unknown: store: memory is visible to the running proxy only: /status.json"
     )
 
 
@@ -192,7 +192,7 @@ async def test_output_to_a_full_disk_fails_in_one_line(world: World, args: list[
         _, err = process.communicate()
     assert (process.returncode, err.decode()) == (
         1,
-        "cfproxy: the output can't be written: No space left on device; make room, or write it elsewhere\n",
+        "cfproxy: the output can't be written: No space left on device; free space, or write it elsewhere\n",
     )
 
 

@@ -92,4 +92,4 @@ async def test_an_existing_file_is_refused_before_the_first_question(world: Worl
     (world.folder / "new.yaml").write_text("", encoding="utf-8")
     code, shown = await _answer(world)
     assert code == 2
-    assert shown.startswith("cfproxy: new.yaml is there already")
+    assert shown.startswith("cfproxy: new.yaml already exists")

@@ -239,7 +239,7 @@ async def test_logout_deletes_the_tokens_also_without_the_server(world: World) -
     await world.sandbox.close()
     ran = await world.run("logout")
     assert ran.code == 0
-    assert "could not be asked" in ran.out
+    assert "could not be reached" in ran.out
     ran = await world.run("token")
     assert (ran.code, ran.out) == (3, "")
     assert ran.line.endswith("run: cfproxy login")

@@ -252,10 +252,10 @@ async def test_server_clock_set_back_causes_neither_pause_nor_burst(server: Redi
 def test_clock_of_another_server_is_adopted_at_once() -> None:
     """An offset that would place the response before the request is dropped, not waited out."""
     offset = _ClockOffset()
-    assert offset.update(100.0, asked_at=10.0, now=10.002) == pytest.approx(-89.998)
-    assert offset.update(101.0, asked_at=11.0, now=11.2) == pytest.approx(-89.997, abs=0.001)
-    assert offset.update(97.0, asked_at=12.0, now=12.004) == pytest.approx(-84.996)
-    assert offset.update(198.0, asked_at=13.0, now=13.004) == pytest.approx(-184.996)
+    assert offset.update(100.0, sent_at=10.0, now=10.002) == pytest.approx(-89.998)
+    assert offset.update(101.0, sent_at=11.0, now=11.2) == pytest.approx(-89.997, abs=0.001)
+    assert offset.update(97.0, sent_at=12.0, now=12.004) == pytest.approx(-84.996)
+    assert offset.update(198.0, sent_at=13.0, now=13.004) == pytest.approx(-184.996)
 
 
 async def test_repeated_write_counts_once(server: RedisServer, open_redis: Stores) -> None:

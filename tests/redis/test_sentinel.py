@@ -27,7 +27,7 @@ async def test_login_survives_its_primary(tmp_path: Path, open_redis: Stores) ->
                     async with store.lock("default", 1) as lease:
                         assert await store.load("default") == build_login()
                         await store.save(build_login(serial=2))
-                        assert lease.held()
+                        assert lease.is_held()
                         break
                 except StoreUnavailable:
                     await asyncio.sleep(0.1)

@@ -124,7 +124,7 @@ async def test_lock_lasts_as_long_as_its_holder_works(server: RedisServer, open_
             with pytest.raises(StoreUnavailable):
                 async with other.lock("default", 0.15):
                     pytest.fail("two holders")
-            assert lease.held()
+            assert lease.is_held()
 
 
 async def test_lock_expires_soon_after_its_holder_is_suspended(
@@ -133,15 +133,15 @@ async def test_lock_expires_soon_after_its_holder_is_suspended(
     """The holder knows first, the next one gets the lock after that, and keeps it."""
     store, other = open_redis(server.url, life_s=0.3), open_redis(server.url, life_s=5)
     async with store.lock("default", 1) as lease:
-        assert lease.held()
+        assert lease.is_held()
         time.sleep(0.35)  # as in a suspend
-        assert not lease.held()
+        assert not lease.is_held()
         async with other.lock("default", 1) as next_lease:
             await asyncio.sleep(0.2)  # time for the first one to try to extend it
-            assert not lease.held()
-            assert next_lease.held()
+            assert not lease.is_held()
+            assert next_lease.is_held()
     async with store.lock("default", 0) as lease:
-        assert lease.held()
+        assert lease.is_held()
 
 
 async def test_lock_on_an_unreachable_server_expires_for_its_holder(
@@ -152,9 +152,9 @@ async def test_lock_on_an_unreachable_server_expires_for_its_holder(
         await server.ready()
         store = open_redis(server.url, life_s=0.5)
         async with store.lock("default", 1) as lease:
-            assert lease.held()
+            assert lease.is_held()
             server.kill()
-            await until(lambda: not lease.held())
+            await until(lambda: not lease.is_held())
 
 
 # --- noticing changes --------------------------------------------------------------------
@@ -289,7 +289,7 @@ async def test_foreign_content_is_left_alone(server: RedisServer, open_redis: St
         assert await raw.hget(KEY, "document") == content
     await raw.delete(KEY)
     await raw.set(KEY, b"a string")
-    with pytest.raises(StoreUnusable, match="something else under cfproxy's keys"):
+    with pytest.raises(StoreUnusable, match="other data under cfproxy's keys"):
         await store.load("default")
     await raw.aclose()
 

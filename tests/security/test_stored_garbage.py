@@ -143,4 +143,4 @@ def test_status_reports_any_content_of_the_file(tmp_path: Path, content: bytes, 
     text = said.read()
     assert code in {0, 3, 4}, text
     assert text
-    assert not any(secret in text for secret in ("access-1", "refresh-1", "Traceback", "internal fault"))
+    assert not any(secret in text for secret in ("access-1", "refresh-1", "Traceback", "internal error"))

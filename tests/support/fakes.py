@@ -140,7 +140,7 @@ class FakeLease(Lease):
     def __init__(self) -> None:
         self.lost = False
 
-    def held(self) -> bool:
+    def is_held(self) -> bool:
         return not self.lost
 
 

@@ -1,6 +1,6 @@
-"""`cfproxy doctor`: checks what a proxy depends on, and prints the command that repairs what is wrong.
+"""`cfproxy doctor`: checks what a proxy depends on, and prints the command that fixes each problem.
 
-Each check is a function that returns findings. None of them refreshes, spends or changes anything.
+Each check is a function that returns findings. None of them changes anything, or uses up a refresh token.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _config_findings(error: ConfigError) -> list[Finding]:
     check = shlex.join(["cfproxy", "config", "check", *(() if named is None else ("-c", named))])
     findings = []
     for problem in [str(problem) for problem in error.problems] or [error.message]:
-        text, _, step = problem.partition("; run: ")  # some problems have a fix of their own
+        text, _, step = problem.partition("; run: ")  # some messages include a fix
         step = step or f"correct it, then: {check}"
         findings.append(Finding("configuration", "fail", text, step, code=error.exit_code))
     return findings

@@ -1,9 +1,9 @@
 """Checks of an account: store, login, token endpoint and API.
 
-They use the parts that serve requests, so a failure has the message that a client of the proxy would get.
+They use the proxy's components, so a failure has the message that a client of the proxy would get.
 
-Invariant: nothing is refreshed, saved or spent. The token endpoint gets a request for a grant type that does
-not exist, and the API gets one GET with the stored token if that is valid.
+Invariant: no token is refreshed, saved or used up. The token endpoint gets a request for a grant type that
+does not exist, and the API gets one GET with the stored token if that is valid.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def check_login(account: Account, app: App, login: Login | None, now: float, *, 
     if not readable and login is None:
         return Finding("login", "warn", "unknown: the store can't be read", account=account.name)
     if account.store.url == "memory" and app.grant != "client_credentials":
-        text = "store: memory is seen by the running proxy only: /status.json of its admin listener"
+        text = "store: memory is visible to the running proxy only: /status.json of its admin listener"
         return Finding("login", "ok", text, account=account.name)
     if (problem := login_problem(login, app)) is not None:
         return from_error("login", problem, account.name)
@@ -88,12 +88,12 @@ def check_login(account: Account, app: App, login: Login | None, now: float, *, 
 
 
 async def check_token_endpoint(account: Account) -> Finding:
-    """Send a grant type that does not exist; the answer shows whether the server knows the app."""
+    """Send a grant type that does not exist; the response shows whether the server knows the app."""
     try:
         await build_endpoint(account).probe()
     except CfproxyError as error:
         return from_error("token endpoint", error, account.name)
-    text = "answers, and accepts client_id and client_secret"
+    text = "responds, and accepts client_id and client_secret"
     return Finding("token endpoint", "ok", text, account=account.name)
 
 
@@ -127,19 +127,19 @@ async def check_api(account: Account, login: Login) -> Finding:
 
 
 def _api_finding(account: Account, status: int) -> Finding:
-    asked = f"GET {API_PATH.decode()} was answered {status}"
+    result = f"GET {API_PATH.decode()} was answered {status}"
     if status < 300:
-        return Finding("api", "ok", asked, account=account.name)
+        return Finding("api", "ok", result, account=account.name)
     if status == 401:
-        text = f"{asked}: the API rejects a token that should be valid"
+        text = f"{result}: the API rejects a token that should be valid"
         return Finding("api", "warn", text, _another_token(account), account.name)
     if status == 403:
-        text = f"{asked}: the app or its user lacks a permission"
+        text = f"{result}: the app or its user lacks a permission"
         return Finding("api", "warn", text, "grant it in Creative Force: Registered Apps", account.name)
     if status == 429:
-        text = f"{asked}: too many requests from this address"
+        text = f"{result}: too many requests from this address"
         return Finding("api", "warn", text, "check what else calls the API from this address", account.name)
-    return Finding("api", "warn", asked, "try again later; if it persists, ask Creative Force", account.name)
+    return Finding("api", "warn", result, "try again later; if it persists, ask Creative Force", account.name)
 
 
 def _another_token(account: Account) -> str:

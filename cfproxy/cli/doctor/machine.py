@@ -38,16 +38,16 @@ def check_secrets(path: Path | None) -> Iterator[Finding]:
     tree = read_file(path, Problems(str(path))) or {}
     sources = list(_secret_sources(tree))
     if any(kind == "text" for kind, _ in sources) and _others_read(path):
-        text = f"{path} holds a secret and other users of this machine can read it"
+        text = f"{path} contains a secret, and other users of this machine can read it"
         yield Finding("secret", "warn", text, f"chmod 600 {shlex.quote(str(path))}")
     for kind, name in sources:
         if kind == "file" and _others_read(place := (path.parent / Path(name).expanduser())):
-            text = f"{place} is a secret's file and other users of this machine can read it"
+            text = f"{place} contains a secret, and other users of this machine can read it"
             yield Finding("secret", "warn", text, f"chmod 600 {shlex.quote(str(place))}")
     if sources:
         kinds = {"text": "the configuration file", "file": "a file", "env": "a variable"}
         names = ", ".join(sorted({kinds[kind] for kind, _ in sources}))
-        yield Finding("secret", "ok", f"every secret was read; they come from: {names}")
+        yield Finding("secret", "ok", f"all secrets can be read; they come from: {names}")
 
 
 def _secret_sources(tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -98,16 +98,16 @@ def check_port(check: str, address: TcpAddress | UnixAddress | None, account: st
                 probe.listen()  # with that option, bind succeeds beside a listener
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return _taken(check, address, account)
+            return _address_in_use(check, address, account)
         reason = error.strerror or "not an address of this machine"
         return Finding(check, "fail", f"{address}: {reason}", f"set another {check} address", account)
     return Finding(check, "ok", f"{address} is free", account=account)
 
 
-def _taken(check: str, address: TcpAddress, account: str | None) -> Finding:
-    owner = who_listens(address.port)
+def _address_in_use(check: str, address: TcpAddress, account: str | None) -> Finding:
+    owner = find_listener(address.port)
     if owner is None:
-        text = f"{address} is in use; this system does not tell by what"
+        text = f"{address} is in use; this system does not report by which process"
         return Finding(check, "warn", text, f"unless cfproxy uses it, set another {check} address", account)
     pid, command = owner
     if "cfproxy" in command and not command.endswith(" sandbox"):
@@ -135,8 +135,8 @@ def _check_unix(check: str, address: UnixAddress, account: str | None) -> Findin
     return Finding(check, "ok", f"{address} is served by a running process", account=account)
 
 
-def who_listens(port: int) -> tuple[int, str] | None:
-    """Return the process that listens on a TCP port, and its command; None if the system does not tell."""
+def find_listener(port: int) -> tuple[int, str] | None:
+    """Return the process that listens on a TCP port, and its command; None if the system hides it."""
     if sys.platform != "linux":
         return None
     inodes = {f"socket:[{inode}]" for table in ("tcp", "tcp6") for inode in _listening(table, port)}

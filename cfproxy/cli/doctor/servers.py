@@ -87,7 +87,7 @@ async def check_dns(server: Server) -> Finding:
         async with asyncio.timeout(server.timeout_s):
             found = await loop.getaddrinfo(server.host, server.url.port, type=socket.SOCK_STREAM)
     except TimeoutError:
-        text, step = f"{server.host}: no answer from the name server", "check the network's DNS"
+        text, step = f"{server.host}: no response from the name server", "check the network's DNS"
         return _failed("dns", text, step)
     except OSError:
         text = f"{server.host} does not resolve"
@@ -150,29 +150,29 @@ async def _check_clock(
             writer.write(request.encode("ascii"))
             head = await reader.readuntil(b"\r\n\r\n")
     except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-        text = f"{server.where} does not answer in HTTP"
+        text = f"{server.where} does not respond in HTTP"
         return _failed("http", text, f"check {server.setting}")
     # The server set the date at some time between the two readings.
     return check_clock(server, head, before, wall_clock())
 
 
 def check_clock(server: Server, head: bytes, before: float, after: float) -> Finding:
-    """Compare this machine's clock with the `Date` of an answer (RFC 9110 §6.6.1).
+    """Compare this machine's clock with the `Date` of a response (RFC 9110 §6.6.1).
 
     Args:
         server: the server.
-        head: head of its answer.
+        head: head of its response.
         before: wall clock before the request was sent, seconds.
-        after: wall clock after the answer arrived, seconds.
+        after: wall clock after the response arrived, seconds.
     """
     lines = head.decode("latin-1").split("\r\n")
     dates = [line.partition(":")[2].strip() for line in lines if line.lower().startswith("date:")]
     try:
-        theirs = parsedate_to_datetime(dates[0]).timestamp()
+        server_time = parsedate_to_datetime(dates[0]).timestamp()
     except (IndexError, ValueError, OverflowError):
         return Finding("clock", "warn", f"{server.where} sends no Date header, so the clock is not checked")
     # The header has a resolution of one second.
-    skew_s = max(0.0, before - theirs - 1.0) or min(0.0, after - theirs)
+    skew_s = max(0.0, before - server_time - 1.0) or min(0.0, after - server_time)
     if abs(skew_s) <= SKEW_WARN_S:
         return Finding("clock", "ok", f"agrees with {server.where}")
     way = "ahead of" if skew_s > 0 else "behind"

@@ -4,7 +4,7 @@ Invariants:
 1. Certificates are verified.
 2. A call takes `CALL_S` at most, including one retry on a new connection. Whatever is sent must therefore be
    able to arrive twice.
-3. Messages hold nothing of what the server said but its error code.
+3. Messages contain nothing from the server except its error code.
 """
 
 from __future__ import annotations
@@ -105,34 +105,34 @@ def naming_errors(where: str) -> Iterator[None]:
 
     Raises:
         StoreUnavailable: it may pass.
-        StoreUnusable: someone has to change something.
+        StoreUnusable: the configuration or the server has to be changed.
     """
     try:
         yield
     except (AuthenticationError, AuthorizationError, NoPermissionError):
         raise StoreUnusable(
-            f"{where} refuses this user or password, or what it may do; correct store, or the server's ACL"
+            f"{where} refuses this user or password, or it lacks a permission; correct store or the ACL"
         ) from None
     except ResponseError as error:
         code = _code(error)
         if code in {"MOVED", "ASK"}:
             raise StoreUnusable(
                 f"{where} is one node of a Redis Cluster, and the keys are on another one; name a server "
-                "that keeps all keys (redis:// or redis+sentinel://)"
+                "that has all keys (redis:// or redis+sentinel://)"
             ) from None
         if code == "WRONGTYPE":
             raise StoreUnusable(
-                f"{where} has something else under cfproxy's keys; give cfproxy a database of its own"
+                f"{where} has other data under cfproxy's keys; give cfproxy a database of its own"
             ) from None
         if code in _TEMPORARY:
             raise StoreUnavailable(f"{where} cannot serve now ({code}); look at the server") from None
         raise StoreUnusable(
-            f"{where} refuses what cfproxy asks of it ({code or 'ERR'}): is it Redis 6.2 or Valkey, or newer?"
+            f"{where} refuses cfproxy's commands ({code or 'ERR'}): is it Redis 6.2 or Valkey, or newer?"
         ) from None
     except (RedisError, OSError, TimeoutError) as error:
         if _is_untrusted(error):
             raise StoreUnavailable(
-                f"{where} shows a certificate that is not trusted; name its authority in tls.ca_file, and "
+                f"{where} presents a certificate that is not trusted; name its authority in tls.ca_file, and "
                 "the server as the certificate does"
             ) from None
         raise StoreUnavailable(f"{where} cannot be reached; check the server and the network") from None

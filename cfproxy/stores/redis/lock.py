@@ -2,11 +2,11 @@
 
 Invariants:
 1. The lock expires `life_s` after its holder last extended it. The holder believes in it for a tenth less, by
-   the monotonic clock and by the wall clock, whichever says less.
+   the monotonic clock and by the wall clock, whichever expires first.
 2. Each holder gets a higher fence than all before it, as long as the record's key lives, and than any that
-   has written the record, whatever a server forgot that took over.
+   has written the record, even if a server that took over has lost data.
 3. Only the holder releases or extends the lock. Acquiring it twice as the same holder counts once: a command
-   whose answer was lost may arrive again.
+   whose reply was lost may arrive again.
 """
 
 from __future__ import annotations
@@ -73,16 +73,16 @@ class RedisLease(Lease):
         self._life_s = life_s * 0.9
         self._ends_at = self._ends_at_wall = -math.inf
 
-    def extend(self, asked_at: float, asked_at_wall: float) -> None:
-        """Count anew from when the server was asked, which is before the server itself counts from."""
-        self._ends_at = asked_at + self._life_s
-        self._ends_at_wall = asked_at_wall + self._life_s
+    def extend(self, sent_at: float, sent_at_wall: float) -> None:
+        """Restart the lease at the time of sending, which is before the server's own start."""
+        self._ends_at = sent_at + self._life_s
+        self._ends_at_wall = sent_at_wall + self._life_s
 
     def lose(self) -> None:
-        """Count it as lost."""
+        """Mark it as lost."""
         self._ends_at = -math.inf
 
-    def held(self) -> bool:
+    def is_held(self) -> bool:
         """Return whether nobody else can have acquired it yet."""
         return time.monotonic() < self._ends_at and time.time() < self._ends_at_wall
 
@@ -125,7 +125,7 @@ class RedisLock:
             finally:
                 await end_tasks([extending])
         finally:
-            # Also after a cancelled wait: the lock may have been acquired although no answer arrived.
+            # Also after a cancelled wait: the lock may have been acquired although no reply arrived.
             with contextlib.suppress(CfproxyError), naming_errors(self._where):
                 await self._release_script([key], [holder])
 
@@ -134,12 +134,12 @@ class RedisLock:
         deadline = loop.time() + timeout_s
         pause_s = FIRST_PAUSE_S
         while True:
-            asked_at, asked_at_wall = time.monotonic(), time.time()
+            sent_at, sent_at_wall = time.monotonic(), time.time()
             with naming_errors(self._where):
                 fence = await self._acquire_script([key, record_key], [holder, self._life_ms])
             if fence:
                 lease = RedisLease(int(fence), self._life_s)
-                lease.extend(asked_at, asked_at_wall)
+                lease.extend(sent_at, sent_at_wall)
                 return lease
             left_s = deadline - loop.time()
             if left_s <= 0:
@@ -151,13 +151,13 @@ class RedisLock:
     async def _extend(self, key: str, holder: str, lease: RedisLease) -> None:
         while True:
             await asyncio.sleep(self._life_s / 4)
-            asked_at, asked_at_wall = time.monotonic(), time.time()
+            sent_at, sent_at_wall = time.monotonic(), time.time()
             try:
                 with naming_errors(self._where):
-                    ours = await self._extend_script([key], [holder, self._life_ms])
+                    extended = await self._extend_script([key], [holder, self._life_ms])
             except CfproxyError:
                 continue  # there is time for more tries until the lease ends
-            if not ours:
+            if not extended:
                 lease.lose()
                 return
-            lease.extend(asked_at, asked_at_wall)
+            lease.extend(sent_at, sent_at_wall)

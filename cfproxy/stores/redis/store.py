@@ -8,8 +8,8 @@ Invariants:
    that was suspended can't bring back what was deleted meanwhile.
 2. The holder of the lock writes only over the version that it read, and never over a record whose writer
    (`by`) had a higher fence. What it could not write for that reason it may still keep and save later.
-3. Every command may arrive twice: `write` tells a repetition from a second writer.
-4. No request costs a round trip: `stamp` answers from what `subscription.py` has heard.
+3. Every command may arrive twice: `write` distinguishes a repetition from a second writer.
+4. No request costs a round trip: `stamp` returns what `subscription.py` has received.
 5. A server that has lost the key (emptied, evicted, restarted without its data) gets it back from any
    process that knows it: only `delete` forgets a login, and it leaves the hash.
 """
@@ -75,7 +75,7 @@ return 1
 
 
 class RedisStore:
-    """Keeps logins on a Redis server (see `TokenStore`).
+    """Stores logins on a Redis server (see `TokenStore`).
 
     Args:
         address: the server.
@@ -99,7 +99,7 @@ class RedisStore:
         self._where = f"the store {address}"
         self._client = open_client(address, ca_file)
         self._lock = RedisLock(self._client, self._where, life_s)
-        self._subscription = Subscription(self._client, self._ask_version, self._on_version)
+        self._subscription = Subscription(self._client, self._fetch_version, self._on_version)
         self._restore_script = self._client.register_script(_RESTORE)
         self._claim_script = self._client.register_script(_CLAIM)
         self._versions: dict[str, str | None] = {}  # as last heard; None: there is no record
@@ -121,18 +121,18 @@ class RedisStore:
         )
         keys = _key(account, "lock"), _key(account, "login")
         async with self._lock.acquire(*keys, timeout_s, busy) as lease:
-            held = self._leases.get({})
-            self._leases.set({**held, account: lease})
+            leases = self._leases.get({})
+            self._leases.set({**leases, account: lease})
             try:
                 yield lease
             finally:
-                self._leases.set(held)
+                self._leases.set(leases)
 
     async def load(self, account: str) -> Login | None:
         """Return the login, None if there is none.
 
         Raises:
-            StoreUnavailable: the server does not answer, or had lost the login; then it was restored.
+            StoreUnavailable: the server does not respond, or had lost the login; then it was restored.
             StoreUnusable: damaged, or written by a newer version.
         """
         with naming_errors(self._where):
@@ -147,10 +147,10 @@ class RedisStore:
         return login
 
     async def save(self, login: Login) -> None:
-        """Replace the account's login; as many replicas as were asked for have it once this returns.
+        """Replace the account's login; the configured number of replicas have it once this returns.
 
         Raises:
-            StoreUnavailable: the server does not answer, or someone else changed the login meanwhile.
+            StoreUnavailable: the server does not respond, or someone else changed the login meanwhile.
             StoreUnusable: what is stored, or would be stored, can't be read.
         """
         # In a thread: with a key this may take tenths of a second.
@@ -159,7 +159,7 @@ class RedisStore:
             raise StoreUnusable("the record is larger than 1 MiB: the server's tokens are too long")
         await self._decode(content, login.account)  # what `load` would refuse must not replace anything
         if self._lease(login.account) is None:
-            await self.load(login.account)  # what can't be read as ours is not overwritten
+            await self.load(login.account)  # what cfproxy can't read is not overwritten
         await self._change(login.account, content)
 
     async def delete(self, account: str) -> bool:
@@ -200,10 +200,10 @@ class RedisStore:
             finally:
                 await self._prune(account, now)
             field = attempt.state.fingerprint()
-            spent = await self._encode_attempt(attempt.spent())
+            used = await self._encode_attempt(attempt.as_used())
             # Whoever loses the claim looks again, and finds the attempt used.
             with naming_errors(self._where):
-                if await self._claim_script([_key(account, "attempts")], [field, found[field][1], spent]):
+                if await self._claim_script([_key(account, "attempts")], [field, found[field][1], used]):
                     return attempt
 
     async def aclose(self) -> None:
@@ -265,7 +265,7 @@ class RedisStore:
 
     async def _restore(self, account: str, version: int, content: bytes) -> None:
         with naming_errors(self._where):
-            # One more than the known version, so that nobody mistakes it for the old record.
+            # One more than the known version, so that no process takes it for the old record.
             write, channel = secrets.token_hex(8), _key(account, "news")
             await self._restore_script([_key(account, "login")], [write, version + 1, channel, content])
         raise StoreUnavailable(
@@ -284,12 +284,12 @@ class RedisStore:
         where = f"the login of account '{account}' in {self.location}"
         return await asyncio.to_thread(self._codec.decode_login, content, account, where)
 
-    async def _ask_version(self, account: str) -> str:
+    async def _fetch_version(self, account: str) -> str:
         found: list[Any] = await self._client.hmget(_key(account, "login"), "version", "write")
         return b" ".join(part for part in found if part is not None).decode()
 
     def _on_version(self, account: str, version: str) -> None:
-        # A deleted login has a version too: `load` tells that it is gone. The value includes `write`, since a
+        # A deleted login has a version too: `load` then returns None. The value includes `write`, since a
         # server that took over may count from an earlier version.
         self._versions[account] = version or None
 

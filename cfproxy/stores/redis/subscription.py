@@ -1,7 +1,7 @@
-"""Notices that someone else has changed a record, without asking for each request.
+"""Notices that someone else has changed a record, without a round trip for each request.
 
-After a gap in the subscription the version is asked for once, and every `POLL_S` after that. A subscription
-that missed a change is opened anew. Failures are silent here: a caller that needs the record meets them too.
+After a gap in the subscription the version is fetched once, and every `POLL_S` after that. A subscription
+that missed a change is reopened. Failures are not reported here: callers that need the record get them too.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ class Subscription:
 
     Args:
         client: the connection.
-        ask: returns an account's version on the server, in the form that messages have; empty for none.
+        fetch_version: returns the version on the server, in the form used by messages; empty for none.
         on_version: called with an account and each version of it that becomes known.
     """
 
     def __init__(
         self,
         client: redis.asyncio.Redis,
-        ask: Callable[[str], Awaitable[str]],
+        fetch_version: Callable[[str], Awaitable[str]],
         on_version: Callable[[str, str], None],
     ) -> None:
         self._client = client
-        self._ask = ask
+        self._fetch_version = fetch_version
         self._on_version = on_version
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -61,7 +61,7 @@ class Subscription:
         async with self._client.pubsub(ignore_subscribe_messages=True) as subscription:
             await subscription.subscribe(channel)
             # Closes the gap.
-            known = await self._ask(account)
+            known = await self._fetch_version(account)
             self._on_version(account, known)
             while True:
                 async with asyncio.timeout(2 * POLL_S):
@@ -71,6 +71,6 @@ class Subscription:
                     self._on_version(account, known)
                     message = await subscription.get_message(timeout=POLL_S)
                 # A connection can be dead without being noticed.
-                if (version := await self._ask(account)) != known:
+                if (version := await self._fetch_version(account)) != known:
                     self._on_version(account, version)
                     return

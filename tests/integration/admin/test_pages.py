@@ -275,7 +275,7 @@ async def test_a_login_requires_a_key_if_clients_do() -> None:
     ("spoil", "sentence"),
     [
         (lambda url: url.replace("state=", "state=x"), "belongs to no login that was started here"),
-        (lambda url: url.replace("https://", "https://not."), "that address is not at redirect_uri"),
+        (lambda url: url.replace("https://", "https://not."), "this address is not at redirect_uri"),
         (lambda _: "https://integration.example/callback?error=access_denied", "access was denied"),
         (lambda _: "hello there", "neither an address nor a code"),
         (lambda _: "", "neither an address nor a code"),

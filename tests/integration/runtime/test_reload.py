@@ -65,7 +65,7 @@ class World:
 
 @contextlib.asynccontextmanager
 async def opened(
-    tmp_path: Path, given: list[tuple[str, socket.socket]] | None = None, **changes: str
+    tmp_path: Path, inherited: list[tuple[str, socket.socket]] | None = None, **changes: str
 ) -> AsyncIterator[World]:
     async with Sandbox(Behaviour(limiter="off")) as sandbox:
         environ = {
@@ -83,7 +83,7 @@ async def opened(
         capture = structlog.testing.LogCapture()
         world.entries = capture.entries
         log = structlog.wrap_logger(None, processors=[capture])
-        service = Service(world.load(), (), log, load=world.load, given=given)
+        service = Service(world.load(), (), log, load=world.load, inherited=inherited)
         async with service, aiohttp.ClientSession() as client:
             world.service, world.client = service, client
             yield world
@@ -419,13 +419,13 @@ def listening(host: str) -> socket.socket:
 async def test_a_socket_that_was_handed_over_does_not_expose_the_proxy(name: str, tmp_path: Path) -> None:
     """The service manager's socket may listen elsewhere than the configured loopback address."""
     with listening("0.0.0.0") as sock, pytest.raises(ListenError, match="can be reached from other machines"):
-        async with opened(tmp_path, given=[(name, sock)]):
+        async with opened(tmp_path, inherited=[(name, sock)]):
             pass
 
 
 async def test_an_unused_socket_is_logged(tmp_path: Path) -> None:
     """Its name is probably misspelt; connections to it would wait for ever."""
     with listening("127.0.0.1") as sock:
-        async with opened(tmp_path, given=[("defualt", sock)]) as world:
+        async with opened(tmp_path, inherited=[("defualt", sock)]) as world:
             (event,) = world.events("socket.not_used")
             assert event["listen"] == f"127.0.0.1:{sock.getsockname()[1]}"

@@ -35,7 +35,7 @@ def test_each_state_is_reported_to_the_manager(manager: tuple[str, socket.socket
     address, listening = manager
     notifier = Notifier(address)
     for state in ("ready", "reloading", "stopping", "alive"):
-        notifier.tell(state)
+        notifier.notify(state)
     messages = [listening.recv(256).decode() for _ in range(4)]
     assert messages[0] == "READY=1"
     assert re.fullmatch(r"RELOADING=1\nMONOTONIC_USEC=\d+", messages[1])
@@ -49,14 +49,14 @@ def test_an_abstract_address_is_supported() -> None:
         name = f"cfproxy-test-{os.getpid()}"
         listening.bind(f"\0{name}")
         listening.settimeout(10)
-        Notifier(f"@{name}").tell("ready")
+        Notifier(f"@{name}").notify("ready")
         assert listening.recv(256) == b"READY=1"
 
 
 def test_notifications_without_a_manager_do_nothing(tmp_path: Path) -> None:
     """Nor does a manager that is gone end the proxy."""
-    Notifier(None).tell("ready")
-    Notifier(str(tmp_path / "gone")).tell("ready")
+    Notifier(None).notify("ready")
+    Notifier(str(tmp_path / "gone")).notify("ready")
 
 
 def test_the_variables_are_removed_and_apply_to_this_process_only() -> None:

@@ -36,7 +36,7 @@ APP = App(
 )
 REPLY = TokenReply(Secret("at-1"), 3600.0, Secret("rt-1"), None)
 UNSENT = TokenEndpointUnavailable("the token endpoint at accounts.example cannot be reached", sent=False)
-LOST = TokenEndpointUnavailable("the token endpoint at accounts.example gave no whole answer in time")
+LOST = TokenEndpointUnavailable("the token endpoint at accounts.example sent no complete response in time")
 BAD_APP = Misconfigured("the token endpoint at accounts.example refused the app (invalid_client)")
 
 

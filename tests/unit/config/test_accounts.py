@@ -132,6 +132,6 @@ def test_no_listener_is_exposed_by_accident(load: Loader, key: str, host: str) -
         return
     problem = load.problem(line)
     assert problem.startswith(f"config.yaml: {key}: can be reached from other machines")
-    assert "whoever reaches this port acts as you" in problem
+    assert "anyone who reaches this port acts as you" in problem
     for consent in ("keys: [k]", "allow_remote: true"):
         assert load.account(f"{line}\naccess: {{{consent}}}").name == "default"

@@ -41,7 +41,7 @@ def test_stored_form_holds_all_fields(attempt: Attempt) -> None:
 @given(attempts)
 def test_spent_attempt_holds_no_verifier(attempt: Attempt) -> None:
     """The marker of a used attempt holds nothing that could finish a login."""
-    spent = attempt.spent()
+    spent = attempt.as_used()
     assert spent.used
     assert spent.verifier is None
     assert spent.state == attempt.state
@@ -90,7 +90,7 @@ def test_attempt_that_was_read_as_unused_and_used_is_used() -> None:
     """An attempt that was claimed between two reads of the store can't be claimed again."""
     attempt = build_attempt()
     with pytest.raises(AttemptGone, match="used"):
-        choose([attempt, attempt.spent()], "state-1", NOW)
+        choose([attempt, attempt.as_used()], "state-1", NOW)
 
 
 @given(st.lists(attempts, max_size=6), st.none() | st.sampled_from(["", "0"]), instants)

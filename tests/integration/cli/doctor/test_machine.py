@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cfproxy.cli.doctor.findings import Finding, from_error, render_findings
-from cfproxy.cli.doctor.machine import check_environment, check_port, check_secrets, who_listens
+from cfproxy.cli.doctor.machine import check_environment, check_port, check_secrets, find_listener
 from cfproxy.config import TcpAddress, UnixAddress
 from cfproxy.errors import LoginRequired, Misconfigured
 
@@ -75,9 +75,9 @@ def test_a_port_in_use_by_an_unknown_process_is_a_warning(monkeypatch: pytest.Mo
     """It may be the proxy itself."""
     sock, address = taken()
     with sock:
-        monkeypatch.setattr("cfproxy.cli.doctor.machine.who_listens", lambda _: None)
+        monkeypatch.setattr("cfproxy.cli.doctor.machine.find_listener", lambda _: None)
         assert check_port("listen", address).level == "warn"
-        monkeypatch.setattr("cfproxy.cli.doctor.machine.who_listens", lambda _: (7, "python -m cfproxy"))
+        monkeypatch.setattr("cfproxy.cli.doctor.machine.find_listener", lambda _: (7, "python -m cfproxy"))
         finding = check_port("listen", address)
     assert (finding.level, finding.text) == ("ok", f"{address} is served by cfproxy, process 7")
 
@@ -85,7 +85,7 @@ def test_a_port_in_use_by_an_unknown_process_is_a_warning(monkeypatch: pytest.Mo
 def test_processes_are_found_on_linux_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other systems have their own tools."""
     monkeypatch.setattr("sys.platform", "win32")
-    assert who_listens(80) is None
+    assert find_listener(80) is None
 
 
 def test_an_address_of_another_machine_fails() -> None:

@@ -94,8 +94,8 @@ async def test_valid_token_does_not_wait_for_a_refresh(world: World) -> None:
     assert access(await waiting) == "access-2"
 
 
-async def test_idle_proxy_refreshes_its_token_with_one_alarm(world: World) -> None:
-    """The token is refreshed without any requests, and there is one alarm at any time."""
+async def test_idle_proxy_refreshes_its_token_with_one_timer(world: World) -> None:
+    """The token is refreshed without any requests, and there is one timer at any time."""
     await world.put()
     token_source = await world.token_source()
     for _ in range(48):
@@ -120,7 +120,7 @@ async def test_wall_clock_set_forward_ages_the_token(world: World) -> None:
 
 
 async def test_request_after_a_suspend_refreshes_an_aged_token(world: World) -> None:
-    """After a suspend the next request notices that the token is about to expire, not only the alarm."""
+    """After a suspend the next request notices that the token is about to expire, not only the timer."""
     await world.put()
     token_source = await world.token_source()
     world.clock.jump_wall(3400)

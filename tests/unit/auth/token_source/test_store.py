@@ -261,7 +261,7 @@ async def test_bug_in_reading_counts_as_an_unavailable_store(world: World) -> No
     await world.put()
     world.store.load_fault = ValueError("a bug")
     token_source = await world.token_source()
-    with pytest.raises(StoreUnavailable, match="internal fault"):
+    with pytest.raises(StoreUnavailable, match="internal error"):
         await token_source.get()
     assert world.named("store.read_crashed")
     world.store.mend()

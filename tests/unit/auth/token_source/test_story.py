@@ -170,7 +170,7 @@ class Story(RuleBasedStateMachine):
         assert self.world.store.shrunk == []
 
     @invariant()
-    def each_process_has_one_alarm_at_most(self) -> None:
+    def each_process_has_one_timer_at_most(self) -> None:
         assert self.world.clock.sleeping <= 2
 
     def teardown(self) -> None:
