@@ -78,7 +78,7 @@ async def test_config_init_writes_a_private_file_and_overwrites_nothing(world: W
     place.write_text("changed", encoding="utf-8")
     ran = await world.run("config", "init", "-c", str(place))
     assert ran.code == 2
-    assert "there already" in ran.line
+    assert "already exists" in ran.line
     assert place.read_text(encoding="utf-8") == "changed"
 
 
