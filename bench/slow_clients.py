@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cfproxy.runtime.process import open_files_for
+from cfproxy.runtime.os_limits import open_files_for
 from tests.e2e.kit import open_world
 from tests.e2e.processes import Proxy
 from tests.e2e.test_slow_clients import ATTACKERS, ATTACKS, attack, resident_bytes

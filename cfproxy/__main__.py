@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 
-from cfproxy.runtime.process import forbid_core_dumps
+from cfproxy.runtime.os_limits import forbid_core_dumps
 
 # More objects than a start creates. Imported modules stay, and collecting among them again and again would
 # take a tenth of the start. `cli.run.serve` sets another threshold afterwards.

@@ -1,4 +1,4 @@
-"""One refresh, under the lock: reads the store, calls the token endpoint, saves the new token.
+"""One refresh: locks the login, reads the store, calls the token endpoint, saves the new token.
 
 Invariants:
 1. Every decision is based on the store's content after the lock was acquired. Client credentials use
@@ -16,7 +16,7 @@ from dataclasses import replace
 from structlog.typing import FilteringBoundLogger
 
 from cfproxy.auth.cached_login import CachedLogin
-from cfproxy.auth.interfaces import Lease, TokenEndpoint
+from cfproxy.auth.interfaces import Lease, TokenEndpoint, TokenStore
 from cfproxy.auth.models import App, Login, Token, TokenReply, instant, new_login
 from cfproxy.clock import Clock
 from cfproxy.errors import (
@@ -34,6 +34,7 @@ class Refresh:
 
     Args:
         app: the app.
+        store: where the login is locked.
         cached_login: the login.
         endpoint: used from the next refresh on.
         clock: the wall clock and the monotonic clock.
@@ -43,29 +44,40 @@ class Refresh:
     def __init__(
         self,
         app: App,
+        store: TokenStore,
         cached_login: CachedLogin,
         endpoint: TokenEndpoint,
         clock: Clock,
         log: FilteringBoundLogger,
     ) -> None:
         self._app = app
+        self._store = store
         self._cached = cached_login
         self.endpoint = endpoint
         self._clock = clock
         self._log = log
         self.count = 0  # tokens received from the endpoint
 
-    async def run(self, rejected: Token | None, lease: Lease, *, may_request: bool) -> None:
-        """Get a usable token. The caller holds the lock of the login.
+    async def run(self, rejected: Token | None, *, lock_timeout_s: float, may_request: bool) -> None:
+        """Lock the login and get a usable token.
 
         Args:
             rejected: a token that the API rejected and that must be replaced.
-            lease: the lock.
+            lock_timeout_s: seconds to wait while another process holds the lock.
             may_request: whether to call the endpoint; if not, only an unsaved login is saved.
 
         Raises:
             LoginRequired, Misconfigured, TokenEndpointUnavailable, StoreUnavailable, StoreUnusable
         """
+        try:
+            async with self._store.lock(self._app.account, lock_timeout_s) as lease:
+                await self._run_locked(rejected, lease, may_request=may_request)
+        except StoreUnavailable as error:
+            if not may_request or self._app.grant != "client_credentials":
+                raise
+            await self._request_client_credentials(error)
+
+    async def _run_locked(self, rejected: Token | None, lease: Lease, *, may_request: bool) -> None:
         await self._cached.load()
         await self._cached.save_unsaved()
         if not may_request:
@@ -76,11 +88,11 @@ class Refresh:
         if (problem := self._cached.problem()) is not None:
             raise problem
         if self._app.grant == "client_credentials":
-            await self.request_client_credentials()
+            await self._request_client_credentials()
         elif (login := self._cached.login) is not None and login.refresh_token is not None:
             await self._send_refresh_token(login, login.refresh_token, rejected, lease)
 
-    async def request_client_credentials(self, unlocked: StoreUnavailable | None = None) -> None:
+    async def _request_client_credentials(self, unlocked: StoreUnavailable | None = None) -> None:
         """Get a token in the app's own name, which needs no stored login.
 
         Args:

@@ -74,12 +74,11 @@ class TokenSource:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._app = app
-        self._store = store
         self._clock = clock
         self._log = log.bind(account=app.account)
         self._lock_timeout_s = endpoint_timeout_s + LOCK_SLACK_S
         self._cached = CachedLogin(app, store, clock, self._log, self._on_change, chance)
-        self._refresh = Refresh(app, self._cached, endpoint, clock, self._log)
+        self._refresh = Refresh(app, store, self._cached, endpoint, clock, self._log)
         self._backoff = Backoff(jitter)
         self._hold = Hold()
         self._failures: Counter[type[CfproxyError]] = Counter()
@@ -165,8 +164,7 @@ class TokenSource:
             await asyncio.wait(running)
         if self._cached.unsaved:
             with contextlib.suppress(CfproxyError):
-                async with self._store.lock(self._app.account, LAST_SAVE_WAIT_S) as lease:
-                    await self._refresh.run(None, lease, may_request=False)
+                await self._refresh.run(None, lock_timeout_s=LAST_SAVE_WAIT_S, may_request=False)
 
     def use_endpoint(self, endpoint: TokenEndpoint, endpoint_timeout_s: float) -> None:
         """Refresh at `endpoint` from now on, and at once if the previous one was the obstacle."""
@@ -277,7 +275,7 @@ class TokenSource:
         try:
             if self._reading is not None:
                 await asyncio.wait({self._reading})
-            await self._lock_and_refresh(rejected, may_request=may_request)
+            await self._refresh.run(rejected, lock_timeout_s=self._lock_timeout_s, may_request=may_request)
         except CfproxyError as error:
             failure = error
         except Exception:  # noqa: BLE001 - logged whole; the token in hand does not depend on it
@@ -290,15 +288,6 @@ class TokenSource:
         if may_request:
             self._record_outcome(failure, rejected)
         self._schedule()
-
-    async def _lock_and_refresh(self, rejected: Token | None, *, may_request: bool) -> None:
-        try:
-            async with self._store.lock(self._app.account, self._lock_timeout_s) as lease:
-                await self._refresh.run(rejected, lease, may_request=may_request)
-        except StoreUnavailable as error:
-            if not may_request or self._app.grant != "client_credentials":
-                raise
-            await self._refresh.request_client_credentials(error)
 
     def _record_outcome(self, failure: CfproxyError | None, rejected: Token | None) -> None:
         if failure is None:

@@ -6,7 +6,6 @@ Framing belongs to each connection and is never copied.
 from __future__ import annotations
 
 import re
-from email.utils import parsedate_to_datetime
 
 from cfproxy.http1.headers import (
     CORS_HEADERS,
@@ -119,22 +118,3 @@ def _with_port(authority: bytes, scheme: bytes) -> bytes:
     if re.search(rb":\d+$", low):
         return low
     return low.rstrip(b":") + (b":443" if scheme.lower() == b"https" else b":80")
-
-
-def retry_after_s(headers: RawHeaders, now: float) -> float | None:
-    """Return the delay that `Retry-After` asks for (RFC 9110 §10.2.3); None without a valid one.
-
-    Args:
-        headers: of the response, raw.
-        now: the wall clock, to which a date is compared.
-    """
-    for name, value in headers:
-        if name.lower() == b"retry-after":
-            text = value.decode("latin-1").strip()
-            if text.isascii() and text.isdigit():
-                return float(text[:9])
-            try:
-                return max(0.0, parsedate_to_datetime(text).timestamp() - now)
-            except (ValueError, OverflowError):
-                return None
-    return None

@@ -11,12 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import KW_ONLY, dataclass, field
+from email.utils import parsedate_to_datetime
 
 from cfproxy.auth.models import Token
 from cfproxy.auth.token_source import TokenSource
 from cfproxy.errors import QueueRefusal
+from cfproxy.http1.headers import RawHeaders
 from cfproxy.pacing.queue import FairQueue
-from cfproxy.proxy.response_headers import retry_after_s
 from cfproxy.upstream.client import UpstreamClient, UpstreamResponse
 from cfproxy.upstream.request import Call
 
@@ -181,7 +182,7 @@ class Forwarder:
 
     async def _after_too_many(self, call: Call, flow: Hashable, state: Forwarding) -> bool:
         status = state.response.status
-        requested_s = retry_after_s(state.response.head.raw_headers, self.now())
+        requested_s = _retry_after_s(state.response.head.raw_headers, self.now())
         if status == 503 and requested_s is None:
             return False  # out of service rather than overloaded
         pause_s = RETRY_AFTER_DEFAULT_S if requested_s is None else min(requested_s, RETRY_AFTER_MAX_S)
@@ -229,3 +230,22 @@ class Forwarder:
         token = await self.token_source.get()
         state.token_s += time.perf_counter() - started_at
         return token
+
+
+def _retry_after_s(headers: RawHeaders, now: float) -> float | None:
+    """Return the delay that `Retry-After` asks for (RFC 9110 §10.2.3); None without a valid one.
+
+    Args:
+        headers: of the response, raw.
+        now: the wall clock, to which a date is compared.
+    """
+    for name, value in headers:
+        if name.lower() == b"retry-after":
+            text = value.decode("latin-1").strip()
+            if text.isascii() and text.isdigit():
+                return float(text[:9])
+            try:
+                return max(0.0, parsedate_to_datetime(text).timestamp() - now)
+            except (ValueError, OverflowError):
+                return None
+    return None

@@ -33,7 +33,7 @@ from cfproxy.proxy.access import AccessRules
 from cfproxy.proxy.account_server import ProxySettings
 from cfproxy.proxy.request_headers import Origin
 from cfproxy.proxy.retry import Forwarder
-from cfproxy.runtime.process import open_files_for
+from cfproxy.runtime.os_limits import open_files_for
 from cfproxy.server.connection_limits import ConnectionLimits
 from cfproxy.server.request import Limits
 from cfproxy.stores import open_store

@@ -39,7 +39,7 @@ from cfproxy.runtime.account import (
     watch_logins,
 )
 from cfproxy.runtime.factory import ServerOptions, affordable_share, build_admin_rules, check_exposure
-from cfproxy.runtime.reload import check_reload, list_changes
+from cfproxy.runtime.reload_rules import check_reload, list_changes
 from cfproxy.server.listener import ListeningSocket, ListeningSockets
 
 _V = TypeVar("_V")

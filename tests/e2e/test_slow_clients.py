@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cfproxy.runtime.process import open_files_for
+from cfproxy.runtime.os_limits import open_files_for
 from tests.e2e.kit import World, until
 from tests.e2e.processes import Proxy
 

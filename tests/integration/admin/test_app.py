@@ -203,11 +203,18 @@ async def test_a_form_that_waits_for_100_continue_gets_it() -> None:
         assert refused.startswith(b"HTTP/1.1 421 ")
 
 
-async def test_a_target_that_is_not_a_path_is_refused() -> None:
-    """Nothing here is a forward proxy."""
+async def test_the_url_of_another_host_is_refused() -> None:
+    """The admin listener is not a forward proxy."""
     async with serving() as service:
         answer = await send(service, "GET http://127.0.0.1/livez HTTP/1.1\nHost: 127.0.0.1:{port}\n\n")
         assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+async def test_the_url_of_this_host_is_served() -> None:
+    """A server must accept the absolute form (RFC 9112 §3.2.2)."""
+    async with serving() as service:
+        get = "GET http://127.0.0.1:{port}/livez HTTP/1.1\nHost: 127.0.0.1:{port}\nConnection: close\n\n"
+        assert (await send(service, get)).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_requests_on_one_connection_are_answered_in_order() -> None:

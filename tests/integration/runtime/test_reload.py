@@ -18,7 +18,7 @@ import structlog
 from cfproxy.config import Settings, load_settings
 from cfproxy.errors import BadTarget, ConfigError, ListenError, ShuttingDown
 from cfproxy.observability.logs import LogOutput
-from cfproxy.runtime.reload import check_reload, list_changes
+from cfproxy.runtime.reload_rules import check_reload, list_changes
 from cfproxy.runtime.service import Service
 from cfproxy.sandbox import Behaviour, Fault, Sandbox
 from tests.support.redis_server import free_port

@@ -17,8 +17,7 @@ from cfproxy.auth.token_source import TokenSource
 from cfproxy.errors import QueueTimeout, TokenEndpointUnavailable
 from cfproxy.pacing.queue import FairQueue
 from cfproxy.proxy.request_body import ReplayableBody
-from cfproxy.proxy.response_headers import retry_after_s
-from cfproxy.proxy.retry import POSTPONED_MAX, RETRY_AFTER_MAX_S, Forwarder, Forwarding
+from cfproxy.proxy.retry import POSTPONED_MAX, RETRY_AFTER_MAX_S, Forwarder, Forwarding, _retry_after_s
 from cfproxy.upstream.client import UpstreamClient, UpstreamResponse
 from cfproxy.upstream.request import Call
 from tests.support.proxied import FakePacer, FakeSource, a_body
@@ -216,7 +215,7 @@ async def test_without_a_token_for_the_retry_the_answer_is_closed() -> None:
 @given(st.text(max_size=40), st.floats(0, 1e10))
 def test_any_retry_after_is_a_duration_or_ignored(text: str, now: float) -> None:
     """No value makes it fail or gives a negative duration."""
-    found = retry_after_s([(b"retry-after", text.encode("utf-8", "surrogatepass"))], now)
+    found = _retry_after_s([(b"retry-after", text.encode("utf-8", "surrogatepass"))], now)
     assert found is None or found >= 0
 
 
@@ -226,4 +225,4 @@ def test_any_retry_after_is_a_duration_or_ignored(text: str, now: float) -> None
 )
 def test_retry_after_in_seconds(text: str, seconds: float | None) -> None:
     """Whole seconds are accepted, any other number is ignored."""
-    assert retry_after_s([(b"Retry-After", text.encode())], NOW) == seconds
+    assert _retry_after_s([(b"Retry-After", text.encode())], NOW) == seconds

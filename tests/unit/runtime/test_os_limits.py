@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from cfproxy.runtime.process import forbid_core_dumps, open_files_for
+from cfproxy.runtime.os_limits import forbid_core_dumps, open_files_for
 
 OPEN_FILES = """
 import resource  # noqa: PLC0415 - not on Windows
-from cfproxy.runtime.process import open_files_for
+from cfproxy.runtime.os_limits import open_files_for
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 128))
 print(open_files_for(32), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 print(open_files_for(100), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
@@ -19,7 +19,7 @@ print(open_files_for(5000), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
 CORE_DUMPS = """
 import ctypes, resource
-from cfproxy.runtime.process import forbid_core_dumps
+from cfproxy.runtime.os_limits import forbid_core_dumps
 resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2)
 %s
 print(resource.getrlimit(resource.RLIMIT_CORE)[0], ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
