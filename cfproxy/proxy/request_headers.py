@@ -183,6 +183,7 @@ def build_request_headers(
                 vias.append(value)
             elif low == b"expect" and expects:
                 lines.append(b"%b: 100-continue\r\n" % name)
+                expects = False  # once, however often the client says it
             elif low == b"trailer" and framing.chunked and low not in listed:
                 lines.append(b"%b: %b\r\n" % (name, value))
         elif low == b"cookie" and OWN_COOKIES in value.lower():

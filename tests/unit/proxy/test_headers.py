@@ -28,9 +28,9 @@ NO_BODY = Framing(None, chunked=False)
 V11, V10 = (1, 1), (1, 0)
 
 
-def sent_up(*headers: Header, framing: Framing = NO_BODY) -> list[Header]:
+def sent_up(*headers: Header, framing: Framing = NO_BODY, expects: bool = False) -> list[Header]:
     """Return the forwarded header lines, except our own Host and Via."""
-    lines = build_request_headers(headers, ORIGIN, framing).split(b"\r\n")
+    lines = build_request_headers(headers, ORIGIN, framing, expects=expects).split(b"\r\n")
     assert lines[0] == b"Host: gateway.example"
     assert lines[-2:] == [b"Via: 1.1 cfproxy-me", b""]
     return [(name, value) for name, _, value in (line.partition(b": ") for line in lines[1:-2])]
@@ -101,6 +101,12 @@ def test_transfer_encoding_is_written_anew() -> None:
         (b"X", b"1"),
         (b"Transfer-Encoding", b"chunked"),
     ]
+
+
+def test_a_repeated_expectation_is_forwarded_once() -> None:
+    """Two would make some servers answer 417."""
+    expect = (b"Expect", b"100-continue")
+    assert sent_up(expect, expect, framing=Framing(3, chunked=False), expects=True).count(expect) == 1
 
 
 def test_our_pseudonym_is_appended_to_via() -> None:
