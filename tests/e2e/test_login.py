@@ -82,7 +82,7 @@ async def test_the_prompt_reads_from_a_pipe(world: World) -> None:
     assert "Logged in" in ran.out
     assert "redirect_uri" in ran.err
     assert re.search(r"Waiting for it until \d\d:\d\d \(30 minutes\)", ran.err)
-    assert "Asking the token endpoint" in ran.err
+    assert "Requesting tokens from the token endpoint" in ran.err
     assert (await world.run("status")).code == 0
 
 
