@@ -18,9 +18,9 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup
 
 help:
 	@echo 'make demo    sandbox, login and proxy in one command; prints a curl to try'
-	@echo 'make test    the whole test suite, in parallel (a few minutes)'
+	@echo 'make test    the whole test suite, in parallel (about 8 minutes)'
 	@echo 'make quick   the tests for every change: without the slow ones, Redis, processes and browsers (under a minute)'
-	@echo 'make check   linter, formatter, types, and the order in which rooms may import each other'
+	@echo 'make check   linter, formatter, types, and the order in which packages may import each other'
 	@echo 'make scan    static security checks (ruff S, bandit); works offline once installed'
 	@echo 'make audit   known vulnerabilities of the dependencies (pip-audit); needs the network'
 	@echo 'make bench   measure memory, slow attackers, reloads, log lines and pacing (Linux, ten minutes)'

@@ -1,9 +1,9 @@
 """The configuration: a YAML file and the environment, validated into immutable settings.
 
-Other rooms use the names below: `find_config` and `load_settings` (which returns settings that fit together
-or raises one `ConfigError` with every problem), the models in `Settings`, the address types, and
-`render_settings`, `json_schema` and `starter_file` for output. They also use `conflicts.is_exposed`.
-To add a setting, start in `settings.py`.
+Other packages use the names below: `find_config` and `load_settings` (which returns settings that fit
+together or raises one `ConfigError` with every problem), the models in `Settings`, the address types, and
+`render_settings`, `json_schema` and `starter_file` for output. They also use `conflicts.is_exposed`. To add a
+setting, start in `settings.py`.
 """
 
 from cfproxy.config.addresses import TcpAddress, UnixAddress

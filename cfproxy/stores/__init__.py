@@ -1,6 +1,6 @@
 """Stores for logins: a folder, Redis, or memory.
 
-Other rooms call `open_store` and use what it returns as a `cfproxy.auth.interfaces.TokenStore`. Each store
+Other packages call `open_store` and use what it returns as a `cfproxy.auth.interfaces.TokenStore`. Each store
 passes the contract in `tests/integration/stores/test_contract.py`. Other code that needs Redis uses
 `redis.client`.
 """

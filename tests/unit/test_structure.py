@@ -17,7 +17,7 @@ import cfproxy
 PACKAGE = Path(cfproxy.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(PACKAGE)], "cfproxy."))
-ROOMS = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
+PACKAGES = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
 # Forks for each module. The imports of other packages are shared, because they take most of the time.
 IMPORT_EACH = """
 import importlib, os, sys
@@ -45,7 +45,7 @@ def _is_protocol(node: ast.AST) -> bool:
     )
 
 
-def test_few_modules_lie_outside_a_room() -> None:
+def test_few_modules_lie_outside_the_packages() -> None:
     """At most eight Python files lie directly in the package."""
     assert len(list(PACKAGE.glob("*.py"))) <= 8
 
@@ -71,10 +71,10 @@ def test_protocols_are_rare() -> None:
     assert len(found) <= 8, found
 
 
-@pytest.mark.parametrize("room", ROOMS, ids=[room.name for room in ROOMS])
-def test_each_room_says_what_it_is_for(room: Path) -> None:
-    """A room's `__init__` has a docstring with what it owns and what other rooms use."""
-    docstring = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8")))
+@pytest.mark.parametrize("package", PACKAGES, ids=[package.name for package in PACKAGES])
+def test_each_package_says_what_it_is_for(package: Path) -> None:
+    """Its `__init__` has a docstring with what it owns and what other packages use."""
+    docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8")))
     assert docstring
     assert len(docstring.splitlines()) >= 3
 

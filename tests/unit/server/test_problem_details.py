@@ -34,7 +34,8 @@ ANSWERS = {
     "loop": (508, False),
     "shutting-down": (503, False),
 }
-# Of each class: slug, exit code and state. A new class needs a line here, and nothing else outside errors.py.
+# Slug, exit code and state of each class. A new class needs a line here; CONTRIBUTING.md lists what a new
+# slug, exit code or state needs.
 CONTRACT = {
     e.CfproxyError: ("misconfigured", 1, "misconfigured"),
     e.ConfigError: ("misconfigured", 2, "misconfigured"),
