@@ -56,7 +56,7 @@ class Server:
 
 
 class SharedStore(MemoryStore):
-    """One replica's store (see `ports.TokenStore`)."""
+    """One replica's store (see `cfproxy.auth.interfaces.TokenStore`)."""
 
     def __init__(self, server: Server, chance: random.Random) -> None:
         super().__init__()
@@ -112,20 +112,20 @@ async def refreshes(count: int, *, spread: bool, lifetimes: int = 5) -> dict[str
     world = World()
     world.clock = clock
     await server.records.save(world.login())
-    brokers = []
+    token_sources = []
     for _ in range(count):
         store = SharedStore(server, chance)
-        brokers.append(
+        token_sources.append(
             TokenSource(APP, store, endpoint, clock, LOG, chance=chance.random if spread else lambda: 0.0)
         )
-        starting = asyncio.create_task(brokers[-1].start())
+        starting = asyncio.create_task(token_sources[-1].start())
         await clock.advance(0.002)
         await starting
     server.trips = server.lock_trips = server.most_waiting = 0
     await clock.advance(3600.0 * lifetimes)
     done = len(endpoint.calls)
     assert endpoint.failed == []
-    for token_source in brokers:
+    for token_source in token_sources:
         closing = asyncio.create_task(token_source.aclose())
         await clock.advance(0.01)
         await closing
@@ -139,7 +139,7 @@ async def refreshes(count: int, *, spread: bool, lifetimes: int = 5) -> dict[str
 
 
 class MemoryBackend:
-    """One pace for all (see `ports.SharedRateBackend`)."""
+    """One rate for all replicas (see `cfproxy.pacing.shared.SharedRateBackend`)."""
 
     def __init__(self, clock: FakeClock, count: int) -> None:
         self._clock, self._count = clock, count

@@ -256,7 +256,7 @@ def prepare_naive(folder: Path, origin: Origin, scheme: str, port: int) -> tuple
 
 
 def prepare_cfproxy(folder: Path, origin: Origin, scheme: str, port: int) -> tuple[list[str], dict[str, str]]:
-    """As it ships, with [fast]: log, metrics, access checks, broker and shaper in the path (rate off)."""
+    """As it ships, with [fast]: log, metrics, access checks, token source and queue in the path (rate off)."""
     upstream = (
         f"https://localhost:{origin.https_port}"
         if scheme == "https"
