@@ -12,7 +12,7 @@ from typing import Any
 
 from cfproxy.admin.access import CALLBACK, PAGES, AdminRules, FormToken, wants_html
 from cfproxy.admin.events import EventStream
-from cfproxy.admin.interfaces import Operations, RunningAccount
+from cfproxy.admin.interfaces import Operations, ServedAccount
 from cfproxy.admin.login_pages import LoginPages
 from cfproxy.admin.messages import AdminRequest, AdminResponse, HttpError, json_response, problem_response
 from cfproxy.admin.pages import render_file, render_note, render_status
@@ -41,7 +41,7 @@ class AdminApp:
 
     def __init__(
         self,
-        accounts: Sequence[RunningAccount],
+        accounts: Sequence[ServedAccount],
         metrics: Metrics,
         operations: Operations,
         rules: AdminRules,
@@ -175,7 +175,7 @@ class AdminApp:
             },
         }
 
-    async def _describe_account(self, account: RunningAccount) -> View:
+    async def _describe_account(self, account: ServedAccount) -> View:
         views: dict[str, View] = (await self._describe())["accounts"]
         return views[account.app.account]
 

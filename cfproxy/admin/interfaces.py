@@ -15,7 +15,7 @@ from cfproxy.proxy.account_server import AccountServer
 from cfproxy.secret import Secret
 
 
-class RunningAccount(Protocol):
+class ServedAccount(Protocol):
     """One account of the running proxy."""
 
     @property

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from structlog.typing import FilteringBoundLogger
 
 from cfproxy.admin.access import AdminRules
-from cfproxy.admin.interfaces import Operations, RunningAccount
+from cfproxy.admin.interfaces import Operations, ServedAccount
 from cfproxy.admin.messages import AdminRequest, AdminResponse
 from cfproxy.admin.server import AdminServer
 from cfproxy.errors import CfproxyError
@@ -41,7 +41,7 @@ class AdminListener:
 
     def __init__(
         self,
-        accounts: Sequence[RunningAccount],
+        accounts: Sequence[ServedAccount],
         metrics: Metrics,
         operations: Operations,
         log: FilteringBoundLogger,

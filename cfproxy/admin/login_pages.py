@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import urlsplit
 
 from cfproxy.admin.access import CALLBACK, FormToken, check_key, wants_html
-from cfproxy.admin.interfaces import RunningAccount
+from cfproxy.admin.interfaces import ServedAccount
 from cfproxy.admin.messages import AdminRequest, AdminResponse, HttpError, json_response
 from cfproxy.admin.pages import render_departure, render_login, render_note
 from cfproxy.admin.view import View
@@ -34,7 +34,7 @@ _ELSEWHERE = (
     "has changed."
 )
 
-Describe = Callable[[RunningAccount], Awaitable[View]]
+Describe = Callable[[ServedAccount], Awaitable[View]]
 
 
 class LoginPages:
@@ -46,7 +46,7 @@ class LoginPages:
         token: the CSRF token of our forms.
     """
 
-    def __init__(self, accounts: Sequence[RunningAccount], describe: Describe, token: FormToken) -> None:
+    def __init__(self, accounts: Sequence[ServedAccount], describe: Describe, token: FormToken) -> None:
         self._accounts = accounts
         self._describe = describe
         self._token = token
@@ -115,7 +115,7 @@ class LoginPages:
         link = None if alone else ("/", "Go to the status page")
         return render_note("Logged in", text, link=link, alone=alone)
 
-    async def _finish(self, account: RunningAccount, redirected: str) -> None:
+    async def _finish(self, account: ServedAccount, redirected: str) -> None:
         if account.app.grant == "client_credentials":
             raise LoginFailed(
                 "this app logs in by itself (client_credentials); there is no login to complete"
@@ -123,7 +123,7 @@ class LoginPages:
         await login.finish(account.login_plan, redirected)
         await account.token_source.check_store(at_once=True)
 
-    def _starter(self, request: AdminRequest, state: str) -> RunningAccount | None:
+    def _starter(self, request: AdminRequest, state: str) -> ServedAccount | None:
         """Return the account for which this browser started the login with that `state`."""
         expected = _hash(state).encode()
         for account in self._accounts:
@@ -132,14 +132,14 @@ class LoginPages:
                 return account
         return None
 
-    def _account(self, name: str | None) -> RunningAccount:
+    def _account(self, name: str | None) -> ServedAccount:
         for account in self._accounts:
             if name is None or account.app.account == name:
                 return account
         raise HttpError(404, "No such account")
 
     async def _page(
-        self, account: RunningAccount, error: CfproxyError | None = None, *, pasted: bool = False
+        self, account: ServedAccount, error: CfproxyError | None = None, *, pasted: bool = False
     ) -> AdminResponse:
         response = render_login(
             account.app.account,
