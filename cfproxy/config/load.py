@@ -26,6 +26,7 @@ from cfproxy.config.problems import ENVIRONMENT, Keys, Problems, Tree
 from cfproxy.config.references import ValidationContext
 from cfproxy.config.settings import SECRET_KEYS, Account, AccountKeys, Model, ProcessKeys, Settings
 from cfproxy.config.sources import read_environment, read_file
+from cfproxy.config.types import normalise_word
 
 # A preset gives defaults for other keys; any value set explicitly overrides it.
 _PRESETS = {
@@ -121,7 +122,7 @@ class _RawAccount:
         tree = _drop_nulls(merge(self.inherited, self.own))
         presets: Tree = {}
         for (key, word), values in _PRESETS.items():
-            if str(tree.get(key)).strip().lower() == word:
+            if normalise_word(tree.get(key)) == word:
                 presets |= values
         return {**presets, **tree}
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema
 
 from cfproxy.config.redis_url import RedisAddress, is_redis_url, parse_redis_url
-from cfproxy.config.types import STRING, parse_text
+from cfproxy.config.types import STRING, parse_text, unquote
 from cfproxy.secret import REDACTED, Secret
 
 SECRET_MAX_BYTES = 65_536
@@ -138,7 +138,7 @@ def _resolve_secret(kind: object, name: str, info: ValidationInfo) -> str | None
     if kind == "env":
         if name not in _context(info).environ:
             raise ValueError("the variable that {env: …} names is not set")
-        return _context(info).environ[name]
+        return unquote(_context(info).environ[name])
     if kind != "file":
         return None
     data = _read_start(_parse_path(name, info), SECRET_MAX_BYTES + 1)

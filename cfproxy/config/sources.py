@@ -20,6 +20,7 @@ import platformdirs
 from cfproxy.config.keys import check_keys, merge, paths_of, section_of
 from cfproxy.config.problems import BadYaml, Keys, Problems, Tree, suggest
 from cfproxy.config.settings import SECRET_KEYS, AccountKeys, FileKeys
+from cfproxy.config.types import unquote
 from cfproxy.errors import ConfigError, Problem
 
 FILE_MAX_BYTES = 262_144
@@ -28,10 +29,19 @@ PREFIX = "CFPROXY_"
 # A variable may give a secret by reference, as the file does: no literal secret starts like this.
 _REFERENCE = re.compile(r"\s*\{\s*(?:file|env)\s*:")
 _SECRETS = frozenset({("client_secret",), ("store", "key"), ("store", "password")})
+# An item of a list without brackets; a comma in quotes belongs to the item.
+_ITEM = re.compile(r"""\s*("[^"]*"|'[^']*'|[^,]*?)\s*(?:,|$)""")
+# What Kubernetes sets for each service of the namespace, and Docker for each linked container, if the name
+# is `cfproxy` or starts with `cfproxy-`. No setting looks like these.
+_LINK_URL = r"(tcp|udp|sctp)://[0-9A-Za-z.:\[\]-]+"
 _SERVICE_LINK = re.compile(
-    r"CFPROXY_(SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_.+)?)=.*"
-    r"|CFPROXY_PORT=(tcp|udp|sctp)://.*"
+    r"CFPROXY(_[A-Z0-9_]+)?_("
+    rf"PORT(_[0-9]+_(TCP|UDP|SCTP)(_START|_END)?)?={_LINK_URL}"
+    r"|(SERVICE_HOST|PORT_[0-9]+_(TCP|UDP|SCTP)_ADDR)=[0-9A-Za-z.:-]+"
+    r"|(SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)_PORT(_START|_END)?)=[0-9]+"
+    r"|PORT_[0-9]+_(TCP|UDP|SCTP)_PROTO=(tcp|udp|sctp))"
 )
+_LINK_DETAIL = re.compile(r"(CFPROXY(?:_[A-Z0-9_]+?)?)_(?:NAME|ENV_.+)")  # Docker only, beside a `_PORT`
 
 
 # --- the file ---------------------------------------------------------------------------------
@@ -45,7 +55,7 @@ def find_config(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> 
     Raises:
         ConfigError: the named file does not exist, or a file that was not named is not trusted.
     """
-    for name, origin in ((explicit, "-c"), (environ.get("CFPROXY_CONFIG"), "CFPROXY_CONFIG")):
+    for name, origin in ((explicit, "-c"), (unquote(environ.get("CFPROXY_CONFIG", "")), "CFPROXY_CONFIG")):
         if not name:
             continue
         path = cwd / name
@@ -130,10 +140,7 @@ def read_environment(environ: Mapping[str, str], problems: Problems) -> Tree:
     """Return the known keys set by environment variables; an empty variable sets nothing."""
     tree: Tree = {}
     for name, value in sorted(environ.items()):
-        if not name.startswith(PREFIX) or name == f"{PREFIX}CONFIG" or not value:
-            continue
-        # Kubernetes and Docker set such variables for a service called "cfproxy".
-        if _SERVICE_LINK.fullmatch(f"{name}={value}"):
+        if not name.startswith(PREFIX) or not unquote(value).strip() or _is_foreign(name, environ):
             continue
         try:
             addition = _read_variable(name, value)
@@ -150,8 +157,17 @@ def read_environment(environ: Mapping[str, str], problems: Problems) -> Tree:
     return check_keys(FileKeys, tree, (), problems)
 
 
-def _read_variable(name: str, value: str) -> Tree:
+def _is_foreign(name: str, environ: Mapping[str, str]) -> bool:
+    """Whether a variable with our prefix is no setting, but describes a service, an image or the file."""
+    if name in {f"{PREFIX}CONFIG", f"{PREFIX}VERSION"} or _SERVICE_LINK.fullmatch(f"{name}={environ[name]}"):
+        return True
+    link = _LINK_DETAIL.fullmatch(name)
+    return link is not None and bool(re.fullmatch(_LINK_URL, environ.get(f"{link[1]}_PORT", "")))
+
+
+def _read_variable(name: str, raw: str) -> Tree:
     """Return the tree that one variable stands for; the messages of its ValueErrors are our own."""
+    value = unquote(raw)
     path = tuple(name.removeprefix(PREFIX).lower().split("__"))
     depth = 2 if path[0] == "accounts" and len(path) > 1 else 0
     account, rest = path[:depth], path[depth:]
@@ -165,14 +181,23 @@ def _read_variable(name: str, value: str) -> Tree:
         return _nest(path, _parse_flow(value, dict, "{key: value}"))
     if rest in known and get_origin(known[rest].annotation) is tuple:
         is_flow = value.lstrip().startswith("[")
-        parts = [part.strip() for part in value.split(",") if part.strip()]
-        return _nest(path, _parse_flow(value, list, "[a, b]") if is_flow else parts)
+        return _nest(path, _parse_flow(value, list, "[a, b]") if is_flow else _split_items(raw))
     if rest in _SECRETS and _REFERENCE.match(value):
         return _nest(path, _parse_flow(value, dict, "{file: PATH}"))
     if rest in known or (rest[:-1] in _SECRETS and rest[-1] in {"env", "file"}):
         return _nest(path, value)
     names = [PREFIX + "__".join(account + keys).upper() for keys in known]
     raise ValueError(f"is not a known variable{suggest(name, names)}")
+
+
+def _split_items(raw: str) -> list[str]:
+    """Return the items between commas; quotes may be around each of them, around all together, or both."""
+    text = unquote(raw)
+    # `"a","b"` starts and ends with a quote, but not with a pair.
+    if raw.strip()[0] in text:
+        text = raw
+    items = (unquote(item[1]) for item in _ITEM.finditer(text))
+    return [item.strip() for item in items if item.strip()]
 
 
 def _parse_flow(value: str, kind: type[dict[Any, Any] | list[Any]], example: str) -> Any:

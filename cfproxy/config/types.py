@@ -42,16 +42,22 @@ def _match(pattern: str, value: object, want: str) -> re.Match[str]:
 
 def is_off(value: object) -> bool:
     """Return whether a value means `off`: the word in any case, what YAML takes for false, or null."""
-    word = _normalise_word(value)
+    word = normalise_word(value)
     return word is None or word is False or (isinstance(word, str) and word in _OFF_WORDS)
 
 
-def _normalise_word(value: object) -> object:
-    """Return a text in lower case, without the quotes that an environment variable may have kept."""
-    if not isinstance(value, str):
-        return value
-    word = value.strip().lower()
-    return word[1:-1].strip() if word[:1] in {"'", '"'} and word[:1] == word[-1:] else word
+def normalise_word(value: object) -> object:
+    """Return a text as words are compared: in lower case, without quotes and spaces around it."""
+    return unquote(value.strip()).strip().lower() if isinstance(value, str) else value
+
+
+def unquote(text: str) -> str:
+    """Return the text without one pair of quotes around it, and without the spaces around those.
+
+    A variable keeps its quotes where no shell reads it: `docker run --env-file`, old versions of Compose.
+    """
+    bare = text.strip()
+    return bare[1:-1] if len(bare) > 1 and bare[0] in "'\"" and bare[0] == bare[-1] else text
 
 
 # --- quantities -------------------------------------------------------------------------------
@@ -161,5 +167,5 @@ Method = Annotated[str, PlainValidator(parse_method), WithJsonSchema(STRING)]
 PathPattern = Annotated[
     str, PlainValidator(parse_path_pattern), WithJsonSchema({**STRING, "pattern": "^!?/"})
 ]
-Word = BeforeValidator(_normalise_word)
+Word = BeforeValidator(normalise_word)
 Flag = Annotated[bool, Word]
