@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from cfproxy.admin.messages import AdminRequest
 from cfproxy.errors import CrossSite, KeyRequired
 from cfproxy.http1.headers import OWNED, OWNED_PREFIX, normalise
-from cfproxy.proxy.access import AccessRules
+from cfproxy.proxy.access import AccessRules, is_fetched_ahead
 from cfproxy.secret import Secret
 
 # Pages that may be the target of a link, or of the accounts server's redirect.
@@ -131,5 +131,6 @@ def _is_navigation(request: AdminRequest) -> bool:
         request.method in {"GET", "HEAD"}
         and request.path in PAGES
         and request.header("Origin") is None
+        and not is_fetched_ahead(request.raw_headers)
         and (request.header("Sec-Fetch-Site") is None or fetched_as == ("navigate", "document"))
     )

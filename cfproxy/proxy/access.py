@@ -30,6 +30,8 @@ _AMBIGUOUS_PATH = re.compile(
 _HOST = re.compile(
     r"(?:\[([0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)\]|([^:\[\]\s/@]*[^:\[\]\s/@.])\.?)(?::([0-9]{1,5}))?"
 )
+_PURPOSES = frozenset({b"purpose", b"x-moz", b"x-purpose"})
+_AHEAD = re.compile(rb"(?<![\w-])(?:prefetch|prerender|preview)(?![\w-])", re.IGNORECASE)
 _PEPPER = secrets.token_bytes(32)
 
 
@@ -109,7 +111,7 @@ class AccessRules:
         )
 
     def check_origin(self, headers: RawHeaders, own: str) -> None:
-        """Refuse web pages of other sites (`Origin`, and Fetch Metadata's `Sec-Fetch-Site`).
+        """Refuse web pages of other sites (`Origin`, Fetch Metadata's `Sec-Fetch-Site`), and prefetches.
 
         Args:
             headers: of the request.
@@ -124,6 +126,8 @@ class AccessRules:
         cross_site = sites - {b"same-origin", b"none"} and not all_listed
         if cross_site or not origins.issubset((*self.origins, own.lower())):
             raise CrossSite("a web page of another site sent this request; add its origin to access.origins")
+        if is_fetched_ahead(headers) and sites != {b"same-origin"} and not all_listed:
+            raise CrossSite("a browser fetched this ahead, perhaps for a page of another site; open the URL")
 
     def check_key(self, headers: RawHeaders) -> Secret | None:
         """Return the request's access key; None if no key is required.
@@ -182,6 +186,20 @@ class AccessRules:
             self._allow and not any(rule.fullmatch(text) for rule in self._allow)
         ):
             raise NotAllowed("access.paths does not allow this path")
+
+
+def is_fetched_ahead(headers: RawHeaders) -> bool:
+    """Return whether a browser prefetches or prerenders, which pages can cause and users don't see.
+
+    For the speculation rules of any page Chromium sends `Sec-Fetch-Site: none` and no `Origin`, like for an
+    address that its user typed. What differs is `Sec-Purpose` (Fetch standard, "`Sec-Purpose` header"), whose
+    name is reserved for browsers, or one of the names that older browsers use.
+    """
+    for name, value in headers:
+        low = normalise(name)
+        if low == b"sec-purpose" or (low in _PURPOSES and _AHEAD.search(value)):
+            return True
+    return False
 
 
 def split_host(host: str) -> tuple[str, int | None]:

@@ -79,6 +79,21 @@ async def test_headers_added_by_reverse_proxies_are_not_custom_headers(name: str
 
 
 @pytest.mark.parametrize(
+    "path", ["/", "/login", "/callback?code=12345678&state=x", "/status.json", "/metrics"]
+)
+@pytest.mark.parametrize(
+    "purpose",
+    [{"Sec-Purpose": "prefetch"}, {"Sec-Purpose": "prefetch;prerender"}, {"Purpose": "prefetch"}],
+)
+async def test_what_a_browser_fetches_ahead_is_refused(path: str, purpose: dict[str, str]) -> None:
+    """A page of any site can cause it, and it looks like a navigation of the user."""
+    navigation = {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    async with serving() as service:
+        status, problem = await ask(service, "GET", path, **navigation, **purpose)
+        assert (status, problem["type"]) == (403, "urn:cfproxy:problem:cross-site")
+
+
+@pytest.mark.parametrize(
     ("method", "path", "status", "allowed"),
     [
         ("GET", "/shutdown", 405, "POST"),

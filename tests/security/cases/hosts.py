@@ -84,6 +84,9 @@ FOREIGN = {
 
 OWN = b"http://" + AUTHORITY
 
+# What Chromium sends for the speculation rules of any page.
+SPECULATIVE = (b"Sec-Fetch-Site: none", b"Sec-Fetch-Mode: navigate", b"Sec-Fetch-Dest: document")
+
 FOREIGN_PAGES = {
     "another origin": (b"Origin: http://evil.example",),
     "another origin with our port": (b"Origin: http://evil.example:" + PORT,),
@@ -116,12 +119,29 @@ FOREIGN_PAGES = {
     "same-origin and cross-site": (b"Sec-Fetch-Site: same-origin", b"Sec-Fetch-Site: cross-site"),
     "cross-site in a list": (b"Sec-Fetch-Site: same-origin, cross-site",),
     "a word that nobody knows": (b"Sec-Fetch-Site: same-planet",),
+    "speculation rules": (*SPECULATIVE, b"Sec-Purpose: prefetch"),
+    "speculation rules, to render": (*SPECULATIVE, b"Sec-Purpose: prefetch;prerender"),
+    "speculation rules, through a relay": (*SPECULATIVE, b"Sec-Purpose: prefetch;anonymous-client-ip"),
+    "speculation rules of another port": (
+        *SPECULATIVE,
+        b"Sec-Purpose: prefetch",
+        b"Sec-Speculation-Tags: null",
+    ),
+    "an older prefetch": (*SPECULATIVE, b"Purpose: prefetch"),
+    "an older prerender": (*SPECULATIVE, b"Purpose: prerender"),
+    "Firefox's prefetch": (b"X-Moz: prefetch",),
+    "Safari's preview": (b"X-Purpose: preview",),
+    "a prefetch to an address without Fetch Metadata": (b"Sec-Purpose: prefetch",),
+    "a prefetch, spelled in capitals": (*SPECULATIVE, b"SEC-PURPOSE: PREFETCH"),
+    "a prefetch, with our origin missing": (b"Sec-Purpose: prefetch", b"Sec-Fetch-Site: none, same-origin"),
 }
 
 OUR_PAGES = {
     "a page of ours": (b"Origin: " + OWN, b"Sec-Fetch-Site: same-origin"),
     "the address bar": (b"Sec-Fetch-Site: none", b"Sec-Fetch-Mode: navigate"),
     "our origin in capitals": (b"Origin: HTTP://LOCALHOST:" + PORT,),
+    "a prefetch of our own page": (b"Sec-Fetch-Site: same-origin", b"Sec-Purpose: prefetch"),
+    "a purpose that is none of a browser": (b"Purpose: billing",),
 }
 
 PREFLIGHT = (b"Origin: http://evil.example", b"Access-Control-Request-Method: DELETE")

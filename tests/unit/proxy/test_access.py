@@ -149,6 +149,65 @@ def test_cross_site_requests_without_origin_are_refused(site: bytes) -> None:
     assert not origin_passes((b"Sec-Fetch-Site", site))
 
 
+PURPOSES = [
+    (b"Sec-Purpose", b"prefetch"),
+    (b"Sec-Purpose", b"prefetch;prerender"),
+    (b"sec-purpose", b"prefetch;anonymous-client-ip"),
+    (b"Sec-Purpose", b"Prefetch; Prerender"),
+    (b"SEC-PURPOSE", b"prefetch;prerender;preview"),
+    (b"Sec-Purpose", b'"prefetch"'),
+    (b"Sec-Purpose", b"something-new, prefetch"),
+    (b"Sec-Purpose", b"a-purpose-of-tomorrow"),
+    (b"Sec-Purpose", b""),
+    (b"Sec_Purpose", b"prefetch"),
+    (b"Purpose", b"prefetch"),
+    (b"purpose", b"PRERENDER"),
+    (b"Purpose", b"preview"),
+    (b"X-Purpose", b"preview"),
+    (b"X-Purpose", b": preview"),
+    (b"X-Purpose", b"prefetch"),
+    (b"X-Moz", b"prefetch"),
+    (b"x-MOZ", b" Prefetch "),
+]
+SITE_NONE = (b"Sec-Fetch-Site", b"none")
+NAVIGATION = ((b"Sec-Fetch-Mode", b"navigate"), (b"Sec-Fetch-Dest", b"document"))
+
+
+@pytest.mark.parametrize("purpose", PURPOSES)
+def test_what_a_browser_fetches_ahead_is_refused(purpose: tuple[bytes, bytes]) -> None:
+    """Speculation rules of any page make Chromium prefetch with `Sec-Fetch-Site: none` and no `Origin`."""
+    assert not origin_passes(purpose, SITE_NONE, *NAVIGATION)
+    assert not origin_passes(*NAVIGATION, SITE_NONE, purpose)
+    assert not origin_passes(purpose)  # to an address where browsers send no Sec-Fetch-Site
+    assert not origin_passes(purpose, SITE_NONE, origins=("https://app.studio",))
+    for site in (b"cross-site", b"same-site", b"same-origin, none"):
+        assert not origin_passes(purpose, (b"Sec-Fetch-Site", site))
+    assert not origin_passes(purpose, SITE_NONE, (b"Sec-Fetch-Site", b"same-origin"))
+
+
+@pytest.mark.parametrize("purpose", PURPOSES)
+def test_pages_that_may_call_may_fetch_ahead(purpose: tuple[bytes, bytes]) -> None:
+    """A page of this listener's own origin, and one of a listed origin that says so."""
+    assert origin_passes(purpose, (b"Sec-Fetch-Site", b"same-origin"))
+    listed = (b"Origin", b"https://app.studio")
+    site = (b"Sec-Fetch-Site", b"cross-site")
+    assert origin_passes(purpose, listed, site, origins=("https://app.studio",))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        (b"Purpose", b"billing"),
+        (b"X-Purpose", b"prefetching-jobs"),
+        (b"X-Moz", b"1"),
+        (b"X-Sec", b"prefetch"),
+    ],
+)
+def test_a_programs_own_purpose_passes(header: tuple[bytes, bytes]) -> None:
+    """Only `Sec-Purpose` is reserved for browsers; other names can mean anything."""
+    assert origin_passes(header)
+
+
 def test_listed_origins_pass_and_none_beside_them() -> None:
     """`access.origins` allows exactly the origins it lists, even if a request carries two."""
     listed = ("https://app.studio",)
