@@ -17,7 +17,7 @@ from cfproxy.secret import Secret
 
 ANSWER_S = 5.0
 ANSWER_MAX_BYTES = 1024 * 1024
-_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - recognised here, not listened on
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "localhost"}  # noqa: S104 - recognised here, not listened on
 
 
 def find_admin(settings: Settings) -> tuple[str, Secret | None]:
@@ -57,8 +57,8 @@ class AdminClient:
         except ValueError:
             self._host = ""
         if not self._host or parts.scheme not in {"http", "https"}:
-            raise UsageError("--url must be the admin listener's URL, such as http://127.0.0.1:8081")
-        self._kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+            raise UsageError("--url must be the admin listener's URL, such as http://localhost:8081")
+        self._is_tls = parts.scheme == "https"
         self._path = parts.path
         self._headers = {"X-Cfproxy-Admin": "1"} | ({} if key is None else {"X-Cfproxy-Key": key.reveal()})
 
@@ -68,11 +68,25 @@ class AdminClient:
         Raises:
             OSError, http.client.HTTPException: there was no response.
         """
-        connection = self._kind(self._host, self._port, timeout=timeout_s)
-        with contextlib.closing(connection):
+        with contextlib.closing(self._connect(timeout_s)) as connection:
             connection.request(method, self._path + path, headers=self._headers)
             answer = connection.getresponse()
             try:
                 return answer.status, json.loads(answer.read(ANSWER_MAX_BYTES))
             except ValueError:
                 return answer.status, None
+
+    def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
+        """Return a connection; localhost is not looked up, because a key must not leave this machine."""
+        hosts = (self._host,) if self._is_tls else TcpAddress(self._host, 0).hosts
+        for host in hosts:
+            kind = http.client.HTTPSConnection if self._is_tls else http.client.HTTPConnection
+            connection = kind(host, self._port, timeout=timeout_s)
+            try:
+                connection.connect()
+            except OSError:
+                if host == hosts[-1]:
+                    raise
+            else:
+                break
+        return connection

@@ -5,22 +5,20 @@ The demo uses no disk and no other host.
 
 from __future__ import annotations
 
-import socket
-import sys
-
 import click
 from structlog.typing import FilteringBoundLogger
 
 from cfproxy.auth import login
 from cfproxy.cli.options import debug_option, is_debug, parse_listen_option, reject_config_option
 from cfproxy.cli.run import run_loop, wait_for_signal
-from cfproxy.config import load_settings
+from cfproxy.config import TcpAddress, load_settings
 from cfproxy.errors import UsageError
 from cfproxy.hosts import is_loopback, render_authority
 from cfproxy.observability.logs import build_logger
 from cfproxy.runtime.factory import build_login_plan
 from cfproxy.runtime.service import Service
 from cfproxy.sandbox import Behaviour, Sandbox, approve
+from cfproxy.server.tcp_sockets import bind_tcp
 from cfproxy.stores import open_store
 
 # Short enough to watch refreshes.
@@ -86,10 +84,8 @@ def _print_commands(proxy_url: str, admin_url: str | None, sandbox_url: str) -> 
 def _free_port(host: str, preferred: int) -> int:
     """Return `preferred` if it is free, else 0, which lets the system choose."""
     try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            if sys.platform != "win32":
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, preferred))
+        for probe in bind_tcp(TcpAddress(host, preferred)):
+            probe.close()
     except OSError:
         return 0
     return preferred
@@ -98,12 +94,12 @@ def _free_port(host: str, preferred: int) -> int:
 @click.command("demo")
 @debug_option
 @click.option(
-    "--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="Address of the proxy.", show_default=True
+    "--listen", default="localhost:8080", metavar="HOST:PORT", help="Address of the proxy.", show_default=True
 )
 def demo_command(listen: str) -> int:
     """Run sandbox, login and proxy together; print requests to try."""
     reject_config_option("the demo")
     host, port = parse_listen_option(listen)
     if not is_loopback(host):
-        raise UsageError("the demo listens on this machine only: --listen 127.0.0.1:PORT or [::1]:PORT")
+        raise UsageError("the demo listens on this machine only: --listen localhost:PORT")
     return run_loop(run_demo(host, port, build_logger("debug" if is_debug() else "info", "console")))

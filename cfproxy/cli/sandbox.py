@@ -40,7 +40,7 @@ async def _sandbox(host: str, port: int, behaviour: Behaviour) -> int:
         await sandbox.start(host, port)
     except OSError as error:
         raise ListenError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another with --listen"
+            f"cannot listen on {error.filename}: {error.strerror}; choose another with --listen"
         ) from None
     redirect_uri = behaviour.redirect_uris[0] if behaviour.redirect_uris else f"{sandbox.url}/paste"
     try:

@@ -16,6 +16,7 @@ from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 from cfproxy.config.types import STRING, is_off, parse_text
 from cfproxy.hosts import is_loopback, parse_authority, render_authority
 
+LOOPBACKS = ("127.0.0.1", "::1")
 UNIX_PATH_MAX_BYTES = 103  # macOS has room for 104 with the final NUL, Linux for 108
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -38,6 +39,11 @@ class TcpAddress:
         """Whether only this machine can reach it."""
         return is_loopback(self.host)
 
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The host, or both loopback addresses for `localhost` and its subdomains (RFC 6761 §6.3)."""
+        return LOOPBACKS if self.is_loopback and self.host.endswith("localhost") else (self.host,)
+
 
 @dataclass(frozen=True, slots=True)
 class UnixAddress:
@@ -50,12 +56,12 @@ class UnixAddress:
 
 
 def parse_tcp_address(value: object) -> TcpAddress:
-    """Return the address of `host:port`, `[::1]:8080`, `:8080` or `8080`; no host means 127.0.0.1."""
+    """Return the address of `host:port`, `[::1]:8080`, `:8080` or `8080`; no host means localhost."""
     if isinstance(value, TcpAddress):
         return value
-    want = "must be an address such as 127.0.0.1:8080, :8080, localhost:8080 or [::1]:8080"
+    want = "must be an address such as localhost:8080, :8080, 127.0.0.1:8080 or [::1]:8080"
     text = parse_text(value, want).removeprefix(":")
-    host, port = parse_authority(f"127.0.0.1:{text}" if text.isdigit() else text, want)
+    host, port = parse_authority(f"localhost:{text}" if text.isdigit() else text, want)
     if port is None:
         raise ValueError(want)
     return TcpAddress(host, port)
@@ -88,7 +94,7 @@ def parse_admin(value: object) -> TcpAddress | None:
     if is_off(value):
         return None
     if isinstance(value, str) and value.strip().startswith("unix:"):
-        raise ValueError("must be a TCP address such as 127.0.0.1:8081, or off")
+        raise ValueError("must be a TCP address such as localhost:8081, or off")
     return parse_tcp_address(value)
 
 

@@ -21,7 +21,8 @@ EXPOSED = (
 CLIENT_ID_PLACEHOLDER = "your-client-id"
 REDIRECT_URI_PLACEHOLDER = "https://example.com/callback"
 
-_WILDCARDS = {"0.0.0.0": ".", "::": ":"}  # noqa: S104 - recognised here, not listened on
+# What the addresses have in common that a wildcard takes; `::` takes both families.
+_WILDCARDS = {"0.0.0.0": ".", "::": ""}  # noqa: S104 - recognised here, not listened on
 
 
 def account_conflicts(account: Account) -> Iterator[tuple[set[str], tuple[str, ...], str]]:
@@ -102,11 +103,10 @@ def _overlap(one: TcpAddress | UnixAddress, other: TcpAddress | UnixAddress) -> 
         return one == other
     if one.port != other.port or one.port == 0:
         return False
-    localhost = ("127.0.0.1", "::1")
     return any(
         a == b or _WILDCARDS.get(a, "none") in b or _WILDCARDS.get(b, "none") in a
-        for a in (localhost if one.host == "localhost" else (one.host,))
-        for b in (localhost if other.host == "localhost" else (other.host,))
+        for a in one.hosts
+        for b in other.hosts
     )
 
 

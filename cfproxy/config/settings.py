@@ -206,7 +206,7 @@ class AccountKeys(Model):
         2_592_000.0, "how long a login lasts, counted from the login", "refresh_token_lifetime"
     )
     listen: Listen = _key(
-        TcpAddress("127.0.0.1", 8080),
+        TcpAddress("localhost", 8080),
         "where clients connect: host:port or unix:/path; off: only through another listener, by access key",
     )
     store: Annotated[Store, PlainSerializer(_render_store)] = _section(
@@ -251,7 +251,7 @@ class ProcessKeys(Model):
     """The keys that apply to the whole process."""
 
     admin: Admin = _key(
-        TcpAddress("127.0.0.1", 8081),
+        TcpAddress("localhost", 8081),
         "health, status and metrics: host:port; off for none",
     )
     log: Log = _section(Log, "what is logged, and in which format")

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 from aiohttp import web
 
+from cfproxy.config import TcpAddress
 from cfproxy.hosts import render_authority
 from cfproxy.sandbox import pages, probes
 from cfproxy.sandbox.accounts import Accounts
@@ -22,6 +23,7 @@ from cfproxy.sandbox.gateway import Gateway
 from cfproxy.sandbox.grants import AccessToken, Grants
 from cfproxy.sandbox.journal import Journal, TokenRequest
 from cfproxy.sandbox.studio import Studio
+from cfproxy.server.tcp_sockets import bind_tcp
 
 # A burst of connections has to reach the API's limit before the kernel's.
 _BACKLOG = 4096
@@ -61,7 +63,8 @@ class Sandbox:
         )
         await runner.setup()
         try:
-            await web.TCPSite(runner, host, port, backlog=_BACKLOG).start()
+            for sock in bind_tcp(TcpAddress(host, port)):
+                await web.SockSite(runner, sock, backlog=_BACKLOG).start()
         except BaseException:
             await runner.cleanup()
             raise

@@ -76,7 +76,8 @@ class ClientConnection(StreamProtocol):
         """Wait for a request."""
         super().connection_made(transport)
         local, remote = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
-        self.local_address = local[0] if isinstance(local, tuple) else None
+        # A socket for both families shows IPv4 addresses as mapped ones.
+        self.local_address = local[0].removeprefix("::ffff:") if isinstance(local, tuple) else None
         self.remote_address = remote[0] if isinstance(remote, tuple) else None
         self._socket: socket.socket = transport.get_extra_info("socket")
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -1,4 +1,4 @@
-"""Listening sockets that stay open while their servers are replaced.
+"""Listeners whose sockets stay open while their servers are replaced.
 
 Invariant: from opening to closing, no connection is refused or ignored. Connections that arrive before a
 socket is served wait until it is.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Self, cast
 
 from cfproxy.config import TcpAddress, UnixAddress
 from cfproxy.errors import ListenError
+from cfproxy.server.tcp_sockets import bind_tcp, needs_lookup
 from cfproxy.server.unix_sockets import bound_unix_socket, open_to_others
 
 BACKLOG = 4096
@@ -73,10 +75,10 @@ class _RejectingProtocol(asyncio.Protocol):
 
 
 class ListeningSocket:
-    """One listening socket.
+    """The listening sockets of one address: two for localhost, else nearly always one.
 
     Args:
-        address: where it listens; for an inherited socket, its real address.
+        address: where it listens; for sockets inherited by name, the real address that most can reach.
     """
 
     def __init__(self, address: TcpAddress | UnixAddress) -> None:
@@ -87,23 +89,26 @@ class ListeningSocket:
         self._inherited = False  # from another process, which has set the mode of its file
 
     @classmethod
-    async def open(cls, address: TcpAddress | UnixAddress, inherited: socket.socket | None = None) -> Self:
-        """Listen at `address`, or on the socket `inherited`; port 0 becomes the port that the system chose.
+    async def open(cls, address: TcpAddress | UnixAddress, inherited: Sequence[socket.socket] = ()) -> Self:
+        """Listen at `address`; port 0 becomes the port that the system chose.
+
+        Args:
+            address: where to listen.
+            inherited: sockets that listen already; what they lack of the address is opened beside them.
 
         Raises:
             ListenError
         """
-        listening = cls(address if inherited is None else address_of(inherited))
-        listening._inherited = inherited is not None
+        listening = cls(address)
+        listening._inherited = bool(inherited)
         try:
             await listening._listen(inherited)
         except OSError as error:
             listening.close()
-            # asyncio's message repeats the address, so the system's own is used.
-            reason = os.strerror(error.errno) if error.errno else error.strerror or "it cannot be used"
+            place = address if isinstance(address, UnixAddress) else error.filename or address
             raise ListenError(
-                f"cannot listen on {address}: {reason}; stop what uses it, or set another address "
-                "(`cfproxy doctor` shows what uses it)"
+                f"cannot listen on {place}: {error.strerror or 'it cannot be used'}; "
+                "stop what uses it, or set another address (`cfproxy doctor` shows what uses it)"
             ) from None
         return listening
 
@@ -137,27 +142,29 @@ class ListeningSocket:
         if self._build_protocol is None:
             self.serve(_RejectingProtocol)
 
-    async def _listen(self, inherited: socket.socket | None) -> None:
-        loop = asyncio.get_running_loop()
+    async def _listen(self, inherited: Sequence[socket.socket]) -> None:
+        sockets = [self._stack.enter_context(sock) for sock in inherited]
         if isinstance(self.address, UnixAddress):
-            bound = inherited or self._stack.enter_context(bound_unix_socket(self.address.path))
-            server = await loop.create_unix_server(self._accept, sock=bound, backlog=BACKLOG)
-        elif inherited is not None:
-            server = await loop.create_server(self._accept, sock=inherited, backlog=BACKLOG)
+            if not inherited:
+                sockets.append(self._stack.enter_context(bound_unix_socket(self.address.path)))
         else:
-            host, port = self.address.host, self.address.port
-            server = await loop.create_server(self._accept, host, port, backlog=BACKLOG)
-            self.address = TcpAddress(host, server.sockets[0].getsockname()[1])
-        self._stack.callback(server.close)
-        if type(loop).__module__.startswith("uvloop"):
-            for _ in range(ACCEPTS - 1):
-                for sock in server.sockets:
-                    await self._listen_on_duplicate(sock.fileno())
+            bind = functools.partial(bind_tcp, self.address, {address_of(sock) for sock in inherited})
+            bound = await asyncio.to_thread(bind) if needs_lookup(self.address) else bind()
+            sockets += [self._stack.enter_context(sock) for sock in bound]
+            self.address = TcpAddress(self.address.host, sockets[0].getsockname()[1])
+        is_uvloop = type(asyncio.get_running_loop()).__module__.startswith("uvloop")
+        for sock in sockets:
+            await self._serve_socket(sock)
+            for _ in range(ACCEPTS - 1 if is_uvloop else 0):
+                await self._serve_socket(self._stack.enter_context(sock.dup()))
 
-    async def _listen_on_duplicate(self, fileno: int) -> None:
-        loop, duplicate = asyncio.get_running_loop(), socket.socket(fileno=os.dup(fileno))
+    async def _serve_socket(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
         create = loop.create_unix_server if isinstance(self.address, UnixAddress) else loop.create_server
-        server = await create(self._accept, sock=duplicate, backlog=BACKLOG)
+        try:
+            server = await create(self._accept, sock=sock, backlog=BACKLOG)
+        except OSError as error:  # on Linux, two sockets can be bound alike until one of them listens
+            raise OSError(error.errno, os.strerror(error.errno or 0), str(address_of(sock))) from None
         self._stack.callback(server.close)
 
     def _accept(self) -> asyncio.Protocol:
@@ -189,6 +196,18 @@ def address_of(sock: socket.socket) -> TcpAddress | UnixAddress:
     raise ListenError("an inherited socket is neither a TCP socket nor a Unix socket with a path")
 
 
+def most_exposed(sockets: Sequence[socket.socket]) -> TcpAddress | UnixAddress:
+    """Return the address of the socket that other machines can reach, if there is one.
+
+    Raises:
+        ListenError: see `address_of`.
+    """
+    addresses = [address_of(sock) for sock in sockets]
+    return next(
+        (each for each in addresses if isinstance(each, TcpAddress) and not each.is_loopback), addresses[0]
+    )
+
+
 class ListeningSockets:
     """The listening sockets of one configuration; those of the previous one stay open until `commit`.
 
@@ -210,25 +229,29 @@ class ListeningSockets:
     async def open(self, owner: str, address: TcpAddress | UnixAddress) -> ListeningSocket:
         """Return the socket of `owner`, an account or `admin`.
 
-        An inherited socket is used if it has the owner's name or its address.
+        Inherited sockets are used if they have the owner's name or, when none has it, the owner's address.
 
         Raises:
             ListenError
         """
-        inherited = next((sock for name, sock in self._inherited if name == owner), None)
-        if inherited is None:
-            inherited = next((sock for _, sock in self._inherited if address_of(sock) == address), None)
-        key = str(address)
-        if inherited is not None:
-            self._used.append(inherited)
-            key = f"{owner}: inherited"
+        inherited = [sock for name, sock in self._inherited if name == owner]
+        if inherited:
+            key, address = f"{owner}: inherited", most_exposed(inherited)
         elif isinstance(address, TcpAddress) and address.port == 0:
             key = f"{owner}: {address}"  # a different port for each owner
+        else:
+            key = str(address)
+            wanted = (
+                [TcpAddress(host, address.port) for host in address.hosts]
+                if isinstance(address, TcpAddress)
+                else [address]
+            )
+            inherited = [sock for _, sock in self._inherited if address_of(sock) in wanted]
+        self._used += inherited
         listening = self._previous.get(key)
         if listening is None:
-            # A duplicate, because a later configuration may want the inherited socket again.
-            duplicate = None if inherited is None else inherited.dup()
-            listening = await ListeningSocket.open(address, duplicate)
+            # Duplicates, because a later configuration may want the inherited sockets again.
+            listening = await ListeningSocket.open(address, [sock.dup() for sock in inherited])
         self._sockets[key] = listening
         return listening
 

@@ -92,7 +92,7 @@ def test_the_schema_shows_defaults_in_the_notation_of_the_file() -> None:
     """A default in the JSON Schema can be copied into the file."""
     defaults = {key: part["default"] for key, part in _schema_keys().items()}
     assert defaults["refresh_token_lifetime"] == "30d"
-    assert defaults["listen"] == "127.0.0.1:8080"
+    assert defaults["listen"] == "localhost:8080"
     assert defaults["retry.body_max"] == "64MiB"
     tree: dict[str, Any] = {}
     for key, value in defaults.items():

@@ -45,7 +45,7 @@ async def test_the_page_shows_a_configuration_that_works(world: World) -> None:
     assert begun.code == 0, begun
     ran = await world.run("login", "-c", place.name, "--finish", await approve(begun.out.strip()))
     assert ran.code == 0, ran
-    (target,) = re.findall(r'curl "http://127\.0\.0\.1:8080(/[^"]*)"', PAGE)
+    (target,) = re.findall(r'curl "http://localhost:8080(/[^"]*)"', PAGE)
     async with world.serve("-c", place.name) as proxy, proxy.client.get(proxy.url + target) as answer:
         assert answer.status == 200
         assert len((await answer.json())["pageData"]) == 2

@@ -57,10 +57,10 @@ async def _examine(settings: Settings, accounts: list[Account], path: Path | Non
         path: the configuration file; None if there is none.
     """
     findings = [check_configuration(settings), *check_secrets(path), check_environment(os.environ)]
-    findings.append(check_port("admin", settings.admin))
+    findings += check_port("admin", settings.admin)
     checked: set[URL] = set()
     for account in accounts:
-        findings.append(check_port("listen", account.listen, account.name))
+        findings += check_port("listen", account.listen, account.name)
         try:
             servers = servers_of(account)
         except CfproxyError as error:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import os
 import shlex
 import socket
 import stat
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from cfproxy.cli.doctor.findings import Finding
 from cfproxy.config import Settings, TcpAddress, UnixAddress
 from cfproxy.config.problems import Problems
 from cfproxy.config.sources import read_file
+from cfproxy.server.tcp_sockets import bind_place, find_places, is_optional
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 _LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
@@ -81,31 +84,49 @@ def check_environment(environ: Mapping[str, str]) -> Finding:
     return Finding("environment", "warn", text, "let this machine reach the hosts below directly")
 
 
-def check_port(check: str, address: TcpAddress | UnixAddress | None, account: str | None = None) -> Finding:
-    """Check that an address is free or served by cfproxy; report the process that uses it otherwise."""
+def check_port(
+    check: str, address: TcpAddress | UnixAddress | None, account: str | None = None
+) -> list[Finding]:
+    """Check that an address is free or served by cfproxy; report the process that uses it otherwise.
+
+    Returns:
+        one finding, or one for each of the address's two loopbacks if these differ.
+    """
     if address is None:
-        return Finding(check, "ok", "off", account=account)
+        return [Finding(check, "ok", "off", account=account)]
     if isinstance(address, UnixAddress):
-        return _check_unix(check, address, account)
+        return [_check_unix(check, address, account)]
     try:
-        for family, kind, number, _, place in socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            with socket.socket(family, kind, number) as probe:
-                if os.name == "posix":  # like the listener itself
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(place)
-                probe.listen()  # with that option, bind succeeds beside a listener
+        places = find_places(address)
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            return _address_in_use(check, address, account)
-        reason = error.strerror or "not an address of this machine"
-        return Finding(check, "fail", f"{address}: {reason}", f"set another {check} address", account)
-    return Finding(check, "ok", f"{address} is free", account=account)
+        return [_unusable(check, address, error, account)]
+    found: dict[TcpAddress, Finding] = {}
+    absent: list[Finding] = []
+    for place in places:
+        try:
+            with bind_place(place) as probe:
+                probe.listen()  # it could be bound beside a socket that listens
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                found[place] = _address_in_use(check, place, account)
+            elif is_optional(address, error):
+                absent.append(_unusable(check, place, error, account))
+            else:
+                found[place] = _unusable(check, place, error, account)
+        else:
+            found[place] = Finding(check, "ok", f"{place} is free", account=account)
+    # If all places are alike, the address as it is configured stands for them.
+    alike = {replace(each, text=each.text.replace(str(at), str(address), 1)) for at, each in found.items()}
+    return list(alike if len(alike) == 1 else found.values()) or absent
+
+
+def _unusable(check: str, address: TcpAddress, error: OSError, account: str | None) -> Finding:
+    reason = error.strerror or "not an address of this machine"
+    return Finding(check, "fail", f"{address}: {reason}", f"set another {check} address", account)
 
 
 def _address_in_use(check: str, address: TcpAddress, account: str | None) -> Finding:
-    owner = find_listener(address.port)
+    owner = find_listener(address)
     if owner is None:
         text = f"{address} is in use; this system does not report by which process"
         return Finding(check, "warn", text, f"unless cfproxy uses it, set another {check} address", account)
@@ -135,11 +156,16 @@ def _check_unix(check: str, address: UnixAddress, account: str | None) -> Findin
     return Finding(check, "ok", f"{address} is served by a running process", account=account)
 
 
-def find_listener(port: int) -> tuple[int, str] | None:
-    """Return the process that listens on a TCP port, and its command; None if the system hides it."""
+def find_listener(address: TcpAddress) -> tuple[int, str] | None:
+    """Return the process that keeps an address from being used, and its command; None if it is hidden.
+
+    Args:
+        address: with a literal host.
+    """
     if sys.platform != "linux":
         return None
-    inodes = {f"socket:[{inode}]" for table in ("tcp", "tcp6") for inode in _listening(table, port)}
+    found = [each for table in ("tcp", "tcp6") for each in _listening(table, address)]
+    inodes = {f"socket:[{inode}]" for distance, inode in found if distance == min(found)[0]}
     for descriptors in Path("/proc").glob("[0-9]*/fd"):
         with contextlib.suppress(OSError):
             for descriptor in descriptors.iterdir():
@@ -149,13 +175,30 @@ def find_listener(port: int) -> tuple[int, str] | None:
     return None
 
 
-def _listening(table: str, port: int) -> Iterator[str]:
-    """Yield the inodes of the sockets that listen on `port` (proc(5), /proc/net/tcp)."""
+def _listening(table: str, address: TcpAddress) -> Iterator[tuple[int, str]]:
+    """Yield the sockets in the way of `address` (proc(5), /proc/net/tcp): how remotely, and the inode."""
+    ours = ipaddress.ip_address(address.host)
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
             fields = line.split()
-            if fields[3] == _LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
-                yield fields[9]
+            host, _, port = fields[1].rpartition(":")
+            if fields[3] != _LISTENING or int(port, 16) != address.port:
+                continue
+            theirs = _read_host(host)
+            wildcards = [each.version for each in (ours, theirs) if each.is_unspecified]
+            if ours == theirs:
+                yield 0, fields[9]
+            elif wildcards and ours.version == theirs.version:
+                yield 1, fields[9]
+            elif 6 in wildcards:  # it may take IPv4 connections, too; the table doesn't say
+                yield 2, fields[9]
+
+
+def _read_host(digits: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Return an address from words in this machine's byte order, each as eight hexadecimal digits."""
+    words = [int(digits[start : start + 8], 16) for start in range(0, len(digits), 8)]
+    host = ipaddress.ip_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words))
+    return getattr(host, "ipv4_mapped", None) or host
 
 
 def _command(process: Path) -> str:

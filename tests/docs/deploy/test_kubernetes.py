@@ -63,7 +63,7 @@ def test_cfproxy_accepts_the_sidecar_s_environment(tmp_path: Path) -> None:
     """It listens inside the pod only, so it needs no key."""
     settings = load_with(_environment(FILES[0]), _secrets(FILES[0]), tmp_path)
     account = settings.accounts["default"]
-    assert [str(account.listen), str(settings.admin)] == ["127.0.0.1:8080", "127.0.0.1:8081"]
+    assert [str(account.listen), str(settings.admin)] == ["localhost:8080", "localhost:8081"]
     assert account.client_secret is not None
     assert account.client_secret.reveal() == "the-client_secret"
     assert _proxy(FILES[0])["restartPolicy"] == "Always"

@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from cfproxy.config import load_settings
+from cfproxy.config import TcpAddress, load_settings
 from cfproxy.errors import UsageError
 from tests.docs.deploy.files import DEPLOY, load_with, parse_command, read_text, words_of
 
@@ -97,7 +97,14 @@ def test_the_sockets_match_the_configuration() -> None:
     """Sockets without a name are matched by address."""
     settings = load_settings(None, CLIENT | SECRET)
     listening = [value for key, value in _unit("cfproxy.socket")["Socket"] if key == "ListenStream"]
-    assert listening == [str(settings.accounts["default"].listen), str(settings.admin)]
+    addresses = [settings.accounts["default"].listen, settings.admin]
+    places = [
+        TcpAddress(host, each.port)
+        for each in addresses
+        if isinstance(each, TcpAddress)
+        for host in each.hosts
+    ]
+    assert listening == [str(place) for place in places]
 
 
 def test_the_windows_service_runs_cfproxy() -> None:

@@ -113,4 +113,4 @@ async def test_a_socket_that_can_not_listen_is_refused() -> None:
     """For example a Unix socket without a path."""
     ours, theirs = socket.socketpair()
     with ours, theirs, pytest.raises(ListenError, match="neither a TCP socket nor"):
-        await ListeningSocket.open(TcpAddress("127.0.0.1", 0), ours)
+        await ListeningSocket.open(TcpAddress("127.0.0.1", 0), [ours])

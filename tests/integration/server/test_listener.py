@@ -14,7 +14,7 @@ from typing import cast
 import pytest
 
 from cfproxy.config import TcpAddress
-from cfproxy.server.listener import ACCEPTS, ListeningSocket
+from cfproxy.server.listener import ACCEPTS, ListeningSocket, address_of
 from tests.support.origin import until
 
 
@@ -140,8 +140,10 @@ def test_a_closed_socket_accepts_nothing_and_leaks_nothing(inherited: bool) -> N
     """Also with uvloop, which gets several duplicates of the socket; served connections stay open."""
 
     async def go(sock: socket.socket | None) -> None:
-        listening = await ListeningSocket.open(
-            TcpAddress("127.0.0.1", 0), None if sock is None else sock.dup()
+        listening = await (
+            ListeningSocket.open(TcpAddress("127.0.0.1", 0))
+            if sock is None
+            else ListeningSocket.open(address_of(sock), [sock.dup()])
         )
         listening.serve(Echo)
         before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0

@@ -92,6 +92,8 @@ def test_an_account_without_client_id_is_named(load: Loader) -> None:
         ("localhost:8080", "account 'default'"),
         ("8081", "admin"),
         ("localhost:8081", "admin"),
+        ("[::1]:8080", "account 'default'"),
+        ("[::1]:8081", "admin"),
         (None, "account 'default'"),
     ],
 )
@@ -103,11 +105,13 @@ def test_listeners_do_not_collide(load: Loader, listen: str | None, owner: str) 
     assert f"is taken by {owner}; give this account a listen address of its own" in problem
 
 
-def test_a_wildcard_collides_with_every_address_of_its_family(load: Loader) -> None:
-    """0.0.0.0:8081 takes the admin's port, [::]:8081 does not; port 0 never collides."""
+def test_a_wildcard_collides_with_every_address_that_it_takes(load: Loader) -> None:
+    """So does [::] with IPv4 addresses, since it takes both families; port 0 never collides."""
     text = "access: {allow_remote: true}\naccounts: {a: {listen: '%s'}}"
     assert "is taken by admin" in load.problem(text % "0.0.0.0:8081")
-    assert len(load.settings(BASE + text % "[::]:8081").accounts) == 2
+    assert "is taken by admin" in load.problem(text % "[::]:8081")
+    assert "is taken by admin" in load.problem("admin: 127.0.0.1:8081\n" + text % "[::]:8081")
+    assert len(load.settings(BASE + "admin: '[::1]:8081'\n" + text % "0.0.0.0:8081").accounts) == 2
     assert len(load.settings(BASE + "listen: 127.0.0.1:0\naccounts: {a: {}, b: {}}").accounts) == 3
     assert "taken by" in load.problem("listen: unix:/s\naccounts: {a: {}}")
 

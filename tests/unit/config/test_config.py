@@ -34,7 +34,7 @@ def test_two_keys_are_a_working_configuration(load: Loader) -> None:
     account = got.accounts["default"]
     assert list(got.accounts) == ["default"]
     assert got.source == str(load.path)
-    assert (str(got.admin), got.log.level, got.log.format) == ("127.0.0.1:8081", "info", "auto")
+    assert (str(got.admin), got.log.level, got.log.format) == ("localhost:8081", "info", "auto")
     assert (account.name, account.client_id, account.client_secret) == ("default", "app", None)
     assert (account.grant, account.scope, account.pkce) == (
         "authorization_code",
@@ -44,7 +44,7 @@ def test_two_keys_are_a_working_configuration(load: Loader) -> None:
     assert account.upstream == "https://gateway.creativeforce.io"
     assert account.token_url == "https://accounts.creativeforce.io/connect/token"
     assert account.refresh_token_lifetime_s == 30 * 86_400
-    assert account.listen == TcpAddress("127.0.0.1", 8080)
+    assert account.listen == TcpAddress("localhost", 8080)
     assert account.pacing == Pacing(rate=20.0, per_s=1.0, queue=1000, max_wait_s=60.0)
     assert (account.retry.body_memory_bytes, account.retry.body_max_bytes) == (256 * 1024, 64 * 1024**2)
     assert (account.retry.unauthorized, account.retry.too_many_requests) == (True, True)
@@ -66,7 +66,7 @@ def test_the_environment_overrides_the_file(load: Loader) -> None:
     environ = {"CFPROXY_PACING__RATE": "5", "CFPROXY_CLIENT_ID": "other", "CFPROXY_LISTEN": ""}
     account = load.account("pacing: {rate: 7, queue: 3}\nlisten: 9000", environ)
     assert (account.pacing.rate, account.pacing.queue, account.client_id) == (5.0, 3, "other")
-    assert account.listen == TcpAddress("127.0.0.1", 9000)
+    assert account.listen == TcpAddress("localhost", 9000)
 
 
 def test_the_sandbox_has_hosts_of_its_own(load: Loader) -> None:

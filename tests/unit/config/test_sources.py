@@ -92,7 +92,7 @@ def test_anchors_and_merge_keys_work(load: Loader) -> None:
     assert (a.client_id, b.client_id, c.client_id) == ("x", "x", "y")
     assert not a.pkce
     assert not b.pkce
-    assert (c.listen, c.redirect_uri) == (TcpAddress("127.0.0.1", 8083), "https://example.com/c")
+    assert (c.listen, c.redirect_uri) == (TcpAddress("localhost", 8083), "https://example.com/c")
 
 
 # Nine levels of nine aliases each: 400 million values in 300 bytes.
@@ -155,8 +155,8 @@ def test_variables_can_contain_lists_mappings_and_accounts() -> None:
     assert default.access.methods == ("GET", "HEAD")
     assert default.access.keys == (AccessKey(Secret("a,b")), AccessKey(Secret("c")))
     assert (default.timeouts.connect_s, default.timeouts.idle_s) == (3.0, 4.0)
-    assert (acme.name, acme.client_id, str(acme.listen)) == ("acme", "acme-app", "127.0.0.1:8090")
-    assert (b.name, b.client_id, str(b.listen)) == ("b", "b", "127.0.0.1:8091")
+    assert (acme.name, acme.client_id, str(acme.listen)) == ("acme", "acme-app", "localhost:8090")
+    assert (b.name, b.client_id, str(b.listen)) == ("b", "b", "localhost:8091")
 
 
 def test_the_whole_accounts_mapping_may_come_from_one_variable() -> None:

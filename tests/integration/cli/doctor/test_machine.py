@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from cfproxy.cli.doctor.findings import Finding, from_error, render_findings
 from cfproxy.cli.doctor.machine import check_environment, check_port, check_secrets, find_listener
 from cfproxy.config import TcpAddress, UnixAddress
 from cfproxy.errors import LoginRequired, Misconfigured
+from tests.integration.server.test_tcp_sockets import ipv6
 
 posix = pytest.mark.skipif(os.name != "posix", reason="modes as POSIX has them")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
@@ -32,8 +36,8 @@ def test_a_free_port_is_fine_and_stays_free() -> None:
     sock, address = taken()
     sock.close()
     for _ in range(2):
-        assert check_port("listen", address) == Finding("listen", "ok", f"{address} is free")
-    assert check_port("admin", None).text == "off"
+        assert check_port("listen", address) == [Finding("listen", "ok", f"{address} is free")]
+    assert [each.text for each in check_port("admin", None)] == ["off"]
 
 
 @linux
@@ -47,7 +51,7 @@ def test_a_port_in_use_is_reported_with_its_process() -> None:
         assert process.stdout is not None
         address = TcpAddress("127.0.0.1", int(process.stdout.readline()))
         try:
-            finding = check_port("listen", address)
+            (finding,) = check_port("listen", address)
         finally:
             process.kill()
     assert finding.level == "fail"
@@ -64,11 +68,97 @@ def test_a_sandbox_at_the_proxys_port_is_no_proxy() -> None:
         try:
             assert process.stdout is not None
             found = next(filter(None, (re.search(r"127\.0\.0\.1:(\d+)", line) for line in process.stdout)))
-            finding = check_port("listen", TcpAddress("127.0.0.1", int(found[1])))
+            (finding,) = check_port("listen", TcpAddress("127.0.0.1", int(found[1])))
         finally:
             process.kill()
     assert finding.level == "fail"
     assert "cfproxy sandbox)" in finding.text
+
+
+LISTEN = """
+import socket, sys, time
+host, port, only = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+if ":" in host:
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+sock.bind((host, port))
+sock.listen()
+print(sock.getsockname()[1], flush=True)
+time.sleep(60)
+"""
+
+
+@contextmanager
+def listening(host: str, port: int = 0, *, only: bool = True) -> Iterator[tuple[int, int]]:
+    """Listen in another process; return its number and the port."""
+    words = [sys.executable, "-c", LISTEN, host, str(port), str(int(only))]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            yield process.pid, int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+@linux
+@ipv6
+def test_each_loopback_of_localhost_is_reported_with_its_process() -> None:
+    """Two programs may have the port, or one of them only half of it."""
+    with listening("127.0.0.1") as (one, port), listening("::1", port) as (other, _):
+        texts = [each.text for each in check_port("listen", TcpAddress("localhost", port))]
+    python = Path(sys.executable).name
+    assert texts == [
+        f"127.0.0.1:{port} is in use by process {one} ({python})",
+        f"[::1]:{port} is in use by process {other} ({python})",
+    ]
+    with listening("::1") as (pid, port):
+        findings = check_port("listen", TcpAddress("localhost", port))
+        (single,) = check_port("listen", TcpAddress("127.0.0.1", port))
+    assert [(each.level, each.text) for each in findings] == [
+        ("ok", f"127.0.0.1:{port} is free"),
+        ("fail", f"[::1]:{port} is in use by process {pid} ({python})"),
+    ]
+    assert single.text == f"127.0.0.1:{port} is free"
+
+
+@linux
+@ipv6
+@pytest.mark.parametrize("ours", ["localhost", "127.0.0.1", "::1", "::", "0.0.0.0"])
+def test_a_wildcard_socket_of_another_process_is_found(ours: str) -> None:
+    """[::] for both families is in the way of every address."""
+    with listening("::", only=False) as (pid, port):
+        (finding,) = check_port("listen", TcpAddress(ours, port))
+    assert f"{TcpAddress(ours, port)} is in use by process {pid} " in finding.text
+
+
+@linux
+@ipv6
+def test_the_nearest_socket_is_named() -> None:
+    """[::] for IPv6 only is not in the way of an IPv4 address, which the system's table does not tell."""
+    with listening("::") as (_, port), listening("127.0.0.1", port) as (pid, _):
+        (finding,) = check_port("listen", TcpAddress("127.0.0.1", port))
+    assert f"in use by process {pid} " in finding.text
+
+
+def test_a_loopback_that_this_machine_lacks_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like for the listener; an address that was named is one."""
+    real = socket.socket
+
+    def without_ipv6(family: int, *rest: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+        return real(family, *rest)
+
+    monkeypatch.setattr("cfproxy.server.tcp_sockets.socket.socket", without_ipv6)
+    assert [each.text for each in check_port("listen", TcpAddress("localhost", 0))] == ["localhost:0 is free"]
+    assert [each.level for each in check_port("listen", TcpAddress("::1", 0))] == ["fail"]
+
+
+def test_a_name_that_does_not_exist_fails() -> None:
+    """With the resolver's reason."""
+    (finding,) = check_port("listen", TcpAddress("no-such-host.invalid", 8080))
+    assert finding.level == "fail"
+    assert finding.text.startswith("no-such-host.invalid:8080: ")
 
 
 def test_a_port_in_use_by_an_unknown_process_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,21 +166,21 @@ def test_a_port_in_use_by_an_unknown_process_is_a_warning(monkeypatch: pytest.Mo
     sock, address = taken()
     with sock:
         monkeypatch.setattr("cfproxy.cli.doctor.machine.find_listener", lambda _: None)
-        assert check_port("listen", address).level == "warn"
+        assert check_port("listen", address)[0].level == "warn"
         monkeypatch.setattr("cfproxy.cli.doctor.machine.find_listener", lambda _: (7, "python -m cfproxy"))
-        finding = check_port("listen", address)
+        (finding,) = check_port("listen", address)
     assert (finding.level, finding.text) == ("ok", f"{address} is served by cfproxy, process 7")
 
 
 def test_processes_are_found_on_linux_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other systems have their own tools."""
     monkeypatch.setattr("sys.platform", "win32")
-    assert find_listener(80) is None
+    assert find_listener(TcpAddress("::", 80)) is None
 
 
 def test_an_address_of_another_machine_fails() -> None:
     """TEST-NET-1 belongs to no machine."""
-    finding = check_port("listen", TcpAddress("192.0.2.1", 8080))
+    (finding,) = check_port("listen", TcpAddress("192.0.2.1", 8080))
     assert (finding.level, finding.next) == ("fail", "set another listen address")
 
 
@@ -98,13 +188,13 @@ def test_an_address_of_another_machine_fails() -> None:
 def test_unix_sockets_are_checked(tmp_path: Path) -> None:
     """Free, served, left behind, or in a missing folder."""
     address = UnixAddress(str(tmp_path / "s"))
-    assert check_port("listen", address).text.endswith("is free")
+    assert check_port("listen", address)[0].text.endswith("is free")
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(address.path)
-        assert "was left by" in check_port("listen", address).text
+        assert "was left by" in check_port("listen", address)[0].text
         sock.listen()
-        assert "is served by" in check_port("listen", address).text
-    assert check_port("listen", UnixAddress(str(tmp_path / "no" / "s"))).level == "fail"
+        assert "is served by" in check_port("listen", address)[0].text
+    assert check_port("listen", UnixAddress(str(tmp_path / "no" / "s")))[0].level == "fail"
 
 
 def test_proxy_variables_are_reported_as_ignored() -> None:
