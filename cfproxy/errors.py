@@ -165,7 +165,7 @@ class TokenEndpointUnavailable(CfproxyError):
         sent: whether the request may have reached the server. If not, the code or refresh token that it
             carries is certainly unused.
         retry_after_s: seconds until the next attempt, once the back-off has set it.
-        answered: whether the server responded at all, though without a token.
+        answered: the server responded, and not with a 2xx: it has used nothing up.
     """
 
     sent: bool = True

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
-from cfproxy.errors import CfproxyError, LoginRequired
+from cfproxy.errors import CfproxyError, LoginRequired, TokenEndpointUnavailable
 from cfproxy.secret import Secret
 
 UNKNOWN_LIFETIME_S = 300.0
@@ -61,19 +61,27 @@ class TokenReply:
     """A successful reply of the token endpoint (RFC 6749 §5.1).
 
     Args:
-        access_token: never empty; visible ASCII only.
+        access_token: never empty; visible ASCII only. None if it is unusable, but a refresh token came.
         lifetime_s: `expires_in`; None if absent.
         refresh_token: None if absent: the old one stays valid (RFC 6749 §6).
         scope: None if absent: what was requested.
     """
 
-    access_token: Secret
+    access_token: Secret | None
     lifetime_s: float | None
     refresh_token: Secret | None
     scope: str | None
 
     def token(self, requested_at: float) -> Token:
-        """Return the access token; its lifetime counts from when it was requested."""
+        """Return the access token; its lifetime counts from when it was requested.
+
+        Raises:
+            TokenEndpointUnavailable: there is none.
+        """
+        if self.access_token is None:
+            raise TokenEndpointUnavailable(
+                "the token endpoint answered with a new refresh token, but without a usable bearer token"
+            )
         lifetime_s = UNKNOWN_LIFETIME_S if self.lifetime_s is None else self.lifetime_s
         return Token(self.access_token, requested_at, lifetime_s)
 
@@ -96,8 +104,8 @@ class Login:
         presented_at: set, and saved, before the refresh token is sent; cleared when the outcome is
             known. A record that has it set may have lost the response to a refresh.
         refused_at: when the server answered `invalid_grant` to this refresh token.
-        answer_lost: the refusal followed a refresh whose response never arrived: the one-time refresh
-            token was used up and its successor was lost.
+        answer_lost: the refusal followed a refresh whose response never arrived or was unreadable: the
+            one-time refresh token was used up and its successor was lost.
     """
 
     account: str
@@ -281,7 +289,7 @@ def login_problem(login: Login | None, app: App) -> LoginRequired | None:
     if login.answer_lost and login.presented_at is not None:
         return LoginRequired(
             f"the login of {who} is lost: the token endpoint used up the refresh token that was sent at "
-            f"{instant(login.presented_at)}, but its answer never arrived; {cure}"
+            f"{instant(login.presented_at)}, but its answer never arrived or could not be read; {cure}"
         )
     if login.refused_at is not None:
         return LoginRequired(

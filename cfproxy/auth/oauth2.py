@@ -4,23 +4,23 @@ Covers RFC 6749, RFC 7636 (PKCE) and RFC 7009 as far as a client needs them.
 
 Invariants:
 1. No text from the server reaches a message: an error description may repeat a secret.
-2. Whatever the input, only errors of `cfproxy.errors` are raised. A reply is accepted as a whole or not at
-   all.
+2. Whatever the input, only errors of `cfproxy.errors` are raised.
+3. A new refresh token is never thrown away, however unusable the rest of its reply is.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from cfproxy.auth.models import TokenReply
+from cfproxy.auth.token_response import read_object
 from cfproxy.errors import CfproxyError, GrantRefused, Misconfigured, TokenEndpointUnavailable
 from cfproxy.secret import Secret
 
@@ -54,6 +54,7 @@ _VISIBLE = re.compile(r"[!-~]+")  # no space, no line break: it becomes part of 
 _VSCHAR = re.compile(r"[ -~]+")  # RFC 6749 appendix A
 _SCOPE = re.compile(r"[!#-\[\]-~ ]+")  # RFC 6749 §3.3
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
+_FORM = re.compile(r"[a-z_]+=[!-%'-~]*(?:&[a-z_]+=[!-%'-~]*){0,50}")
 
 
 # --- the authorize URL -------------------------------------------------------------------
@@ -129,9 +130,11 @@ class EndpointResponse:
     Args:
         status: the HTTP status.
         content_type: used for messages only; JSON is parsed whatever its type.
-        body: complete.
+        body: without framing and compression.
         retry_after: the header; a number of seconds, capped at `RETRY_AFTER_MAX_S`.
         where: names the endpoint in messages.
+        complete: False if the body breaks off.
+        packed: the body has a content coding that can't be unpacked.
     """
 
     status: int
@@ -139,6 +142,8 @@ class EndpointResponse:
     body: bytes = field(repr=False)
     retry_after: str = ""
     where: str = "the token endpoint"
+    complete: bool = True
+    packed: bool = False
 
     @property
     def is_success(self) -> bool:
@@ -151,17 +156,24 @@ class EndpointResponse:
         return 400 <= self.status < 500
 
     def parse_object(self) -> dict[str, Any]:
-        """Return the JSON object in the body, {} if there is none."""
-        try:
-            document = json.loads(self.body.decode("utf-8-sig"))
-        except (ValueError, RecursionError):
-            return {}
-        return document if isinstance(document, dict) else {}
+        """Return the JSON object in the body, {} if there is none.
+
+        Of an object that breaks off, nothing is used unless its end can't change what is known already: a
+        refusal, or that there is a new refresh token. Some servers send a form instead of JSON.
+        """
+        members, closed = read_object(self.body)
+        if closed or members.get("refresh_token") or members.get("error"):
+            return members
+        form = self.body.decode("ascii", "replace").strip()
+        if self.complete and _FORM.fullmatch(form):
+            return dict(parse_qsl(form))
+        return {}
 
     def error(self, what: str = "") -> TokenEndpointUnavailable:
         """Return the error for a response described by `what`, or for its status."""
         text = f"{self.where} answered {self.status} {what}" if what else self._explain_status()
-        return TokenEndpointUnavailable(text, retry_after_s=self._retry_after_s(), answered=True)
+        retry_after_s = self._retry_after_s()
+        return TokenEndpointUnavailable(text, retry_after_s=retry_after_s, answered=not self.is_success)
 
     def _explain_status(self) -> str:
         text = f"{self.where} answered {self.status}"
@@ -186,36 +198,41 @@ def parse_reply(response: EndpointResponse) -> TokenReply:
     """Parse a response of the token endpoint (RFC 6749 §5.1, §5.2).
 
     An `error` in a 200 counts too. An absurd `expires_in` (not positive, over ten years, not a number) counts
-    as absent: refusing the reply could lose a rotated refresh token.
+    as absent, and so does an unusable refresh token: refusing the reply could lose more.
 
     Raises:
         GrantRefused: `invalid_grant`, with one of the `REFUSED_…` words or "" as its description.
         Misconfigured: the app's settings are refused.
-        TokenEndpointUnavailable: anything else, with `sent` and `answered` true.
+        TokenEndpointUnavailable: anything else, with `sent` true, and `answered` unless the status is 2xx.
     """
     document = response.parse_object()
     if not response.is_success or document.get("error"):
         raise _refusal(response, document)
     access_token = _text(document.get("access_token"), _VISIBLE)
+    # RFC 6749 §5.1 requires token_type, yet some servers omit it. Only bearer tokens are usable (§7.1);
+    # some servers write BearerToken.
     token_type = document.get("token_type") or "bearer"
-    # RFC 6749 §5.1 requires token_type, yet some servers omit it. Only bearer tokens are usable (§7.1).
-    if access_token is None or not isinstance(token_type, str) or token_type.lower() != "bearer":
-        if document:
-            raise response.error("without a usable bearer token: check token_url")
-        if "html" in response.content_type.lower():
-            raise response.error(
-                "with a web page, not a token: check token_url and whatever intercepts the connection"
-            )
-        raise response.error("with something that is not a token: check token_url")
-    refresh_token = document.get("refresh_token") or None
-    if refresh_token is not None and _text(refresh_token, _VSCHAR) is None:
-        raise response.error("with an unusable refresh token")
+    if not isinstance(token_type, str) or not token_type.lower().startswith("bearer"):
+        access_token = None
+    refresh_token = _text(document.get("refresh_token"), _VSCHAR)
+    if access_token is None and refresh_token is None:
+        raise response.error(_explain_missing(response, document))
     return TokenReply(
-        access_token=Secret(access_token),
+        access_token=None if access_token is None else Secret(access_token),
         lifetime_s=_lifetime_s(document.get("expires_in")),
         refresh_token=None if refresh_token is None else Secret(refresh_token),
         scope=_text(document.get("scope"), _SCOPE),
     )
+
+
+def _explain_missing(response: EndpointResponse, document: dict[str, Any]) -> str:
+    if document:
+        return "without a usable bearer token; try again later"
+    if response.packed:
+        return "with a compressed body that cannot be unpacked, although it was asked not to compress"
+    if "html" in response.content_type.lower():
+        return "with a web page, not a token: check token_url and whatever intercepts the connection"
+    return "with something that is not a token: check token_url and whatever intercepts the connection"
 
 
 def parse_revocation(response: EndpointResponse) -> bool:

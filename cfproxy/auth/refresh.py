@@ -135,6 +135,9 @@ class Refresh:
         except GrantRefused:
             await self._check_refusal(before)
             return
+        if reply.access_token is None:
+            # The predecessor is used up. Ask again with this one, after the backoff.
+            await self._cached.keep(marked.next(refresh_token=reply.refresh_token, presented_at=None))
         await self._publish(reply, requested_at, requested_mono)
 
     async def _mark(self, marked: Login, rejected: Token | None) -> None:

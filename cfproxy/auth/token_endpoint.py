@@ -1,5 +1,8 @@
 """The HTTP client for the token and revocation endpoints: sends a form, reads a small reply.
 
+It writes and reads HTTP itself, because a library's client throws a response away that it finds odd (see
+`token_response.py`), and retries or follows what must be sent once.
+
 Invariants:
 1. A form goes once, to the configured URL: no redirect and no proxy is followed. It is never sent unencrypted
    except to loopback.
@@ -10,31 +13,39 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import urlencode
 
-import aiohttp
+import aiohappyeyeballs
 from yarl import URL
 
 from cfproxy import __version__
 from cfproxy.auth import oauth2
 from cfproxy.auth.models import TokenReply
 from cfproxy.auth.oauth2 import EndpointResponse
+from cfproxy.auth.token_response import HttpResponse, Unreadable, read_response
 from cfproxy.errors import CfproxyError, Misconfigured, TokenEndpointUnavailable, without_traceback
 from cfproxy.hosts import is_loopback
 from cfproxy.secret import Secret
 
-REPLY_MAX_BYTES = 64 * 1024
 STEPS = 10  # of waiting, while connecting
-_HEADERS = {
-    "Accept": "application/json",
-    "Accept-Encoding": "identity",  # nothing to decompress, so no decompression bomb
-    "Content-Type": "application/x-www-form-urlencoded",
-    "User-Agent": f"cfproxy/{__version__}",
-}
+HEAD_START_S = 0.25  # before the next address is tried as well (RFC 8305 §8)
+# Each request has a connection of its own. Token requests are rare, and nothing may linger between two of
+# them: no cookie, and no stale connection that leaves the fate of a request unclear.
+_HEAD = (
+    "POST {target} HTTP/1.1\r\n"
+    "Host: {host}\r\n"
+    "Accept: application/json\r\n"
+    "Accept-Encoding: identity\r\n"
+    "Connection: close\r\n"
+    "Content-Type: application/x-www-form-urlencoded\r\n"
+    "Content-Length: {length}\r\n"
+    f"User-Agent: cfproxy/{__version__}\r\n\r\n"
+)
 
 _T = TypeVar("_T")
 
@@ -54,8 +65,42 @@ class _Request:
         return f"the {self.name} endpoint at {self.url.host_port_subcomponent}"
 
 
-class _Unreadable(Exception):
-    """There is no usable response; the message is a fixed text."""
+class _Reception(asyncio.Protocol):
+    """Receives one response.
+
+    Attributes:
+        done: its result is True once the response is complete, False if the connection ended before.
+        response: as far as it has come.
+        unreadable: why it can't be read.
+    """
+
+    def __init__(self) -> None:
+        self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.response: HttpResponse | None = None
+        self.unreadable: Unreadable | None = None
+        self._data = bytearray()
+
+    def data_received(self, data: bytes) -> None:
+        if not self.done.done():
+            self._data += data
+            self.read(ended=False)
+
+    def eof_received(self) -> None:
+        self.read(ended=True)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.read(ended=True)
+
+    def read(self, *, ended: bool) -> None:
+        """Read what has come; after `ended` no more is accepted."""
+        if self.done.done():
+            return
+        try:
+            self.response = read_response(bytes(self._data), ended=ended)
+        except Unreadable as error:
+            self.unreadable = without_traceback(error)
+        if ended or self.response is not None or self.unreadable is not None:
+            self.done.set_result(self.response is not None and self.response.complete)
 
 
 class HttpTokenEndpoint:
@@ -94,9 +139,9 @@ class HttpTokenEndpoint:
         self._scope = scope
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
+        self._ssl = ssl_context
         if ssl_context is None and self._token_url.scheme == "https":
-            ssl_context = ssl.create_default_context()  # aiohttp's may hold no authorities
-        self._ssl: ssl.SSLContext | bool = True if ssl_context is None else ssl_context
+            self._ssl = ssl.create_default_context()
 
     async def refresh(self, refresh_token: Secret, may_send: Callable[[], bool] | None = None) -> TokenReply:
         """Send `refresh_token` and return its successor (RFC 6749 §6)."""
@@ -159,19 +204,35 @@ class HttpTokenEndpoint:
             return without_traceback(error)
 
     async def _send(self, request: _Request) -> EndpointResponse | TokenEndpointUnavailable:
-        posting = asyncio.create_task(self._post(request))
+        reception = _Reception()
+        posting = asyncio.create_task(self._post(request, reception))
+        what = ""
         try:
             await self._wait(posting, request)
-            return await posting
-        except (aiohttp.ClientError, OSError, ValueError, _Unreadable) as error:
+            if not await posting:
+                what = "closed the connection before its response was complete"
+        except (OSError, ValueError, Unreadable) as error:
             what = _describe_failure(error, sent=request.sent)
-            # `may_send` raises `_Unreadable` too, before the request.
-            answered = request.sent and isinstance(error, _Unreadable)
         finally:
             await _end(posting)
-        return TokenEndpointUnavailable(f"{request.where} {what}", sent=request.sent, answered=answered)
+        reception.read(ended=True)
+        if request.sent and (came := reception.response) is not None:
+            response = EndpointResponse(
+                came.status,
+                came.content_type,
+                came.body,
+                came.retry_after,
+                request.where,
+                complete=came.complete,
+                packed=came.packed,
+            )
+            if came.complete or response.parse_object():
+                return response
+        if reception.unreadable is not None:
+            what = str(reception.unreadable)
+        return TokenEndpointUnavailable(f"{request.where} {what}", sent=request.sent)
 
-    async def _wait(self, posting: asyncio.Task[EndpointResponse], request: _Request) -> None:
+    async def _wait(self, posting: asyncio.Task[bool], request: _Request) -> None:
         """Wait until `posting` has ended.
 
         The time is counted in steps, each of them once, however long it took. After a suspend the response
@@ -189,39 +250,30 @@ class HttpTokenEndpoint:
             await asyncio.wait({posting}, timeout=step_s)
             waited_s += step_s
 
-    async def _post(self, request: _Request) -> EndpointResponse:
+    async def _post(self, request: _Request, reception: _Reception) -> bool:
+        """Send the form; return whether a complete response came."""
+        url, loop = request.url, asyncio.get_running_loop()
         form = oauth2.build_form(self._client_id, self._client_secret, request.fields)
-        # A session for each request. Token requests are rare, and nothing may linger between two of them: no
-        # cookie, and no stale connection that leaves the fate of a request unclear.
-        async with (
-            aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=self._ssl, force_close=True),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
-                auto_decompress=False,
-                trust_env=False,
-                trace_configs=[_trace(request)],
-            ) as session,
-            session.post(
-                request.url,
-                # Not strict: a UnicodeError would hold the secret. The server refuses it anyway.
-                data=urlencode(form, errors="surrogatepass").encode("ascii"),
-                headers=_HEADERS,
-                allow_redirects=False,
-            ) as response,
-        ):
-            if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-                raise _Unreadable("compressed its answer although it was asked not to")
-            return EndpointResponse(
-                status=response.status,
-                content_type=response.headers.get("Content-Type", ""),
-                body=await _read(response),
-                retry_after=response.headers.get("Retry-After", ""),
-                where=request.where,
-            )
+        # Not strict: a UnicodeError would hold the secret. The server refuses it anyway.
+        body = urlencode(form, errors="surrogatepass").encode("ascii")
+        head = _HEAD.format(target=url.raw_path_qs, host=url.host_port_subcomponent, length=len(body))
+        addresses = await loop.getaddrinfo(url.raw_host, url.port, type=socket.SOCK_STREAM)
+        sock = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=HEAD_START_S)
+        tls = self._ssl if url.scheme == "https" else None
+        transport, _ = await loop.create_connection(
+            lambda: reception, sock=sock, ssl=tls, server_hostname=None if tls is None else url.raw_host
+        )
+        try:
+            if request.may_send is not None and not request.may_send():
+                raise Unreadable("was not called: another cfproxy has taken over this refresh")
+            request.sent = True
+            transport.write(head.encode("ascii") + body)
+            return await asyncio.shield(reception.done)
+        finally:
+            transport.abort()
 
 
-async def _end(posting: asyncio.Task[EndpointResponse]) -> None:
+async def _end(posting: asyncio.Task[bool]) -> None:
     """Cancel the task and wait for its end."""
     posting.cancel()
     await asyncio.wait({posting})
@@ -244,43 +296,18 @@ def _checked(key: str, text: str) -> URL:
     return url
 
 
-def _trace(request: _Request) -> aiohttp.TraceConfig:
-    """Return the hook that aiohttp calls after connecting, before it writes anything."""
-
-    async def on_request_headers_sent(*_: object) -> None:
-        if request.may_send is not None and not request.may_send():
-            raise _Unreadable("was not called: another cfproxy has taken over this refresh")
-        request.sent = True
-
-    config = aiohttp.TraceConfig()
-    config.on_request_headers_sent.append(on_request_headers_sent)
-    return config
-
-
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for piece in response.content.iter_any():
-        body += piece
-        if len(body) > REPLY_MAX_BYTES:
-            response.close()
-            raise _Unreadable(f"answered with more than {REPLY_MAX_BYTES // 1024} KiB: check the URL")
-    return bytes(body)
-
-
 def _describe_failure(error: Exception, *, sent: bool) -> str:
-    if isinstance(error, _Unreadable):
+    if isinstance(error, Unreadable):
         return str(error)
     if sent:
         if isinstance(error, TimeoutError):
             return "sent no complete response in time"
-        if isinstance(error, aiohttp.ClientResponseError):
-            return "did not answer in HTTP: check the URL in the configuration"
         return "closed the connection before its response was complete"
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
+    if isinstance(error, socket.gaierror | UnicodeError):
         return "cannot be found: its name does not resolve; check the network and the URL"
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+    if isinstance(error, ssl.SSLCertVerificationError):
         return "shows a certificate that is not trusted; check the clock, tls.ca_file and what intercepts TLS"
-    if isinstance(error, aiohttp.ClientSSLError):
+    if isinstance(error, ssl.SSLError):
         return "does not complete the TLS handshake; check the URL and what intercepts TLS"
     if isinstance(error, TimeoutError):
         return "accepted no connection in time; check the network"

@@ -5,7 +5,7 @@ asks the token source for a token and kills itself with SIGKILL at the step of t
 standard output has the name of that step, or null if the child ended before it.
 
 Steps are system calls that change a file or wait for a disk, the moment before the token request is sent,
-and the moments after the head and the whole of its answer have arrived.
+and the moments before the bytes of its answer are read and after the whole answer was.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import structlog
 
+from cfproxy.auth import token_endpoint
 from cfproxy.auth.models import TokenReply
 from cfproxy.auth.token_endpoint import HttpTokenEndpoint
+from cfproxy.auth.token_response import HttpResponse, read_response
 from cfproxy.config import load_settings
 from cfproxy.runtime.factory import build_endpoint, build_store, build_token_source
 
@@ -52,7 +53,7 @@ class Countdown:
         """Make every call a step, and the moments before and after the token request."""
         for name in CALLS:
             setattr(os, name, self._before(name, getattr(os, name)))
-        refresh, start = HttpTokenEndpoint.refresh, aiohttp.ClientResponse.start
+        refresh = HttpTokenEndpoint.refresh
 
         async def told_refresh(endpoint: HttpTokenEndpoint, *given: Any) -> TokenReply:
             self.step("before the request")
@@ -60,12 +61,11 @@ class Countdown:
             self.step("after the answer")
             return reply
 
-        async def told_start(response: aiohttp.ClientResponse, connection: Any) -> Any:
-            started = await start(response, connection)
+        def told_read_response(data: bytes, *, ended: bool) -> HttpResponse | None:
             self.step("before reading the answer")
-            return started
+            return read_response(data, ended=ended)
 
-        for owner, method in ((HttpTokenEndpoint, told_refresh), (aiohttp.ClientResponse, told_start)):
+        for owner, method in ((HttpTokenEndpoint, told_refresh), (token_endpoint, told_read_response)):
             setattr(owner, method.__name__.removeprefix("told_"), method)
 
     def _before(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:

@@ -110,7 +110,8 @@ class FakeEndpoint:
                 raise down()
             self.answered.append(presented)
             lifetime_s = UNKNOWN_LIFETIME_S if answer.lifetime_s is None else answer.lifetime_s
-            self.dies_at[answer.access_token.reveal()] = asked_at + lifetime_s
+            if answer.access_token is not None:
+                self.dies_at[answer.access_token.reveal()] = asked_at + lifetime_s
             return answer
         except Exception:
             self.failed.append(presented)

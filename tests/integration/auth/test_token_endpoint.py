@@ -15,7 +15,7 @@ import trustme
 from oauthlib.oauth2 import BackendApplicationClient, WebApplicationClient
 
 from cfproxy import __version__
-from cfproxy.auth.token_endpoint import REPLY_MAX_BYTES
+from cfproxy.auth.token_response import HEAD_MAX_BYTES, REPLY_MAX_BYTES
 from cfproxy.errors import CfproxyError, GrantRefused, Misconfigured
 from cfproxy.secret import Secret
 from tests.integration.auth.raw_server import (
@@ -68,7 +68,7 @@ async def test_refresh_is_one_plain_form() -> None:
     """A refresh is one POST with the app and the token as form fields, and only our own headers."""
     async with listening(GOOD) as server:
         reply = await endpoint_at(server.origin).refresh(Secret(REFRESH_TOKEN))
-    assert (reply.access_token.reveal(), reply.lifetime_s) == (ACCESS_TOKEN, 60.0)
+    assert (reply.access_token, reply.lifetime_s) == (Secret(ACCESS_TOKEN), 60.0)
     assert server.forms == [
         {
             "grant_type": "refresh_token",
@@ -183,7 +183,7 @@ async def test_trusted_server_receives_the_form() -> None:
     authority.configure_trust(trust)
     async with listening(GOOD, context) as server:
         reply = await endpoint_at(server.origin, ssl_context=trust).client_credentials()
-    assert reply.access_token.reveal() == ACCESS_TOKEN
+    assert reply.access_token == Secret(ACCESS_TOKEN)
 
 
 async def test_server_without_tls_receives_nothing() -> None:
@@ -237,7 +237,8 @@ async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await writer.drain()
 
 
-UNANSWERED = {"in time", "closed the connection", "did not answer in HTTP"}
+# With a 2xx the refresh token may be used up, whatever came with it.
+ANSWERED = {"500", "400"}
 
 
 @pytest.mark.parametrize(
@@ -250,11 +251,9 @@ UNANSWERED = {"in time", "closed the connection", "did not answer in HTTP"}
         (GOOD[:-5], "closed the connection"),
         (b"", "closed the connection"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "did not answer in HTTP"),
-        (answer(200, {}, "X-Big: " + "x" * 20000), "did not answer in HTTP"),
-        (answer(200, {}, *(f"X-{number}: 1" for number in range(500))), "did not answer in HTTP"),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n", "did not answer in HTTP"),
+        (answer(200, {}, "X-Big: " + "x" * HEAD_MAX_BYTES), "head of more than"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n", "closed the connection"),
         (answer(200, body=gzip.compress(b"{}", mtime=0)), "not a token"),
-        (answer(200, None, "Content-Encoding: gzip", body=gzip.compress(b"{}", mtime=0)), "compressed"),
         (answer(200, None, "Content-Encoding: br", body=b"x"), "compressed"),
         (answer(500, {}), "500"),
         (answer(200, None, body=f"<html>{REFRESH_TOKEN}</html>".encode()), "not a token"),
@@ -269,7 +268,7 @@ async def test_form_that_may_have_arrived_counts_as_sent(script: bytes | Handler
     async with listening(script) as server:
         error = await failed_refresh(endpoint_at(server.origin, timeout_s=timeout_s))
     assert error.sent
-    assert error.answered is (says not in UNANSWERED)
+    assert error.answered is (says in ANSWERED)
     assert says in str(error)
     assert server.connections == 1
 
@@ -290,9 +289,9 @@ async def test_response_that_came_during_a_suspend_is_read() -> None:
 async def test_response_may_be_as_large_as_the_limit() -> None:
     """64 KiB are read, one byte more is not."""
     document = b'{"access_token":"a"}'
-    async with listening(answer(200, body=document.ljust(REPLY_MAX_BYTES))) as server:
+    async with listening(answer(200, body=document.rjust(REPLY_MAX_BYTES))) as server:
         assert (await endpoint_at(server.origin).client_credentials()).access_token == Secret("a")
-        server.script = answer(200, body=document.ljust(REPLY_MAX_BYTES + 1))
+        server.script = answer(200, body=document.rjust(REPLY_MAX_BYTES + 1))
         await failed_refresh(endpoint_at(server.origin))
 
 

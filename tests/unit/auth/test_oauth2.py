@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import traceback
 from typing import Any
 from urllib.parse import urlencode
@@ -27,8 +28,8 @@ JSON = "application/json"
 texts = st.text(st.characters(codec="ascii", min_codepoint=0x20, max_codepoint=0x7E), min_size=1)
 
 
-def reply(document: Any, status: int = 200, **options: str) -> TokenReply:
-    return oauth2.parse_reply(EndpointResponse(status, JSON, json.dumps(document).encode(), **options))
+def reply(document: Any, status: int = 200, retry_after: str = "") -> TokenReply:
+    return oauth2.parse_reply(EndpointResponse(status, JSON, json.dumps(document).encode(), retry_after))
 
 
 def good(**changes: Any) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def test_reply_is_parsed_as_by_oauthlib(
     document |= {} if refresh_token is None else {"refresh_token": refresh_token}
     theirs = WebApplicationClient("c").parse_request_body_response(json.dumps(document))
     ours = reply(document)
-    assert ours.access_token.reveal() == theirs["access_token"]
+    assert ours.access_token == Secret(theirs["access_token"])
     assert ours.lifetime_s == theirs["expires_in"]
     assert (ours.refresh_token and ours.refresh_token.reveal()) == theirs.get("refresh_token")
     assert ours.scope == SCOPE
@@ -114,8 +115,6 @@ def test_optional_fields_may_be_missing() -> None:
         good(access_token="at\n"),
         good(token_type="mac"),
         good(token_type=["Bearer"]),
-        good(refresh_token=7),
-        good(refresh_token="rt\ud800"),
         good(error={"code": 1}),
         good(error="server_error"),
         {"error": "temporarily_unavailable"},
@@ -126,7 +125,7 @@ def test_optional_fields_may_be_missing() -> None:
     ],
 )
 def test_unusable_token_is_refused(document: Any) -> None:
-    """What can't be sent as a bearer token, or would break a header, is refused as a whole."""
+    """What can't be sent as a bearer token, or would break a header, is refused."""
     with pytest.raises(TokenEndpointUnavailable) as caught:
         reply(document)
     assert caught.value.sent
@@ -262,10 +261,10 @@ def test_any_reply_is_a_token_or_a_known_error(
     except (GrantRefused, Misconfigured, TokenEndpointUnavailable) as error:
         assert_silent(error)
     else:
-        value = answer.access_token.reveal()
-        assert value
-        assert all("!" <= character <= "~" for character in value)
-        assert MARKER not in repr(answer.access_token)
+        assert MARKER not in repr(answer)
+        assert answer.access_token or answer.refresh_token
+        if answer.access_token is not None:
+            assert re.fullmatch("[!-~]+", answer.access_token.reveal())
         assert answer.lifetime_s is None or 0 < answer.lifetime_s <= oauth2.LIFETIME_MAX_S
         if answer.refresh_token is not None:
             urlencode({"refresh_token": answer.refresh_token.reveal()})

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from cfproxy.auth.models import Token
+from cfproxy.auth.models import Token, TokenReply
 from cfproxy.auth.token_source import TokenSource
 from cfproxy.errors import LoginRequired, Misconfigured, StoreUnavailable, TokenEndpointUnavailable
 from cfproxy.secret import Secret
@@ -95,7 +95,7 @@ async def test_invalid_grant_is_ignored_if_another_process_has_refreshed(world: 
     await world.clock.settle()
     answer = world.endpoint.issue("refresh-1")
     await world.put(
-        token=Token(answer.access_token, world.clock.time(), 3600.0),
+        token=answer.token(world.clock.time()),
         refresh_token=answer.refresh_token,
         serial=9,
     )
@@ -219,6 +219,37 @@ async def test_error_response_is_not_a_lost_answer(world: World) -> None:
         await token_source.get()
     assert "never arrived" not in str(caught.value)
     assert not (await world.stored()).answer_lost
+
+
+async def test_refresh_token_of_an_unusable_reply_is_kept_and_used(world: World) -> None:
+    """Its predecessor is used up: it is saved, without a mark, and presented after the backoff."""
+    before = await world.put_expired()
+    world.endpoint.live = "refresh-new"
+    world.endpoint.plan = [TokenReply(None, None, Secret("refresh-new"), None)]
+    token_source = await world.token_source()
+    with pytest.raises(TokenEndpointUnavailable, match="without a usable bearer token"):
+        await token_source.get()
+    stored = await world.stored()
+    assert stored.refresh_token == Secret("refresh-new")
+    assert (stored.token, stored.presented_at) == (before.token, None)
+    await world.clock.advance(1)
+    assert access(await token_source.get()) == "access-2"
+    assert world.endpoint.calls == ["refresh-1", "refresh-new"]
+
+
+async def test_client_credentials_keep_no_refresh_token_of_an_unusable_reply(
+    credentials_world: World,
+) -> None:
+    """They need none, and ask again."""
+    world = credentials_world
+    await world.put_expired()
+    world.endpoint.plan = [TokenReply(None, None, Secret("refresh-new"), None)]
+    token_source = await world.token_source()
+    with pytest.raises(TokenEndpointUnavailable, match="without a usable bearer token"):
+        await token_source.get()
+    await world.clock.advance(1)
+    await token_source.get()
+    assert (await world.stored()).refresh_token != Secret("refresh-new")
 
 
 async def test_pending_refresh_is_resolved_while_the_token_is_valid(world: World) -> None:

@@ -1,0 +1,225 @@
+"""Reads the token endpoint's responses, more tolerantly than anything else is read here.
+
+A refresh can't be repeated: with its 2xx the server has replaced the refresh token, and only this response
+holds the new one. Whatever has one plausible meaning is therefore read: odd heads, wrong lengths, wrong
+labels, unexpected compression. That is safe because each response has a connection of its own, to a server
+whose certificate was verified. No next response could begin at the wrong byte, and nothing is passed on.
+
+Invariants:
+1. Head, body and unpacked body are bounded.
+2. A string of the document is used as a whole or not at all, wherever the response breaks off.
+3. Errors hold no text of the response.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+HEAD_MAX_BYTES = 64 * 1024
+REPLY_MAX_BYTES = 64 * 1024
+_FRAMED_MAX_BYTES = 8 * REPLY_MAX_BYTES  # with the framing of chunks
+_LENGTH_MAX_DIGITS = 12  # a longer number is no length
+_CODINGS_MAX = 3  # one inside the other
+_TEXT_STARTS = (b"", b"{", b"[", b'"', b"<")
+
+_STATUS = re.compile(rb"\s*HTTP(?:/[0-9.]*)?[ \t]+([0-9]{3})(?![0-9])[^\n]*\n", re.IGNORECASE)
+_HEAD_END = re.compile(rb"\n\r*\n")
+_LINE_END = re.compile(rb"\r*\n(?![ \t])")  # a line that begins with a space continues the one before
+_CHUNK = re.compile(rb"\s*([0-9A-Fa-f]{1,18})[ \t]*(?:;[^\n]*)?\r*\n")
+# What may precede an object: guards against scripts, JSONP, a list. Not a web page, and no assignment in one.
+_OBJECT = re.compile(r'\s*(?:[^\s{"<=][^{"<=]{0,40})?\{')
+_SEPARATOR = re.compile(r"[\s,]*")
+_COLON = re.compile(r"\s*:\s*")
+_DECODER = json.JSONDecoder(strict=False, parse_int=float)  # `int` refuses numbers of 5,000 digits
+
+
+class Unreadable(Exception):
+    """There is no usable response; the message is a fixed text."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpResponse:
+    """A response as far as it has arrived.
+
+    Args:
+        status: the HTTP status, not 1xx.
+        content_type: the header.
+        retry_after: the header.
+        body: without framing and compression.
+        complete: False if it breaks off.
+        packed: the body has a content coding that can't be unpacked.
+    """
+
+    status: int
+    content_type: str
+    retry_after: str
+    body: bytes = field(repr=False)
+    complete: bool
+    packed: bool
+
+
+def read_response(data: bytes, *, ended: bool) -> HttpResponse | None:
+    """Return the response that `data` starts with; None if more of it must be awaited, or never came.
+
+    Args:
+        data: what has arrived.
+        ended: no more will arrive.
+
+    Raises:
+        Unreadable: not HTTP, or more than is read.
+    """
+    if (split := _split_head(data)) is None:
+        return None
+    status, headers, body_at = split
+    success = 200 <= status < 300
+    coding = headers.get(b"content-encoding", b"").lower()
+    framed, done, announced = _unframe(data[body_at:], headers)
+    done = done or (status in {204, 304} and not framed)
+    body = _unpack(framed, coding + headers.get(b"transfer-encoding", b"").lower())
+    if len(body) > REPLY_MAX_BYTES or len(data) - body_at > _FRAMED_MAX_BYTES or announced > REPLY_MAX_BYTES:
+        if success:
+            raise Unreadable(f"answered {status} with more than {REPLY_MAX_BYTES // 1024} KiB")
+        body, done = body[:REPLY_MAX_BYTES], True
+    members, closed = read_object(body)
+    # A wrong length may be too short for the document.
+    if not (ended or closed or (done and not (success and body.lstrip().startswith(b"{")))):
+        return None
+    return HttpResponse(
+        status,
+        headers.get(b"content-type", b"").decode("latin-1"),
+        headers.get(b"retry-after", b"").decode("latin-1"),
+        body,
+        complete=closed or done or announced < 0,
+        packed=not members and coding not in {b"", b"identity"},
+    )
+
+
+def _split_head(data: bytes) -> tuple[int, dict[bytes, bytes], int] | None:
+    """Return status, headers and where the body starts; None while the head is incomplete."""
+    at = 0
+    while True:
+        start = _STATUS.match(data, at)
+        end = None if start is None else _HEAD_END.search(data, start.end() - 1)
+        if max(len(data) if end is None else end.end(), at) > HEAD_MAX_BYTES:
+            raise Unreadable(f"answered with a head of more than {HEAD_MAX_BYTES // 1024} KiB")
+        if start is None or end is None:
+            begun = data[at:].lstrip()
+            if (start is None and b"\n" in begun) or begun[:4].upper() != b"HTTP"[: len(begun)]:
+                raise Unreadable("did not answer in HTTP: check the URL in the configuration")
+            return None
+        at = end.end()
+        if not 100 <= int(start[1]) < 200:  # interim
+            return int(start[1]), _parse_headers(data[start.end() : end.start()]), at
+
+
+def _parse_headers(lines: bytes) -> dict[bytes, bytes]:
+    """Return values by lower-case name; those of a repeated name are joined with commas (RFC 9110 §5.3)."""
+    headers: dict[bytes, bytes] = {}
+    for line in _LINE_END.split(lines):
+        name, _, value = line.partition(b":")
+        name, value = name.strip().lower(), value.strip()
+        headers[name] = b"%b,%b" % (headers[name], value) if name in headers else value
+    return headers
+
+
+def _unframe(body: bytes, headers: dict[bytes, bytes]) -> tuple[bytes, bool, int]:
+    """Return the content, whether it is complete, and its announced length: -1 for none, 0 for chunks.
+
+    Bytes beyond the announced length are part of the content: it is the document that shows its end.
+    """
+    if b"chunked" in headers.get(b"transfer-encoding", b"").lower():
+        return *_join_chunks(body), 0
+    values = {value.strip() for value in headers.get(b"content-length", b"").split(b",")}
+    value = values.pop()
+    if values or not value.isdigit() or len(value) > _LENGTH_MAX_DIGITS:
+        return (*_join_chunks(body)[:1], False, -1) if _CHUNK.match(body) else (body, False, -1)
+    return body, len(body) >= int(value), int(value)
+
+
+def _join_chunks(body: bytes) -> tuple[bytes, bool]:
+    """Return the content of chunks, and whether the last one has come (RFC 9112 §7.1)."""
+    pieces: list[bytes] = []
+    at = 0
+    while (size := _CHUNK.match(body, at)) is not None:
+        if int(size[1], 16) == 0:
+            return b"".join(pieces), True
+        at = size.end() + int(size[1], 16)
+        pieces.append(body[size.end() : at])
+    return (b"".join(pieces), False) if pieces else (body, False)
+
+
+def _unpack(body: bytes, coding: bytes) -> bytes:
+    """Return the body without gzip and deflate, by its own marks rather than by its label."""
+    for _ in range(_CODINGS_MAX):
+        if len(body) < 2 or len(body) > REPLY_MAX_BYTES:
+            break
+        if body.startswith(b"\x1f\x8b"):
+            wbits = 31
+        elif body[0] & 15 == zlib.DEFLATED and int.from_bytes(body[:2]) % 31 == 0:  # RFC 1950 §2.2
+            wbits = 15
+        elif (b"gzip" in coding or b"deflate" in coding) and body.lstrip()[:1] not in _TEXT_STARTS:
+            wbits = -15  # RFC 9110 §8.4.1.2: some send deflate without its header
+        else:
+            break
+        unpacked = _inflate(body, wbits)
+        if not unpacked:
+            break
+        body = unpacked
+    return body
+
+
+def _inflate(body: bytes, wbits: int) -> bytes:
+    """Return what can be unpacked, up to one byte more than is read."""
+    unpacked = bytearray()
+    engine = zlib.decompressobj(wbits)
+    for at in range(len(body)):
+        if engine.eof:
+            engine = zlib.decompressobj(wbits)  # gzip may have several members (RFC 1952 §2.2)
+        left = REPLY_MAX_BYTES + 1 - len(unpacked)
+        try:
+            # Byte by byte: if the end is damaged, or its checksum wrong, what came before is kept.
+            unpacked += engine.decompress(engine.unconsumed_tail + body[at : at + 1], left)
+        except zlib.error:
+            break
+        if len(unpacked) > REPLY_MAX_BYTES:
+            break
+    return bytes(unpacked)
+
+
+def read_object(body: bytes) -> tuple[dict[str, Any], bool]:
+    """Return the members of the JSON object in `body` that have arrived whole, and whether the object has.
+
+    Of a repeated member the last one counts that has a value.
+    """
+    text = body.decode(json.detect_encoding(body), "replace")
+    if text.lstrip().startswith('"'):
+        try:
+            text, _ = _DECODER.raw_decode(text.lstrip())  # JSON in a string
+        except (ValueError, RecursionError):
+            return {}, False
+    start = _OBJECT.match(text)
+    members: dict[str, Any] = {}
+    at = len(text) if start is None else start.end()
+    while at < len(text):
+        at = _skip(_SEPARATOR, text, at)
+        if text[at : at + 1] == "}":
+            return members, True
+        try:
+            name, at = _DECODER.raw_decode(text, at)
+            value, at = _DECODER.raw_decode(text, _skip(_COLON, text, at))
+        except (ValueError, RecursionError):
+            break
+        if at == len(text) and isinstance(value, float):
+            break  # more digits may have been meant to follow
+        if isinstance(name, str) and (value not in (None, "") or name not in members):
+            members[name] = value
+    return members, False
+
+
+def _skip(pattern: re.Pattern[str], text: str, at: int) -> int:
+    found = pattern.match(text, at)
+    return at if found is None else found.end()
