@@ -64,7 +64,7 @@ class LoginPages:
     async def act(self, request: AdminRequest) -> AdminResponse:
         """Handle `POST /login`: start a login, or complete it with `redirected`.
 
-        A browser gets pages; a program, which sends a custom header, gets JSON or a problem document.
+        A browser gets pages; a program, which sends `X-Cfproxy-Admin`, gets JSON or a problem document.
 
         Raises:
             KeyRequired, LoginFailed, Misconfigured, TokenEndpointUnavailable, StoreUnavailable, StoreUnusable

@@ -16,11 +16,16 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from cfproxy.errors import BadTarget, CrossSite, HostNotAllowed, KeyRequired, NotAllowed
 from cfproxy.hosts import is_loopback
-from cfproxy.http1.headers import RawHeaders, normalise
+from cfproxy.http1.headers import NameMemo, RawHeaders, normalise
 from cfproxy.proxy.request_headers import has_dot_segment
 from cfproxy.secret import Secret
 
-METHOD_OVERRIDES = frozenset({b"x-http-method-override", b"x-method-override", b"x-http-method"})
+# Header and parameter names from which servers take the method, without punctuation: x-http-method-override
+# (Google), x-http-method (OData), _method (Rails, Symfony), _HttpMethod (Salesforce), x-tunneled-method, …
+_OVERRIDE = re.compile(
+    rb"x?(?:http|rest|request|original|tunnell?ed|override)*(?:method|verb)(?:overrides?)?", re.IGNORECASE
+)
+_PUNCTUATION = re.compile(rb"[^0-9A-Za-z]+")
 # Servers are known to disagree about these: an encoded slash or backslash, path parameters, double
 # encoding, control characters, a lone %.
 _AMBIGUOUS_PATH = re.compile(
@@ -160,7 +165,7 @@ class AccessRules:
         Args:
             method: as it will be sent.
             target: as it will be sent.
-            headers: of the request; some servers let one of them override the method.
+            headers: of the request; like the query, some servers let them override the method.
 
         Raises:
             NotAllowed
@@ -168,11 +173,14 @@ class AccessRules:
         """
         if self.methods and method not in self.methods:
             raise NotAllowed("access.methods does not allow this method")
-        if self.methods and any(normalise(name) in METHOD_OVERRIDES for name, _ in headers):
-            raise NotAllowed("while access.methods has rules, no header may override the method")
+        path, _, query = target.partition(b"?")
+        if self.methods and (
+            any(_OVERRIDES[name] for name, _ in headers)
+            or any(_is_override_parameter(field) for field in re.split(rb"[&;]", query))
+        ):
+            raise NotAllowed("while access.methods has rules, no header or parameter may override the method")
         if not self.paths:
             return
-        path = target.partition(b"?")[0]
         if has_dot_segment(path) or _AMBIGUOUS_PATH.search(path):
             raise BadTarget(
                 "while access.paths has rules, a path must have no dot segment, '//', ';', %2F, "
@@ -186,6 +194,23 @@ class AccessRules:
             self._allow and not any(rule.fullmatch(text) for rule in self._allow)
         ):
             raise NotAllowed("access.paths does not allow this path")
+
+
+def overrides_method(name: bytes) -> bool:
+    """Return whether some servers take the method from a header of this name."""
+    return _OVERRIDE.fullmatch(_PUNCTUATION.sub(b"", name)) is not None
+
+
+_OVERRIDES = NameMemo(overrides_method)
+
+
+def _is_override_parameter(field: bytes) -> bool:
+    """Return whether some servers take the method from this field of a query.
+
+    `method` or `verb` alone is none: it names an operation in many APIs.
+    """
+    name = unquote_to_bytes(field.partition(b"=")[0].replace(b"+", b" "))
+    return overrides_method(name) and name.lower() not in {b"method", b"verb"}
 
 
 def is_fetched_ahead(headers: RawHeaders) -> bool:

@@ -14,10 +14,10 @@ from cfproxy.errors import ShuttingDown
 from cfproxy.http1.headers import IDEMPOTENCY_KEYS, RawHeaders, normalise
 from cfproxy.http1.parser import RequestFields
 from cfproxy.http1.stream import BodyStream
-from cfproxy.proxy.access import carries_key
+from cfproxy.proxy.access import carries_key, overrides_method
 from cfproxy.proxy.account_server import AccountServer, ProxySettings
 from cfproxy.proxy.cors import listed_origin
-from cfproxy.proxy.request_body import ReplayableBody
+from cfproxy.proxy.request_body import ReplayableBody, Trailers
 from cfproxy.proxy.request_headers import (
     REQUEST_ID,
     RequestIds,
@@ -50,7 +50,7 @@ class Admission:
         caller_url: `scheme://authority` by which the client addresses us; empty without a `Host`.
         expects_continue: whether the client waits for 100 Continue.
         idempotency_key: whether the request carries one.
-        carries_key: whether a header's value is an access key, which is never forwarded.
+        filter_trailers: returns the request's trailers that are forwarded.
     """
 
     request_ids: RequestIds
@@ -63,7 +63,7 @@ class Admission:
     caller_url: bytes
     expects_continue: bool
     idempotency_key: bool
-    carries_key: Callable[[bytes], bool] = field(repr=False)
+    filter_trailers: Callable[[Trailers], Trailers] = field(repr=False)
 
     def build_head(self, request: Request, request_id: str) -> bytes:
         """Return the request head for the upstream, except `Authorization` and the final empty line.
@@ -90,9 +90,7 @@ class Admission:
             memory_bytes=self.settings.body_memory_bytes,
             max_bytes=self.settings.replay_limit(request.fields.framing.length),
             before_read=before_read,
-            filter_trailers=functools.partial(
-                forwardable_trailers, headers=request.fields.raw, carries_key=self.carries_key
-            ),
+            filter_trailers=self.filter_trailers,
         )
 
 
@@ -157,7 +155,13 @@ def _admit_fields(
         caller_url=f"http://{host}".encode("utf-8", "surrogateescape") if host else b"",
         expects_continue=expects,
         idempotency_key=not IDEMPOTENCY_KEYS.isdisjoint(named),
-        carries_key=is_access_key,
+        filter_trailers=functools.partial(
+            forwardable_trailers,
+            headers=headers,
+            carries_key=is_access_key,
+            # A trailer that overrides the method comes too late for a refusal.
+            drops=overrides_method if rules.methods or settings.rules.methods else None,
+        ),
     )
 
 

@@ -224,6 +224,7 @@ def forwardable_trailers(
     trailers: list[tuple[bytes, bytes]],
     headers: RawHeaders,
     carries_key: Callable[[bytes], bool] = _no_key,
+    drops: Callable[[bytes], bool] | None = None,
 ) -> list[tuple[bytes, bytes]]:
     """Return the trailers to forward: none that frames, routes or authorizes (RFC 9110 §6.5.1).
 
@@ -231,6 +232,7 @@ def forwardable_trailers(
         trailers: as received.
         headers: of the same message; its `Connection` names trailers, too (§7.6.1).
         carries_key: see `build_request_headers`.
+        drops: returns whether to drop trailers of this name, too; None for no others.
     """
     if not trailers:
         return trailers
@@ -241,6 +243,7 @@ def forwardable_trailers(
         if (low := normalise(name)) not in drop
         and not low.startswith(OWNED_PREFIX)
         and not carries_key(value)
+        and not (drops is not None and drops(name))
     ]
 
 

@@ -114,7 +114,7 @@ async def test_sighup_reloads_the_file_and_reports_mistakes(world: World) -> Non
         await until(lambda: bool(proxy.events("config.refused")), "it has refused")
         assert "timeouts.idle" in proxy.events("config.refused")[0]["reason"]
         assert await proxy.status(headers={"X-Cfproxy-Key": "sesame"}) == 200
-        headers = {"X-Cfproxy-Key": "sesame"}
+        headers = ACTION | {"X-Cfproxy-Key": "sesame"}
         async with proxy.client.post(f"{proxy.admin_url}/reload", headers=headers) as answer:
             assert answer.status == 500
             text = await answer.text()

@@ -58,23 +58,50 @@ async def test_liveness_and_readiness_differ() -> None:
         assert (status, pacing["rate"], pacing["waiting"]) == (200, 20, 0)
 
 
-async def test_an_action_requires_a_custom_header() -> None:
-    """A page of another site can post a form, but not with a custom header."""
+async def test_an_action_requires_its_header() -> None:
+    """A page of another site can post a form, but not with `X-Cfproxy-Admin`."""
     async with serving() as service:
         status, problem = await ask(service, "POST", "/shutdown")
         assert (status, problem["type"]) == (403, "urn:cfproxy:problem:cross-site")
+        assert "'X-Cfproxy-Admin: 1'" in problem["detail"]
         assert not service.stopped.is_set()
         assert (await ask(service, "POST", "/shutdown", **ACTION))[0] == 202
         assert service.stopped.is_set()
 
 
 @pytest.mark.parametrize(
-    "name", ["X-Forwarded-For", "x_forwarded-proto", "X-Real-IP", "X-Request-Id", "X-Amzn-Trace-Id"]
+    "header",
+    [
+        *(
+            {name: "192.0.2.1"}
+            for name in ("X-Forwarded-For", "x_forwarded-proto", "X-Real-IP", "X-Client-Ip")
+        ),
+        *({name: "a1b2"} for name in ("X-Request-Id", "X-Amzn-Trace-Id", "X-Correlation-Id", "X-Trace-Id")),
+        {"X-Cloud-Trace-Context": "a1b2/1;o=1"},
+        {"X-B3-TraceId": "a1b2", "X-B3-SpanId": "c3"},
+        {"X-Envoy-Expected-Rq-Timeout-Ms": "15000"},
+        {"X-Azure-Ref": "a1b2"},
+        {"X-Varnish": "1"},
+        {"X-Nginx-Proxy": "true"},
+        {"X-Scheme": "https"},
+        {"X-SSL": "on"},
+        {"X-Auth-Request-User": "somebody"},
+        {"X-Requested-With": "XMLHttpRequest"},
+        {"X-Cfproxy": "1"},
+        {"X-Cfproxy-Admin-Listener": "1"},
+        {"X_Cfproxy_Admin": "1"},
+        {"X-Cfproxy-Admin": ""},
+        {"X-Cfproxy-Admin": " "},
+        {"Content-Type": "application/json"},
+        {"Purpose": "shutdown"},
+    ],
+    ids=lambda header: next(iter(header)),
 )
-async def test_headers_added_by_reverse_proxies_are_not_custom_headers(name: str) -> None:
-    """They add them to the forms of other sites, too."""
+async def test_no_other_header_proves_an_action(header: dict[str, str]) -> None:
+    """What gateways, load balancers and tracers add, they add to the forms of other sites, too."""
     async with serving() as service:
-        assert (await ask(service, "POST", "/shutdown", **{name: "192.0.2.1"}))[0] == 403
+        for path in ("/shutdown", "/reload", "/log-level?level=debug", "/login"):
+            assert (await ask(service, "POST", path, **header))[0] == 403
         assert not service.stopped.is_set()
 
 
@@ -123,9 +150,11 @@ async def test_actions_require_a_key_if_clients_do() -> None:
     async with serving(CFPROXY_ACCESS__KEYS="sesame") as service:
         assert (await ask(service, "GET", "/status.json"))[0] == 200
         assert (await ask(service, "POST", "/shutdown", **ACTION))[0] == 401
-        assert (await ask(service, "POST", "/shutdown", **{"X-Cfproxy-Key": "wrong"}))[0] == 401
+        assert (await ask(service, "POST", "/shutdown", **ACTION, **{"X-Cfproxy-Key": "wrong"}))[0] == 401
+        # A gateway may add the key to every request.
+        assert (await ask(service, "POST", "/shutdown", **{"X-Cfproxy-Key": "sesame"}))[0] == 403
         assert not service.stopped.is_set()
-        assert (await ask(service, "POST", "/shutdown", **{"X-Cfproxy-Key": "sesame"}))[0] == 202
+        assert (await ask(service, "POST", "/shutdown", **ACTION, **{"X-Cfproxy-Key": "sesame"}))[0] == 202
 
 
 ONE_TENANTS_KEY = {
@@ -138,7 +167,7 @@ ONE_TENANTS_KEY = {
 async def test_the_key_of_one_account_does_not_act_on_all() -> None:
     """An action on all accounts needs a key that all accounts accept."""
     async with serving(**ONE_TENANTS_KEY) as service:
-        status, _ = await ask(service, "POST", "/shutdown", **{"X-Cfproxy-Key": "tenant"})
+        status, _ = await ask(service, "POST", "/shutdown", **ACTION, **{"X-Cfproxy-Key": "tenant"})
         assert status == 401
         assert not service.stopped.is_set()
 

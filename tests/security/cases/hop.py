@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cfproxy.proxy.access import AccessRules
 from tests.security.case import HOST, Case, get, passes, post, refused, request
 
 BARE = b"GET /a HTTP/1.1\r\n\r\n"
@@ -73,7 +74,57 @@ LISTED = {
     "HTTP2-Settings": (b"Connection: HTTP2-Settings", b"HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA", b"X-B: 1"),
 }
 
+# Names from which some server takes the method.
+OVERRIDES = (
+    *(
+        b"X-HTTP-Method-Override",
+        b"X-HTTP-Method",
+        b"X-Method-Override",
+        b"HTTP-Method-Override",
+        b"X-Method",
+    ),
+    *(b"X-REST-Method", b"X_Http_Method_Override", b"x-tunneled-method", b"X-HTTP-Verb", b"Method"),
+)
+POSTING = AccessRules(methods=("POST",))
+
 CASES: tuple[Case, ...] = (
+    *(
+        refused(
+            f"method override: {name.decode()}",
+            post(name + b": DELETE", b"Content-Length: 0"),
+            "not-allowed",
+            rules=POSTING,
+        )
+        for name in OVERRIDES
+    ),
+    *(
+        passes(
+            f"method override in a trailer: {name.decode()}",
+            post(
+                b"Transfer-Encoding: chunked",
+                body=b"3\r\nabc\r\n0\r\n%b: DELETE\r\nX-T: 1\r\n\r\n" % name,
+            ),
+            b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nabcx-t: 1\r\n",
+            rules=POSTING,
+        )
+        for name in OVERRIDES
+    ),
+    refused(
+        "method override in the query",
+        request(b"POST /a?%5Fmethod=DELETE HTTP/1.1", HOST, b"Content-Length: 0"),
+        "not-allowed",
+        rules=POSTING,
+    ),
+    passes(
+        "method override without rules",
+        post(
+            b"X-HTTP-Method-Override: DELETE",
+            b"Transfer-Encoding: chunked",
+            body=b"3\r\nabc\r\n0\r\nX-Method: DELETE\r\n\r\n",
+        ),
+        b"POST /a HTTP/1.1\r\nX-HTTP-Method-Override: DELETE\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"abcx-method: DELETE\r\n",
+    ),
     *(passes(f"dropped: {header.decode()}", get(header, b"X-B: 1"), WITH_B) for header in DROPPED),
     *(passes(f"listed in Connection: {name}", get(*headers), WITH_B) for name, headers in LISTED.items()),
     passes(

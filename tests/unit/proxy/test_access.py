@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cfproxy.errors import BadTarget, CrossSite, HostNotAllowed, KeyRequired, NotAllowed
 from cfproxy.hosts import is_loopback
-from cfproxy.proxy.access import AccessRules, carries_key, split_host
+from cfproxy.proxy.access import AccessRules, carries_key, overrides_method, split_host
 from cfproxy.secret import Secret
 
 OWN = "http://localhost:8080"
@@ -451,9 +451,88 @@ def test_encoding_letters_never_changes_the_decision(path: str, data: st.DataObj
         assert path_passes(raw, *rules) == path_passes(encoded, *rules)
 
 
-@pytest.mark.parametrize("name", [b"X-HTTP-Method-Override", b"x_http_method", b"X-Method-Override"])
+OVERRIDES = [
+    b"X-HTTP-Method-Override",
+    b"x_http_method_override",
+    b"X-HTTP-Method-Overrides",
+    b"X-HTTP-Method",
+    b"X-Method-Override",
+    b"X-Method",
+    b"Method",
+    b"HTTP-Method-Override",
+    b"HTTP_METHOD",
+    b"Method-Override",
+    b"X-Override-Method",
+    b"X-REST-Method",
+    b"X-Tunneled-Method",
+    b"X-Original-Method",
+    b"X-Original-HTTP-Method",
+    b"X-Request-Method",
+    b"X-HTTP-Verb",
+    b"X-HTTP-Verb-Override",
+    b"XMethodOverride",
+]
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
 def test_a_header_cannot_override_the_allowed_methods(name: bytes) -> None:
     """Some servers take the method from a header; while methods are restricted, such headers are refused."""
-    with pytest.raises(NotAllowed):
-        AccessRules(methods=("GET",)).check_target("GET", b"/", [(name, b"DELETE")])
+    for value in (b"DELETE", b"GET", b""):
+        with pytest.raises(NotAllowed):
+            AccessRules(methods=("GET",)).check_target("GET", b"/", [(b"X-A", b"b"), (name, value)])
     AccessRules().check_target("GET", b"/", [(name, b"DELETE")])
+    assert overrides_method(name.lower())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"Access-Control-Request-Method",
+        b"X-Payment-Method",
+        b"X-Shipping-Methods",
+        b"X-Methodology",
+        b"Accept",
+    ],
+)
+def test_other_methods_pass(name: bytes) -> None:
+    """Headers about methods of something else."""
+    AccessRules(methods=("GET",)).check_target("GET", b"/", [(name, b"DELETE")])
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        b"_method=DELETE",
+        b"a=b&_METHOD=delete",
+        b"a=b;_method=DELETE",
+        b"_method",
+        b"%5fmethod=DELETE",
+        b"%5F%6dethod=DELETE",
+        b".method=DELETE",  # PHP reads `_method`
+        b"+_method=DELETE",
+        b"_method%00=DELETE",
+        b"_method[]=DELETE",
+        b"_HttpMethod=PATCH",
+        b"$method=DELETE",
+        b"$httpMethod=DELETE",
+        b"httpMethod=DELETE",
+        b"_method_override=DELETE",
+        b"X-HTTP-Method-Override=DELETE",
+        b"x_http_method=DELETE",
+        b"a?_method=1&x-method-override=DELETE",
+    ],
+)
+def test_a_query_cannot_override_the_allowed_methods(query: bytes) -> None:
+    """Some servers take the method from a parameter."""
+    with pytest.raises(NotAllowed):
+        AccessRules(methods=("POST",)).check_target("POST", b"/v1/jobs?" + query)
+    AccessRules().check_target("POST", b"/v1/jobs?" + query)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [b"", b"method=jobs.list", b"verb=GetRecord", b"payment_method=card", b"q=_method", b"a=b&&c", b"%"],
+)
+def test_other_parameters_pass(query: bytes) -> None:
+    """A parameter `method` alone names an operation in many APIs."""
+    AccessRules(methods=("GET",)).check_target("GET", b"/v1/_method?" + query)
