@@ -181,9 +181,10 @@ class TokenEndpointUnavailable(CfproxyError):
 
 @dataclass(eq=False)
 class GrantRefused(CfproxyError):
-    """`invalid_grant`: the code or refresh token is expired, used, revoked or another's (RFC 6749 §5.2)."""
+    """The code or refresh token is refused (RFC 6749 §5.2); `code` is the server's `error`."""
 
     description: str = ""
+    code: str = "invalid_grant"
 
     proxy_error = "proxy_configuration_error"
     exit_code = 5

@@ -21,7 +21,8 @@ class TokenEndpoint(Protocol):
             may_send: called once, after connecting and before the first byte; None means always.
 
         Raises:
-            GrantRefused: `invalid_grant`.
+            GrantRefused: `invalid_grant` and the like; or `invalid_request`, which is about the refresh token
+                only if the same request worked before.
             Misconfigured: the app's settings are refused.
             TokenEndpointUnavailable: anything else, including a `may_send` that returns False.
         """

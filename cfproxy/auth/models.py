@@ -103,7 +103,7 @@ class Login:
         login_expires_at: when the login itself ends; None if unknown.
         presented_at: set, and saved, before the refresh token is sent; cleared when the outcome is
             known. A record that has it set may have lost the response to a refresh.
-        refused_at: when the server answered `invalid_grant` to this refresh token.
+        refused_at: when the server refused this refresh token.
         answer_lost: the refusal followed a refresh whose response never arrived or was unreadable: the
             one-time refresh token was used up and its successor was lost.
     """
@@ -125,6 +125,11 @@ class Login:
     def next(self, **changes: Any) -> Self:
         """Return this record with `changes` and the next serial."""
         return replace(self, serial=self.serial + 1, **changes)
+
+    @property
+    def refreshed(self) -> bool:
+        """Whether it was ever refreshed."""
+        return self.token.obtained_at != self.login_at
 
     def belongs_to(self, app: App | Login) -> bool:
         """Return whether this login is for the same app, token endpoint and API."""

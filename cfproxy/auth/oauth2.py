@@ -46,6 +46,25 @@ _REPAIRS = {
     "unsupported_grant_type": f"check token_url, and compare grant with the app {_APPS}",
     "invalid_request": f"check token_url, redirect_uri and pkce, and compare them with the app {_APPS}",
 }
+# Beside `invalid_grant`: what real servers answer when consent, session or refresh token have ended.
+_ENDED = frozenset(
+    {
+        "access_denied",
+        "account_selection_required",
+        "consent_required",
+        "expired_refresh_token",
+        "expired_token",
+        "interaction_required",
+        "invalid_grant",
+        "invalid_refresh_token",
+        "invalid_token",
+        "login_required",
+    }
+)
+_DEAD_TOKEN = re.compile(
+    r"refresh[ _-]?token\b.*\b(invalid|expired|revoked|unknown|used)\b"
+    r"|\b(invalid|expired|revoked|unknown|used)\b.*\brefresh[ _-]?token"
+)
 # A grant type that no server has (RFC 6749 §4.5 demands an absolute URI).
 PROBE_GRANT = "urn:cfproxy:grant:none"
 # Errors with which a server that knows the app may respond to it.
@@ -194,20 +213,27 @@ class EndpointResponse:
         return max(least_s, min(float(value), RETRY_AFTER_MAX_S))
 
 
-def parse_reply(response: EndpointResponse) -> TokenReply:
+def parse_reply(response: EndpointResponse, *, refreshing: bool = False) -> TokenReply:
     """Parse a response of the token endpoint (RFC 6749 §5.1, §5.2).
 
     An `error` in a 200 counts too. An absurd `expires_in` (not positive, over ten years, not a number) counts
     as absent, and so does an unusable refresh token: refusing the reply could lose more.
 
+    Args:
+        response: of the token endpoint.
+        refreshing: it answers a refresh. `invalid_request`, too, is a refused grant then: some servers say it
+            of a refresh token that has expired, and only the caller knows whether the same request worked
+            before.
+
     Raises:
-        GrantRefused: `invalid_grant`, with one of the `REFUSED_…` words or "" as its description.
+        GrantRefused: the code or refresh token is refused, with one of the `REFUSED_…` words or "" as its
+            description.
         Misconfigured: the app's settings are refused.
         TokenEndpointUnavailable: anything else, with `sent` true, and `answered` unless the status is 2xx.
     """
     document = response.parse_object()
     if not response.is_success or document.get("error"):
-        raise _refusal(response, document)
+        raise _refusal(response, document, refreshing=refreshing)
     access_token = _text(document.get("access_token"), _VISIBLE)
     # RFC 6749 §5.1 requires token_type, yet some servers omit it. Only bearer tokens are usable (§7.1);
     # some servers write BearerToken.
@@ -267,23 +293,25 @@ def parse_probe(response: EndpointResponse) -> None:
     )
 
 
-def _refusal(response: EndpointResponse, document: dict[str, Any]) -> CfproxyError:
+def _refusal(response: EndpointResponse, document: dict[str, Any], *, refreshing: bool) -> CfproxyError:
     code = document.get("error")
     # Only a plain refusal ends a login; a server error says nothing about the grant.
     if isinstance(code, str) and (response.is_success or response.is_client_error) and response.status != 429:
-        if code == "invalid_grant":
-            return GrantRefused(
-                f"{response.where} refused the code or refresh token (invalid_grant)",
-                description=_classify(document.get("error_description")),
-            )
+        description = document.get("error_description")
+        words = description.lower() if isinstance(description, str) else ""
+        if code in _ENDED or (refreshing and code == "unauthorized_client" and _DEAD_TOKEN.search(words)):
+            text = f"{response.where} refused the code or refresh token ({code})"
+            return GrantRefused(text, description=_classify(words), code=code)
         if code in _REPAIRS:
-            return Misconfigured(f"{response.where} refused the app ({code}): {_REPAIRS[code]}")
+            text = f"{response.where} refused the app ({code}): {_REPAIRS[code]}"
+            if refreshing and code == "invalid_request":
+                return GrantRefused(text, code=code)
+            return Misconfigured(text)
     return response.error()
 
 
-def _classify(description: object) -> str:
-    text = description.lower() if isinstance(description, str) else ""
-    return next((word for word, pattern in _REFUSALS if pattern.search(text)), "")
+def _classify(words: str) -> str:
+    return next((word for word, pattern in _REFUSALS if pattern.search(words)), "")
 
 
 def _text(value: object, pattern: re.Pattern[str]) -> str | None:

@@ -6,7 +6,8 @@ Invariants:
 2. A refresh token is marked as presented in the store before it is sent.
 3. A new token is used after it was saved. If saving fails it is used all the same and saved later, because
    the server may already have invalidated its predecessor.
-4. Only `invalid_grant`, checked against the store once more, ends a login, and the record stays.
+4. Only an explicit refusal of the refresh token, checked against the store once more, ends a login, and the
+   record stays.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class Refresh:
             reply = await self.endpoint.client_credentials()
         except GrantRefused as error:
             raise Misconfigured(
-                "the token endpoint refused this app's client credentials (invalid_grant); "
+                f"the token endpoint refused this app's client credentials ({error.code}); "
                 "check the app's grant and its user in Creative Force"
             ) from error
         await self._publish(reply, requested_at, requested_mono, unlocked)
@@ -127,12 +128,15 @@ class Refresh:
         try:
             reply = await self.endpoint.refresh(refresh_token, lease.is_held)
         except (TokenEndpointUnavailable, Misconfigured) as error:
-            unused = isinstance(error, Misconfigured) or not error.sent or error.answered
-            # This attempt says nothing about an earlier one whose outcome is unknown: that mark stays.
-            if unused and before.presented_at is None:
-                await self._unmark(marked, lease)
+            if isinstance(error, Misconfigured) or not error.sent or error.answered:
+                await self._unmark(marked, before, lease)
             raise
-        except GrantRefused:
+        except GrantRefused as error:
+            if error.code == "invalid_request" and not before.refreshed:
+                # Nobody knows whether it is the refresh token or the request, which has never worked.
+                await self._unmark(marked, before, lease)
+                raise Misconfigured(error.message) from None
+            self._log.warning("login.refused", reason=error.message)
             await self._check_refusal(before)
             return
         if reply.access_token is None:
@@ -162,8 +166,10 @@ class Refresh:
                 self._cached.discard_mark(marked)
             raise
 
-    async def _unmark(self, marked: Login, lease: Lease) -> None:
+    async def _unmark(self, marked: Login, before: Login, lease: Lease) -> None:
         """Clear the mark of an attempt that used nothing up."""
+        if before.presented_at is not None:
+            return  # This attempt says nothing about an earlier one whose outcome is unknown.
         if lease.is_held() and self._cached.login is not None:
             await self._cached.keep(self._cached.login.next(presented_at=None))
         else:
@@ -171,7 +177,7 @@ class Refresh:
             self._cached.discard_mark(marked)
 
     async def _check_refusal(self, before: Login) -> None:
-        """Handle `invalid_grant`: accept it only if the store still has the refresh token that was sent.
+        """Handle a refusal: accept it only if the store still has the refresh token that was sent.
 
         Raises:
             LoginRequired, TokenEndpointUnavailable, StoreUnavailable, StoreUnusable

@@ -17,6 +17,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 from urllib.parse import urlencode
 
@@ -145,9 +146,13 @@ class HttpTokenEndpoint:
 
     async def refresh(self, refresh_token: Secret, may_send: Callable[[], bool] | None = None) -> TokenReply:
         """Send `refresh_token` and return its successor (RFC 6749 §6)."""
-        return await self._request_token(
-            may_send, grant_type="refresh_token", refresh_token=refresh_token, scope=self._scope
-        )
+        fields: oauth2.Fields = {
+            "grant_type": "refresh_token",
+            "refresh_token": refresh_token,
+            "scope": self._scope,
+        }
+        parse = partial(oauth2.parse_reply, refreshing=True)
+        return await self._parsed(parse, _Request(self._token_url, "token", fields, may_send))
 
     async def client_credentials(self) -> TokenReply:
         """Request a token in the app's own name (RFC 6749 §4.4.2)."""
@@ -181,10 +186,8 @@ class HttpTokenEndpoint:
             oauth2.parse_revocation, _Request(self._revocation_url, "revocation", fields)
         )
 
-    async def _request_token(
-        self, may_send: Callable[[], bool] | None = None, **fields: str | Secret | None
-    ) -> TokenReply:
-        return await self._parsed(oauth2.parse_reply, _Request(self._token_url, "token", fields, may_send))
+    async def _request_token(self, **fields: str | Secret | None) -> TokenReply:
+        return await self._parsed(oauth2.parse_reply, _Request(self._token_url, "token", fields))
 
     async def _parsed(self, parse: Callable[[EndpointResponse], _T], request: _Request) -> _T:
         # Errors are raised here only. The methods below return them, which keeps their frames, with the form

@@ -16,7 +16,7 @@ from oauthlib.oauth2 import WebApplicationClient
 from cfproxy.auth import oauth2
 from cfproxy.auth.models import TokenReply
 from cfproxy.auth.oauth2 import EndpointResponse
-from cfproxy.errors import GrantRefused, Misconfigured, TokenEndpointUnavailable
+from cfproxy.errors import CfproxyError, GrantRefused, Misconfigured, TokenEndpointUnavailable
 from cfproxy.secret import Secret
 
 MARKER = "MARKERsecretMARKER"
@@ -185,6 +185,72 @@ def test_refusal_of_the_app_says_what_to_correct(code: str, fix: str) -> None:
     assert fix in str(caught.value)
     assert "Registered Apps" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "access_denied",
+        "account_selection_required",
+        "consent_required",
+        "expired_refresh_token",
+        "expired_token",
+        "interaction_required",
+        "invalid_refresh_token",
+        "invalid_token",
+        "login_required",
+    ],
+)
+def test_refusal_that_only_a_person_can_lift_refuses_the_grant(code: str) -> None:
+    """Real servers answer so when consent, session or refresh token have ended; waiting does not help."""
+    with pytest.raises(GrantRefused, match=code) as caught:
+        reply({"error": code, "error_description": MARKER}, 403)
+    assert caught.value.code == code
+    assert_silent(caught.value)
+    with pytest.raises(TokenEndpointUnavailable):
+        reply({"error": code}, 503)
+
+
+def refusal(code: str, description: object = None) -> CfproxyError:
+    document = json.dumps({"error": code, "error_description": description}).encode()
+    try:
+        oauth2.parse_reply(EndpointResponse(400, JSON, document), refreshing=True)
+    except CfproxyError as error:
+        return error
+    raise AssertionError("accepted")
+
+
+def test_invalid_request_may_mean_the_refresh_token() -> None:
+    """Servers on authlib and others answer `invalid_request` to a refresh token that has expired."""
+    error = refusal("invalid_request")
+    assert isinstance(error, GrantRefused)
+    assert error.code == "invalid_request"
+    assert "token_url" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("description", "kind"),
+    [
+        ("refresh_token is invalid", GrantRefused),
+        ("Unknown or invalid refresh token.", GrantRefused),
+        ("The refresh token has expired", GrantRefused),
+        ("This client may not use the grant type refresh_token", Misconfigured),
+        ("Invalid client", Misconfigured),
+        (None, Misconfigured),
+        (["refresh_token is invalid"], Misconfigured),
+    ],
+)
+def test_unauthorized_client_is_told_apart_by_its_description(
+    description: object, kind: type[CfproxyError]
+) -> None:
+    """Atlassian says it of an ended refresh token, RFC 6749 §5.2 of an app without that grant."""
+    assert isinstance(refusal("unauthorized_client", description), kind)
+
+
+@pytest.mark.parametrize("code", ["invalid_client", "invalid_scope", "unsupported_grant_type"])
+def test_other_refusals_of_a_refresh_are_about_the_app(code: str) -> None:
+    """What the configuration or the registration can correct does not end a login."""
+    assert isinstance(refusal(code, "the refresh token is invalid"), Misconfigured)
 
 
 @pytest.mark.parametrize("status", [301, 307, 400, 404, 405, 415, 500, 502, 503])

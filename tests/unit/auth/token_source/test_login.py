@@ -8,7 +8,13 @@ import pytest
 
 from cfproxy.auth.models import Token, TokenReply
 from cfproxy.auth.token_source import TokenSource
-from cfproxy.errors import LoginRequired, Misconfigured, StoreUnavailable, TokenEndpointUnavailable
+from cfproxy.errors import (
+    GrantRefused,
+    LoginRequired,
+    Misconfigured,
+    StoreUnavailable,
+    TokenEndpointUnavailable,
+)
 from cfproxy.secret import Secret
 from tests.support.fakes import LOST, World, access, at_once, down
 
@@ -43,6 +49,55 @@ async def test_refused_login_requires_a_new_login_and_no_network(world: World) -
     assert stored.refused_at is not None
     assert not stored.answer_lost
     assert stored.presented_at is None
+
+
+@pytest.mark.parametrize("code", ["access_denied", "invalid_request", "invalid_token"])
+async def test_refusal_of_a_login_that_was_refreshed_before_requires_a_login(world: World, code: str) -> None:
+    """The same request worked before, so it is the login that has ended, not the app that is wrong."""
+    await world.put_expired(login_at=world.clock.time() - 90_000)
+    world.endpoint.always = GrantRefused(f"refused ({code})", code=code)
+    token_source = await world.token_source()
+    with pytest.raises(LoginRequired, match="has ended"):
+        await token_source.get()
+    await world.clock.advance(600)
+    assert world.endpoint.calls == ["refresh-1"]
+    stored = await world.stored()
+    assert stored.refresh_token == Secret("refresh-1")
+    assert stored.refused_at is not None
+    assert [event["reason"] for event in world.named("login.refused")] == [f"refused ({code})"]
+
+
+async def test_invalid_request_to_the_first_refresh_is_a_matter_of_settings(world: World) -> None:
+    """A request that has never worked may be wrong; it is tried again, and heals without a login."""
+    login = await world.put_expired()
+    await world.put(token=login.token, login_at=login.token.obtained_at)
+    world.endpoint.plan = [GrantRefused("refused (invalid_request)", code="invalid_request")]
+    token_source = await world.token_source()
+    with pytest.raises(Misconfigured, match="invalid_request"):
+        await token_source.get()
+    stored = await world.stored()
+    assert (stored.refused_at, stored.presented_at) == (None, None)
+    await world.clock.advance(1)
+    assert access(await token_source.get()) == "access-2"
+
+
+@pytest.mark.parametrize("code", ["access_denied", "invalid_request"])
+async def test_refusal_of_what_another_process_replaced_is_no_end(world: World, code: str) -> None:
+    """Whatever the server calls it, the store decides whether the refused refresh token is the newest."""
+    await world.put_expired(login_at=world.clock.time() - 90_000)
+    world.endpoint.plan = [GrantRefused("refused", code=code)]
+    token_source = await world.token_source()
+    world.endpoint.gate.clear()
+    waiting = asyncio.create_task(token_source.get())
+    await world.clock.settle()
+    await world.put(
+        login_at=world.clock.time() - 90_000,
+        token=Token(Secret("access-9"), world.clock.time(), 3600.0),
+        refresh_token=Secret("refresh-9"),
+        serial=9,
+    )
+    world.endpoint.gate.set()
+    assert access(await waiting) == "access-9"
 
 
 async def test_refusal_survives_a_restart(world: World) -> None:
