@@ -64,6 +64,7 @@ audit: .venv/audit.stamp
 bench: .venv/bench.stamp
 	$(BIN)/python bench/memory.py
 	$(BIN)/python bench/slowloris.py
+	$(BIN)/python bench/small_pieces.py
 	$(BIN)/python bench/reload.py
 	$(BIN)/python bench/log_line.py
 	$(BIN)/python bench/pacing.py --results .venv/pacing.json

@@ -20,7 +20,7 @@ from bench.speed_peers import PEERS, Cores, Origin, running_origin, running_peer
 
 PARTS = [
     ("event loop and reading from sockets (uvloop)", r"asyncio/|uvloop"),
-    ("writing to sockets", r"StreamProtocol\.write(_soon)? |http1/write_batch\.py"),
+    ("writing to sockets", r"StreamProtocol\.write(_soon)? |http1/turns\.py"),
     (
         "the request's log line",
         r"structlog/|json/|logging/|cfproxy/observability/logs\.py|Exchange\._record |keeps_request",

@@ -5,12 +5,16 @@ Invariants:
 2. Anything that two implementations could read differently is refused, never repaired: line ends are CRLF,
    sizes are hexadecimal digits, and only a line end follows a chunk.
 3. Framing has a maximum size: each size line, and all trailers together.
+4. One call handles a bounded number of chunks, and small chunks that come faster than a person or an event
+   stream would send them are bounded in total: parsing a chunk of one byte takes as long as copying 10 KB.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cfproxy.errors import BadTarget
@@ -55,6 +59,15 @@ def read_framing(version: tuple[int, int], headers: RawHeaders) -> Framing:
 
 SIZE_LINE_MAX = 1024
 TRAILERS_MAX = 4 * 1024
+TRAILER_LINES_MAX = 128
+# A piece is a chunk, or 64 bytes of its extension. It takes about a microsecond.
+PIECE_BYTES = 64
+TURN_PIECES = 128
+# A body may have this many pieces, one more for each `CHUNK_AVERAGE` bytes, and some per second: a stream of
+# short events lasts for days.
+CHUNKS_MAX = 10_000
+CHUNK_AVERAGE = 16
+CHUNKS_PER_S = 100
 
 # Extensions are ignored (RFC 9112 §7.1.1). 16 digits overflow no implementation's integers.
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
@@ -67,6 +80,10 @@ class MalformedBody(Exception):
     """The data is not a body with the framing that its head announced."""
 
 
+class TinyChunks(MalformedBody):
+    """There are more small chunks than a body may have (see `CHUNKS_MAX`)."""
+
+
 class BodyReader(ABC):
     """Extracts one body from received data."""
 
@@ -76,7 +93,9 @@ class BodyReader(ABC):
 
     @abstractmethod
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """Return the part of the body that `data` contains, and what follows the body.
+        """Return the part of the body that `data` contains, and what is left of `data`.
+
+        If the body is `done`, the latter follows it. If not, it is to be fed in a later turn of the loop.
 
         Raises:
             MalformedBody
@@ -126,36 +145,57 @@ class ChunkReader(BodyReader):
 
     Args:
         padded: whether spaces may follow a size, as some old servers send them.
+        now: a monotonic clock.
     """
 
-    def __init__(self, *, padded: bool = False) -> None:
+    def __init__(self, *, padded: bool = False, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._size_line = _PADDED_SIZE_LINE if padded else _SIZE_LINE
+        self._now = now
+        self._started_at = now()
         self._held = b""  # the start of a line, or of the line end behind a chunk
         self._left = 0  # of the current chunk
         self._after_chunk = False  # its line end must follow
         self._in_trailers = False
         self._trailer_bytes = 0
+        self._pieces = 0
+        self._bytes = 0  # of the body
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """See `BodyReader.feed`."""
         data, self._held = self._held + data, b""
-        pieces: list[bytes] = []
-        at = 0
+        body: list[bytes] = []
+        at = pieces = 0
         while at < len(data) and not self.done:
             if self._left:
                 piece = data[at : at + self._left]
-                pieces.append(piece)
+                body.append(piece)
                 at += len(piece)
                 self._left -= len(piece)
                 self._after_chunk = not self._left
                 continue
+            if pieces >= TURN_PIECES and not self._in_trailers:  # which are few
+                break
             after = self._skip_line_end(data, at) if self._after_chunk else self._read_line(data, at)
             if after == at:  # it is incomplete
-                self._held = data[at:]
-                return b"".join(pieces), b""
+                self._held, at = data[at:], len(data)
+                break
+            pieces += 1 + (after - at) // PIECE_BYTES
             at = after
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces), data[at:]
+            if self._left and data.startswith(b"\r\n", at + self._left):  # nearly always, with small chunks
+                body.append(data[at : at + self._left])
+                at += self._left + 2
+                self._left = 0
+        whole = body[0] if len(body) == 1 else b"".join(body)
+        self._count(pieces, len(whole))
+        return whole, data[at:]
+
+    def _count(self, pieces: int, size_bytes: int) -> None:
+        self._pieces += pieces
+        self._bytes += size_bytes
+        excess = self._pieces - CHUNKS_MAX - self._bytes // CHUNK_AVERAGE
+        if excess > 0 and excess > (self._now() - self._started_at) * CHUNKS_PER_S:
+            raise TinyChunks
 
     def _skip_line_end(self, data: bytes, at: int) -> int:
         if data.startswith(b"\r\n", at):
@@ -183,7 +223,8 @@ class ChunkReader(BodyReader):
             self.done = True
             return at + 2
         end = data.find(b"\n", at) + 1
-        if self._trailer_bytes + (end or len(data)) - at > TRAILERS_MAX:
+        too_long = self._trailer_bytes + (end or len(data)) - at > TRAILERS_MAX
+        if too_long or len(self.trailers) >= TRAILER_LINES_MAX:
             raise MalformedBody
         if not end:
             return at

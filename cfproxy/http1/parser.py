@@ -27,10 +27,6 @@ _REQUEST_LINE = re.compile(rb"[^ ]+ [^ ]+ HTTP/1\.[01]")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _NO_BODY = frozenset({204, 304})
-_BEFORE_HEAD = (b"", b"\r")
-_EMPTY_LINES = re.compile(rb"\A(?:\r\n)+")
-# Larger heads are not cached: the cache lives as long as its connection, also while that is idle.
-CACHED_HEAD_BYTES = 8 * 1024
 
 
 class MalformedHead(Exception):
@@ -249,77 +245,6 @@ def split_request_head(head: bytes, limits: HeadLimits) -> tuple[bytes, bytes, b
     if len(method) + len(target) + len("  HTTP/1.1") > limits.line_bytes:
         raise MalformedHead
     return method, target, rest
-
-
-class RequestBuffer:
-    """Received bytes of a client connection that were not parsed yet: the next head, and what follows it.
-
-    Args:
-        limits: of a head.
-    """
-
-    __slots__ = ("_cached", "_head_bytes", "_limits", "_malformed", "_seen", "data")
-
-    def __init__(self, limits: HeadLimits) -> None:
-        self._limits = limits
-        self.data: bytes | bytearray = b""
-        self._head_bytes = 0  # of the next head, once it is complete
-        self._malformed = False
-        self._seen = 0  # length of the start of a head that is not complete yet
-        self._cached: tuple[bytes, RequestFields | None] = (b"", None)  # of the head before
-
-    @property
-    def started(self) -> bool:
-        """Whether a head has started; an empty line may come before it (RFC 9112 §2.2)."""
-        return self.data not in _BEFORE_HEAD
-
-    def append(self, data: bytes) -> None:
-        """Add received bytes."""
-        if not self.data:
-            self.data = data
-        else:  # a bytearray, so that a head that arrives byte by byte is not copied for each byte
-            self.data = bytearray(self.data) if isinstance(self.data, bytes) else self.data
-            self.data += data
-
-    def has_head(self) -> bool:
-        """Return whether `pop_head` can be called: for a complete head, or for one that is malformed."""
-        if self._head_bytes or self._malformed:
-            return True
-        if not self.started:
-            return False
-        if self.data.startswith(b"\r\n"):
-            self.data = _EMPTY_LINES.sub(b"", self.data, count=1)
-        try:
-            self._head_bytes = request_head_end(self.data, self._limits, self._seen)
-        except MalformedHead:
-            self._malformed = True
-        self._seen = 0 if self._head_bytes else len(self.data)
-        return self._malformed or self._head_bytes != 0
-
-    def pop_head(self) -> tuple[bytes, bytes, RequestFields]:
-        """Remove the next head; return its method, its target and its fields.
-
-        Raises:
-            MalformedHead
-            BadTarget: the framing of the body is ambiguous.
-        """
-        if self._malformed:
-            raise MalformedHead
-        head, self.data = bytes(self.data[: self._head_bytes]), bytes(self.data[self._head_bytes :])
-        self._head_bytes = 0
-        method, target, rest = split_request_head(head, self._limits)
-        cached, fields = self._cached
-        if fields is None or rest != cached:
-            fields = parse_fields(rest, self._limits)
-            if len(rest) <= CACHED_HEAD_BYTES:
-                self._cached = (rest, fields)
-        return method, target, fields
-
-    def clear(self) -> None:
-        """Discard everything."""
-        self.data = b""
-        self._head_bytes = self._seen = 0
-        self._malformed = False
 
 
 def response_head_end(data: bytes, limits: HeadLimits) -> int:

@@ -28,8 +28,9 @@ import socket
 from collections.abc import Callable, Iterable
 
 from cfproxy.errors import BadTarget
-from cfproxy.http1.framing import Framing, MalformedBody
-from cfproxy.http1.parser import MalformedHead, RequestBuffer, RequestFields, build_reader
+from cfproxy.http1.framing import Framing, MalformedBody, TinyChunks
+from cfproxy.http1.parser import MalformedHead, RequestFields, build_reader
+from cfproxy.http1.request_buffer import RequestBuffer
 from cfproxy.http1.stream import BodyStream, IdleTimeout, StreamProtocol
 from cfproxy.server.connection_limits import Connections
 from cfproxy.server.request import Limits, Request, RequestHandler
@@ -53,7 +54,7 @@ class ClientConnection(StreamProtocol):
     def __init__(
         self, handle: Callable[[Request], RequestHandler], connections: Connections, limits: Limits
     ) -> None:
-        super().__init__(connections.write_batch)
+        super().__init__(connections.write_batch, connections.backlogs)
         self._handle = handle
         self._connections = connections
         self._limits = limits
@@ -87,6 +88,7 @@ class ClientConnection(StreamProtocol):
     def data_received(self, data: bytes) -> None:
         """Handle received data: a part of a body, pipelined requests, or the next request."""
         if self._discarding:
+            self.wait_for_turn()  # or the loop would read megabytes in each iteration
             return
         if self._body is not None and not self._body.complete:
             data = self._feed_body(data)
@@ -126,6 +128,7 @@ class ClientConnection(StreamProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the request."""
         super().connection_lost(exc)
+        self.backlog = b""
         self._timeout.aclose()
         self._watch.forget(self._socket)
         if self._body is not None:
@@ -160,10 +163,14 @@ class ClientConnection(StreamProtocol):
         """Stop reading for now; a client that hangs up is noticed nevertheless."""
         super().hold_reading()
         # Then everything it sent before is read, and the end behind it.
-        self._watch.watch(self._socket, self.release_reading, half=True)
+        self._watch.watch(self._socket, self._read_to_end, half=True)
 
     def release_reading(self) -> None:
-        """Read again."""
+        """Read again, unless the client has sent too much ahead of the present request."""
+        if not (self.busy and len(self._buffer.data) > self._limits.ahead_bytes):
+            self._read_to_end()
+
+    def _read_to_end(self) -> None:
         if self.reading_held and not self.lost:
             self._watch.forget(self._socket)
             super().release_reading()
@@ -257,17 +264,21 @@ class ClientConnection(StreamProtocol):
         return not self._discarding and (self._body is None or self._body.complete)
 
     def _feed_body(self, data: bytes) -> bytes:
-        """Give the body its part of `data`; return the rest."""
-        assert self._body is not None  # noqa: S101 - checked by the callers
+        """Give the body its part of `data`; return what follows the body."""
+        body = self._body
+        assert body is not None  # noqa: S101 - checked by the callers
         try:
-            rest = self._body.feed(data)
-        except MalformedBody:
+            rest = body.feed(data)
+        except MalformedBody as error:
             self._discarding = True
-            self._body.fail(
-                BadTarget("the request body is not well-formed; check Content-Length or the chunks")
-            )
+            tiny = "the request body comes in too many tiny chunks; send larger ones"
+            malformed = "the request body is not well-formed; check Content-Length or the chunks"
+            body.fail(BadTarget(tiny if isinstance(error, TinyChunks) else malformed))
             return b""
         self._received_at = self.loop.time()
+        if rest and not body.complete:
+            self.wait_for_turn(rest)
+            return b""
         return rest
 
     def _cancel_request(self) -> bool:
@@ -301,6 +312,7 @@ class ClientConnection(StreamProtocol):
     def _discard(self) -> None:
         """Discard what has arrived, and whatever still arrives."""
         self._buffer.clear()
+        self.backlog = b""
         self._discarding = True
 
     def _end(self) -> None:
@@ -309,7 +321,7 @@ class ClientConnection(StreamProtocol):
             self._close()
             return
         # The client may still be sending. A reset would make it lose the response.
-        self._discarding = True
+        self._discard()
         self.release_reading()
         self.flush()
         if self.transport.can_write_eof():

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cfproxy.http1.stream import WriteBatch
+from cfproxy.http1.turns import Backlogs, WriteBatch
 from cfproxy.server.hangup import HangupWatch
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Connections:
     # Shared by the connections.
     watch: HangupWatch = field(init=False, default_factory=HangupWatch)
     write_batch: WriteBatch = field(init=False, default_factory=WriteBatch)
+    backlogs: Backlogs = field(init=False, default_factory=Backlogs)
     _all: set[ClientConnection] = field(init=False, default_factory=set)  # until they are closed
     # The states of the connections that count. A dict holds since when, oldest first.
     _unfinished: dict[ClientConnection, float] = field(init=False, default_factory=dict)

@@ -20,7 +20,7 @@ from cfproxy.errors import (
     UpstreamUnreachable,
     without_traceback,
 )
-from cfproxy.http1.framing import MalformedBody
+from cfproxy.http1.framing import MalformedBody, TinyChunks
 from cfproxy.http1.headers import RawHeaders
 from cfproxy.http1.parser import (
     HeadLimits,
@@ -29,10 +29,12 @@ from cfproxy.http1.parser import (
     parse_response_head,
     response_head_end,
 )
-from cfproxy.http1.stream import BodyStream, IdleTimeout, StreamProtocol, WriteBatch
+from cfproxy.http1.stream import BodyStream, IdleTimeout, StreamProtocol
+from cfproxy.http1.turns import Backlogs, WriteBatch
 
 LIMITS = HeadLimits(headers=1000)
 INTERIM_MAX_BYTES = 64 * 1024  # of all interim responses to one request, so that they can't go on for ever
+TURN_HEADS = 16  # how many heads of interim responses are handled in one turn
 _INCOMPLETE = "the API's response is incomplete"
 
 
@@ -41,15 +43,16 @@ class UpstreamConnection(StreamProtocol):
 
     Args:
         on_lost: called when the connection has ended.
-        write_batch: shared with other connections; its own when None.
+        write_batch, backlogs: shared with other connections; its own when None.
     """
 
     def __init__(
         self,
         on_lost: Callable[[UpstreamConnection], None],
         write_batch: WriteBatch | None = None,
+        backlogs: Backlogs | None = None,
     ) -> None:
-        super().__init__(write_batch)
+        super().__init__(write_batch, backlogs)
         self._on_lost = on_lost
         self.timeout = IdleTimeout(self._timed_out)
         self.reused = False  # whether it has been idle, so that the API may have closed it
@@ -145,14 +148,16 @@ class UpstreamConnection(StreamProtocol):
         self.received_any = True
         try:
             if self.body is not None:
-                self._surplus |= bool(self.body.feed(data))
+                self._feed_body(self.body, data)
             elif self._in_exchange and not self.unsent:
                 self._read_heads(self._unread + data if self._unread else data)
             else:
                 self._surplus = True
                 self.abort()
-        except (MalformedHead, MalformedBody):
-            self.fail(UpstreamProtocol("the API's response is not well-formed HTTP"))
+        except (MalformedHead, MalformedBody) as error:
+            tiny = isinstance(error, TinyChunks)
+            fault = "comes in too many tiny chunks" if tiny else "is not well-formed HTTP"
+            self.fail(UpstreamProtocol(f"the API's response {fault}"))
             self.abort()
         except UpstreamError as error:
             self.fail(error)
@@ -160,7 +165,7 @@ class UpstreamConnection(StreamProtocol):
 
     def eof_received(self) -> None:
         """Handle an orderly end, which may be the end of the body."""
-        if self.body is not None:
+        if self.body is not None and not self.backlog:  # TLS may report the end before the backlog is handled
             try:
                 self.body.end()
             except MalformedBody:
@@ -181,7 +186,13 @@ class UpstreamConnection(StreamProtocol):
         self._on_lost(self)
 
     def _read_heads(self, data: bytes) -> None:
+        heads = 0
         while end := response_head_end(data, LIMITS):
+            heads += 1
+            if heads > TURN_HEADS:
+                self._unread = b""
+                self.wait_for_turn(data)
+                return
             head = parse_response_head(data[:end], LIMITS, to_head=self._to_head)
             data = data[end:]
             if head.status >= 200:
@@ -199,8 +210,15 @@ class UpstreamConnection(StreamProtocol):
         self.head = head
         self.body = BodyStream(self, head.build_reader(), self.timeout, self._idle_s)
         if data:
-            self._surplus |= bool(self.body.feed(data))
+            self._feed_body(self.body, data)
         self._wake()
+
+    def _feed_body(self, body: BodyStream, data: bytes) -> None:
+        rest = body.feed(data)
+        if body.complete:
+            self._surplus |= bool(rest)
+        elif rest:
+            self.wait_for_turn(rest)
 
     def _handle_interim(self, head: ResponseHead) -> None:
         if head.status < 100:

@@ -21,7 +21,8 @@ import aiohappyeyeballs
 from yarl import URL
 
 from cfproxy.errors import UpstreamError, UpstreamTimeout, UpstreamTls, UpstreamUnreachable
-from cfproxy.http1.stream import IdleTimeout, WriteBatch
+from cfproxy.http1.stream import IdleTimeout
+from cfproxy.http1.turns import Backlogs, WriteBatch
 from cfproxy.upstream.connection import UpstreamConnection
 
 # Below the idle timeout of common load balancers (60 s), so that we close first.
@@ -54,7 +55,7 @@ class Pool:
         self.connect_s = connect_s
         self._limit = limit
         self._loop = asyncio.get_running_loop()
-        self._write_batch = WriteBatch()
+        self._write_batch, self._backlogs = WriteBatch(), Backlogs()
         self._all: set[UpstreamConnection] = set()
         self._idle: deque[UpstreamConnection] = deque()  # most recently used last
         self._opening = 0
@@ -227,7 +228,7 @@ class Pool:
             await self._resolve(), happy_eyeballs_delay=HEAD_START_S
         )
         _, connection = await self._loop.create_connection(
-            lambda: UpstreamConnection(self._forget, self._write_batch),
+            lambda: UpstreamConnection(self._forget, self._write_batch, self._backlogs),
             sock=sock,
             ssl=self._tls,
             server_hostname=None if self._tls is None else self._host,

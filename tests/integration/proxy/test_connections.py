@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from cfproxy.http1.parser import CACHED_HEAD_BYTES, HeadLimits, MalformedHead, request_head_end
+from cfproxy.http1.parser import HeadLimits, MalformedHead, request_head_end
+from cfproxy.http1.request_buffer import CACHED_HEAD_BYTES
 from cfproxy.proxy.exchange import Exchange
 from tests.support.origin import OK, Peer, answering, reply, until, until_still
 from tests.support.proxied import proxied

@@ -15,13 +15,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cfproxy.http1.framing import (
+    CHUNK_AVERAGE,
+    CHUNKS_MAX,
+    CHUNKS_PER_S,
     SIZE_LINE_MAX,
+    TRAILER_LINES_MAX,
     TRAILERS_MAX,
+    TURN_PIECES,
     BodyReader,
     ChunkReader,
     CloseReader,
     LengthReader,
     MalformedBody,
+    TinyChunks,
     render_chunk,
     render_last_chunk,
 )
@@ -249,6 +255,95 @@ def test_the_total_size_of_trailers_is_limited() -> None:
 def test_malformed_and_framing_trailers_are_refused(trailer: bytes) -> None:
     """A recipient that merges trailers into the head must not get another length (RFC 9110 §6.5.1)."""
     assert refused(b"0\r\n" + trailer + b"\r\n\r\n")
+
+
+def test_the_number_of_trailers_is_limited() -> None:
+    """Each is checked and written by itself."""
+    assert read(ChunkReader(), b"0\r\n" + b"a:\r\n" * TRAILER_LINES_MAX + b"\r\n", []) == (b"", b"")
+    assert refused(b"0\r\n" + b"a:\r\n" * (TRAILER_LINES_MAX + 1) + b"\r\n")
+
+
+# --- small chunks ---------------------------------------------------------------------------
+
+
+READ_BYTES = 16 * 1024
+
+
+def feed_in_turns(reader: BodyReader, data: bytes) -> list[bytes]:
+    """Feed `data` as if read from a socket, and what is left of it; return the body's parts."""
+    parts: list[bytes] = []
+    for at in range(0, len(data), READ_BYTES):
+        left = data[at : at + READ_BYTES]
+        while left and not reader.done:
+            part, left = reader.feed(left)
+            parts.append(part)
+    return parts
+
+
+@pytest.mark.parametrize("size", [1, 2, 15])
+def test_one_call_handles_a_bounded_number_of_chunks(size: int) -> None:
+    """The rest is returned, and nothing is lost if it is fed again."""
+    stream = render_chunk(b"x" * size) * 1000 + render_last_chunk([(b"a", b"b")])
+    reader = ChunkReader()
+    parts = feed_in_turns(reader, stream)
+    assert max(map(len, parts)) <= TURN_PIECES * size
+    assert b"".join(parts) == b"x" * size * 1000
+    assert reader.done
+    assert reader.trailers == [(b"a", b"b")]
+
+
+def test_extensions_count_by_their_length() -> None:
+    """A long one takes as long to skip as many chunks."""
+    chunk = b"1;" + b"e" * 1000 + b"\r\nx\r\n"
+    part, left = ChunkReader().feed(chunk * 100)
+    assert 0 < len(part) <= TURN_PIECES // (1000 // 64) + 1
+    assert len(left) == len(chunk) * (100 - len(part))
+
+
+def test_large_chunks_are_handled_at_once() -> None:
+    """However many bytes they have."""
+    stream = render_chunk(b"x" * 4096) * 64
+    assert ChunkReader().feed(stream) == (b"x" * 4096 * 64, b"")
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [b"1\r\nx\r\n", b"%x\r\n%b\r\n" % (CHUNK_AVERAGE - 1, b"x" * (CHUNK_AVERAGE - 1)), b"1;a=b\r\nx\r\n"],
+)
+@pytest.mark.parametrize("split", [False, True])
+def test_many_small_chunks_are_refused(chunk: bytes, split: bool) -> None:
+    """Up to the limit they pass; it applies to the whole body, however it is split."""
+    size = int(chunk.split(b"\r\n")[0].split(b";")[0], 16)
+    reader = ChunkReader(now=lambda: 0.0)
+    most = CHUNKS_MAX + CHUNKS_MAX * size // CHUNK_AVERAGE
+    assert sum(map(len, feed_in_turns(reader, chunk * most))) == most * size
+    more = [chunk] * 20 * CHUNKS_MAX if split else [chunk * 20 * CHUNKS_MAX]
+    with pytest.raises(TinyChunks):
+        all(feed_in_turns(reader, piece) for piece in more)
+
+
+def test_long_extensions_are_refused_earlier() -> None:
+    """They count as many chunks."""
+    reader = ChunkReader(now=lambda: 0.0)
+    with pytest.raises(TinyChunks):
+        feed_in_turns(reader, (b"1;" + b"e" * 1000 + b"\r\nx\r\n") * (CHUNKS_MAX // 15))
+
+
+@pytest.mark.parametrize("size", [CHUNK_AVERAGE, 100, 5000])
+def test_many_chunks_of_some_size_pass(size: int) -> None:
+    """As lines of JSON, for example."""
+    reader = ChunkReader(now=lambda: 0.0)
+    chunk = render_chunk(b"x" * size)
+    assert sum(map(len, feed_in_turns(reader, chunk * 3 * CHUNKS_MAX))) == size * 3 * CHUNKS_MAX
+
+
+def test_small_chunks_may_go_on_for_ever_if_they_come_slowly() -> None:
+    """A stream of short events lasts for days."""
+    seconds = 0.0
+    reader = ChunkReader(now=lambda: seconds)
+    for _ in range(10 * CHUNKS_MAX):
+        seconds += 1 / CHUNKS_PER_S
+        assert reader.feed(b"1\r\n\n\r\n") == (b"\n", b"")
 
 
 # --- compared with other implementations --------------------------------------------------

@@ -11,16 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfproxy.errors import UpstreamUnreachable
-from cfproxy.http1.framing import CloseReader, LengthReader
+from cfproxy.errors import UpstreamProtocol, UpstreamUnreachable
+from cfproxy.http1.framing import (
+    CHUNKS_MAX,
+    TURN_PIECES,
+    CloseReader,
+    LengthReader,
+)
 from cfproxy.http1.stream import (
     HIGH_BYTES,
     LARGE_BYTES,
     BodyStream,
     IdleTimeout,
     StreamProtocol,
-    WriteBatch,
 )
+from cfproxy.http1.turns import TURNS, Backlogs, WriteBatch
 from cfproxy.server.connection import ClientConnection
 from cfproxy.server.request import Limits
 from cfproxy.upstream.connection import UpstreamConnection
@@ -226,3 +231,90 @@ async def test_an_idle_timeout_calls_back_once_and_only_while_it_runs() -> None:
     assert calls.call_count == 1
     idle_timeout.start(60.0)
     idle_timeout.aclose()
+
+
+# --- data in small pieces -------------------------------------------------------------------
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+COUNT = 9 * TURN_PIECES
+
+
+def answered(backlogs: Backlogs) -> tuple[UpstreamConnection, FakeTransport, BodyStream]:
+    """Return a connection whose response has `COUNT` chunks of one byte."""
+    connection, transport = UpstreamConnection(lambda _: None, None, backlogs), FakeTransport()
+    connection.connection_made(transport)
+    connection.start_exchange(60.0, to_head=False, on_interim=None)
+    connection.data_received(CHUNKED + b"1\r\nx\r\n" * COUNT + b"0\r\n\r\n")
+    assert connection.body is not None
+    return connection, transport, connection.body
+
+
+async def test_small_pieces_are_handled_in_turns() -> None:
+    """However many connections have some, an iteration of the loop handles as much as for `TURNS` of them."""
+    backlogs = Backlogs()
+    bodies = [answered(backlogs)[2] for _ in range(20)]
+    assert {len(body.read_available()) for body in bodies} == {TURN_PIECES}
+    read = [0] * len(bodies)
+    while not all(body.complete for body in bodies):
+        await asyncio.sleep(0)
+        handled = [len(body.read_available()) for body in bodies]
+        assert sum(handled) <= TURNS * TURN_PIECES
+        assert sum(map(bool, handled)) <= TURNS
+        read = [before + now for before, now in zip(read, handled, strict=True)]
+        assert max(read) - min(read) <= TURN_PIECES  # each in its turn
+    assert set(read) == {COUNT - TURN_PIECES}
+
+
+async def test_nothing_is_read_before_the_backlog_is_handled() -> None:
+    """Not even by a reader who has taken everything; then reading goes on."""
+    _, transport, body = answered(Backlogs())
+    seen = []
+    while not body.complete:
+        assert body.read_available()
+        seen.append(transport.reading)
+        await asyncio.sleep(0)
+    assert set(seen) == {False}
+    assert transport.reading
+
+
+@pytest.mark.parametrize("how", ["connection_lost", "eof_received", "fail"])
+async def test_a_backlog_is_delivered_before_an_error(how: str) -> None:
+    """The end of the connection may be reported while its data is still being handled."""
+    connection, _, body = answered(Backlogs())
+    if how == "eof_received":
+        connection.eof_received()
+    elif how == "fail":
+        connection.fail(UpstreamUnreachable("", unsent=False))
+    connection.connection_lost(None)
+    data = b""
+    while piece := await body.read():
+        data += piece
+    assert data == b"x" * COUNT
+
+
+async def test_an_incomplete_body_fails_after_its_backlog() -> None:
+    """What arrived is delivered."""
+    connection = UpstreamConnection(lambda _: None)
+    connection.connection_made(FakeTransport())
+    connection.start_exchange(60.0, to_head=False, on_interim=None)
+    connection.data_received(CHUNKED + b"1\r\nx\r\n" * COUNT)
+    connection.connection_lost(None)
+    assert connection.body is not None
+    data = b""
+    while len(data) < COUNT:
+        data += await connection.body.read()
+    assert data == b"x" * COUNT
+    with pytest.raises(UpstreamProtocol, match="incomplete"):
+        await connection.body.read()
+
+
+async def test_too_many_small_chunks_of_a_response_are_malformed() -> None:
+    """The connection ends."""
+    connection, transport, body = answered(Backlogs())
+    while not body.complete:
+        await asyncio.sleep(0)
+    connection.finish_exchange()
+    connection.start_exchange(60.0, to_head=False, on_interim=None)
+    connection.data_received(CHUNKED + b"1\r\nx\r\n" * 2 * CHUNKS_MAX)
+    while not transport.closed:
+        await asyncio.sleep(0)
