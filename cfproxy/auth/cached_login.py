@@ -12,6 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
 from collections.abc import Callable, Hashable
@@ -77,6 +78,7 @@ class CachedLogin:
         self._discarded_mark: tuple[int, float | None] | None = None
         self._unsaved_over: Login | None = None  # the stored record that the unsaved one was derived from
         self._stamp: Hashable = object()
+        self._loading = asyncio.Lock()
         self._read_error: CfproxyError | None = None
         self._write_error: CfproxyError | None = None
 
@@ -160,8 +162,16 @@ class CachedLogin:
         return self._read_error is not None or self.changed()
 
     def changed(self) -> bool:
-        """Return whether someone else has changed the login since it was read; uses no network."""
-        return self._read_error is None and self._store.stamp(self._app.account) != self._stamp
+        """Return whether someone else has changed the login since it was last read; uses no network."""
+        return self._store.stamp(self._app.account) != self._stamp
+
+    async def confirm(self) -> None:
+        """Make sure that `changed` knows of every change of a shared store.
+
+        Raises:
+            StoreUnavailable, StoreUnusable
+        """
+        await self._store.confirm(self._app.account)
 
     async def load(self) -> None:
         """Read the store, and adopt its record unless the one in memory is newer.
@@ -169,17 +179,17 @@ class CachedLogin:
         Raises:
             StoreUnavailable, StoreUnusable
         """
-        # Before the read, so that a change in between is noticed at the next check.
-        stamp = self._store.stamp(self._app.account)
-        try:
-            stored = await self._store.load(self._app.account)
-        except (StoreUnavailable, StoreUnusable) as error:
-            self._report(error, self._read_error)
-            self._read_error = error
-            raise
-        self._stamp = stamp
-        self._read_error = None
-        self._adopt(stored)
+        async with self._loading:  # one after the other, or a slow read would bring back what was replaced
+            # Before the read, so that a change in between is noticed at the next look.
+            stamp = self._store.stamp(self._app.account)
+            try:
+                stored = await self._store.load(self._app.account)
+            except (StoreUnavailable, StoreUnusable) as error:
+                self._report(error, self._read_error)
+                self._stamp, self._read_error = stamp, error
+                raise
+            self._stamp, self._read_error = stamp, None
+            self._adopt(stored)
 
     def _adopt(self, stored: Login | None) -> None:
         if self._app.grant == "client_credentials" and stored and not stored.belongs_to(self._app):

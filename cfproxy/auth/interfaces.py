@@ -92,8 +92,11 @@ class TokenStore(Protocol):
     def stamp(self, account: str) -> Hashable:
         """Return a value that differs after anyone has changed the login.
 
-        It costs a stat at most, uses no network and never raises: it is called every second under load.
+        It costs a stat at most, uses no network and never raises: it is called many times a second.
         """
+
+    async def confirm(self, account: str) -> None:
+        """Make sure that `stamp` knows of every change; needed for a `shared` store only, and soon over."""
 
     async def probe(self, account: str) -> None:
         """Try whether a login could be saved now, leaving nothing behind."""

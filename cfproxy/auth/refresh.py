@@ -58,6 +58,7 @@ class Refresh:
         self._clock = clock
         self._log = log
         self.count = 0  # tokens received from the endpoint
+        self.is_locked = False  # whether this process holds the lock
 
     async def run(self, rejected: Token | None, *, lock_timeout_s: float, may_request: bool) -> None:
         """Lock the login and get a usable token.
@@ -72,11 +73,14 @@ class Refresh:
         """
         try:
             async with self._store.lock(self._app.account, lock_timeout_s) as lease:
+                self.is_locked = True
                 await self._run_locked(rejected, lease, may_request=may_request)
         except StoreUnavailable as error:
             if not may_request or self._app.grant != "client_credentials":
                 raise
             await self._request_client_credentials(error)
+        finally:
+            self.is_locked = False
 
     async def _run_locked(self, rejected: Token | None, lease: Lease, *, may_request: bool) -> None:
         await self._cached.load()

@@ -25,6 +25,7 @@ from cfproxy.auth.backoff import Backoff, Hold
 from cfproxy.auth.cached_login import CachedLogin
 from cfproxy.auth.expiry import expiry_warning
 from cfproxy.auth.interfaces import TokenEndpoint, TokenStore
+from cfproxy.auth.login_watch import LoginWatch
 from cfproxy.auth.models import App, Token, TokenStatus
 from cfproxy.auth.refresh import Refresh
 from cfproxy.clock import Clock
@@ -38,7 +39,6 @@ from cfproxy.errors import (
     TokenEndpointUnavailable,
 )
 
-CHECK_EVERY_S = 1.0
 SAVE_AGAIN_S = 5.0
 LAST_SAVE_WAIT_S = 1.0
 # Waiting for the lock means waiting for another process' whole refresh, and for a slow disk.
@@ -79,12 +79,13 @@ class TokenSource:
         self._lock_timeout_s = endpoint_timeout_s + LOCK_SLACK_S
         self._cached = CachedLogin(app, store, clock, self._log, self._on_change, chance)
         self._refresh = Refresh(app, store, self._cached, endpoint, clock, self._log)
+        self._watch = LoginWatch(
+            self._cached, clock, self._log, lambda: self._refresh.is_locked, self._on_read
+        )
         self._backoff = Backoff(jitter)
         self._hold = Hold()
         self._failures: Counter[type[CfproxyError]] = Counter()
-        # Monotonic instants: when to look for changes in the store, and when to try to save again.
-        self._check_at = self._save_at = -math.inf
-        self._reading: asyncio.Task[None] | None = None
+        self._save_at = -math.inf  # monotonic instant at which to try to save again
         self._refreshing: asyncio.Task[None] | None = None
         self._timer: asyncio.Task[None] | None = None
         self._closed = False
@@ -92,12 +93,16 @@ class TokenSource:
     # --- for requests ---------------------------------------------------------------------
 
     def current(self) -> Token | None:
-        """Return the token unless a refresh or a check of the store is due.
+        """Return the token unless a refresh or a look into the store is due.
 
         Every request comes through here, so it only compares instants that were worked out before.
         """
         cached, now = self._cached, self._clock.monotonic()
-        if now < self._check_at and now < cached.refresh_at and self._clock.time() < cached.refresh_at_wall:
+        if (
+            now < self._watch.due_at
+            and now < cached.refresh_at
+            and self._clock.time() < cached.refresh_at_wall
+        ):
             return cached.token
         return None
 
@@ -110,10 +115,10 @@ class TokenSource:
         """
         if (token := self.current()) is not None:
             return token
-        await self.check_store()
+        await self._watch.look()
         for tries in range(TRIES + 1):
             if (token := self._cached.usable()) is not None:
-                if self._should_refresh() and not self._read_if_changed():
+                if self._should_refresh() and not self._watch.read_if_changed():
                     self._start_refresh(None)
                 return token
             self._raise_if_blocked()
@@ -157,9 +162,10 @@ class TokenSource:
     async def aclose(self) -> None:
         """Finish a running refresh and save an unsaved token, so that neither is lost."""
         self._closed = True
+        self._watch.close()
         if self._timer is not None:
             self._timer.cancel()
-        running = {task for task in (self._timer, self._reading, self._refreshing) if task is not None}
+        running = {task for task in (self._timer, self._watch.reading, self._refreshing) if task is not None}
         if running:
             await asyncio.wait(running)
         if self._cached.unsaved:
@@ -196,44 +202,14 @@ class TokenSource:
     # --- reading the store ----------------------------------------------------------------
 
     async def check_store(self, *, at_once: bool = False) -> None:
-        """Read the store if it has changed; wait for that only if no token is usable.
+        """Read the store if it has changed (see `LoginWatch.look`)."""
+        await self._watch.look(at_once=at_once)
 
-        Looks for changes once a second at most, unless `at_once`.
-        """
-        if at_once:
-            self._check_at = -math.inf
-        if self._reading is None:
-            now = self._clock.monotonic()
-            if now < self._check_at or self._closed:
-                return
-            self._check_at = now + CHECK_EVERY_S
-            # A running refresh reads the store itself, under the lock.
-            if self._refreshing is not None or not self._cached.needs_read():
-                return
-            self._reading = asyncio.create_task(self._read())
-        if self._cached.usable() is None:
-            await asyncio.shield(self._reading)
-
-    def _read_if_changed(self) -> bool:
-        """Start to read what another process has stored; return whether a read is running."""
-        if self._reading is None and self._cached.changed():
-            self._check_at = self._clock.monotonic() + CHECK_EVERY_S
-            self._reading = asyncio.create_task(self._read())
-        return self._reading is not None
-
-    async def _read(self) -> None:
-        try:
-            await self._cached.load()
-        except (StoreUnavailable, StoreUnusable) as error:
+    def _on_read(self, error: CfproxyError | None) -> None:
+        if error is not None:
             self._read_failed(error)
-        except Exception:  # noqa: BLE001 - logged whole; the token in hand does not depend on it
-            self._log.exception("store.read_crashed")
-            self._read_failed(StoreUnavailable("an internal error stopped reading the store; see the log"))
-        else:
-            if isinstance(self._backoff.error, StoreUnavailable | StoreUnusable):
-                self._backoff.resume()
-        finally:
-            self._reading = None
+        elif isinstance(self._backoff.error, StoreUnavailable | StoreUnusable):
+            self._backoff.resume()
         self._schedule()
 
     def _read_failed(self, error: CfproxyError) -> None:
@@ -241,7 +217,7 @@ class TokenSource:
         # Otherwise it must not look like a logout.
         lasting = isinstance(error, StoreUnusable) or self._cached.problem() is not None
         if lasting and self._cached.login is None and self._backoff.left_s(self._clock.monotonic()) == 0:
-            self._backoff.stop(error, self._check_at)
+            self._backoff.stop(error, self._watch.again_at)
 
     def _on_change(self, another_login: bool) -> None:
         self._backoff.clear()
@@ -273,8 +249,6 @@ class TokenSource:
         # Set before anything can fail, or a store that is gone would be tried in a busy loop.
         self._save_at = self._clock.monotonic() + SAVE_AGAIN_S
         try:
-            if self._reading is not None:
-                await asyncio.wait({self._reading})
             await self._refresh.run(rejected, lock_timeout_s=self._lock_timeout_s, may_request=may_request)
         except CfproxyError as error:
             failure = error
@@ -330,7 +304,7 @@ class TokenSource:
     async def _wake(self, delay_s: float) -> None:
         await self._clock.sleep(delay_s)
         self._timer = None
-        if self._refreshing is not None or self._read_if_changed():
+        if self._refreshing is not None or self._watch.read_if_changed():
             return  # whichever is running sets the next timer
         may_request = self._should_refresh()
         if may_request or (self._cached.unsaved and self._clock.monotonic() >= self._save_at):

@@ -78,6 +78,9 @@ class FileStore:
         """Return a value that differs after anyone has changed the login; one stat."""
         return self._folder.stamp(_login_name(account))
 
+    async def confirm(self, account: str) -> None:
+        """No-op: `stamp` asks the file system itself."""
+
     async def probe(self, account: str) -> None:
         """Try whether a login could be saved now; leaves nothing but the folder."""
         await asyncio.to_thread(self._probe, account)

@@ -69,6 +69,9 @@ class MemoryStore:
         """Return the number of the last change, None if there is no login."""
         return self._stamps.get(account)
 
+    async def confirm(self, account: str) -> None:
+        """No-op: `stamp` knows of every change."""
+
     async def probe(self, account: str) -> None:
         """No-op: memory is always writable."""
 

@@ -330,3 +330,29 @@ async def test_tls_verifies_the_server(tmp_path: Path, open_redis: Stores) -> No
         await open_redis(url, ca_file=tmp_path / "ca.pem").save(build_login())
         with pytest.raises(StoreUnavailable, match=r"a certificate that is not trusted; .* tls\.ca_file"):
             await open_redis(url).load("default")
+
+
+async def test_confirmed_stamp_knows_of_news_that_were_lost(server: RedisServer, open_redis: Stores) -> None:
+    """While a subscription is interrupted, whoever needs to know asks the server."""
+    watcher, writer = open_redis(server.url), open_redis(server.url)
+    await writer.save(build_login())
+    watcher.stamp("default")
+    await watcher.confirm("default")
+    before = watcher.stamp("default")
+    raw = redis.asyncio.Redis(port=server.port)
+    while not (await raw.pubsub_numsub("cfproxy:{default}:news"))[0][1]:
+        await asyncio.sleep(0.005)
+    await raw.client_kill_filter(_type="pubsub")
+    await raw.aclose()
+    await writer.delete("default")
+    await watcher.confirm("default")
+    assert watcher.stamp("default") != before
+
+
+async def test_confirming_gives_up_soon(server: RedisServer, open_redis: Stores) -> None:
+    """A valid token must not wait for a server that is stalled."""
+    store = open_redis(server.url)
+    await store.confirm("default")
+    with server.stalled(), pytest.raises(StoreUnavailable, match="does not answer"):
+        await store.confirm("default")
+    await store.confirm("default")

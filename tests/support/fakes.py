@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
@@ -160,6 +160,20 @@ class FaultyStore(MemoryStore):
         self.loads = 0
         self.locks = 0
         self.lease = FakeLease()
+        self.unheard = False  # changes show in the stamp only after `confirm`
+        self.confirm_fault: CfproxyError | None = None
+        self._heard: Hashable = None
+
+    def stamp(self, account: str) -> Hashable:
+        if not self.unheard:
+            self._heard = super().stamp(account)
+        return self._heard
+
+    async def confirm(self, account: str) -> None:
+        await asyncio.sleep(0)
+        if self.confirm_fault is not None:
+            raise self.confirm_fault
+        self._heard = super().stamp(account)
 
     @asynccontextmanager
     async def lock(self, account: str, timeout_s: float) -> AsyncIterator[Lease]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -82,6 +83,15 @@ class RedisServer:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait(PATIENCE_S)
             self._process = None
+
+    @contextmanager
+    def stalled(self) -> Iterator[None]:
+        """Let it accept connections and answer nothing while the block runs."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
 
     async def empty(self) -> None:
         """Delete everything that it holds."""

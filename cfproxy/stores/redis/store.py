@@ -9,7 +9,7 @@ Invariants:
 2. The holder of the lock writes only over the version that it read, and never over a record whose writer
    (`by`) had a higher fence. What it could not write for that reason it may still keep and save later.
 3. Every command may arrive twice: `write` distinguishes a repetition from a second writer.
-4. No request costs a round trip: `stamp` returns what `subscription.py` has received.
+4. `stamp` costs no round trip: it returns what `subscription.py` has received, or `confirm` has fetched.
 5. A server that has lost the key (emptied, evicted, restarted without its data) gets it back from any
    process that knows it: only `delete` forgets a login, and it leaves the hash.
 """
@@ -39,6 +39,7 @@ from cfproxy.stores.redis.subscription import Subscription
 
 RECORD_MAX_BYTES = 1 << 20
 ACKNOWLEDGE_MS = 1500
+CONFIRM_S = 0.5  # a valid token waits for it
 
 # KEYS: record. ARGV: write, version that was read ('' for any), fence ('' for any), channel, document ('' to
 # delete it). Returns {done, version, whether there was a document}.
@@ -173,6 +174,15 @@ class RedisStore:
         """Return a value that differs soon after anyone has changed the login; uses no network."""
         self._subscription.follow(account, _key(account, "news"))
         return self._versions.get(account)
+
+    async def confirm(self, account: str) -> None:
+        """Fetch the version, because the subscription may be interrupted without having noticed."""
+        try:
+            async with asyncio.timeout(CONFIRM_S):
+                with naming_errors(self._where):
+                    self._on_version(account, await self._fetch_version(account))
+        except TimeoutError:
+            raise StoreUnavailable(f"{self._where} does not answer") from None
 
     async def probe(self, account: str) -> None:
         """Try whether a login could be saved now, leaving nothing behind."""

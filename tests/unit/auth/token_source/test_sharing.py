@@ -6,9 +6,11 @@ import asyncio
 
 import pytest
 
+from cfproxy.auth.login_watch import AGAIN_S, LOOK_EVERY_S, LOOK_WAIT_S
 from cfproxy.auth.models import Token
 from cfproxy.errors import LoginRequired, StoreUnavailable
 from cfproxy.secret import Secret
+from cfproxy.stores.memory import MemoryStore
 from tests.support.fakes import World, access, at_once, down
 
 # --- refreshing together -----------------------------------------------------------------
@@ -65,7 +67,9 @@ async def test_refresh_waits_for_a_running_read(world: World) -> None:
     await world.put(serial=2, token=Token(Secret("access-1"), world.clock.time() - 3400, 3600.0))
     read = world.store.slow_read = asyncio.Event()
     await world.clock.advance(1)
-    assert access(at_once(token_source.get())) == "access-1"
+    caller = asyncio.create_task(token_source.get())
+    await world.clock.advance(LOOK_WAIT_S)
+    assert access(await caller) == "access-1"
     await world.clock.settle()
     assert world.endpoint.calls == []
     read.set()
@@ -153,23 +157,115 @@ async def test_new_login_ends_the_hold_on_refreshes(world: World) -> None:
     assert (await token_source.replace(new)).value != new.value
 
 
-@pytest.mark.parametrize("how", ["logout", "another app"])
-async def test_running_proxy_notices_a_logout(world: World, how: str) -> None:
-    """A logout, or a login as another app, ends the use of a valid token within a second."""
+@pytest.mark.parametrize("how", ["logout", "another app", "another person"])
+async def test_first_request_after_a_change_carries_no_former_token(any_world: World, how: str) -> None:
+    """The store is looked at before a token is used, and a change is read before anything is sent."""
+    world = any_world
     await world.put()
     token_source = await world.token_source()
     assert access(at_once(token_source.get())) == "access-1"
     if how == "logout":
         await world.store.delete("default")
-    else:
+    elif how == "another app":
         await world.put(client_id="another")
-    await world.clock.advance(1)
-    at_once(token_source.get())  # starts a check of the store
+    else:
+        token = Token(Secret("access-of-theirs"), world.clock.time(), 3600.0)
+        await world.put(token=token, login_at=world.clock.time() + 1, serial=2)
+    await world.clock.advance(LOOK_EVERY_S)
+    if how == "another person":
+        assert access(await token_source.get()) == "access-of-theirs"
+    elif world.app.grant == "client_credentials":
+        assert access(await token_source.get()) == "access-2"
+    else:
+        with pytest.raises(LoginRequired):
+            await token_source.get()
+        assert world.clock.sleeping == 0
+        assert world.endpoint.calls == []
+
+
+async def test_requests_that_arrive_during_the_read_wait_for_it_too(world: World) -> None:
+    """Whoever is second must not overtake the look of the first."""
+    await world.put()
+    token_source = await world.token_source()
+    read = world.store.slow_read = asyncio.Event()
+    await world.store.delete("default")
+    await world.clock.advance(LOOK_EVERY_S)
+    callers = [asyncio.create_task(token_source.get()) for _ in range(3)]
     await world.clock.settle()
+    assert token_source.current() is None
+    assert not any(caller.done() for caller in callers)
+    read.set()
+    for caller in callers:
+        with pytest.raises(LoginRequired):
+            await caller
+
+
+async def test_change_that_cannot_be_read_delays_valid_tokens_once_and_for_a_bounded_time(
+    world: World,
+) -> None:
+    """A store that hangs says nothing about the login, so the token in hand serves until its expiry."""
+    await world.put()
+    token_source = await world.token_source()
+    read = world.store.slow_read = asyncio.Event()
+    await world.put(serial=2)
+    await world.clock.advance(LOOK_EVERY_S)
+    caller = asyncio.create_task(token_source.get())
+    await world.clock.advance(LOOK_WAIT_S - 0.1)
+    assert not caller.done()
+    await world.clock.advance(0.1)
+    assert access(await caller) == "access-1"
+    assert access(at_once(token_source.get())) == "access-1"
+    read.set()
+
+
+async def test_each_request_without_a_login_looks(world: World) -> None:
+    """`cfproxy login && curl` works however soon after another request the login ends."""
+    token_source = await world.token_source()
+    for _ in range(3):
+        with pytest.raises(LoginRequired):
+            await token_source.get()
+        await world.put()
+        assert access(await token_source.get()) == "access-1"
+        await world.store.delete("default")
+        await world.clock.advance(LOOK_EVERY_S)
+
+
+async def test_change_while_a_refresh_waits_for_the_lock_is_noticed(world: World) -> None:
+    """A logout by the lock's holder counts before the refresh has got the lock."""
+    await world.put(presented_at=world.clock.time())
+    async with MemoryStore.lock(world.store, "default", 1):
+        token_source = await world.token_source()
+        await world.clock.settle()
+        assert world.store.locks == 1
+        await world.store.delete("default")
+        await world.clock.advance(LOOK_EVERY_S)
+        with pytest.raises(LoginRequired):
+            await token_source.get()
+
+
+async def test_store_of_other_machines_is_asked_as_well(world: World) -> None:
+    """News can get lost: a shared store is asked before a token is used, within a bounded time."""
+    world.store.shared = True
+    await world.put()
+    token_source = await world.token_source()
+    await world.store.delete("default")
+    world.store.unheard = True
+    await world.clock.advance(AGAIN_S)
     with pytest.raises(LoginRequired):
         await token_source.get()
-    assert world.clock.sleeping == 0
-    assert world.endpoint.calls == []
+
+
+async def test_shared_store_that_does_not_answer_is_waited_for_once(world: World) -> None:
+    """After that, looks run beside the requests until one succeeds."""
+    world.store.shared = True
+    await world.put()
+    token_source = await world.token_source()
+    world.store.confirm_fault = StoreUnavailable("the store is out of reach")
+    await world.clock.advance(AGAIN_S)
+    assert access(await token_source.get()) == "access-1"
+    for _ in range(3):
+        await world.clock.advance(AGAIN_S)
+        assert access(at_once(token_source.get())) == "access-1"
 
 
 async def test_unchanged_store_is_not_read(world: World) -> None:
