@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from cfproxy.cli.options import common_options, config_option, load_config
+from cfproxy.cli.options import common_options, config_option, load_config, locate_config
 from cfproxy.config import filled_file, json_schema, problem_with, render_settings, starter_file
 from cfproxy.config.render import SECRET_VARIABLE
 from cfproxy.errors import UsageError
@@ -103,6 +103,9 @@ def config_check() -> int:
     """Check the configuration; print all problems at once."""
     settings = load_config()
     click.echo(f"{settings.source}: ok, accounts: {', '.join(settings.accounts)}")
+    found, _ = locate_config()
+    for note in found.notes if found.path is None else ():
+        click.echo(f"cfproxy: {note}", err=True)
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from cfproxy.auth.interfaces import TokenStore
-from cfproxy.config import Account, Settings, account_names, find_config, load_settings
+from cfproxy.config import Account, FoundConfig, Settings, account_names, find_config, load_settings
 from cfproxy.config.addresses import parse_tcp_address
 from cfproxy.errors import ConfigError, UsageError
 
@@ -30,10 +30,11 @@ def common_options(function: _F) -> _F:
         "-c",
         "--config",
         metavar="FILE",
-        type=click.Path(),
+        type=click.Path(readable=False),  # not checked here: a problem of the file is reported like any other
         expose_value=False,
         callback=_remember,
-        help="Configuration file; default: $CFPROXY_CONFIG, ./config.yaml, the user's config folder.",
+        help="Configuration file; default: $CFPROXY_CONFIG, ./cfproxy.yaml, ./config.yaml, "
+        "the user's config folder.",
     )
     return config(debug_option(function))
 
@@ -46,7 +47,7 @@ debug_option = click.option(
 def complete_account(ctx: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
     """Return the accounts whose names start with `incomplete`; problems of the configuration are ignored."""
     try:
-        path = find_config(ctx.meta.get("cfproxy.config"), os.environ, Path.cwd())
+        path = find_config(ctx.meta.get("cfproxy.config"), os.environ, Path.cwd()).path
     except (ConfigError, OSError):
         return []
     return [name for name in account_names(path, os.environ) if name.startswith(incomplete)]
@@ -78,8 +79,8 @@ def is_debug() -> bool:
     return bool(click.get_current_context().meta.get("cfproxy.debug"))
 
 
-def locate_config() -> tuple[Path | None, str | None]:
-    """Return the configuration file, if there is one, and the value of `-c`.
+def locate_config() -> tuple[FoundConfig, str | None]:
+    """Return the configuration file, and the value of `-c`.
 
     Raises:
         ConfigError: the file that was named does not exist.
@@ -98,8 +99,16 @@ def settings_loader() -> Callable[[], Settings]:
     Raises:
         ConfigError: the file that was named does not exist. The function raises it for any other problem.
     """
-    path, named = locate_config()
-    return lambda: load_settings(path, os.environ, named)
+    found, named = locate_config()
+
+    def load() -> Settings:
+        try:
+            return load_settings(found.path, os.environ, named)
+        except ConfigError as error:
+            # Who did not mean this file has to know why it was read.
+            raise ConfigError(error.message, error.problems + found.notes) from None
+
+    return load
 
 
 def load_config() -> Settings:

@@ -19,12 +19,13 @@ from cfproxy.config.settings import (
     Settings,
     Store,
 )
-from cfproxy.config.sources import find_config
+from cfproxy.config.sources import FoundConfig, find_config
 
 __all__ = [
     "Access",
     "AccessKey",
     "Account",
+    "FoundConfig",
     "LocalUser",
     "Log",
     "Pacing",

@@ -48,6 +48,12 @@ def account_conflicts(account: Account) -> Iterator[tuple[set[str], tuple[str, .
         yield {"listen", "access"}, ("access", "users"), text
     if account.store.key is not None and find_spec("cryptography") is None:
         yield {"store"}, ("store", "key"), "needs a library; run: pip install 'cfproxy[encrypt]'"
+    if account.store.url == "file" and account.store_dir is None and account.grant == "authorization_code":
+        text = (
+            "needs a place: this user has no home folder; set store: file:DIR, or store: memory if a restart "
+            "may end the login"
+        )
+        yield {"store"}, ("store",), text
     address = account.store.url if isinstance(account.store.url, RedisAddress) else None
     if address is not None and find_spec("redis") is None:
         yield {"store"}, ("store", "url"), "needs a library; run: pip install 'cfproxy[redis]'"

@@ -7,7 +7,7 @@ read up to a limit. No message contains a secret, a variable's name or a path.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,6 +70,19 @@ def _parse_path(text: str, info: ValidationInfo) -> Path:
         raise ValueError(
             "is relative, but the working folder no longer exists; change to another one"
         ) from None
+
+
+def user_folder(locate: Callable[[str], Path]) -> Path | None:
+    """Return cfproxy's folder of a kind; None for a user without a home folder, as in some containers.
+
+    `locate` is a function of platformdirs. It raises RuntimeError, or leaves the `~`, if HOME is unset and
+    the user is not in the system's list.
+    """
+    try:
+        folder = locate("cfproxy")
+    except RuntimeError:
+        return None
+    return folder if folder.is_absolute() else None
 
 
 def _read_start(path: Path, size_bytes: int) -> bytes:

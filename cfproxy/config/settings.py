@@ -26,7 +26,7 @@ from cfproxy.config.addresses import (
     url_origin,
 )
 from cfproxy.config.redis_url import RedisAddress
-from cfproxy.config.references import CaFile, Key, SecretText, StoreUrl, User
+from cfproxy.config.references import CaFile, Key, SecretText, StoreUrl, User, user_folder
 from cfproxy.config.types import ClientId, Duration, Flag, Method, PathPattern, Rate, Scope, Size, Word
 
 SECRET_KEYS = frozenset({"client_secret", "keys", "key"})
@@ -229,16 +229,21 @@ class Account(AccountKeys):
 
     @property
     def store_dir(self) -> Path | None:
-        """The folder of a file store; None for other stores."""
+        """The folder of a file store; None for other stores, and for a user without a home folder."""
         url = self.store.url
         if url == "file":
-            return platformdirs.user_state_path("cfproxy")
+            return user_folder(platformdirs.user_state_path)
         return Path(url.removeprefix("file:")) if isinstance(url, str) and url.startswith("file:") else None
 
     @property
     def store_url(self) -> str | RedisAddress:
-        """The store, with the password that is configured beside its address."""
+        """The store, with the password that is configured beside its address.
+
+        Without a home folder it is in memory; `conflicts.py` allows that for client credentials only.
+        """
         url, password = self.store.url, self.store.password
+        if url == "file" and self.store_dir is None:
+            return "memory"
         return replace(url, password=password) if isinstance(url, RedisAddress) and password else url
 
     @property

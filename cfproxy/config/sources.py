@@ -12,13 +12,15 @@ import re
 import shlex
 import stat
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_origin
 
 import platformdirs
 
-from cfproxy.config.keys import check_keys, merge, paths_of, section_of
+from cfproxy.config.keys import check_keys, keys_of, merge, paths_of, section_of
 from cfproxy.config.problems import BadYaml, Keys, Problems, Tree, suggest
+from cfproxy.config.references import user_folder
 from cfproxy.config.settings import SECRET_KEYS, AccountKeys, FileKeys
 from cfproxy.config.types import unquote
 from cfproxy.errors import ConfigError, Problem
@@ -47,52 +49,105 @@ _LINK_DETAIL = re.compile(r"(CFPROXY(?:_[A-Z0-9_]+?)?)_(?:NAME|ENV_.+)")  # Dock
 # --- the file ---------------------------------------------------------------------------------
 
 
-def find_config(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> Path | None:
-    """Return the file to read: `explicit`, `$CFPROXY_CONFIG`, `config.yaml` in `cwd` or the user's folder.
+@dataclass(frozen=True, slots=True)
+class FoundConfig:
+    """The configuration file.
 
-    Returns None if no file is named and neither folder has one.
+    Args:
+        path: None if there is none.
+        notes: for a file that nobody named why it is read, else why those in the usual places are not.
+    """
+
+    path: Path | None
+    notes: tuple[Problem, ...] = ()
+
+
+def find_config(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> FoundConfig:
+    """Return the first of: `explicit`, `$CFPROXY_CONFIG`, a file in `cwd`, a file in the user's folder.
+
+    In `cwd` that is `cfproxy.yaml`, or a `config.yaml` that has a key of ours at its top level. What nobody
+    named and this user can't read counts as absent.
 
     Raises:
         ConfigError: the named file does not exist, or a file that was not named is not trusted.
     """
     for name, origin in ((explicit, "-c"), (unquote(environ.get("CFPROXY_CONFIG", "")), "CFPROXY_CONFIG")):
-        if not name:
+        if name:
+            _check_exists(cwd / name, name, origin)
+            return FoundConfig(cwd / name)
+    skipped = []
+    for place, why in _usual_places(cwd):
+        try:
+            status = _look_at(place)
+            if status is None:
+                continue
+            reason = why or f"it is in the working folder and has the key {_own_key(place)}"
+        except BadYaml as error:
+            text = f"was not used, because it {error}; name the file to read: -c FILE or CFPROXY_CONFIG"
+            skipped.append(Problem(str(place), "", text))
             continue
-        path = cwd / name
-        if _exists(path):
-            return path
+        if not _is_trusted(status):
+            text = "belongs to another user, or others can write to it; to use it anyway, name it: -c FILE"
+            raise ConfigError("untrusted configuration file", (Problem(str(place), "", text),))
+        text = f"was read because {reason}; to read another file, name it: -c FILE or CFPROXY_CONFIG"
+        return FoundConfig(place, (Problem(str(place), "", text),))
+    return FoundConfig(None, tuple(skipped))
+
+
+def _check_exists(path: Path, name: str, origin: str) -> None:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
         if path.is_symlink():
             text = f"is a link to a file that does not exist (named by {origin}); fix the link"
         else:
             text = f"does not exist (named by {origin}); run: cfproxy config init -c {shlex.quote(name)}"
-        raise ConfigError("no such configuration file", (Problem(name, "", text),))
-    places = (cwd / "config.yaml", platformdirs.user_config_path("cfproxy") / "config.yaml")
-    found = next((place for place in places if _exists(place)), None)
-    if found is not None and not _is_trusted(found):
-        text = "belongs to another user, or others can write to it; to use it anyway, name it: -c FILE"
-        raise ConfigError("untrusted configuration file", (Problem(str(found), "", text),))
-    return found
+        raise ConfigError("no such configuration file", (Problem(name, "", text),)) from None
+    except OSError:
+        pass  # reading it will report the problem
 
 
-def _is_trusted(path: Path) -> bool:
+def _usual_places(cwd: Path) -> Iterator[tuple[Path, str]]:
+    """Yield where a file that nobody named may be, and why it is ours there; empty if its content decides."""
+    yield cwd / "cfproxy.yaml", "it is in the working folder"
+    yield cwd / "config.yaml", ""
+    if (folder := user_folder(platformdirs.user_config_path)) is not None:
+        yield folder / "config.yaml", "it is in the user's configuration folder"
+
+
+def _look_at(place: Path) -> os.stat_result | None:
+    """Return a readable file's status, None if it is absent; BadYaml says what else it is."""
+    try:
+        status = place.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its other end
+            raise BadYaml("is not a file")
+        with place.open("rb"):
+            return status
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise BadYaml(f"can't be read: {error.strerror}") from None
+
+
+def _own_key(place: Path) -> str:
+    """Return a key of ours at the top level of a file whose name many programs use."""
+    text, keys = _read_text(place), keys_of(FileKeys)
+    # A broken file of ours is still ours, so that its mistake is reported.
+    if (line := re.search(rf"(?m)^(['\"]?)({'|'.join(keys)})\1[ \t]*:", text)) is not None:
+        return line[2]
+    tree, _ = _read_yaml(text)
+    for key in tree if isinstance(tree, dict) else ():
+        if key in keys:
+            return str(key)
+    raise BadYaml("has no key of cfproxy at its top level")
+
+
+def _is_trusted(status: os.stat_result) -> bool:
     """Whether a file that was not named belongs to this user or the system, and only they can write to it.
 
     It decides where tokens and secrets go, and other users may be able to write to the current folder.
     """
-    if os.name != "posix":
-        return True
-    try:
-        status = path.stat()
-    except OSError:
-        return True  # reading it will report the problem
-    return status.st_uid in {0, os.geteuid()} and not status.st_mode & stat.S_IWOTH
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:
-        return True  # reading it will report the problem
+    return os.name != "posix" or (status.st_uid in {0, os.geteuid()} and not status.st_mode & stat.S_IWOTH)
 
 
 def read_file(path: Path, problems: Problems) -> Tree | None:

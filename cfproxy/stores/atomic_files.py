@@ -36,13 +36,15 @@ _REPLACE_TRIES = 1 if POSIX else 20
 _REPLACE_PAUSE_S = 0.02
 
 _LASTING = {errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR}
+_ELSEWHERE = "set `store: file:DIR` to a folder of this user's, or `store: memory`"
 _NEXT_STEP = {
     errno.ENOSPC: "free some space there",
     getattr(errno, "EDQUOT", -1): "free some space there, or request a larger quota",
-    errno.EROFS: "mount it writable, or set `store` to another folder",
-    errno.EACCES: "let this user read and write there, or set `store` to another folder",
+    errno.ENOENT: _ELSEWHERE,
+    errno.EROFS: f"mount it writable, or {_ELSEWHERE}",
+    errno.EACCES: f"let this user read and write there, or {_ELSEWHERE}",
     errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
-    errno.EPERM: "let this user read and write there, or set `store` to another folder",
+    errno.EPERM: f"let this user read and write there, or {_ELSEWHERE}",
 }
 
 
@@ -147,9 +149,7 @@ class Folder:
         except OSError as error:
             words = error.strerror or type(error).__name__
             if error.errno in _LASTING:
-                raise StoreUnusable(
-                    f"cannot {doing} in {self.path}: {words}; set `store` to another folder"
-                ) from error
+                raise StoreUnusable(f"cannot {doing} in {self.path}: {words}; {_ELSEWHERE}") from error
             step = _NEXT_STEP.get(error.errno or 0, "check that disk")
             raise StoreUnavailable(f"cannot {doing} in {self.path}: {words}; {step}") from error
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from pathlib import Path
 
 import click
 from yarl import URL
@@ -22,7 +21,7 @@ from cfproxy.cli.options import account_option, choose_accounts, common_options,
 from cfproxy.cli.run import run_loop
 from cfproxy.cli.terminal import show
 from cfproxy.clock import SystemClock
-from cfproxy.config import Account, RedisAddress, Settings, load_settings
+from cfproxy.config import Account, FoundConfig, RedisAddress, Settings, load_settings
 from cfproxy.errors import CfproxyError, ConfigError
 
 _COLORS = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -34,13 +33,14 @@ _COLORS = {"ok": "green", "warn": "yellow", "fail": "red"}
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor_command(account: str | None, as_json: bool) -> int:
     """Check configuration, store, DNS, TLS, clock, token and API; print fixes."""
+    found = FoundConfig(None)
     try:
-        path, named = locate_config()
-        settings = load_settings(path, os.environ, named)
+        found, named = locate_config()
+        settings = load_settings(found.path, os.environ, named)
     except ConfigError as error:
-        findings = _config_findings(error)
+        findings = _config_findings(error, found)
     else:
-        findings = run_loop(_examine(settings, choose_accounts(settings, account), path))
+        findings = run_loop(_examine(settings, choose_accounts(settings, account), found))
     if as_json:
         click.echo(json.dumps({"findings": [each.to_document() for each in findings]}, indent=2))
     else:
@@ -48,15 +48,18 @@ def doctor_command(account: str | None, as_json: bool) -> int:
     return next((each.code for each in findings if each.level == "fail"), 0)
 
 
-async def _examine(settings: Settings, accounts: list[Account], path: Path | None) -> list[Finding]:
+async def _examine(settings: Settings, accounts: list[Account], found: FoundConfig) -> list[Finding]:
     """Run all checks, each after those it depends on.
 
     Args:
         settings: the whole configuration.
         accounts: the accounts to check.
-        path: the configuration file; None if there is none.
+        found: the configuration file.
     """
-    findings = [check_configuration(settings), *check_secrets(path), check_environment(os.environ)]
+    findings = [check_configuration(settings)]
+    if found.path is None:
+        findings += _note_findings(found)
+    findings += [*check_secrets(found.path), check_environment(os.environ)]
     findings += check_port("admin", settings.admin)
     checked: set[URL] = set()
     for account in accounts:
@@ -76,7 +79,7 @@ async def _examine(settings: Settings, accounts: list[Account], path: Path | Non
     return findings
 
 
-def _config_findings(error: ConfigError) -> list[Finding]:
+def _config_findings(error: ConfigError, found: FoundConfig) -> list[Finding]:
     """Return the problems of a configuration that can't be used; nothing else can be checked then."""
     named = config_option()
     check = shlex.join(["cfproxy", "config", "check", *(() if named is None else ("-c", named))])
@@ -85,4 +88,9 @@ def _config_findings(error: ConfigError) -> list[Finding]:
         text, _, step = problem.partition("; run: ")  # some messages include a fix
         step = step or f"correct it, then: {check}"
         findings.append(Finding("configuration", "fail", text, step, code=error.exit_code))
-    return findings
+    return findings + _note_findings(found)
+
+
+def _note_findings(found: FoundConfig) -> list[Finding]:
+    parts = [str(note).rpartition("; ") for note in found.notes]
+    return [Finding("configuration", "warn", text, step) for text, _, step in parts]

@@ -44,7 +44,10 @@ def check_secrets(path: Path | None) -> Iterator[Finding]:
         text = f"{path} contains a secret, and other users of this machine can read it"
         yield Finding("secret", "warn", text, f"chmod 600 {shlex.quote(str(path))}")
     for kind, name in sources:
-        if kind == "file" and _others_read(place := (path.parent / Path(name).expanduser())):
+        place = path.parent / name
+        with contextlib.suppress(RuntimeError):  # no such home folder; then a variable has overridden it
+            place = path.parent / Path(name).expanduser()
+        if kind == "file" and _others_read(place):
             text = f"{place} contains a secret, and other users of this machine can read it"
             yield Finding("secret", "warn", text, f"chmod 600 {shlex.quote(str(place))}")
     if sources:

@@ -169,7 +169,7 @@ async def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     """A store below a file can't exist, and the message says so."""
     (tmp_path / "file").write_bytes(b"")
     assert "not a folder" in await refusal(FileStore(tmp_path / "file"))
-    assert "set `store` to another folder" in await refusal(FileStore(tmp_path / "file" / "below"))
+    assert "set `store: file:DIR` to a folder" in await refusal(FileStore(tmp_path / "file" / "below"))
 
 
 @posix_only

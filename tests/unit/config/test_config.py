@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -13,11 +11,9 @@ from cfproxy.config import (
     Pacing,
     TcpAddress,
     UnixAddress,
-    find_config,
     load_settings,
     render_settings,
 )
-from cfproxy.errors import ConfigError
 from cfproxy.secret import Secret
 from tests.support.config_loader import BASE, ENVIRON, MARKER, Loader
 
@@ -145,72 +141,3 @@ def test_render_shows_no_password_in_a_url(load: Loader) -> None:
 
 
 # --- finding the file -----------------------------------------------------------------------
-
-
-def test_the_file_is_searched_for_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """-c, then CFPROXY_CONFIG, then ./config.yaml, then the user's folder, then none."""
-    user_folder = tmp_path / "user"
-    monkeypatch.setattr("platformdirs.user_config_path", lambda _: user_folder)
-    assert find_config(None, {"CFPROXY_CONFIG": ""}, tmp_path) is None
-    user_folder.mkdir()
-    for path in (
-        user_folder / "config.yaml",
-        tmp_path / "config.yaml",
-        tmp_path / "e.yaml",
-        tmp_path / "c.yaml",
-    ):
-        path.write_text("")
-    assert find_config("c.yaml", {"CFPROXY_CONFIG": "e.yaml"}, tmp_path) == tmp_path / "c.yaml"
-    assert find_config(None, {"CFPROXY_CONFIG": "e.yaml"}, tmp_path) == tmp_path / "e.yaml"
-    assert find_config(None, {}, tmp_path) == tmp_path / "config.yaml"
-    (tmp_path / "config.yaml").unlink()
-    assert find_config(None, {}, tmp_path) == user_folder / "config.yaml"
-
-
-@pytest.mark.parametrize(
-    ("explicit", "environ"), [("nope.yaml", {}), (None, {"CFPROXY_CONFIG": "nope.yaml"})]
-)
-def test_a_named_file_must_exist(tmp_path: Path, explicit: str | None, environ: dict[str, str]) -> None:
-    """No other file is read instead."""
-    (tmp_path / "config.yaml").write_text(BASE)
-    with pytest.raises(ConfigError, match=r"nope\.yaml: does not exist \(named by (-c|CFPROXY_CONFIG)\)"):
-        find_config(explicit, environ, tmp_path)
-
-
-def test_an_inaccessible_path_is_reported_when_it_is_read(tmp_path: Path) -> None:
-    """It is neither skipped nor a traceback."""
-    path = find_config("x" * 5_000, {}, tmp_path)
-    assert path is not None
-    with pytest.raises(ConfigError, match="can't be read"):
-        load_settings(path, {})
-
-
-@pytest.mark.skipif(os.name != "posix", reason="only POSIX has owners and modes")
-def test_an_untrusted_file_is_used_only_if_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """./config.yaml decides where tokens go: in a folder that others can write to it may be a trap."""
-    place = tmp_path / "config.yaml"
-    place.write_text("")
-    assert find_config(None, {}, tmp_path) == place
-    place.chmod(0o666)
-    with pytest.raises(ConfigError, match="others can write to it"):
-        find_config(None, {}, tmp_path)
-    assert find_config("config.yaml", {}, tmp_path) == place
-    place.chmod(0o664)
-    owner = place.stat().st_uid
-    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    if owner != 0:  # a file of root is trusted like one's own
-        with pytest.raises(ConfigError, match="belongs to another user"):
-            find_config(None, {}, tmp_path)
-    else:
-        os.chown(place, 12345, -1)
-        with pytest.raises(ConfigError, match="belongs to another user"):
-            find_config(None, {}, tmp_path)
-
-
-def test_a_dangling_link_is_reported_as_such(tmp_path: Path) -> None:
-    """`config init` would not write through it, so the message does not suggest that."""
-    link = tmp_path / "config.yaml"
-    link.symlink_to("nowhere.yaml")
-    with pytest.raises(ConfigError, match=r"is a link to a file that does not exist") as caught:
-        find_config(str(link), {}, tmp_path)
-    assert "config init" not in str(caught.value)

@@ -201,8 +201,8 @@ def test_the_name_of_the_file_may_have_quotes(tmp_path: Path) -> None:
     """CFPROXY_CONFIG is a variable like the others; nothing in its quotes names no file."""
     place = tmp_path / "my config.yaml"
     place.write_text(BASE)
-    assert find_config(None, {"CFPROXY_CONFIG": f'"{place}"'}, tmp_path) == place
-    assert find_config(None, {"CFPROXY_CONFIG": '""'}, tmp_path) is None
+    assert find_config(None, {"CFPROXY_CONFIG": f'"{place}"'}, tmp_path).path == place
+    assert find_config(None, {"CFPROXY_CONFIG": '""'}, tmp_path).path is None
 
 
 # --- variables of others ----------------------------------------------------------------------
