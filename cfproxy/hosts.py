@@ -1,17 +1,27 @@
-"""Syntax of host names and addresses in URLs, `Host` headers and listen addresses.
+"""Host names and addresses in URLs, `Host` headers and listen addresses: their syntax, and which are ours.
 
-Invariants: nothing is resolved; results do not depend on the Python version; no error message contains the
-text that was parsed.
+Invariants: only `resolves_here` resolves; results do not depend on the Python version; no error message
+contains the text that was parsed.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import ipaddress
 import re
+import socket
+from collections.abc import Iterable
+from typing import Any
 
+_NAME_MAX, _PORT_MAX = 253, 65_535
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?")
+_BELOW_LOCALHOST = re.compile(rf"(?:{_LABEL}\.)+localhost\.?", re.IGNORECASE)
+# Only IPv6 addresses have brackets, a name ends with one dot at most, and only ASCII digits make a port.
+_HOST = re.compile(
+    r"(?:\[([0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)\]|([^:\[\]\s/@]*[^:\[\]\s/@.])\.?)(?::([0-9]{1,5}))?"
+)
 _LOOPBACK_V4 = ipaddress.IPv4Network("127.0.0.0/8")
 _LOOPBACK_V6 = ipaddress.IPv6Address("::1")
 
@@ -20,18 +30,61 @@ _LOOPBACK_V6 = ipaddress.IPv6Address("::1")
 def is_loopback(host: str) -> bool:
     """Return whether a name or address, without brackets, always means this machine.
 
-    True for `localhost` and its subdomains (RFC 6761 §6.3), in any case and with a final dot, for
-    127.0.0.0/8 and for ::1. False for IPv4-mapped addresses (::ffff:127.0.0.1), which Python versions
-    classify differently, for addresses with a zone (::1%1), and for abbreviated addresses (127.1).
+    True for `localhost`, in any case and with a final dot, for 127.0.0.0/8 and for ::1. False for names below
+    `localhost`, which many systems look up in DNS (see `is_below_localhost`), for IPv4-mapped addresses
+    (::ffff:127.0.0.1), which Python versions classify differently, for addresses with a zone (::1%1), and for
+    abbreviated addresses (127.1).
     """
-    labels = host.lower().removesuffix(".").split(".")
-    if labels[-1] == "localhost":
-        return all(labels)
+    if host.lower().removesuffix(".") == "localhost":
+        return True
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         return False
     return address in _LOOPBACK_V4 if address.version == 4 else address == _LOOPBACK_V6
+
+
+def is_below_localhost(host: str) -> bool:
+    """Return whether a name is a subdomain of `localhost`.
+
+    It should mean this machine (RFC 6761 §6.3), but only its addresses tell whether it does.
+    """
+    return len(host) <= _NAME_MAX and _BELOW_LOCALHOST.fullmatch(host) is not None
+
+
+def may_be_loopback(host: str) -> bool:
+    """Return whether a host means this machine unless a look-up shows otherwise; connecting needs one."""
+    return is_loopback(host) or is_below_localhost(host)
+
+
+def are_loopback(found: Iterable[tuple[Any, ...]]) -> bool:
+    """Return whether `getaddrinfo` found addresses, and only of this machine's loopback.
+
+    One that is not makes all of them suspect: that is how DNS rebinding begins.
+    """
+    addresses = [str(place[0]) for *_, place in found]
+    return bool(addresses) and all(map(is_loopback, addresses))
+
+
+async def resolves_here(name: str) -> bool:
+    """Return whether a name resolves to loopback addresses, and to no others."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False
+    return are_loopback(found)
+
+
+def split_host(host: str) -> tuple[str, int | None]:
+    """Return a `Host`'s lower-cased name without brackets and final dot, and its port if there is one.
+
+    The name is empty if the value is malformed.
+    """
+    match = _HOST.fullmatch(host)
+    if match is None or int(match[3] or 0) > _PORT_MAX:
+        return "", None
+    name = (match[1] or match[2]).lower()
+    return name, int(match[3]) if match[3] else None
 
 
 def parse_name(text: str) -> str:
@@ -57,7 +110,7 @@ def parse_name(text: str) -> str:
 def parse_authority(text: str, want: str) -> tuple[str, int | None]:
     """Return host and port of `host`, `host:port` or `[::1]:port`; `want` is the ValueError's message."""
     match = _AUTHORITY.fullmatch(text)
-    if not match or int(match[2] or 1) not in range(65_536):
+    if not match or int(match[2] or 0) > _PORT_MAX:
         raise ValueError(want)
     return parse_name(match[1]), None if match[2] is None else int(match[2])
 

@@ -54,7 +54,7 @@ class AdminRules:
         host = request.header("Host")
         is_callback = request.path == CALLBACK and request.method == "GET"
         rules = AccessRules(hosts=self.looking.hosts + redirect_hosts) if is_callback else self.looking
-        rules.check_host(host, self.port, request.connection.local_address)
+        rules.check_host(host, self.port, request.connection.own_names)
         if not _is_navigation(request):
             # A reverse proxy in front of us may terminate TLS and serve these pages under its own name.
             tls = (request.header("Origin") or "").lower() == f"https://{host or ''}".lower()

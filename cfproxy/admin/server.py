@@ -15,6 +15,7 @@ from cfproxy.admin.messages import SECURITY_HEADERS, AdminRequest, AdminResponse
 from cfproxy.errors import CfproxyError
 from cfproxy.server.connection import ClientConnection, cancel_all
 from cfproxy.server.connection_limits import ConnectionLimits, Connections
+from cfproxy.server.local_names import LocalNames
 from cfproxy.server.request import Limits, Request
 from cfproxy.server.response import Response
 
@@ -38,6 +39,7 @@ class AdminServer:
         self.log = log.bind(listen="admin")
         self.limits = Limits(first_byte_s=HEAD_S, head_s=HEAD_S)
         self.tasks: set[asyncio.Task[object]] = set()  # of connections with a request in progress
+        self.local_names = LocalNames()
         self.handling: set[asyncio.Task[AdminResponse]] = set()  # some of clients that have left
         self._connections = Connections(
             ConnectionLimits(CONNECTIONS_MAX, UNFINISHED_MAX),
@@ -103,6 +105,7 @@ class _Exchange:
         error: CfproxyError | None = self._request.error
         if error is None:
             try:
+                await self._server.local_names.learn(self._request)
                 return await self._server.respond(AdminRequest(self._request, self._response))
             except CfproxyError as caught:
                 error = caught

@@ -13,6 +13,7 @@ import contextlib
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from cfproxy.auth import oauth2
 from cfproxy.auth.interfaces import TokenEndpoint, TokenStore
@@ -28,6 +29,7 @@ from cfproxy.errors import (
     StoreUnusable,
     TokenEndpointUnavailable,
 )
+from cfproxy.hosts import is_loopback, resolves_here
 from cfproxy.secret import Secret
 
 _T = TypeVar("_T")
@@ -79,10 +81,13 @@ async def start(plan: LoginPlan) -> tuple[str, Attempt]:
 
     Raises:
         LoginFailed: there is no redirect_uri.
-        StoreUnavailable, StoreUnusable
+        Misconfigured, StoreUnavailable, StoreUnusable
     """
     if plan.redirect_uri is None:
         raise LoginFailed("a login in the browser needs redirect_uri; set it as registered for the app")
+    page = urlsplit(plan.authorize_url)
+    if page.scheme == "http" and not (is_loopback(name := page.hostname or "") or await resolves_here(name)):
+        raise Misconfigured("authorize_url does not resolve to this machine; use https for any other")
     # Check first, so that no one logs in in the browser for a login that can't be saved.
     await plan.store.probe(plan.app.account)
     verifier = oauth2.new_verifier() if plan.pkce else None

@@ -30,7 +30,7 @@ from cfproxy.auth.models import TokenReply
 from cfproxy.auth.oauth2 import EndpointResponse
 from cfproxy.auth.token_response import HttpResponse, Unreadable, read_response
 from cfproxy.errors import CfproxyError, Misconfigured, TokenEndpointUnavailable, without_traceback
-from cfproxy.hosts import is_loopback
+from cfproxy.hosts import are_loopback, may_be_loopback
 from cfproxy.secret import Secret
 
 STEPS = 10  # of waiting, while connecting
@@ -261,6 +261,8 @@ class HttpTokenEndpoint:
         body = urlencode(form, errors="surrogatepass").encode("ascii")
         head = _HEAD.format(target=url.raw_path_qs, host=url.host_port_subcomponent, length=len(body))
         addresses = await loop.getaddrinfo(url.raw_host, url.port, type=socket.SOCK_STREAM)
+        if url.scheme == "http" and not are_loopback(addresses):
+            raise Unreadable("is not on this machine, and no other gets a form without TLS: use https")
         sock = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=HEAD_START_S)
         tls = self._ssl if url.scheme == "https" else None
         transport, _ = await loop.create_connection(
@@ -294,7 +296,7 @@ def _checked(key: str, text: str) -> URL:
         raise Misconfigured(f"{key} is not an absolute https URL; correct it in the configuration")
     if url.raw_user is not None or url.raw_password is not None or url.raw_fragment:
         raise Misconfigured(f"{key} must have neither a user nor a fragment; correct it in the configuration")
-    if url.scheme == "http" and not is_loopback(host):
+    if url.scheme == "http" and not may_be_loopback(host):
         raise Misconfigured(f"{key} must be https, or the client secret would be sent in the clear")
     return url
 

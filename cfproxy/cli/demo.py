@@ -13,7 +13,7 @@ from cfproxy.cli.options import debug_option, is_debug, parse_listen_option, rej
 from cfproxy.cli.run import run_loop, wait_for_signal
 from cfproxy.config import TcpAddress, load_settings
 from cfproxy.errors import UsageError
-from cfproxy.hosts import is_loopback, render_authority
+from cfproxy.hosts import may_be_loopback, render_authority
 from cfproxy.observability.logs import build_logger
 from cfproxy.runtime.factory import build_login_plan
 from cfproxy.runtime.service import Service
@@ -100,6 +100,6 @@ def demo_command(listen: str) -> int:
     """Run sandbox, login and proxy together; print requests to try."""
     reject_config_option("the demo")
     host, port = parse_listen_option(listen)
-    if not is_loopback(host):
+    if not may_be_loopback(host):
         raise UsageError("the demo listens on this machine only: --listen localhost:PORT")
     return run_loop(run_demo(host, port, build_logger("debug" if is_debug() else "info", "console")))

@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 from cfproxy.config.types import STRING, is_off, parse_text
-from cfproxy.hosts import is_loopback, parse_authority, render_authority
+from cfproxy.hosts import may_be_loopback, parse_authority, render_authority
 
 LOOPBACKS = ("127.0.0.1", "::1")
 UNIX_PATH_MAX_BYTES = 103  # macOS has room for 104 with the final NUL, Linux for 108
@@ -37,7 +37,7 @@ class TcpAddress:
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach it."""
-        return is_loopback(self.host)
+        return may_be_loopback(self.host)
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -133,7 +133,8 @@ def parse_url(value: object) -> str:
     """Return a URL to which tokens may be sent: https, or http to this machine (RFC 6749 §3.1, §3.2)."""
     want = "must be an https:// URL (http:// only to localhost, 127.0.0.1 or [::1])"
     scheme, host, port, path = _split_url(value, want)
-    if scheme == "http" and not is_loopback(host):
+    # Whoever connects to a name checks its addresses.
+    if scheme == "http" and not may_be_loopback(host):
         raise ValueError(want)
     if "?" in path or "#" in path:
         raise ValueError("must have no query and no fragment")

@@ -18,6 +18,7 @@ from typing import Any
 from aiohttp.http import HttpRequestParser, HttpResponseParser, RawRequestMessage, RawResponseMessage
 from aiohttp.http_exceptions import HttpProcessingError
 
+from cfproxy.errors import BadTarget
 from cfproxy.http1.framing import BodyReader, ChunkReader, CloseReader, Framing, LengthReader, read_framing
 from cfproxy.http1.headers import NameMemo
 
@@ -87,7 +88,7 @@ def parse_fields(fields: bytes, limits: HeadLimits) -> RequestFields:
 
     Raises:
         MalformedHead
-        BadTarget: the framing of the body is ambiguous.
+        BadTarget: `Host` or the framing of the body is ambiguous.
     """
     parser = HttpRequestParser(None, None, 0, **limits.options)  # protocol and loop are used for bodies only
     message = _only_message(parser, b"GET / " + fields)
@@ -95,6 +96,9 @@ def parse_fields(fields: bytes, limits: HeadLimits) -> RequestFields:
     version = (message.version.major, message.version.minor)
     if version not in {(1, 0), (1, 1)}:
         raise MalformedHead
+    hosts = [value for name, value in message.raw_headers if name.lower() == b"host"]
+    if len(hosts) > 1 or (version == (1, 1) and not hosts) or b"" in hosts:
+        raise BadTarget("HTTP/1.1 requires exactly one Host header, and not an empty one (RFC 9112 §3.2)")
     framing = read_framing(version, message.raw_headers)
     return RequestFields(version, message.raw_headers, framing, not message.should_close)
 

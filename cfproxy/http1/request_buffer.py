@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from cfproxy.errors import BadTarget, Refusal, without_traceback
+from cfproxy.http1.framing import Framing
 from cfproxy.http1.parser import (
     HeadLimits,
     MalformedHead,
@@ -12,6 +14,7 @@ from cfproxy.http1.parser import (
     request_head_end,
     split_request_head,
 )
+from cfproxy.http1.request_line import resolve_target
 
 _BEFORE_HEAD = (b"", b"\r")
 _EMPTY_LINES = re.compile(rb"\A(?:\r\n)+")
@@ -19,6 +22,8 @@ _EMPTY_LINES = re.compile(rb"\A(?:\r\n)+")
 CACHED_HEAD_BYTES = 8 * 1024
 # One is enough for clients that end a body with a line of its own; more than these are an attack.
 EMPTY_LINES_MAX = 64
+_MALFORMED = "the request is not well-formed HTTP/1.1, or its header is too long"
+_NO_FIELDS = RequestFields((1, 1), (), Framing(None, chunked=False), keep_alive=False)
 
 
 class RequestBuffer:
@@ -70,24 +75,33 @@ class RequestBuffer:
         self._seen = 0 if self._head_bytes else len(self.data)
         return self._malformed or self._head_bytes != 0
 
-    def pop_head(self) -> tuple[bytes, bytes, RequestFields]:
-        """Remove the next head; return its method, its target and its fields.
+    def pop_head(self) -> tuple[bytes, bytes, RequestFields, Refusal | None]:
+        """Remove the next head; return its method, target and fields, and an error if it is malformed.
 
-        Raises:
-            MalformedHead
-            BadTarget: the framing of the body is ambiguous.
+        The target is in origin form (see `resolve_target`). Of a malformed head, parts may be placeholders.
         """
+        method, target, fields = b"-", b"", _NO_FIELDS
         if self._malformed:
-            raise MalformedHead
-        head, self.data = bytes(self.data[: self._head_bytes]), bytes(self.data[self._head_bytes :])
-        self._head_bytes = self._empty_lines = 0
-        method, target, rest = split_request_head(head, self._limits)
+            return method, target, fields, BadTarget(_MALFORMED)
+        try:
+            head, self.data = bytes(self.data[: self._head_bytes]), bytes(self.data[self._head_bytes :])
+            self._head_bytes = self._empty_lines = 0
+            method, target, rest = split_request_head(head, self._limits)
+            fields = self._parse_fields(rest)
+            target, fields = resolve_target(method, target, fields)
+        except MalformedHead:
+            return method, target, fields, BadTarget(_MALFORMED)
+        except Refusal as error:
+            return method, target, fields, without_traceback(error)
+        return method, target, fields, None
+
+    def _parse_fields(self, rest: bytes) -> RequestFields:
         cached, fields = self._cached
         if fields is None or rest != cached:
             fields = parse_fields(rest, self._limits)
             if len(rest) <= CACHED_HEAD_BYTES:
                 self._cached = (rest, fields)
-        return method, target, fields
+        return fields
 
     def clear(self) -> None:
         """Discard everything."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote, unquote_to_bytes
 
 from cfproxy.errors import BadTarget, CrossSite, HostNotAllowed, KeyRequired, NotAllowed
-from cfproxy.hosts import is_loopback
+from cfproxy.hosts import is_loopback, split_host
 from cfproxy.http1.headers import NameMemo, RawHeaders, normalise
 from cfproxy.proxy.request_headers import has_dot_segment
 from cfproxy.secret import Secret
@@ -30,10 +30,6 @@ _PUNCTUATION = re.compile(rb"[^0-9A-Za-z]+")
 # encoding, control characters, a lone %.
 _AMBIGUOUS_PATH = re.compile(
     rb"%(?:2f|5c|3b|[01][0-9a-f]|7f|25[0-9a-f]{2}|(?![0-9a-f]{2}))|\\|//|;", re.IGNORECASE
-)
-# Only IPv6 addresses have brackets, a name ends with one dot at most, and only ASCII digits make a port.
-_HOST = re.compile(
-    r"(?:\[([0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)\]|([^:\[\]\s/@]*[^:\[\]\s/@.])\.?)(?::([0-9]{1,5}))?"
 )
 _PURPOSES = frozenset({b"purpose", b"x-moz", b"x-purpose"})
 _AHEAD = re.compile(rb"(?<![\w-])(?:prefetch|prerender|preview)(?![\w-])", re.IGNORECASE)
@@ -86,32 +82,30 @@ class AccessRules:
         if self.uids and uid not in self.uids:
             raise NotAllowed("access.users does not list the user who runs the calling program")
 
-    def check_host(self, host: str | None, port: int | None, local_address: str | None) -> None:
-        """Refuse a `Host` that does not name this listener, which defeats DNS rebinding.
+    def check_host(self, host: str | None, port: int | None, own_names: Collection[str]) -> None:
+        """Refuse a `Host` that does not name this machine, which defeats DNS rebinding.
+
+        An address and `localhost` can't be rebound, so their port does not matter: it may be a forwarded one.
 
         Args:
             host: the header's value; None if absent (HTTP/1.0), which no browser sends.
             port: the listener's port; None for a Unix socket, which no web page can reach.
-            local_address: the local IP address of the connection.
+            own_names: of the client's connection.
 
         Raises:
             HostNotAllowed
-            BadTarget: the header is present but empty (RFC 9112 §3.2).
         """
         if port is None or host is None:
             return
-        if not host.strip():
-            raise BadTarget("the Host header is empty; send the one that the URL names")
         name, given_port = split_host(host)
-        right_port = given_port == port or (given_port is None and port == 80)
-        if right_port and (is_loopback(name) or name == local_address):
+        if is_loopback(name) or (name and name in own_names):
             return
         for allowed in self.hosts:
             allowed_name, allowed_port = split_host(allowed.lower())
             if name and name == allowed_name and (allowed_port is None or allowed_port == given_port):
                 return
         raise HostNotAllowed(
-            "this Host does not name this listener; call http://localhost with the listener's port, "
+            "this Host does not name this machine; call http://localhost with the listener's port, "
             "or add the name to access.hosts"
         )
 
@@ -225,15 +219,6 @@ def is_fetched_ahead(headers: RawHeaders) -> bool:
         if low == b"sec-purpose" or (low in _PURPOSES and _AHEAD.search(value)):
             return True
     return False
-
-
-def split_host(host: str) -> tuple[str, int | None]:
-    """Return the lower-cased name without brackets and final dot, and the port if there is one."""
-    match = _HOST.fullmatch(host)
-    if match is None:
-        return "", None
-    name = (match[1] or match[2]).lower()
-    return name, int(match[3]) if match[3] else None
 
 
 def carries_key(value: bytes, digests: Collection[bytes]) -> bool:

@@ -19,6 +19,7 @@ from cfproxy.proxy.retry import Forwarder
 from cfproxy.secret import Secret
 from cfproxy.server.connection import ClientConnection, cancel_all
 from cfproxy.server.connection_limits import ConnectionLimits, Connections
+from cfproxy.server.local_names import LocalNames
 from cfproxy.server.request import Limits, Request, RequestHandler
 
 CUT_S = 0.1  # for a request that is already on its way on an idle connection
@@ -91,6 +92,7 @@ class AccountServer:
         self.connections = Connections(
             settings.connection_limits, asyncio.get_running_loop(), self._log_ended
         )
+        self.local_names = LocalNames()
         self.port: int | None = None  # of the listener; None for a Unix socket, or until it listens
         self.generation = object()  # of the settings of all accounts; see `accounts_changed`
         self.draining = False

@@ -174,7 +174,7 @@ def check_caller(listener: AccountServer, headers: RawHeaders, connection: Clien
     rules = listener.settings.rules
     host = next((value for name, value in headers if name.lower() == b"host"), None)
     text = "" if host is None else host.decode("utf-8", "surrogateescape")
-    rules.check_host(None if host is None else text, listener.port, connection.local_address)
+    rules.check_host(None if host is None else text, listener.port, connection.own_names)
     rules.check_origin(headers, f"http://{text}")
     if rules.uids:
         rules.check_user(connection.uid)

@@ -102,6 +102,7 @@ class Exchange:
             self._listener_settings = self._settings = listener.settings
         listener.request_started(self._request.connection)
         try:
+            await listener.local_names.learn(self._request)
             if not self._answer_preflight():
                 await self._forward()
         except CfproxyError as caught:
@@ -126,7 +127,7 @@ class Exchange:
             if self._forwarding is not None and self._forwarding.done:
                 await self._forwarding.response.aclose()
             self._finish(error)
-            error = None  # its traceback refers to this frame
+            error = self._request.error = None  # a traceback refers to this frame
         return response.keep_alive and not listener.draining
 
     async def _forward(self) -> None:
@@ -214,7 +215,7 @@ class Exchange:
         request, settings = self._request, self._listener_settings
         headers, rules = request.fields.raw, settings.rules
         origin = preflight_origin(request.method, headers, rules.origins) if rules.origins else None
-        if origin is None:
+        if origin is None or request.error is not None:
             return False
         check_caller(self._listener, headers, request.connection)
         check_fields(request.fields.version, headers, settings.origin.via)
@@ -264,8 +265,10 @@ class Exchange:
         headers.append((b"Content-Length", b"%d" % len(document)))
         if origins := self._listener_settings.rules.origins:
             headers = with_cors(headers, listed_origin(self._request.fields.raw, origins), origins)
-        if isinstance(error, BadTarget | UpgradeNotSupported) or self._request.method == b"CONNECT":
-            self._response.close_after()  # what follows may be part of an attack, or of a tunnel
+        # What follows may be part of an attack, or of a tunnel.
+        doubtful = isinstance(error, BadTarget | UpgradeNotSupported) or self._request.method == b"CONNECT"
+        if doubtful or self._request.error is not None:
+            self._response.close_after()
         with contextlib.suppress(ConnectionError):
             self._respond(error.status, headers, document, sized=True)
 

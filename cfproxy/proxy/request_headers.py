@@ -28,6 +28,7 @@ from cfproxy.http1.headers import (
     listed_in_connection,
     normalise,
 )
+from cfproxy.http1.request_line import USUAL_METHODS
 
 REQUEST_ID = b"X-Request-Id"
 _VALID_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._~:@+=/-]{0,127}")
@@ -38,14 +39,10 @@ _DROPPED = HOP_BY_HOP | OWNED
 # As trailers these would bypass the header rules.
 _DROPPED_TRAILERS = _DROPPED | CORS_HEADERS | {b"content-length", b"cookie", b"location", b"set-cookie"}
 
-_USUAL_METHODS = {
-    name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-}
+# One of the protocols that an `Upgrade` lists, whatever its version.
+_WEBSOCKET = re.compile(rb"(?:^|,)[ \t]*websocket[ \t]*(?:$|[,/])", re.IGNORECASE)
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_BAD_IN_TARGET = re.compile(rb"[\x00-\x20\x7f#\\]")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-# Methods are case-sensitive, but some servers take `get` for GET.
-_METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Z]+")
 # What servers decode to a dot or a slash: percent-encoded once or repeatedly, or as overlong UTF-8.
 _SLASH = rb"[/\\]|%(?:25)*(?:2f|5c)|%(?:25)*c0%(?:25)*af"
 _DOT = rb"\.|%(?:25)*2e|%(?:25)*c0%(?:25)*ae"
@@ -75,14 +72,12 @@ def check_method(method: bytes) -> str:
     """Return the method if it may be forwarded.
 
     Raises:
-        BadTarget, NotAllowed
+        UpgradeNotSupported, NotAllowed
     """
-    if method in _USUAL_METHODS:
-        return _USUAL_METHODS[method]
-    if not _METHOD.fullmatch(method):
-        raise BadTarget("the request method is not a token in upper case (RFC 9110 §9.1)")
+    if method in USUAL_METHODS:
+        return USUAL_METHODS[method]
     if method == b"CONNECT":
-        raise BadTarget("this is a reverse proxy: send the request itself, without CONNECT")
+        raise UpgradeNotSupported("this is a reverse proxy: send the request itself, without CONNECT")
     if method in {b"TRACE", b"TRACK"}:
         # The upstream would echo the request with the token (RFC 9110 §9.3.8).
         raise NotAllowed("TRACE is never forwarded, since its response would show the access token")
@@ -90,24 +85,21 @@ def check_method(method: bytes) -> str:
 
 
 def check_fields(version: tuple[int, int], headers: RawHeaders, via: bytes) -> None:
-    """Refuse headers that can't be forwarded: malformed, asking for an upgrade, or of a forwarding loop.
+    """Refuse headers that can't be forwarded: malformed, of a WebSocket handshake, or of a forwarding loop.
+
+    Any other `Upgrade` is declined: the request is served without it (RFC 9110 §7.8).
 
     Raises:
         BadTarget, UpgradeNotSupported, LoopDetected
     """
-    hosts = 0
     for name, value in headers:
         if _CONTROL.search(value) or not _TOKEN.fullmatch(name):
             raise BadTarget("a header contains a control byte; remove it")
         low = name.lower()
-        if low == b"host":
-            hosts += 1 if value else 2  # an empty one is not valid
-        elif low == b"upgrade":
-            raise UpgradeNotSupported("the API speaks plain HTTP only; send the request without Upgrade")
-        elif low == b"via" and via in value:
+        if low == b"upgrade" and version >= (1, 1) and _WEBSOCKET.search(value):
+            raise UpgradeNotSupported("the API has no WebSockets; send an ordinary HTTP request")
+        if low == b"via" and via in value:
             raise LoopDetected("this proxy has forwarded the request before; check the upstream setting")
-    if hosts > 1 or (not hosts and version >= (1, 1)):
-        raise BadTarget("HTTP/1.1 requires exactly one Host header (RFC 9112 §3.2)")
 
 
 def expects_continue(version: tuple[int, int], headers: RawHeaders) -> bool:
@@ -121,12 +113,10 @@ def build_request_target(target: bytes, base_path: bytes) -> bytes:
     """Return the target to send: `base_path` and the client's target, unchanged.
 
     Raises:
-        BadTarget: it is not in origin form (RFC 9112 §3.2.1), or could leave `base_path`.
+        BadTarget: it is the `*` of OPTIONS, or could leave `base_path`.
     """
     if not target.startswith(b"/"):
-        raise BadTarget("the request target is not a path; send 'GET /v1/…', not a whole URL")
-    if _BAD_IN_TARGET.search(target):
-        raise BadTarget("the request target contains a byte that must be percent-encoded")
+        raise BadTarget("the API can't be asked about the whole server; send 'OPTIONS /v1/…'")
     if not base_path:
         return target
     if has_dot_segment(target):

@@ -28,8 +28,8 @@ import socket
 from collections.abc import Callable, Iterable
 
 from cfproxy.errors import BadTarget
-from cfproxy.http1.framing import Framing, MalformedBody, TinyChunks
-from cfproxy.http1.parser import MalformedHead, RequestFields, build_reader
+from cfproxy.http1.framing import MalformedBody, TinyChunks
+from cfproxy.http1.parser import build_reader
 from cfproxy.http1.request_buffer import RequestBuffer
 from cfproxy.http1.stream import BodyStream, IdleTimeout, StreamProtocol
 from cfproxy.server.connection_limits import Connections
@@ -39,7 +39,6 @@ from cfproxy.server.unix_sockets import peer_uid
 HALF_CLOSE_S = 0.25
 # How long data is discarded after the last response: a reset would make the client lose the response.
 LINGER_S = 5.0
-_NO_FIELDS = RequestFields((1, 1), (), Framing(None, chunked=False), keep_alive=False)
 
 
 class ClientConnection(StreamProtocol):
@@ -61,7 +60,8 @@ class ClientConnection(StreamProtocol):
         self._watch = connections.watch  # while this connection is not read from
         self._timeout = IdleTimeout(self._timed_out)
         self._buffer = RequestBuffer(limits.head)
-        self.local_address: str | None = None
+        # What the client may call this end: its IP address, and a name (see `LocalNames`).
+        self.own_names: tuple[str, ...] = ()
         self.remote_address: str | None = None
         self.busy = False  # with a request
         self._body: BodyStream | None = None
@@ -78,7 +78,7 @@ class ClientConnection(StreamProtocol):
         super().connection_made(transport)
         local, remote = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
         # A socket for both families shows IPv4 addresses as mapped ones.
-        self.local_address = local[0].removeprefix("::ffff:") if isinstance(local, tuple) else None
+        self.own_names = (local[0].removeprefix("::ffff:"),) if isinstance(local, tuple) else ()
         self.remote_address = remote[0] if isinstance(remote, tuple) else None
         self._socket: socket.socket = transport.get_extra_info("socket")
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -240,13 +240,10 @@ class ClientConnection(StreamProtocol):
         """Return the next request; one with an `error` if it is malformed, and then nothing more is read."""
         self._received_at = self.loop.time()
         buffer, limits = self._buffer, self._limits
-        try:
-            method, target, fields = buffer.pop_head()
-        except (MalformedHead, BadTarget) as error:
+        method, target, fields, error = buffer.pop_head()
+        if error is not None:
             self._discard()
-            if isinstance(error, MalformedHead):
-                error = BadTarget("the request is not well-formed HTTP/1.1, or its header is too long")
-            return Request(self, b"-", b"", _NO_FIELDS, error=error)
+            return Request(self, method, target, fields, error=error)
         self.release_reading()  # the body of this request may follow
         request = Request(self, method, target, fields)
         if fields.framing.has_body:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from cfproxy.errors import BadTarget
+from cfproxy.errors import Refusal
 from cfproxy.http1.parser import HeadLimits, RequestFields
 from cfproxy.http1.stream import BodyStream
 
@@ -40,10 +40,11 @@ class Request:
 
     Args:
         connection: the connection it arrived on.
-        method, target: exactly as received.
-        fields: the rest of the head.
+        method: as received.
+        target: as received, but for the scheme and the authority of a URL.
+        fields: the rest of the head; `Host` is that authority, if there was one.
         body: None when there is none.
-        error: set when the head is malformed; the other fields are then placeholders.
+        error: set when the head is malformed; nothing more is read then, and the rest may be placeholders.
     """
 
     connection: ClientConnection
@@ -51,7 +52,7 @@ class Request:
     target: bytes = field(repr=False)
     fields: RequestFields
     body: BodyStream | None = None
-    error: BadTarget | None = None
+    error: Refusal | None = None
 
     @property
     def read_whole(self) -> bool:

@@ -6,6 +6,8 @@ Invariants:
 3. There are never more than `limit` connections. Requests that wait for one are served in order.
 4. Every new connection resolves the host name again, so that changed addresses are noticed. Simultaneous
    look-ups share one result.
+5. Without TLS nothing is sent to a name's addresses beyond loopback: plain http is for this machine, and the
+   configuration can't tell what a name resolves to.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import aiohappyeyeballs
 from yarl import URL
 
 from cfproxy.errors import UpstreamError, UpstreamTimeout, UpstreamTls, UpstreamUnreachable
+from cfproxy.hosts import are_loopback
 from cfproxy.http1.stream import IdleTimeout
 from cfproxy.http1.turns import Backlogs, WriteBatch
 from cfproxy.upstream.connection import UpstreamConnection
@@ -242,7 +245,13 @@ class Pool:
             self._resolving = asyncio.create_task(self._look_up())
             self._resolving.add_done_callback(lambda task: task.cancelled() or task.exception())
         # Shielded, because other requests may wait for the same look-up.
-        return await asyncio.shield(self._resolving)
+        found = await asyncio.shield(self._resolving)
+        if self._tls is None and not are_loopback(found):
+            raise UpstreamUnreachable(
+                f"{self._host} is not this machine, and no other gets the token without TLS; use https",
+                unsent=True,
+            )
+        return found
 
     async def _look_up(self) -> list[aiohappyeyeballs.AddrInfoType]:
         try:

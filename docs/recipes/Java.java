@@ -18,7 +18,7 @@ public class Java {
     static final String URL = System.getenv().getOrDefault("GATEWAY_URL", "http://localhost:8080");
     static final String KEY = System.getenv("GATEWAY_KEY");
     static final ObjectMapper JSON = new ObjectMapper();
-    static final HttpClient HTTP = HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1).build();
+    static final HttpClient HTTP = HttpClient.newHttpClient();
 
     static JsonNode call(String method, String path, Object json) throws IOException, InterruptedException {
         var request = HttpRequest.newBuilder(URI.create(URL + path)).timeout(Duration.ofMinutes(2));

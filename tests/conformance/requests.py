@@ -23,6 +23,9 @@ TARGETS = {
     "a target of 7,000 bytes": b"/" + b"x" * 6_999,
 }
 
+_URL = b"http://HOST"
+_FOREIGN = b"\r\nHost: other.example\r\n\r\n"
+
 targets = group(
     "Request target",
     *(
@@ -33,7 +36,12 @@ targets = group(
         )
         for what, target in TARGETS.items()
     ),
-)
+    up("a URL of the proxy is its path and query", ask(b"GET %s/a?b=c HTTP/1.1" % _URL),
+       start=b"GET /a?b=c HTTP/1.1"),
+    up("a URL without a path is the root", ask(b"GET %s?b HTTP/1.1" % _URL), start=b"GET /?b HTTP/1.1"),
+    up("a URL counts for more than Host", b"GET %s/a HTTP/1.1" % _URL + _FOREIGN, start=b"GET /a HTTP/1.1",
+       lines=(b"Host: ORIGIN",)),
+)  # fmt: skip
 
 methods = group(
     "Methods",
@@ -83,6 +91,8 @@ headers = group(
        only=(b"X-A: 1", b"Content-Length: 2"), body=b"ab"),
 )  # fmt: skip
 
+_OFFER = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAoAAAAAI")
+
 credentials = group(
     "Token and hop-by-hop headers of a request",
     up("the client's Authorization is replaced", ask(b"GET / HTTP/1.1", b"Authorization: Bearer other")),
@@ -94,6 +104,10 @@ credentials = group(
     up("what Connection lists stays here", ask(b"GET / HTTP/1.1", b"Connection: keep-alive, X-Mine, x-too",
        b"X-Mine: 1", b"X-Too: 2", b"X-Kept: 3"), lines=(b"X-Kept: 3",), lacks=(b"X-Mine", b"X-Too")),
     up("Keep-Alive stays here", ask(b"GET / HTTP/1.1", b"Keep-Alive: timeout=5"), lacks=(b"Keep-Alive",)),
+    up("an offer of HTTP/2 is declined", ask(b"GET / HTTP/1.1", *_OFFER), only=()),
+    up("likewise with a body", post(*_OFFER, body=b"ab"), only=(b"Content-Length: 2",), body=b"ab"),
+    up("an offer of TLS is declined", ask(b"GET / HTTP/1.1", b"Connection: Upgrade", b"Upgrade: TLS/1.0"),
+       only=()),
     up("Proxy-Connection stays here", ask(b"GET / HTTP/1.1", b"Proxy-Connection: keep-alive"),
        lacks=(b"Proxy-Connection",)),
     up("Proxy-Authorization stays here", ask(b"GET / HTTP/1.1", b"Proxy-Authorization: Basic eDp5"),

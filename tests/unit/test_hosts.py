@@ -5,10 +5,18 @@ from __future__ import annotations
 import ipaddress
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cfproxy.hosts import is_loopback, parse_authority, render_authority
+from cfproxy.hosts import (
+    is_below_localhost,
+    is_loopback,
+    parse_authority,
+    render_authority,
+    resolves_here,
+    split_host,
+)
+from tests.support.names import resolve_by
 
 
 @pytest.mark.parametrize(
@@ -17,15 +25,13 @@ from cfproxy.hosts import is_loopback, parse_authority, render_authority
         "localhost",
         "LocalHost",
         "localhost.",
-        "api.localhost",
-        "a.b.localhost.",
         "127.0.0.1",
         "127.255.9.1",
         "::1",
     ],
 )
 def test_names_and_addresses_of_this_machine(host: str) -> None:
-    """`localhost` and its subdomains, in any case and with a final dot, 127.0.0.0/8 and ::1."""
+    """`localhost`, in any case and with a final dot, 127.0.0.0/8 and ::1."""
     assert is_loopback(host)
 
 
@@ -36,6 +42,7 @@ def test_names_and_addresses_of_this_machine(host: str) -> None:
             "",
             ".",
             ".localhost",
+            "api.localhost",
             "a..localhost",
             "localhost..",
             "localhost.evil.com",
@@ -59,6 +66,56 @@ def test_names_and_addresses_of_this_machine(host: str) -> None:
 def test_similar_names_and_addresses_are_not_this_machine(host: str) -> None:
     """A name below another domain, a shortened or numeric address, a wildcard, an address with a zone."""
     assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["a.localhost", "A.b.LocalHost.", "a-b_1.localhost", "a" * 243 + ".localhost"]
+)
+def test_names_below_localhost_are_known_but_not_believed(host: str) -> None:
+    """Many systems ask DNS about them."""
+    assert is_below_localhost(host)
+    assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("localhost", "", ".localhost", "a..localhost", "-.localhost", "a-.localhost", "a.localhost.."),
+        *(
+            "a.localhost.example",
+            "a.xlocalhost",
+            "127.0.0.1",
+            "a b.localhost",
+            "ä.localhost",
+            "a.localhost:1",
+        ),
+        "a" * 244 + ".localhost",
+    ],
+)
+def test_other_names_are_not_below_localhost(host: str) -> None:
+    """Malformed ones, `localhost` itself, and names of other domains."""
+    assert not is_below_localhost(host)
+
+
+async def test_a_name_resolves_here_if_all_of_its_addresses_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is not of this machine could be the first step of DNS rebinding."""
+    names = resolve_by(
+        monkeypatch, a=["127.0.0.1", "::1"], b=["127.0.0.1", "192.0.2.7"], c=["192.0.2.7"], d=[]
+    )
+    assert [name for name in (*names.addresses, "e", "x" * 99) if await resolves_here(name)] == ["a"]
+
+
+@given(st.text(max_size=12), st.none() | st.integers(0, 99999))
+@example("ü", 1)
+def test_splitting_a_host_never_fails(name: str, port: int | None) -> None:
+    """Any value yields a lower-case name and a port, or no name."""
+    host = name if port is None else f"{name}:{port}"
+    split_name, split_port = split_host(host)
+    assert split_name == split_name.lower()
+    if split_name and not name.strip().startswith("["):
+        assert split_name == name.strip().partition(":")[0].lower().removesuffix(".")
+        assert split_port == port or ":" in name
+    assert is_loopback(split_name) in {True, False}
 
 
 @pytest.mark.parametrize("host", ["::ffff:127.0.0.1", "::ffff:7f00:1", "::FFFF:127.0.0.2"])

@@ -21,7 +21,7 @@ from yarl import URL
 from cfproxy.auth.models import instant
 from cfproxy.cli.doctor.findings import Finding
 from cfproxy.errors import UpstreamError
-from cfproxy.hosts import render_authority
+from cfproxy.hosts import are_loopback, render_authority
 
 EXPIRY_WARN_S = 14 * 86_400
 # Tokens and certificates depend on the clock; servers tolerate about a minute.
@@ -92,6 +92,9 @@ async def check_dns(server: Server) -> Finding:
     except OSError:
         text = f"{server.host} does not resolve"
         return _failed("dns", text, f"check the network's DNS and {server.setting}")
+    if server.url.scheme == "http" and not are_loopback(found):
+        text = f"{server.host} is not this machine, and plain http is sent to no other"
+        return _failed("dns", text, f"use https in {server.setting}, or correct the name's address")
     addresses = ", ".join(dict.fromkeys(str(each[4][0]) for each in found))
     return Finding("dns", "ok", f"{server.host}: {addresses}")
 

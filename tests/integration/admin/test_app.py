@@ -248,10 +248,17 @@ async def test_a_form_that_waits_for_100_continue_gets_it() -> None:
 
 
 async def test_the_url_of_another_host_is_refused() -> None:
-    """The admin listener is not a forward proxy."""
+    """The admin listener is not a forward proxy: the URL's host is judged, not `Host`."""
     async with serving() as service:
-        answer = await send(service, "GET http://127.0.0.1/livez HTTP/1.1\nHost: 127.0.0.1:{port}\n\n")
-        assert answer.startswith(b"HTTP/1.1 400 ")
+        for url, status in (
+            ("http://evil.example", 421),
+            ("https://127.0.0.1:{port}", 421),
+            ("ftp://127.0.0.1:{port}", 400),
+        ):
+            answer = await send(
+                service, f"GET {url}/livez HTTP/1.1\nHost: 127.0.0.1:{{port}}\nConnection: close\n\n"
+            )
+            assert answer.startswith(b"HTTP/1.1 %d " % status)
 
 
 async def test_the_url_of_this_host_is_served() -> None:

@@ -8,12 +8,15 @@ from cfproxy.auth.token_endpoint import HttpTokenEndpoint
 from cfproxy.errors import Misconfigured, TokenEndpointUnavailable
 from cfproxy.secret import Secret
 from tests.integration.auth.raw_server import (
+    GOOD,
     REFRESH_TOKEN,
     answer,
     assert_silent,
     endpoint_at,
+    failed_refresh,
     listening,
 )
+from tests.support.names import resolve_by
 
 # --- revocation --------------------------------------------------------------------------
 
@@ -69,7 +72,22 @@ def test_secrets_never_travel_in_clear(key: str, url: str) -> None:
         endpoint_at("https://accounts.example", **{key: url})
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8443", "[::1]:9", "127.9.9.9"])
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8443", "[::1]:9", "127.9.9.9", "a.localhost:9"])
 def test_loopback_needs_no_tls(host: str) -> None:
     """A test server on this machine needs no certificate."""
     assert isinstance(endpoint_at(f"http://{host}"), HttpTokenEndpoint)
+
+
+@pytest.mark.parametrize("name", ["accounts.localhost", "localhost"])
+async def test_without_tls_a_name_must_be_this_machine(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A form goes to loopback, or nowhere; each request looks again."""
+    async with listening(GOOD) as server:
+        endpoint = endpoint_at(server.origin.replace("localhost", name))
+        names = resolve_by(monkeypatch, **{name: ["127.0.0.1"]})
+        await endpoint.refresh(Secret(REFRESH_TOKEN))
+        for addresses in (["127.0.0.1", "192.0.2.7"], ["192.0.2.7"], ["0.0.0.0"]):
+            names.addresses[name] = addresses
+            error = await failed_refresh(endpoint)
+            assert "is not on this machine" in str(error)
+            assert not error.sent
+        assert server.connections == 1

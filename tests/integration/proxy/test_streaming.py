@@ -206,7 +206,7 @@ async def test_a_refused_request_gets_no_100_continue() -> None:
     """The connection closes, since the body may or may not follow."""
     async with proxied(answering(OK)) as world:
         world.source.error = LoginRequired("x")
-        for line in (b"POST / HTTP/1.1", b"POST http://x/ HTTP/1.1"):
+        for line in (b"POST / HTTP/1.1", b"POST ftp://x/ HTTP/1.1"):
             client = await world.client()
             await client.send(client.compose(line, EXPECT, b"Content-Length: 2"))
             answer = await client.read_answer()

@@ -21,6 +21,7 @@ from tests.integration.upstream.test_client import (
     fetch,
     upstream_of,
 )
+from tests.support.names import resolve_by
 from tests.support.origin import OK, Peer, answering, serving, until, until_still
 from tests.support.proxied import a_body
 
@@ -47,6 +48,31 @@ async def test_an_unknown_name_is_unreachable(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(UpstreamUnreachable, match=r"gateway\.invalid") as caught:
             await fetch(upstream)
     assert caught.value.unsent
+
+
+@pytest.mark.parametrize("name", ["gw.localhost", "localhost", "gateway.invalid"])
+async def test_without_tls_a_name_must_be_this_machine(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The token goes to loopback, or nowhere; every new connection looks again."""
+    async with serving(answering(OK)) as origin, dialling(origin.url.replace("127.0.0.1", name)) as upstream:
+        names = resolve_by(monkeypatch, **{name: ["127.0.0.1"]})
+        assert await fetch(upstream) == b"ok"
+        for connection in list(upstream.pool._all):
+            connection.abort()
+        for addresses in (["127.0.0.2", "192.0.2.7"], ["192.0.2.7"], ["::ffff:127.0.0.1"], ["0.0.0.0"], []):
+            names.addresses[name] = addresses
+            with pytest.raises(UpstreamUnreachable, match="use https") as caught:
+                await fetch(upstream)
+            assert caught.value.unsent
+            assert "192.0.2.7" not in str(caught.value)
+        assert origin.connections == 1
+
+
+async def test_with_tls_a_name_may_be_any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the certificate tells; the connection is tried."""
+    resolve_by(monkeypatch, gw__localhost=["127.0.0.3"])
+    async with dialling("https://gw.localhost:1") as upstream:
+        with pytest.raises(UpstreamUnreachable, match="check the network"):
+            await fetch(upstream)
 
 
 async def test_the_connect_timeout_covers_dns_and_tls(

@@ -54,9 +54,8 @@ CONFLICTS = {
         b"Transfer-Encoding:",
         body=b"0\r\n\r\n",
     ),
-    "a bad target": get(target=b"http://evil.example/"),
+    "a bad target": get(target=b"/a#b"),
     "a bad header": get(b"X-A : b"),
-    "CONNECT to us": request(b"CONNECT " + AUTHORITY + b" HTTP/1.1", HOST),
 }
 
 CASES: tuple[Case, ...] = (
@@ -138,6 +137,18 @@ CASES: tuple[Case, ...] = (
     Case(
         "nothing after CONNECT",
         request(b"CONNECT evil.example:443 HTTP/1.1", b"Host: evil.example:443") + SMUGGLED,
+        ("host-not-allowed",),
+        (),
+    ),
+    Case(
+        "nothing after CONNECT to us",
+        request(b"CONNECT " + AUTHORITY + b" HTTP/1.1", HOST) + SMUGGLED,
+        ("upgrade-not-supported",),
+        (),
+    ),
+    Case(
+        "nothing after a TLS terminator's URL",
+        get(target=b"https://" + AUTHORITY + b"/a") + SMUGGLED,
         ("host-not-allowed",),
         (),
     ),

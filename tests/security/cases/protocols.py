@@ -62,23 +62,44 @@ OTHER_PROTOCOLS = {
     "HTTP/0.9 and an empty line": b"GET /a\r\n\r\n",
 }
 
-UPGRADES = {
+HANDSHAKES = {
     "a WebSocket": (
         b"Connection: Upgrade",
         b"Upgrade: websocket",
         b"Sec-WebSocket-Version: 13",
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
     ),
-    "h2c": (
-        b"Connection: Upgrade, HTTP2-Settings",
-        b"Upgrade: h2c",
-        b"HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA",
+    "a WebSocket without Connection": (b"Upgrade: websocket",),
+    "a WebSocket in another case": (b"connection: UPGRADE", b"upgrade: WebSocket"),
+    "a WebSocket with a version": (b"Connection: upgrade", b"Upgrade: websocket/13"),
+    "a WebSocket or HTTP/2": (b"Connection: upgrade", b"Upgrade: h2c, websocket"),
+    "a WebSocket first": (b"Connection: upgrade", b"Upgrade: websocket,h2c"),
+    "a WebSocket in a second line": (b"Connection: upgrade", b"Upgrade: h2c", b"Upgrade: \twebsocket"),
+}
+SETTINGS = b"HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA"
+# Whoever offers these goes on in HTTP/1.1 if the server does (RFC 9110 §7.8).
+OFFERS = {
+    "h2c": (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", SETTINGS),
+    "h2c, the options the other way": (b"Connection: http2-settings ,upgrade", b"Upgrade: h2c", SETTINGS),
+    "h2c, the options in two lines": (
+        b"Connection: HTTP2-Settings",
+        b"upgrade: H2C",
+        SETTINGS,
+        b"connection: UPGRADE, keep-alive",
     ),
-    "h2c without Connection": (b"Upgrade: h2c",),
+    "h2c without Connection": (b"Upgrade: h2c", SETTINGS),
+    "h2c without settings": (b"Connection: Upgrade", b"Upgrade: h2c"),
+    "h2c with two settings": (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", SETTINGS, SETTINGS),
+    "h2c with a twin of the settings": (b"Connection: Upgrade", b"Upgrade: h2c", b"HTTP2_Settings: AAM"),
+    "h2c and its draft": (b"Connection: Upgrade", b"Upgrade: h2c, h2c-14"),
+    "h2c in two lines": (b"Connection: Upgrade", b"Upgrade: h2c", b"Upgrade: h2c"),
+    "HTTP/2.0": (b"Connection: upgrade", b"Upgrade: HTTP/2.0"),
     "TLS": (b"Connection: upgrade", b"Upgrade: TLS/1.0"),
+    "TLS of several versions": (b"Connection: Upgrade", b"Upgrade: TLS/1.2, TLS/1.1,TLS/1.0"),
+    "several protocols": (b"Connection: upgrade", b"Upgrade: HTTP/2.0, SHTTP/1.3, IRC/6.9, RTA/x11"),
+    "what only sounds like a WebSocket": (b"Connection: upgrade", b"Upgrade: xwebsocket, websockets"),
     "nothing": (b"Connection: upgrade", b"Upgrade:"),
-    "two protocols": (b"Connection: upgrade", b"Upgrade: h2c, websocket"),
-    "lower case": (b"connection: UPGRADE", b"upgrade: WebSocket"),
+    "only commas": (b"Connection: upgrade", b"Upgrade: , ,"),
 }
 
 EXPECTED = {
@@ -104,7 +125,21 @@ CASES: tuple[Case, ...] = (
     refused("method: none", request(b" /a HTTP/1.1", HOST)),
     refused("method: TRACE", request(b"TRACE /a HTTP/1.1", HOST), "not-allowed"),
     refused("method: TRACE of a hop", request(b"TRACE /a HTTP/1.1", HOST, b"Max-Forwards: 0"), "not-allowed"),
-    refused("method: CONNECT", request(b"CONNECT evil.example:443 HTTP/1.1", b"Host: " + AUTHORITY)),
+    refused(
+        "method: CONNECT",
+        request(b"CONNECT evil.example:443 HTTP/1.1", b"Host: " + AUTHORITY),
+        "upgrade-not-supported",
+    ),
+    refused(
+        "method: CONNECT to us",
+        request(b"CONNECT " + AUTHORITY + b" HTTP/1.1", HOST),
+        "upgrade-not-supported",
+    ),
+    refused(
+        "method: CONNECT of a foreign Host",
+        request(b"CONNECT evil.example:443 HTTP/1.1", b"Host: evil.example:443"),
+        "host-not-allowed",
+    ),
     refused("method: CONNECT to a path", request(b"CONNECT /a HTTP/1.1", HOST)),
     *(
         passes(
@@ -134,16 +169,48 @@ CASES: tuple[Case, ...] = (
     *(refused(f"protocol: {name}", sent) for name, sent in OTHER_PROTOCOLS.items()),
     *(
         refused(f"upgrade to {name}", get(*headers), "upgrade-not-supported")
-        for name, headers in UPGRADES.items()
+        for name, headers in HANDSHAKES.items()
+    ),
+    *(passes(f"upgrade offered: {name}", get(*headers), UP) for name, headers in OFFERS.items()),
+    *(
+        passes(f"upgrade offered with a body: {name}", post(*headers, CL3, body=b"abc"), UP_POST)
+        for name, headers in OFFERS.items()
+    ),
+    passes(
+        "upgrade offered with chunks",
+        post(*OFFERS["h2c"], b"Transfer-Encoding: chunked", body=b"3\r\nabc\r\n0\r\n\r\n"),
+        b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nabc",
+    ),
+    Case(
+        "upgrade offered, then another request",
+        get(*OFFERS["h2c"]) + post(*OFFERS["h2c"], CL3, body=b"abc") + get(),
+        ("ok", "ok", "ok"),
+        (UP, UP_POST, UP),
+    ),
+    Case(
+        "upgrade offered with an expectation",
+        post(*OFFERS["h2c"], CL3, b"Expect: 100-continue", body=b"abc"),
+        ("100", "ok"),
+        (UP_POST,),
     ),
     refused(
-        "upgrade in HTTP/1.0",
-        request(b"GET /a HTTP/1.0", HOST, b"Connection: upgrade", b"Upgrade: h2c"),
-        "upgrade-not-supported",
+        "upgrade offered by a foreign Host",
+        request(b"GET /a HTTP/1.1", b"Host: evil.example", *OFFERS["h2c"]),
+        "host-not-allowed",
+    ),
+    Case(
+        "upgrade offered, and frames sent at once",
+        get(*OFFERS["h2c"]) + b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        ("ok", "bad-target"),
+        (UP,),
+    ),
+    *(
+        passes(f"upgrade in HTTP/1.0: {name}", request(b"GET /a HTTP/1.0", HOST, *headers))
+        for name, headers in (HANDSHAKES | OFFERS).items()
     ),
     refused(
-        "upgrade with a body",
-        post(b"Connection: upgrade", b"Upgrade: h2c", CL3, body=b"abc"),
+        "upgrade to a WebSocket with a body",
+        post(*HANDSHAKES["a WebSocket"], CL3, body=b"abc"),
         "upgrade-not-supported",
     ),
     passes("upgrade in Connection alone", get(b"Connection: Upgrade"), UP),

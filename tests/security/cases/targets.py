@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cfproxy.proxy.access import AccessRules
-from tests.security.case import AUTHORITY, HOST, Case, get, passes, refused, request
+from tests.security.case import AUTHORITY, HOST, PORT, Case, get, passes, refused, request
 
 BASE = b"/base"
 ONLY_V1 = AccessRules(paths=("/v1/**",))
@@ -36,16 +36,31 @@ VERBATIM = {
 }
 
 NOT_FORWARDED = {
-    "absolute, ours": b"http://" + AUTHORITY + b"/a",
-    "absolute": b"http://evil.example/a",
-    "absolute with TLS": b"https://evil.example/a",
-    "absolute in capitals": b"HTTP://EVIL.EXAMPLE/a",
     "absolute with a user": b"http://localhost@evil.example/a",
-    "absolute without a path": b"http://evil.example",
-    "absolute with a query alone": b"http://evil.example?a",
+    "absolute with a user before ours": b"http://user@" + AUTHORITY + b"/a",
+    "absolute with a password before ours": b"http://user:pass@" + AUTHORITY + b"/a",
+    "absolute with ours as a user": b"http://" + AUTHORITY + b"@evil.example/a",
+    "absolute with nobody as a user": b"http://@" + AUTHORITY + b"/a",
+    "absolute with a user and TLS": b"https://user@" + AUTHORITY + b"/a",
     "absolute with one slash": b"http:/evil.example",
+    "absolute with three slashes": b"http:///a",
+    "absolute without an authority": b"http://",
+    "absolute with a query for an authority": b"http://?a",
     "absolute without a slash": b"http:evil.example",
+    "absolute without a scheme": b"://" + AUTHORITY + b"/a",
+    "absolute behind a space": b" http://" + AUTHORITY + b"/a",
+    "absolute with a space": b"http://" + AUTHORITY + b"/a b",
+    "absolute with a fragment": b"http://" + AUTHORITY + b"/a#b",
+    "absolute with a fragment alone": b"http://" + AUTHORITY + b"#b",
+    "absolute with a backslash": b"http://" + AUTHORITY + b"\\@evil.example/a",
+    "absolute with backslashes": b"http:\\\\" + AUTHORITY + b"/a",
+    "absolute with NUL": b"http://" + AUTHORITY + b"\x00/a",
+    "absolute with a tab": b"http://" + AUTHORITY + b"\t/a",
     "another scheme": b"ftp://evil.example/a",
+    "another scheme of ours": b"ftp://" + AUTHORITY + b"/a",
+    "a WebSocket's scheme": b"ws://" + AUTHORITY + b"/a",
+    "a scheme that begins like ours": b"httpx://" + AUTHORITY + b"/a",
+    "a Unix socket": b"http+unix://%2Frun%2Fa.sock/a",
     "a file": b"file:///etc/passwd",
     "an authority": b"evil.example:443",
     "an authority with a user": b"@evil.example:443",
@@ -74,6 +89,91 @@ NOT_FORWARDED = {
     "a semicolon": b";/a",
     "longer than a line may be": b"/" + b"a" * 40_000,
     "a query longer than a line may be": b"/a?" + b"b" * 40_000,
+}
+
+OURS = b"http://" + AUTHORITY
+
+ABSOLUTE = {
+    "ours": (OURS + b"/a", b"/a"),
+    "in capitals": (b"HTTP://LOCALHOST:" + PORT + b"/A", b"/A"),
+    "with a forwarded port": (b"http://localhost:9999/a", b"/a"),
+    "without a port": (b"http://localhost/a", b"/a"),
+    "an address": (b"http://127.0.0.1:" + PORT + b"/a", b"/a"),
+    "an IPv6 address": (b"http://[::1]:" + PORT + b"/a", b"/a"),
+    "with a query": (OURS + b"/a?b=http://evil.example/@", b"/a?b=http://evil.example/@"),
+    "with an at sign in its path": (OURS + b"/@evil.example", b"/@evil.example"),
+    "with an at sign in its query": (OURS + b"?@evil.example", b"/?@evil.example"),
+    "with a URL as its path": (OURS + b"/http://evil.example/", b"/http://evil.example/"),
+    "with two slashes": (OURS + b"//evil.example/a", b"//evil.example/a"),
+    "with dot segments": (OURS + b"/a/../%2e/b", b"/a/../%2e/b"),
+    "with a slash alone": (OURS + b"/", b"/"),
+    "without a path": (OURS, b"/"),
+    "with a query alone": (OURS + b"?a=b", b"/?a=b"),
+    "with an empty query alone": (OURS + b"?", b"/?"),
+    "with bytes above ASCII": (OURS + b"/\xff", b"/\xff"),
+}
+
+ELSEWHERE = {
+    "another host": b"http://evil.example/a",
+    "another host with our port": b"http://evil.example:" + PORT + b"/a",
+    "another host in capitals": b"HTTP://EVIL.EXAMPLE/a",
+    "another host without a path": b"http://evil.example",
+    "another host with a query alone": b"http://evil.example?a",
+    "another host with TLS": b"https://evil.example/a",
+    "ours with TLS": b"https://" + AUTHORITY + b"/a",
+    "ours with TLS in capitals": b"HTTPS://" + AUTHORITY + b"/a",
+    "ours and more": OURS + b".evil.example/a",
+    "ours as a name below another": b"http://localhost.evil.example:" + PORT + b"/a",
+    "an encoded name": b"http://%6cocalhost:" + PORT + b"/a",
+    "two ports": OURS + b":80/a",
+    "a port without a name": b"http://:" + PORT + b"/a",
+    "a semicolon": OURS + b";/a",
+    "a mapped address": b"http://[::ffff:127.0.0.1]:" + PORT + b"/a",
+    "all addresses": b"http://0.0.0.0:" + PORT + b"/a",
+}
+FOREIGN = b"Host: evil.example"
+UP_A = b"GET /a HTTP/1.1\r\n\r\n"
+
+# Each is refused as malformed, whatever `Host` says, and ends the connection.
+MALFORMED = {
+    "a lower-case method": b"get /a HTTP/1.1",
+    "a method that is no token": b"G@T /a HTTP/1.1",
+    "a method with a control byte": b"G\x01T /a HTTP/1.1",
+    "a method with a high byte": b"G\xcbT /a HTTP/1.1",
+    "no method": b" /a HTTP/1.1",
+    "no target": b"GET HTTP/1.1",
+    "no target but its spaces": b"GET  HTTP/1.1",
+    "no version": b"GET /a",
+    "a space at the end": b"GET /a HTTP/1.1 ",
+    "two spaces": b"GET  /a HTTP/1.1",
+    "two spaces before the version": b"GET /a  HTTP/1.1",
+    "a tab for a space": b"GET\t/a HTTP/1.1",
+    "a tab before the version": b"GET /a\tHTTP/1.1",
+    "a space in the target": b"GET /a b HTTP/1.1",
+    "a space first": b" GET /a HTTP/1.1",
+    "another version": b"GET /a HTTP/1.2",
+    "a newer version": b"GET /a HTTP/2.0",
+    "a version in lower case": b"GET /a http/1.1",
+    "another protocol": b"GET /a RTSP/1.0",
+    "a fragment": b"GET /a#b HTTP/1.1",
+    "a backslash": b"GET /a\\b HTTP/1.1",
+    "a control byte": b"GET /a\x01b HTTP/1.1",
+    "NUL": b"GET /a\x00b HTTP/1.1",
+    "DEL": b"GET /a\x7fb HTTP/1.1",
+    "CR": b"GET /a\rb HTTP/1.1",
+    "LF": b"GET /a\nb HTTP/1.1",
+    "a relative path": b"GET a HTTP/1.1",
+    "a query": b"GET ?a HTTP/1.1",
+    "an authority": b"GET evil.example:80 HTTP/1.1",
+    "an asterisk": b"GET * HTTP/1.1",
+    "another scheme": b"GET ftp://evil.example/a HTTP/1.1",
+    "a user": b"GET http://user@evil.example/a HTTP/1.1",
+    "an empty authority": b"GET http:///a HTTP/1.1",
+    "a path to CONNECT to": b"CONNECT /a HTTP/1.1",
+    "a URL to CONNECT to": b"CONNECT http://evil.example/ HTTP/1.1",
+    "no port to CONNECT to": b"CONNECT evil.example HTTP/1.1",
+    "a user to CONNECT to": b"CONNECT user@evil.example:443 HTTP/1.1",
+    "too many bytes": b"GET /" + b"a" * 40_000 + b" HTTP/1.1",
 }
 
 OUT_OF_BASE = {
@@ -114,7 +214,83 @@ CASES: tuple[Case, ...] = (
         for name, target in VERBATIM.items()
     ),
     *(refused(f"target: {name}", get(target=target)) for name, target in NOT_FORWARDED.items()),
+    *(
+        passes(f"target: absolute, {name}", get(target=target), b"GET %s HTTP/1.1\r\n\r\n" % path)
+        for name, (target, path) in ABSOLUTE.items()
+    ),
+    *(
+        refused(f"target: absolute, {name}", get(target=target), "host-not-allowed")
+        for name, target in ELSEWHERE.items()
+    ),
+    passes("target: absolute, another Host", request(b"GET %s/a HTTP/1.1" % OURS, FOREIGN), UP_A),
+    passes("target: absolute, no Host in HTTP/1.0", request(b"GET %s/a HTTP/1.0" % OURS, b"X-A: b")),
+    refused(
+        "target: absolute, another host without Host in HTTP/1.0",
+        request(b"GET http://evil.example/a HTTP/1.0", b"X-A: b"),
+        "host-not-allowed",
+    ),
+    *(
+        refused(f"target: absolute, Host {name}", request(b"GET %s/a HTTP/1.1" % OURS, *lines))
+        for name, lines in {
+            "missing": (b"X-A: b",),
+            "empty": (b"Host:",),
+            "twice": (HOST, HOST),
+            "and another": (HOST, FOREIGN),
+        }.items()
+    ),
+    passes("target: absolute, the origin is the target's", get(b"Origin: " + OURS, target=OURS + b"/a")),
+    refused(
+        "target: absolute, the origin is the Host's",
+        request(b"GET %s/a HTTP/1.1" % OURS, FOREIGN, b"Origin: http://evil.example"),
+        "cross-site",
+    ),
+    passes(
+        "target: absolute, one of the list",
+        request(b"GET http://proxy.example/a HTTP/1.1", FOREIGN),
+        UP_A,
+        rules=AccessRules(hosts=("proxy.example",)),
+    ),
+    Case(
+        "target: absolute, then others with the same fields",
+        get(target=OURS + b"/a") + get() + get(target=b"http://evil.example/a") + get(),
+        ("ok", "ok", "host-not-allowed", "ok"),
+        (UP_A, UP_A, UP_A),
+    ),
+    refused("target: absolute, out of the base path", get(target=OURS + b"/../admin"), base_path=BASE),
+    passes(
+        "target: absolute, within a base path",
+        get(target=OURS + b"/a"),
+        b"GET /base/a HTTP/1.1\r\n\r\n",
+        base_path=BASE,
+    ),
+    refused(
+        "target: absolute, a path that rules deny",
+        get(target=OURS + b"/v1/admin/x"),
+        "not-allowed",
+        rules=NOT_ADMIN,
+    ),
+    refused("target: absolute, OPTIONS of everything", request(b"OPTIONS %s HTTP/1.1" % OURS, HOST)),
+    passes(
+        "target: absolute, OPTIONS of the root",
+        request(b"OPTIONS %s/ HTTP/1.1" % OURS, HOST),
+        b"OPTIONS / HTTP/1.1\r\n\r\n",
+    ),
+    passes(
+        "target: absolute, OPTIONS of a query",
+        request(b"OPTIONS %s?a HTTP/1.1" % OURS, HOST),
+        b"OPTIONS /?a HTTP/1.1\r\n\r\n",
+    ),
+    *(
+        Case(f"request line: {name}", request(line, host) + get(), ("bad-target",), ())
+        for what, host in {"": HOST, " of a foreign Host": FOREIGN, " without Host": b"X-A: b"}.items()
+        for name, line in ((f"{name}{what}", line) for name, line in MALFORMED.items())
+    ),
     refused("target: OPTIONS of everything", request(b"OPTIONS * HTTP/1.1", HOST)),
+    refused(
+        "target: OPTIONS of everything of a foreign Host",
+        request(b"OPTIONS * HTTP/1.1", FOREIGN),
+        "host-not-allowed",
+    ),
     refused("target: none", request(b"GET  HTTP/1.1", HOST)),
     refused("target: none and one space", request(b"GET HTTP/1.1", HOST)),
     refused("target: a method alone", request(b"GET", HOST)),

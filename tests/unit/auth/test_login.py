@@ -16,12 +16,14 @@ from cfproxy.errors import (
     CfproxyError,
     GrantRefused,
     LoginFailed,
+    Misconfigured,
     StoreUnavailable,
     StoreUnusable,
     TokenEndpointUnavailable,
 )
 from cfproxy.secret import Secret
 from cfproxy.stores.memory import MemoryStore
+from tests.support.names import resolve_by
 from tests.unit.auth.login_world import (
     ACCOUNTS,
     APP,
@@ -55,6 +57,29 @@ async def test_start_returns_the_url_and_stores_the_attempt() -> None:
         "code_challenge_method": "S256",
     }
     assert await world.store.claim_attempt("default", None, world.clock.time()) == attempt
+
+
+@pytest.mark.parametrize(
+    ("page", "works"),
+    [
+        *(("http://here.localhost:1/a", True), ("http://localhost:1/a", True), ("http://[::1]:1/a", True)),
+        *(("http://there.localhost:1/a", False), ("http://unknown.localhost/a", False)),
+        *(("https://there.localhost/a", True), ("https://unknown.example/a", True)),
+    ],
+)
+async def test_a_login_page_without_tls_must_be_on_this_machine(
+    monkeypatch: pytest.MonkeyPatch, page: str, works: bool
+) -> None:
+    """Nobody is sent to a machine that DNS made up (RFC 6749 §3.1)."""
+    resolve_by(monkeypatch, here__localhost=["127.0.0.1"], there__localhost=["192.0.2.7"])
+    world = World()
+    plan = replace(world.plan, authorize_url=page)
+    if works:
+        assert (await start(plan))[0].startswith(f"{page}?")
+        return
+    with pytest.raises(Misconfigured, match="use https"):
+        await start(plan)
+    assert world.store.done == []
 
 
 @pytest.mark.parametrize("pkce", [True, False])

@@ -14,6 +14,7 @@ import trustme
 from yarl import URL
 
 from cfproxy.cli.doctor.servers import Server, check_certificate, check_clock, check_server
+from tests.support.names import resolve_by
 
 DAY_S = 86_400
 
@@ -64,6 +65,14 @@ async def test_a_name_that_does_not_resolve() -> None:
     (finding,) = await check_server(Server(URL("https://api.invalid"), None, 5.0, "upstream"))
     assert (finding.check, finding.level, finding.code) == ("dns", "fail", 5)
     assert "upstream" in finding.next
+
+
+async def test_a_name_without_tls_that_is_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is sent there, so nothing further is tried."""
+    resolve_by(monkeypatch, gw__localhost=["192.0.2.7"])
+    (finding,) = await check_server(Server(URL("http://gw.localhost"), None, 5.0, "upstream"))
+    assert (finding.check, finding.level) == ("dns", "fail")
+    assert "https in upstream" in finding.next
 
 
 async def test_a_refused_connection() -> None:
