@@ -15,6 +15,7 @@ from cfproxy.config import TcpAddress, load_settings
 from cfproxy.errors import UsageError
 from cfproxy.hosts import may_be_loopback, render_authority
 from cfproxy.observability.logs import build_logger
+from cfproxy.observability.output import unblock_output
 from cfproxy.runtime.factory import build_login_plan
 from cfproxy.runtime.service import Service
 from cfproxy.sandbox import Behaviour, Sandbox, approve
@@ -102,4 +103,5 @@ def demo_command(listen: str) -> int:
     host, port = parse_listen_option(listen)
     if not may_be_loopback(host):
         raise UsageError("the demo listens on this machine only: --listen localhost:PORT")
+    unblock_output()
     return run_loop(run_demo(host, port, build_logger("debug" if is_debug() else "info", "console")))

@@ -15,6 +15,7 @@ import click
 
 from cfproxy import __version__, errors
 from cfproxy.cli.options import common_options
+from cfproxy.observability.output import release_output
 
 
 def run(args: list[str]) -> int:
@@ -26,6 +27,13 @@ def run(args: list[str]) -> int:
     Returns:
         the exit code.
     """
+    try:
+        return _run(args)
+    finally:
+        release_output()
+
+
+def _run(args: list[str]) -> int:
     debug = "--debug" in args
     try:
         code = cli.main(args=args, prog_name="cfproxy", standalone_mode=False)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from cfproxy.config import Settings
 from cfproxy.errors import CfproxyError
 from cfproxy.observability.logs import LogOutput
+from cfproxy.observability.output import release_output
 from cfproxy.runtime.service import Service
 from cfproxy.runtime.systemd import Notifier, take_sockets
 
@@ -51,7 +52,7 @@ def watch_signals(stopped: asyncio.Event) -> Callable[[], int]:
         # The first signal during a shutdown comes from an orchestrator that does not know of it.
         if seen:
             # After this iteration's log lines, which are written at its end.
-            asyncio.get_running_loop().call_soon(os._exit, 128 + number)
+            asyncio.get_running_loop().call_soon(_exit_now, 128 + number)
         seen = True
         if not stopped.is_set():
             code = 128 + number if number == signal.SIGINT else 0
@@ -60,6 +61,11 @@ def watch_signals(stopped: asyncio.Event) -> Callable[[], int]:
     for number in (signal.SIGINT, signal.SIGTERM):
         _on(number, on_signal)
     return lambda: code
+
+
+def _exit_now(code: int) -> None:
+    release_output()
+    os._exit(code)
 
 
 def _on(number: int, handler: Callable[[int], None]) -> None:

@@ -9,6 +9,7 @@ import click
 from cfproxy.cli.options import debug_option, parse_listen_option, reject_config_option
 from cfproxy.cli.run import run_loop, wait_for_signal
 from cfproxy.errors import ListenError, UsageError
+from cfproxy.observability.output import unblock_output
 from cfproxy.sandbox import Behaviour, Sandbox, parse_setting
 
 
@@ -31,6 +32,7 @@ def sandbox_command(listen: str, changes: tuple[str, ...]) -> int:
             behaviour.update({name: parse_setting(name, value)})
         except ValueError as error:
             raise UsageError(str(error)) from None
+    unblock_output()
     return run_loop(_sandbox(host, port, behaviour))
 
 

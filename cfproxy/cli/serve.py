@@ -7,6 +7,7 @@ import click
 from cfproxy.cli.options import choose_account, common_options, complete_account, settings_loader
 from cfproxy.cli.run import run_loop, serve
 from cfproxy.observability.logs import LogOutput
+from cfproxy.observability.output import unblock_output
 
 
 @click.command("serve")
@@ -25,5 +26,6 @@ def serve_command(accounts: tuple[str, ...]) -> int:
     settings = load()
     for name in accounts:
         choose_account(settings, name)
+    unblock_output()
     logs = LogOutput(settings.log.level, settings.log.format, settings.log.sample)
     return run_loop(serve(settings, accounts, logs, load))

@@ -4,7 +4,7 @@ Invariants:
 1. Only fields listed in `FIELDS` show their values, and a `Secret` among these shows as redacted.
 2. A stack trace shows code, never local variables.
 3. Libraries' log records have the same form, without the values that were formatted into their messages.
-4. A line that can't be written is lost; nothing else fails.
+4. A line that can't be written is lost; nothing else fails. How many were lost is logged once there is room.
 5. A change of level, format or sample applies to every logger at once, including bound ones.
 """
 
@@ -20,10 +20,12 @@ import sys
 import time
 import traceback
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, ExcInfo, FilteringBoundLogger, Processor
+
+from cfproxy.observability.output import BackgroundStream
 
 # Fields that may appear in a line (docs/security.md explains each); others show as `UNLISTED`.
 FIELDS = frozenset(
@@ -34,12 +36,13 @@ FIELDS = frozenset(
         *("postponed", "cut", "requests", "pause_s", "stepped", "rate"),
         *("idle", "unfinished", "refused", "connections"),
         *("attempt", "retry_in_s", "token_left_s", "hold_s"),
-        *("changed", "to", "trace_id", "replicas", "stored_serial"),
+        *("changed", "to", "trace_id", "replicas", "stored_serial", "lines"),
         *("exc_info",),  # becomes `trace`
     }
 )
 MESSAGE_MAX = 200
 UNLISTED = "[not shown: not a listed field]"
+Output = TextIO | BackgroundStream
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "silent": 50}
 
 
@@ -53,10 +56,12 @@ class LogOutput:
         stream: None for standard error.
     """
 
-    def __init__(self, level: str, form: str, sample: float = 1.0, stream: TextIO | None = None) -> None:
-        self._stream = stream if stream is not None else sys.stderr
+    def __init__(self, level: str, form: str, sample: float = 1.0, stream: Output | None = None) -> None:
+        self._stream: Output = stream if stream is not None else sys.stderr
         self._processors: list[Processor] = []
-        lines = _BatchedLines(self._stream)
+        self._lines = lines = _BatchedLines(self._stream)
+        if isinstance(self._stream, BackgroundStream):
+            self._stream.on_flow = self._report_soon
         self._min_level = 0
         self._sample = 1.0
         structlog.configure(
@@ -68,6 +73,11 @@ class LogOutput:
         self.log: FilteringBoundLogger = structlog.get_logger()
         self.change(level, form, sample)
         logging.getLogger().handlers = [_Bridge(self.log)]
+
+    @property
+    def dropped_lines(self) -> int:
+        """How many lines were lost, because nothing reads the log or it could not be written."""
+        return self._stream.dropped if isinstance(self._stream, BackgroundStream) else 0
 
     @property
     def level(self) -> str:
@@ -105,6 +115,21 @@ class LogOutput:
         """Return whether to write the line of an ordinary request; call it before building the line."""
         return self._min_level <= LEVELS["info"] and (self._sample >= 1.0 or random.random() < self._sample)  # noqa: S311 - a sample, not a secret
 
+    def _report_soon(self) -> None:
+        """Report lost lines in the event loop; called in the stream's thread."""
+        try:
+            assert self._lines.loop is not None  # noqa: S101 - nothing is lost before a first line
+            self._lines.loop.call_soon_threadsafe(self._report_dropped)
+        except RuntimeError:  # the loop has ended
+            cast("BackgroundStream", self._stream).resume()
+
+    def _report_dropped(self) -> None:
+        self._lines.flush()  # this iteration's lines, which are lost as well
+        if lines := cast("BackgroundStream", self._stream).resume():
+            self.log.warning(
+                "log.lines_dropped", lines=lines, reason="nothing read the log, or it could not be written"
+            )
+
     def _filter(self, _logger: Any, name: str, event: EventDict) -> EventDict:
         """Drop lines below the level, and the values of unlisted fields."""
         if LEVELS.get(name, LEVELS["error"]) < self._min_level:
@@ -127,10 +152,11 @@ class _BatchedLines:
         stream: where to write.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Output) -> None:
         self._stream = stream
         self._lines: list[str] = []
         self._scheduled_in: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None  # the latest
 
     def msg(self, line: str) -> None:
         """Write a line: at the end of the loop's iteration, or at once if no loop runs."""
@@ -138,15 +164,16 @@ class _BatchedLines:
         if self._scheduled_in is not None and self._scheduled_in.is_running():
             return
         try:
-            self._scheduled_in = asyncio.get_running_loop()
+            self.loop = self._scheduled_in = asyncio.get_running_loop()
         except RuntimeError:
-            self._flush()
+            self.flush()
             return
-        self._scheduled_in.call_soon(self._flush)
+        self._scheduled_in.call_soon(self.flush)
 
     debug = info = warning = error = critical = msg
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write the lines so far."""
         self._scheduled_in = None
         lines, self._lines = self._lines, []
         try:

@@ -17,6 +17,7 @@ class Metrics:
         pacing: return the state of each upstream's queue; may change.
         latest: the latest requests.
         requests: statistics by account; they outlive a reload.
+        dropped_lines: returns how many lines of the log were lost.
     """
 
     def __init__(self) -> None:
@@ -24,6 +25,7 @@ class Metrics:
         self.pacing: dict[str, Callable[[], QueueState]] = {}
         self.latest = Latest()
         self.requests: dict[str, RequestStats] = {}
+        self.dropped_lines: Callable[[], int] = int
         self._trends: dict[str, Trend] = {}
 
     def trend(self, upstream: str) -> Trend:

@@ -60,6 +60,8 @@ class MetricsCollector(Collector):
         yield from self._collect_requests()
         yield from self._collect_accounts()
         yield from self._collect_pacing()
+        text = "Lines of the log that were lost, because nothing read it or it could not be written."
+        yield CounterMetricFamily("cfproxy_log_lines_dropped", text, value=self._metrics.dropped_lines())
 
     def _collect_requests(self) -> Iterable[Metric]:
         counter, gauge = _kinds("account")

@@ -87,6 +87,8 @@ class Service:
         self._sockets = ListeningSockets(None, self._inherited)
         self._queues = QueueRegistry(log)
         self._metrics = Metrics()
+        if logs is not None:
+            self._metrics.dropped_lines = lambda: logs.dropped_lines
         self._servers: dict[str, AccountServer] = {}
         self._closing: set[asyncio.Task[object]] = set()  # parts that a reload has replaced
         self._reloading = asyncio.Lock()
