@@ -8,22 +8,38 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Callable
 from typing import NoReturn
 
 REDACTED = "[redacted]"
 
 
 class Secret:
-    """A text that only `reveal()` shows."""
+    """A text that only `reveal()` shows.
 
-    __slots__ = ("_value",)
+    Args:
+        value: the text.
+        read: reads it once more from where it came; raises ValueError if that is not possible now.
+    """
 
-    def __init__(self, value: str) -> None:
+    __slots__ = ("_read", "_value")
+
+    def __init__(self, value: str, read: Callable[[], str] | None = None) -> None:
         self._value = value
+        self._read = read
 
     def reveal(self) -> str:
         """Return the value, for a request or a store, never for a message."""
         return self._value
+
+    def again(self) -> Secret:
+        """Return the secret as it is now at the place from which it came; itself if there is none."""
+        if self._read is None:
+            return self
+        try:
+            return Secret(self._read(), self._read)
+        except ValueError:
+            return self
 
     def fingerprint(self) -> str:
         """Return 16 hex digits of the value's SHA-256, to tell secrets apart without showing them."""

@@ -174,6 +174,11 @@ class EndpointResponse:
         """Whether the status is 4xx."""
         return 400 <= self.status < 500
 
+    @property
+    def refuses_client(self) -> bool:
+        """Whether the app's own credentials were refused, before anything else was looked at."""
+        return self.is_client_error and self.parse_object().get("error") == "invalid_client"
+
     def parse_object(self) -> dict[str, Any]:
         """Return the JSON object in the body, {} if there is none.
 

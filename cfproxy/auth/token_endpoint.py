@@ -199,12 +199,22 @@ class HttpTokenEndpoint:
 
     async def _outcome(self, parse: Callable[[EndpointResponse], _T], request: _Request) -> _T | CfproxyError:
         response = await self._send(request)
+        if isinstance(response, EndpointResponse) and response.refuses_client and await self._read_secret():
+            request.sent = False  # a refused app has used nothing up (RFC 6749 §5.2)
+            response = await self._send(request)
         if isinstance(response, CfproxyError):
             return response
         try:
             return parse(response)
         except CfproxyError as error:
             return without_traceback(error)
+
+    async def _read_secret(self) -> bool:
+        """Return whether the client secret has changed at its place since it was read; use it then."""
+        before = self._client_secret
+        if before is not None:
+            self._client_secret = await asyncio.to_thread(before.again)
+        return self._client_secret != before
 
     async def _send(self, request: _Request) -> EndpointResponse | TokenEndpointUnavailable:
         reception = _Reception()

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from cfproxy.auth.interfaces import TokenStore
-from cfproxy.config import Account, FoundConfig, Settings, account_names, find_config, load_settings
+from cfproxy.config import Account, FoundConfig, Settings, SettingsReader, account_names, find_config
 from cfproxy.config.addresses import parse_tcp_address
 from cfproxy.errors import ConfigError, UsageError
 
@@ -93,22 +93,14 @@ def locate_config() -> tuple[FoundConfig, str | None]:
     return find_config(named, os.environ, here), named
 
 
-def settings_loader() -> Callable[[], Settings]:
-    """Return a function that reads the configuration each time it is called, always from the same file.
+def settings_reader() -> SettingsReader:
+    """Return what reads the configuration each time it is called, always from the same file.
 
     Raises:
-        ConfigError: the file that was named does not exist. The function raises it for any other problem.
+        ConfigError: the file that was named does not exist. Calling it raises it for any other problem.
     """
     found, named = locate_config()
-
-    def load() -> Settings:
-        try:
-            return load_settings(found.path, os.environ, named)
-        except ConfigError as error:
-            # Who did not mean this file has to know why it was read.
-            raise ConfigError(error.message, error.problems + found.notes) from None
-
-    return load
+    return SettingsReader(found, os.environ, named)
 
 
 def load_config() -> Settings:
@@ -117,7 +109,7 @@ def load_config() -> Settings:
     Raises:
         ConfigError: with all its problems.
     """
-    return settings_loader()()
+    return settings_reader()()
 
 
 def choose_account(settings: Settings, name: str | None) -> Account:

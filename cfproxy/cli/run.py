@@ -10,7 +10,8 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from cfproxy.config import Settings
+from cfproxy.clock import Clock, SystemClock
+from cfproxy.config import Settings, SettingsReader
 from cfproxy.errors import CfproxyError
 from cfproxy.observability.logs import LogOutput
 from cfproxy.observability.output import release_output
@@ -19,6 +20,7 @@ from cfproxy.runtime.systemd import Notifier, take_sockets
 
 _T = TypeVar("_T")
 
+LOOK_EVERY_S = 2.0
 GC_YOUNG = 10_000  # net new objects before a collection of the youngest generation; Python's default is 700
 
 
@@ -76,21 +78,19 @@ def _on(number: int, handler: Callable[[int], None]) -> None:
         signal.signal(number, lambda n, _: loop.call_soon_threadsafe(handler, n))
 
 
-async def serve(
-    settings: Settings, names: tuple[str, ...], logs: LogOutput, load: Callable[[], Settings]
-) -> int:
+async def serve(settings: Settings, names: tuple[str, ...], logs: LogOutput, read: SettingsReader) -> int:
     """Run the proxy until a signal or `POST /shutdown`; return the exit code.
 
     Args:
         settings: the configuration at the start.
         names: accounts to serve; all if empty.
         logs: output of the log.
-        load: reads the configuration again, on SIGHUP and `POST /reload`.
+        read: reads the configuration again, on SIGHUP, on `POST /reload` and when its files have changed.
     """
     notifier = Notifier.from_environment(os.environ)
     inherited = take_sockets(os.environ)
     service = Service(
-        settings, names, logs.log, load=load, logs=logs, inherited=inherited, notify=notifier.notify
+        settings, names, logs.log, load=read, logs=logs, inherited=inherited, notify=notifier.notify
     )
     # Before the start, which may take a while; an unhandled SIGHUP would end the process.
     exit_code = watch_signals(service.stopped)
@@ -99,6 +99,7 @@ async def serve(
         _on(signal.SIGHUP, lambda _: reload_requested.set())
     async with service, asyncio.TaskGroup() as beside:
         tasks = [beside.create_task(_reload_on_request(service, reload_requested))]
+        tasks.append(beside.create_task(reload_on_change(service, read, SystemClock())))
         if notifier.watchdog_s is not None:
             tasks.append(beside.create_task(_feed_watchdog(notifier, notifier.watchdog_s)))
         # Objects that exist now stay, so the collector can ignore them. Requests and connections leave no
@@ -118,6 +119,24 @@ async def _reload_on_request(service: Service, requested: asyncio.Event) -> None
         requested.clear()
         with contextlib.suppress(CfproxyError):  # logged; the old configuration stays in use
             await service.reload()
+
+
+async def reload_on_change(service: Service, read: SettingsReader, clock: Clock) -> None:
+    """Reload when a file of the configuration has changed, unless `reload` is off, until cancelled.
+
+    A change counts once two looks in a row agree, because it may take several writes. A content that was
+    refused is not read again before it changes.
+    """
+    before = read.stamps
+    while True:
+        await clock.sleep(LOOK_EVERY_S)
+        if not service.settings.reload:
+            continue
+        now = await asyncio.to_thread(read.look)  # a network file system may be slow
+        if now == before and now != read.stamps:
+            with contextlib.suppress(CfproxyError):  # logged; the old configuration stays in use
+                await service.reload()
+        before = now
 
 
 async def _feed_watchdog(notifier: Notifier, watchdog_s: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cfproxy.cli.options import choose_account, common_options, complete_account, settings_loader
+from cfproxy.cli.options import choose_account, common_options, complete_account, settings_reader
 from cfproxy.cli.run import run_loop, serve
 from cfproxy.observability.logs import LogOutput
 from cfproxy.observability.output import unblock_output
@@ -22,10 +22,10 @@ from cfproxy.observability.output import unblock_output
 )
 def serve_command(accounts: tuple[str, ...]) -> int:
     """Run the proxy (the default command)."""
-    load = settings_loader()
-    settings = load()
+    read = settings_reader()
+    settings = read()
     for name in accounts:
         choose_account(settings, name)
     unblock_output()
     logs = LogOutput(settings.log.level, settings.log.format, settings.log.sample)
-    return run_loop(serve(settings, accounts, logs, load))
+    return run_loop(serve(settings, accounts, logs, read))

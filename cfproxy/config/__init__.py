@@ -7,7 +7,7 @@ setting, start in `settings.py`.
 """
 
 from cfproxy.config.addresses import TcpAddress, UnixAddress
-from cfproxy.config.load import account_names, load_settings, problem_with
+from cfproxy.config.load import SettingsReader, account_names, load_settings, problem_with
 from cfproxy.config.redis_url import RedisAddress
 from cfproxy.config.references import AccessKey, LocalUser
 from cfproxy.config.render import filled_file, json_schema, render_settings, starter_file
@@ -31,6 +31,7 @@ __all__ = [
     "Pacing",
     "RedisAddress",
     "Settings",
+    "SettingsReader",
     "Store",
     "TcpAddress",
     "UnixAddress",

@@ -5,12 +5,15 @@ No message contains a secret.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 
 from cfproxy.config.addresses import TcpAddress, UnixAddress
 from cfproxy.config.redis_url import RedisAddress
-from cfproxy.config.settings import Access, Account
+from cfproxy.config.settings import Access, Account, Settings
+from cfproxy.errors import Problem
+from cfproxy.secret import Secret
 
 EXPOSED = (
     "can be reached from other machines, and anyone who reaches this port acts as you; "
@@ -22,6 +25,18 @@ CLIENT_ID_PLACEHOLDER = "your-client-id"
 REDIRECT_URI_PLACEHOLDER = "https://example.com/callback"
 
 # What the addresses have in common that a wildcard takes; `::` takes both families.
+# What templates, shells, CI systems and examples leave where a value belongs.
+_UNEXPANDED = re.compile(
+    r"\$?\{\{.*\}\}|[$#%@]?\{.*\}|\$\(.*\)|\$[A-Za-z_]\w*|%\w+%|<.*>|\[.*\]|__\w+__|@@?\w+@@?|!\w+ .*"
+    r"|(env|file|secret|vault|op|arn|keyring|command):.*|x{3,}|\*{3,}|\.{3,}|…|todo|tbd|fixme|placeholder"
+    r"|(change|replace)[ _-]?(me|this|it).*|(your|my)[ _-].*(id|secret|key|password|here)|null|none",
+    re.IGNORECASE,
+)
+_NOT_REPLACED = (
+    "looks like a placeholder that nothing has replaced, such as ${NAME}; give the value itself, "
+    "{env: NAME} or {file: PATH}"
+)
+
 _WILDCARDS = {"0.0.0.0": ".", "::": ""}  # noqa: S104 - recognised here, not listened on
 
 
@@ -69,6 +84,26 @@ def account_conflicts(account: Account) -> Iterator[tuple[set[str], tuple[str, .
         yield {"pacing", "store"}, ("pacing", "shared"), text
     if is_exposed(account.listen, account.access):
         yield {"listen", "access"}, ("listen",), EXPOSED
+
+
+def unexpanded(settings: Settings) -> Iterator[Problem]:
+    """Yield a warning for each secret that looks like a placeholder; no message contains it."""
+    seen = set()
+    for name, account in settings.accounts.items():
+        secrets = {
+            "client_id": Secret(account.client_id),
+            "client_secret": account.client_secret,
+            "store.key": account.store.key,
+            "store.password": account.store_url.password
+            if isinstance(account.store_url, RedisAddress)
+            else None,
+        } | {f"access.keys.{index}": key.secret for index, key in enumerate(account.access.keys)}
+        for key, secret in secrets.items():
+            if secret is None or (key, secret) in seen or not _UNEXPANDED.fullmatch(secret.reveal().strip()):
+                continue
+            seen.add((key, secret))  # accounts inherit it
+            path = key if name == "default" else f"accounts.{name}.{key}"
+            yield Problem(settings.source, path, _NOT_REPLACED)
 
 
 def is_exposed(address: TcpAddress | UnixAddress | None, access: Access) -> bool:

@@ -6,7 +6,7 @@ together; otherwise defaults replace invalid values, so that one run finds as ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,10 +23,11 @@ from cfproxy.config.conflicts import (
 )
 from cfproxy.config.keys import keys_of, merge
 from cfproxy.config.problems import ENVIRONMENT, Keys, Problems, Tree
-from cfproxy.config.references import ValidationContext
+from cfproxy.config.references import ValidationContext, stamp_of
 from cfproxy.config.settings import SECRET_KEYS, Account, AccountKeys, Model, ProcessKeys, Settings
-from cfproxy.config.sources import read_environment, read_file
+from cfproxy.config.sources import FoundConfig, read_environment, read_file
 from cfproxy.config.types import normalise_word
+from cfproxy.errors import ConfigError
 
 # A preset gives defaults for other keys; any value set explicitly overrides it.
 _PRESETS = {
@@ -54,27 +55,71 @@ _NO_CLIENT_ID = (
 M = TypeVar("M", bound=Model)
 
 
-def load_settings(path: Path | None, environ: Mapping[str, str], named: str | None = None) -> Settings:
+def load_settings(
+    path: Path | None,
+    environ: Mapping[str, str],
+    named: str | None = None,
+    files: dict[Path, Hashable] | None = None,
+) -> Settings:
     """Read the file, if any, and the environment, which overrides it.
 
     Args:
         path: the file.
         environ: the environment.
         named: the file as `-c` named it, for messages.
+        files: gets each file that is read, this one included, with its stamp from before.
 
     Raises:
         ConfigError: with every problem found.
     """
+    files = {} if files is None else files
+    if path is not None:
+        files[path] = stamp_of(path)
     problems = Problems(ENVIRONMENT if path is None else str(path))
     low = {} if path is None else read_file(path, problems)
     high = read_environment(environ, problems)
     if low is None:
         raise problems.error()
-    context = ValidationContext(environ, Path() if path is None else path.parent, named)
+    context = ValidationContext(environ, Path() if path is None else path.parent, named, files)
     settings = build_settings(merge(low, high), context, problems)
     if problems.found:
         raise problems.error()
     return settings
+
+
+class SettingsReader:
+    """Reads one configuration again and again, and tells whether its files have changed since.
+
+    Args:
+        found: the file.
+        environ: the environment.
+        named: the file as `-c` named it, for messages.
+    """
+
+    def __init__(self, found: FoundConfig, environ: Mapping[str, str], named: str | None) -> None:
+        self._found = found
+        self._environ = environ
+        self._named = named
+        self.stamps: dict[Path, Hashable] = {}  # of all files, from just before they were read
+
+    def __call__(self) -> Settings:
+        """Read everything.
+
+        Raises:
+            ConfigError: with every problem found.
+        """
+        stamps: dict[Path, Hashable] = {}
+        try:
+            return load_settings(self._found.path, self._environ, self._named, stamps)
+        except ConfigError as error:
+            # Who did not mean this file has to know why it was read.
+            raise ConfigError(error.message, error.problems + self._found.notes) from None
+        finally:
+            self.stamps = stamps  # in one step, because `look` may run in another thread
+
+    def look(self) -> dict[Path, Hashable]:
+        """Return the stamps of the same files now."""
+        return {path: stamp_of(path) for path in self.stamps}
 
 
 def account_names(path: Path | None, environ: Mapping[str, str]) -> list[str]:
@@ -140,7 +185,13 @@ def build_settings(root: Tree, context: ValidationContext, problems: Problems) -
         raw.invalid.update(invalid)
     keys = _drop_nulls({key: root[key] for key in keys_of(ProcessKeys) if key in root})
     process, _ = _validate(ProcessKeys, keys, {}, context, lambda loc: loc, problems)
-    settings = Settings(admin=process.admin, log=process.log, accounts=accounts, source=problems.source)
+    settings = Settings(
+        admin=process.admin,
+        reload=process.reload,
+        log=process.log,
+        accounts=accounts,
+        source=problems.source,
+    )
     _report_conflicts(settings, raw_accounts, problems)
     return settings
 

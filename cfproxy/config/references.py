@@ -6,8 +6,9 @@ read up to a limit. No message contains a secret, a variable's name or a path.
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,11 +30,13 @@ class ValidationContext:
         environ: the variables for `{env: NAME}`.
         folder: the configuration file's folder, for relative paths.
         config_file: the file as it was named on the command line, if it was.
+        files: gets each file that is read, with its stamp from before.
     """
 
     environ: Mapping[str, str] = field(default_factory=dict)
     folder: Path = Path()
     config_file: str | None = None
+    files: dict[Path, Hashable] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,18 @@ def user_folder(locate: Callable[[str], Path]) -> Path | None:
     return folder if folder.is_absolute() else None
 
 
+def stamp_of(path: Path) -> Hashable:
+    """Return a value that differs after the file, or the target of its link, has changed; one stat.
+
+    Without the inode's number, which some network file systems make up anew each time.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size
+
+
 def _read_start(path: Path, size_bytes: int) -> bytes:
     try:
         with path.open("rb") as file:
@@ -97,6 +112,7 @@ def _read_start(path: Path, size_bytes: int) -> bytes:
 def parse_ca_file(value: object, info: ValidationInfo) -> Path:
     """Return the absolute path of a readable file."""
     path = _parse_path(parse_text(value, "must be the path of a PEM file"), info)
+    _context(info).files[path] = stamp_of(path)
     _read_start(path, 1)
     return path
 
@@ -137,31 +153,39 @@ def parse_secret(value: object, info: ValidationInfo) -> Secret:
         if len(value) != 1 or not all(isinstance(part, str) for part in value.values()):
             raise ValueError(want)
         ((kind, name),) = value.items()
-        value = _resolve_secret(kind, name, info)
+        if kind == "file":
+            path = _parse_path(name, info)
+            _context(info).files[path] = stamp_of(path)
+            return Secret(_read_secret(path), functools.partial(_read_secret, path))
+        value = _read_variable(name, info) if kind == "env" else None
     if not isinstance(value, str):
         raise ValueError(want)  # noqa: TRY004 - pydantic collects ValueErrors only
-    if not value.strip():
-        raise ValueError("must not be empty")
-    if not value.isprintable():
-        raise ValueError("must not contain line breaks or other control characters")
-    return Secret(value)
+    return Secret(_check_secret(value))
 
 
-def _resolve_secret(kind: object, name: str, info: ValidationInfo) -> str | None:
-    if kind == "env":
-        if name not in _context(info).environ:
-            raise ValueError("the variable that {env: …} names is not set")
-        return unquote(_context(info).environ[name])
-    if kind != "file":
-        return None
-    data = _read_start(_parse_path(name, info), SECRET_MAX_BYTES + 1)
+def _read_variable(name: str, info: ValidationInfo) -> str:
+    if name not in _context(info).environ:
+        raise ValueError("the variable that {env: …} names is not set")
+    return unquote(_context(info).environ[name])
+
+
+def _read_secret(path: Path) -> str:
+    data = _read_start(path, SECRET_MAX_BYTES + 1)
     if len(data) > SECRET_MAX_BYTES:
         raise ValueError(f"names a file of more than {SECRET_MAX_BYTES} bytes")
     try:
         text = data.decode("utf-8-sig")  # Windows editors put a byte-order mark first
     except UnicodeDecodeError:
         raise ValueError("names a file that is not UTF-8 text") from None
-    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+    return _check_secret(text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text)
+
+
+def _check_secret(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    if not text.isprintable():
+        raise ValueError("must not contain line breaks or other control characters")
+    return text
 
 
 def parse_access_key(value: object, info: ValidationInfo) -> AccessKey:

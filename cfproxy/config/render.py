@@ -8,7 +8,7 @@ from typing import Any
 
 from cfproxy.config.conflicts import CLIENT_ID_PLACEHOLDER, REDIRECT_URI_PLACEHOLDER
 from cfproxy.config.keys import keys_of, section_of
-from cfproxy.config.settings import AccountKeys, FileKeys, Model, Settings
+from cfproxy.config.settings import AccountKeys, FileKeys, Model, ProcessKeys, Settings
 
 SECRET_VARIABLE = "CF_CLIENT_SECRET"  # noqa: S105 - the name of the variable
 _STARTER = """\
@@ -62,7 +62,7 @@ def render_settings(settings: Settings) -> str:
         for name, account in settings.accounts.items()
     }
     tree = accounts.pop("default", {})
-    tree |= settings.model_dump(mode="json", by_alias=True, include={"admin", "log"})
+    tree |= settings.model_dump(mode="json", by_alias=True, include=set(ProcessKeys.model_fields))
     tree |= {"accounts": accounts}
     text: str = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10_000)
     return re.sub(r"://[^/\s@]*@", "://[redacted]@", text)

@@ -27,7 +27,18 @@ from cfproxy.config.addresses import (
 )
 from cfproxy.config.redis_url import RedisAddress
 from cfproxy.config.references import CaFile, Key, SecretText, StoreUrl, User, user_folder
-from cfproxy.config.types import ClientId, Duration, Flag, Method, PathPattern, Rate, Scope, Size, Word
+from cfproxy.config.types import (
+    AutoOff,
+    ClientId,
+    Duration,
+    Flag,
+    Method,
+    PathPattern,
+    Rate,
+    Scope,
+    Size,
+    Word,
+)
 
 SECRET_KEYS = frozenset({"client_secret", "keys", "key"})
 ACCOUNT_NAME = re.compile(r"(?!(con|prn|aux|nul|com[0-9]|lpt[0-9])$)[a-z0-9][a-z0-9_-]{0,63}")
@@ -258,6 +269,11 @@ class ProcessKeys(Model):
     admin: Admin = _key(
         TcpAddress("localhost", 8081),
         "health, status and metrics: host:port; off for none",
+    )
+    reload: AutoOff = _key(
+        True,
+        "auto: look at this file and those it refers to every few seconds, and reload after a change; "
+        "off: only on SIGHUP and POST /reload",
     )
     log: Log = _section(Log, "what is logged, and in which format")
 

@@ -137,6 +137,13 @@ Rate = Annotated[
 # --- words ------------------------------------------------------------------------------------
 
 
+def parse_auto(value: object) -> bool:
+    """Return whether a value means `auto`; the other word is `off`."""
+    if value is not True and normalise_word(value) != "auto" and not is_off(value):
+        raise ValueError("must be auto or off")
+    return not is_off(value)
+
+
 def parse_client_id(value: object) -> str:
     """Return the text unchanged: any printable ASCII (RFC 6749 appendix A.1)."""
     if not isinstance(value, str) or not re.fullmatch(r"[\x20-\x7e]+", value) or not value.strip():
@@ -166,6 +173,12 @@ Scope = Annotated[str, PlainValidator(parse_scope), WithJsonSchema(STRING)]
 Method = Annotated[str, PlainValidator(parse_method), WithJsonSchema(STRING)]
 PathPattern = Annotated[
     str, PlainValidator(parse_path_pattern), WithJsonSchema({**STRING, "pattern": "^!?/"})
+]
+AutoOff = Annotated[
+    bool,
+    PlainValidator(parse_auto),
+    PlainSerializer(lambda is_auto: "auto" if is_auto else "off"),
+    WithJsonSchema({"enum": ["auto", *_OFF_SCHEMA["enum"]]}),
 ]
 Word = BeforeValidator(normalise_word)
 Flag = Annotated[bool, Word]

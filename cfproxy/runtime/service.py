@@ -98,6 +98,11 @@ class Service:
         self._admin = AdminListener(self.accounts, self._metrics, operations, log)
 
     @property
+    def settings(self) -> Settings:
+        """The configuration in use."""
+        return self._settings
+
+    @property
     def admin_url(self) -> str | None:
         """Where the admin listener is; None if it is off."""
         return self._admin.url

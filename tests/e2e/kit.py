@@ -215,6 +215,7 @@ async def open_world(folder: Path, **behaviour: Any) -> AsyncIterator[World]:
                 "admin": "127.0.0.1:0",
                 "store": f"file:{folder / 'store'}",
                 "pacing": {"rate": "off"},
+                "reload": "off",  # tests say when
                 "log": {"level": "debug", "format": "json"},
             },
         )

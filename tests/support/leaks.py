@@ -126,8 +126,8 @@ class _Watch:
     def _watch_secrets(self) -> None:
         init = Secret.__init__
 
-        def init_and_add(secret: Secret, value: str) -> None:
-            init(secret, value)
+        def init_and_add(secret: Secret, value: str, *source: Any) -> None:
+            init(secret, value, *source)
             LEDGER.add_secret(value, "a Secret", lasting=self._lasting > 0)
 
         self._patch.setattr(Secret, "__init__", init_and_add)

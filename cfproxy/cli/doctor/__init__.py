@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Iterable
 
 import click
 from yarl import URL
@@ -22,7 +23,8 @@ from cfproxy.cli.run import run_loop
 from cfproxy.cli.terminal import show
 from cfproxy.clock import SystemClock
 from cfproxy.config import Account, FoundConfig, RedisAddress, Settings, load_settings
-from cfproxy.errors import CfproxyError, ConfigError
+from cfproxy.config.conflicts import unexpanded
+from cfproxy.errors import CfproxyError, ConfigError, Problem
 
 _COLORS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -58,8 +60,9 @@ async def _examine(settings: Settings, accounts: list[Account], found: FoundConf
     """
     findings = [check_configuration(settings)]
     if found.path is None:
-        findings += _note_findings(found)
-    findings += [*check_secrets(found.path), check_environment(os.environ)]
+        findings += _warnings("configuration", found.notes)
+    findings += [*check_secrets(found.path), *_warnings("secret", unexpanded(settings))]
+    findings.append(check_environment(os.environ))
     findings += check_port("admin", settings.admin)
     checked: set[URL] = set()
     for account in accounts:
@@ -88,9 +91,9 @@ def _config_findings(error: ConfigError, found: FoundConfig) -> list[Finding]:
         text, _, step = problem.partition("; run: ")  # some messages include a fix
         step = step or f"correct it, then: {check}"
         findings.append(Finding("configuration", "fail", text, step, code=error.exit_code))
-    return findings + _note_findings(found)
+    return findings + _warnings("configuration", found.notes)
 
 
-def _note_findings(found: FoundConfig) -> list[Finding]:
-    parts = [str(note).rpartition("; ") for note in found.notes]
-    return [Finding("configuration", "warn", text, step) for text, _, step in parts]
+def _warnings(check: str, problems: Iterable[Problem]) -> list[Finding]:
+    parts = [str(problem).rpartition("; ") for problem in problems]
+    return [Finding(check, "warn", text, step) for text, _, step in parts]

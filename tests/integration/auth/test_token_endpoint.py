@@ -319,3 +319,42 @@ async def test_secret_that_cannot_be_encoded_shows_nowhere() -> None:
     async with listening(GOOD) as server:
         await endpoint_at(server.origin, client_secret=Secret("s\udce4\ud800")).client_credentials()
     assert server.connections == 1
+
+
+# --- a rotated secret -------------------------------------------------------------------------
+
+
+async def test_a_refused_secret_is_read_once_more(tmp_path: Path) -> None:
+    """A secret that was rotated in its file is used at once, for every kind of request."""
+    place = tmp_path / "secret"
+    place.write_text("old")
+    async with listening(b"") as server:
+
+        async def script(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            good = server.forms[-1]["client_secret"] == "new"
+            writer.write(GOOD if good else answer(401, {"error": "invalid_client"}))
+            await writer.drain()
+
+        server.script = script
+        endpoint = endpoint_at(server.origin, client_secret=Secret("old", place.read_text))
+        for _ in range(2):  # nothing has changed: one request each
+            with pytest.raises(Misconfigured, match="invalid_client"):
+                await endpoint.client_credentials()
+        assert [form["client_secret"] for form in server.forms] == ["old", "old"]
+        place.write_text("new")
+        await endpoint.refresh(Secret(REFRESH_TOKEN))
+        await endpoint.client_credentials()
+        assert [form["client_secret"] for form in server.forms[2:]] == ["old", "new", "new"]
+        assert {form.get("refresh_token") for form in server.forms[2:4]} == {REFRESH_TOKEN}
+
+
+async def test_only_a_refused_app_is_tried_again(tmp_path: Path) -> None:
+    """Any other answer may mean that the refresh token is used up."""
+    place = tmp_path / "secret"
+    place.write_text("new")
+    for document in ({"error": "invalid_grant"}, {"error": "invalid_request"}, {"error": "server_error"}):
+        async with listening(answer(400, document)) as server:
+            endpoint = endpoint_at(server.origin, client_secret=Secret("old", place.read_text))
+            with pytest.raises(CfproxyError):
+                await endpoint.refresh(Secret(REFRESH_TOKEN))
+            assert len(server.forms) == 1

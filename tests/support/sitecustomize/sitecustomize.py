@@ -15,10 +15,10 @@ from collections.abc import Callable
 with contextlib.suppress(ImportError):  # another Python's process may lack cfproxy
     from cfproxy.secret import Secret
 
-    def _recording(init: Callable[[Secret, str], None]) -> Callable[[Secret, str], None]:
+    def _recording(init: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(init)
-        def init_and_record(secret: Secret, value: str) -> None:
-            init(secret, value)
+        def init_and_record(secret: Secret, value: str, *source: object) -> None:
+            init(secret, value, *source)
             with contextlib.suppress(OSError, KeyError):
                 descriptor = os.open(
                     os.environ["SECRETS_FILE"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfproxy.config import UnixAddress
+from cfproxy.config import UnixAddress, render_settings
 from cfproxy.config.types import parse_duration, parse_size, render_duration, render_size
 from cfproxy.secret import Secret
 from tests.support.config_loader import Loader
@@ -191,3 +191,23 @@ def test_a_file_store_has_a_folder(load: Loader, monkeypatch: pytest.MonkeyPatch
     assert folder.is_absolute()
     assert "cfproxy" in folder.parts
     assert load.account("store: memory").store_dir is None
+
+
+@pytest.mark.parametrize(
+    ("written", "is_auto"),
+    [
+        *((word, True) for word in ("auto", "AUTO", "'auto'", "~")),
+        *((w, False) for w in ("off", "'Off'", "no", "false")),
+    ],
+)
+def test_reload_is_auto_or_off(load: Loader, written: str, is_auto: bool) -> None:
+    """In every spelling of the two words; null is the default."""
+    got = load.settings(f"client_id: a\nredirect_uri: https://example.com/cb\nreload: {written}")
+    assert got.reload is is_auto
+    assert yaml.safe_load(render_settings(got))["reload"] == ("auto" if is_auto else "off")
+
+
+@pytest.mark.parametrize("written", ["on", "true", "5s", "[auto]", "''"])
+def test_reload_has_no_other_value(load: Loader, written: str) -> None:
+    """An interval, for example, is not a setting."""
+    assert load.problem(f"reload: {written}") == "config.yaml: reload: must be auto or off"

@@ -32,6 +32,7 @@ VALUES: dict[str, str | tuple[str, dict[str, str]]] = {
     "refresh_token_lifetime": "7d",
     "listen": "off",
     "admin": "off",
+    "reload": "off",
     "store": "memory",
     "store.url": "file:/var/lib/cf",
     "store.password": ("sesame", REDIS),
