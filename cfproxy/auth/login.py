@@ -3,7 +3,8 @@
 Invariants:
 1. A code is sent only after the store was found to be writable and was locked. From then on neither ^C nor a
    closed browser interrupts before the login is saved.
-2. An attempt is used at most once. It is put back only while its code may still be valid.
+2. An attempt gives one login at most. It is put back as long as its own code may still be valid: a wrong code
+   does not use it up.
 """
 
 from __future__ import annotations
@@ -132,11 +133,11 @@ async def finish(plan: LoginPlan, text: str) -> Login:
             await _claim(plan, redirect.state)
         raise LoginFailed(explain_error(redirect.error, again))
     attempt = await _claim(plan, redirect.state)
-    if attempt.client_id != plan.app.client_id:
-        raise LoginFailed(f"client_id was changed since this login was started; {again}")
     assert redirect.code is not None  # noqa: S101 - check_redirect has made sure
     code = _Code(redirect.code)
     try:
+        if attempt.client_id != plan.app.client_id:
+            raise LoginFailed(f"client_id was changed since this login was started; {again}")
         async with plan.store.lock(plan.app.account, plan.lock_timeout_s):
             return await _uninterrupted(_exchange(plan, attempt, code))
     except (CfproxyError, asyncio.CancelledError):
@@ -184,7 +185,7 @@ async def logout(plan: LoginPlan) -> LoggedOut:
 
 @dataclass(slots=True)
 class _Code:
-    """A code; `unused` as long as the server has certainly not used it up."""
+    """A code; `unused` as long as the server has certainly not used up that of the attempt."""
 
     value: Secret
     unused: bool = True
@@ -222,6 +223,7 @@ async def _exchange(plan: LoginPlan, attempt: Attempt, code: _Code) -> Login:
     code.unused = False
     try:
         reply = await plan.endpoint.exchange(code.value, attempt.redirect_uri, attempt.verifier)
+        login = _new_login(plan, reply, requested_at, before)
     except TokenEndpointUnavailable as error:
         code.unused = not error.sent
         advice = (
@@ -236,8 +238,8 @@ async def _exchange(plan: LoginPlan, attempt: Attempt, code: _Code) -> Login:
         code.unused = True
         raise
     except GrantRefused as error:
+        code.unused = True  # the attempt's own code may be another one, of which this is a part
         raise LoginFailed(_refusal(plan, error.description)) from None
-    login = _new_login(plan, reply, requested_at, before)
     await plan.store.save(login)
     return login
 
@@ -251,8 +253,8 @@ def _refusal(plan: LoginPlan, description: str) -> str:
     if description == oauth2.REFUSED_VERIFIER:
         return f"the code was refused because it belongs to another attempt (PKCE); {_again(plan)}"
     return (
-        "the code was refused: it is over 30 minutes old, used already, or not of this app and redirect_uri; "
-        f"{_again(plan)}"
+        "the code was refused: it is incomplete, over 30 minutes old, used already, or not of this app and "
+        f"redirect_uri; give the whole address with '{finish_command(plan)}', or {_again(plan)}"
     )
 
 

@@ -1,5 +1,8 @@
 """The redirect that ends a browser login: parsing and checking it (RFC 6749 §4.1.2, RFC 9207).
 
+A code can be sent once, so what mails, terminals, shells and other programs do to an address is undone first.
+Only `state` decides whether a code is ours; no leniency here changes that.
+
 Invariants:
 1. No pasted text reaches a message or a repr: people may paste any secret by mistake.
 2. `LoginFailed` is the only error raised; its message has the next step.
@@ -10,7 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from cfproxy.errors import LoginFailed
 from cfproxy.secret import Secret
@@ -37,7 +40,18 @@ _ERRORS = frozenset(
 _VSCHAR = re.compile(r"[ -~]+")  # RFC 6749 appendix A
 _BARE_CODE = re.compile(r"[A-Za-z0-9._~+/=%:-]{8,}")
 _QUERY_START = re.compile(r"(code|state|scope|error|error_description|iss|session_state)=")
-_WRAPPERS = " \t\r\n'\"<>`“”‘’«»"  # noqa: RUF001 - quotes that mails and chats put around a link
+_LABEL = re.compile(r"code\s*[=:]\s*(?=[^&?#]*$)", re.IGNORECASE)
+# A delimiter that an address must have is encoded itself: the address was encoded as a whole, or its query.
+_ENCODED = re.compile(r"(?:^|[?&#]|%(?:25)*(?:3f|26|23))(?:code|state|error)%(?:25)*3d", re.IGNORECASE)
+_ENCODED_HEAD = re.compile(r"https?%(?:25)*3a%(?:25)*2f", re.IGNORECASE)
+_PLAIN = re.compile(r"(?:^|[?&#])(?:code|error)=")
+_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
+_DECODINGS_MAX = 3
+# `&` as written by HTML and JSON; `/` by JSON; `? & = #` by shells.
+_AMPERSAND = re.compile(r"&(?:(?:amp|#38|#x26);)+|\\u0026", re.IGNORECASE)
+_ESCAPED = re.compile(r"[\\^](?=[?&=#/])")
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"))
+_WRAPPERS = " \t\r\n\u00a0'\"<>()[]{},;*`“”‘’«»"  # noqa: RUF001 - what mails and chats put around a link
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +82,17 @@ def parse_redirect(text: str) -> Redirect:
     """
     if len(text) > REDIRECT_MAX_CHARS:
         raise _unusable("this is too long for an address; paste only the address the browser ended up on")
-    text = "".join(line.strip() for line in text.strip(_WRAPPERS).splitlines()).strip(_WRAPPERS + "&")
+    text = _undo_changes(text)
+    if (label := _LABEL.match(text)) is not None:
+        return _bare_code(text[label.end() :])
+    for _ in range(_DECODINGS_MAX):
+        whole = _ENCODED.search(text) and not _PLAIN.search(text)
+        if not (whole or _ENCODED_HEAD.match(text)):
+            break
+        text = unquote(text) if whole else _decode_head(text)
     head, delimiter, query = _partition(text)
     if not delimiter:
-        return _bare_code(text)
+        return _bare_code(head)
     values = _parameters(query)
     base = base_of(head) if "://" in head else None
     error = values.get("error")
@@ -87,6 +108,19 @@ def parse_redirect(text: str) -> Redirect:
         # Only a person can vouch for a code without a state, by pasting the code alone.
         raise _unusable("the address has a code but no state; paste the whole address, or the code alone")
     return Redirect(code=Secret(code), state=values["state"], iss=values.get("iss"), base=base)
+
+
+def _undo_changes(text: str) -> str:
+    text = text.translate(_INVISIBLE)
+    text = "".join(line.strip(_WRAPPERS) for line in text.splitlines()).strip(_WRAPPERS + "&")
+    text = _ESCAPED.sub("", _AMPERSAND.sub("&", text))
+    # An address has no spaces: they come from where it was wrapped.
+    return re.sub(r"\s+", "", text) if "=" in text or "://" in text else text
+
+
+def _decode_head(text: str) -> str:
+    head, delimiter, query = _partition(text)
+    return unquote(head) + delimiter + query
 
 
 def check_redirect(redirect: Redirect, *, redirect_uri: str, authorize_url: str, again: str) -> None:
@@ -152,6 +186,8 @@ def _describe_mismatch(base: str, authorize_url: str, again: str) -> str:
 def _partition(text: str) -> tuple[str, str, str]:
     """Split into URL, delimiter and query; the delimiter is "" for a bare code."""
     found = re.search(r"[?#]", text)
+    if found and found[0] == "#" and "://" not in text and not _PLAIN.search(text[found.start() :]):
+        return text[: found.start()], "", ""  # a bare code with the fragment that some pages add
     if found:
         return text[: found.start()], found[0], text[found.end() :].replace("#", "&")
     if _QUERY_START.match(text):
@@ -164,9 +200,19 @@ def _partition(text: str) -> tuple[str, str, str]:
 
 
 def _bare_code(text: str) -> Redirect:
-    if not _BARE_CODE.fullmatch(text):
+    code = _decode(text)
+    if not _BARE_CODE.fullmatch(text) or not _VSCHAR.fullmatch(code):
         raise _unusable("this is neither an address nor a code; paste the address the browser ended up on")
-    return Redirect(code=Secret(text))
+    return Redirect(code=Secret(code))
+
+
+def _decode(value: str) -> str:
+    """Return `value` without percent-encoding: one that still has any was encoded once more."""
+    for _ in range(_DECODINGS_MAX):
+        if not _ESCAPE.search(value):
+            break
+        value = unquote(value)
+    return value
 
 
 def _parameters(query: str) -> dict[str, str]:
@@ -175,11 +221,13 @@ def _parameters(query: str) -> dict[str, str]:
         pairs = parse_qsl(query, max_num_fields=100)
     except ValueError:
         raise _unusable("this address has too many parameters; paste the one you ended up on") from None
-    for name, value in pairs:
+    for name, given in pairs:
         if name not in {"code", "state", "error", "iss"}:
             continue
         if name in values:
             raise _unusable(f"the address has '{name}' twice and cannot be trusted; log in again")
+        # `+` means a space in a query; codes have no spaces, but servers forget to encode their `+`.
+        value = _decode(given).replace(" ", "+")
         if not _VSCHAR.fullmatch(value):
             raise _unusable(f"'{name}' in the address is damaged; copy the whole address again")
         values[name] = value

@@ -73,15 +73,18 @@ def _show_authorize_url(url: str, *, browser: bool) -> None:
 
 
 def _finish_at_prompt(plan: LoginPlan) -> Login:
+    pasted = ""
     for left in reversed(range(PASTES_MAX)):
         click.echo("> ", err=True, nl=False)
         # Outside an event loop, which can't be interrupted while a thread waits at a prompt.
         line = sys.stdin.readline()
         if not line:
             raise LoginFailed("no address was pasted; without a terminal use --print-url, then --finish URL")
+        # An address may have been wrapped: a line without a beginning continues it.
+        pasted = pasted + line if "://" in pasted and "://" not in line else line
         click.echo("Requesting tokens from the token endpoint ...", err=True)
         try:
-            return run_loop(closing_store(plan.store, login.finish(plan, line)))
+            return run_loop(closing_store(plan.store, login.finish(plan, pasted)))
         except LoginFailed as error:
             if not error.curable:
                 raise

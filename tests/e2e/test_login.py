@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import pytest
 
@@ -39,11 +39,30 @@ async def finish(world: World, text: str, stdin: str = "") -> Ran:
     return await world.run("login", "--finish", text, stdin=stdin)
 
 
-@pytest.mark.parametrize("form", ["whole address", "query", "bare code", "stdin"])
+FORMS: dict[str, Callable[[str], str]] = {
+    "whole address": str,
+    "query": lambda address: urlsplit(address).query,
+    "bare code": code_of,
+    "stdin": lambda _: "-",
+    "encoded once more": lambda address: quote(address, safe=""),
+    "escapes encoded once more": lambda address: address.replace("%", "%25"),
+    "HTML": lambda address: address.replace("&", "&amp;"),
+    "wrapped": lambda address: f"<{address[:70]}\r\n  {address[70:]}>",
+    "bare code, encoded": lambda address: quote(code_of(address), safe="").replace("-", "%2D") + "\n",
+    "code= alone": lambda address: f"code={code_of(address)}\n",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
 async def test_the_redirected_address_may_have_any_form(world: World, form: str) -> None:
-    """The whole address, its query, the code alone and standard input all finish a login."""
+    """Whole or in part, encoded again, wrapped or from standard input, it finishes the login.
+
+    A code that was refused before does not use the login up.
+    """
     address = await come_back(world)
-    texts = {"whole address": address, "query": urlsplit(address).query, "bare code": code_of(address)}
+    refused = await finish(world, "another-code-of-mine")
+    assert (refused.code, "the code was refused" in refused.line) == (1, True)
+    texts = {name: make(address) for name, make in FORMS.items()}
     ran = await finish(world, texts.get(form, "-"), stdin=f"{address}\n")
     assert (ran.code, ran.err) == (0, "")
     assert ran.out == "Logged in as account 'default' (cfgateway offline_access).\n"
@@ -96,6 +115,13 @@ async def test_a_wrong_paste_is_asked_for_again(world: World, wrong: Callable[[s
     assert "Logged in" in ran.out
     assert ran.err.count("> ") == 3
     assert ran.err.count("cfproxy: ") == 2
+
+
+async def test_a_wrapped_address_may_be_pasted(world: World) -> None:
+    """Each line of it is read in turn, and what came before belongs to it."""
+    ran, _ = await paste(world, lambda address: f"{address[:60]}\n{address[60:]}")
+    assert ran.code == 0, ran
+    assert "Logged in" in ran.out
 
 
 async def test_the_prompt_gives_up_after_three_wrong_pastes_and_the_login_stays_open(world: World) -> None:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from html import unescape
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import aiohttp
 import pytest
@@ -396,6 +396,34 @@ async def test_another_browser_cannot_finish_a_login() -> None:
         assert dict(parse_qsl(urlsplit(redirected).query))["code"] not in page.text
         # As the page says: the address from its question mark to the end.
         assert (await browser.paste(as_callback(redirected).removeprefix("/callback"))).status == 303
+
+
+@pytest.mark.parametrize("arrives", [False, True], ids=["pasted", "at the callback"])
+async def test_a_wrong_code_does_not_use_the_login_up(arrives: bool) -> None:
+    """The right one finishes it, in whatever form it comes."""
+    async with browsing() as browser:
+        url, _ = await browser.begin()
+        redirected = await approve(url)
+        wrong = redirected.replace("code=", "code=x")
+        if arrives:
+            page = await browser.get(as_callback(wrong), **ARRIVAL)
+            assert (page.status, "the code was refused" in alert(page)) == (400, True)
+            mangled = as_callback(redirected).replace("&", "&amp;").replace("%", "%25")
+            assert (await browser.get(mangled, **ARRIVAL)).status == 200
+        else:
+            page = await browser.paste(wrong)
+            assert (page.status, "the code was refused" in alert(page)) == (400, True)
+            assert (await browser.paste(f"<{quote(redirected, safe='')}>\r\n")).status == 303
+
+
+async def test_code_without_a_state_is_refused_at_the_callback() -> None:
+    """Any web page could send it; only a person who pastes it can vouch for it."""
+    async with browsing() as browser:
+        url, _ = await browser.begin()
+        code = dict(parse_qsl(urlsplit(await approve(url)).query))["code"]
+        for query in (f"code={code}", f"code%3D{code}", code, f"%26code={code}"):
+            assert (await browser.get(f"/callback?{query}", **ARRIVAL)).status in {400, 403}
+        assert not browser.service.accounts[0].token_source.state().ready
 
 
 async def test_a_login_started_elsewhere_is_not_finished_here() -> None:

@@ -150,13 +150,13 @@ async def test_each_cause_of_failure_has_its_own_message() -> None:
     """State, replay, age, denial, server error, refused code, wrong URL: all messages differ."""
     messages = []
 
-    world = World(GrantRefused("x"))
+    world = World(GrantRefused("x"), REPLY)
     address = await world.start()
     state = address.split("state=")[1]
     messages.append(await world.failure("another-code-1"))
+    await finish(world.plan, address)
     messages.append(await world.failure(address))
     messages.append(await world.failure(f"?code=the-code-1&state={state}x"))
-    messages.append(await world.failure("the-code-1"))
 
     world = World()
     address = await world.start()
@@ -179,9 +179,6 @@ async def test_each_cause_of_failure_has_its_own_message() -> None:
     ):
         messages.append(await World().failure(wrong))
 
-    # The first bare code claims the attempt; the address and the second bare code then find it used.
-    assert messages[1] == messages[3]
-    del messages[3]
     assert len(set(messages)) == len(messages)
 
 
@@ -203,15 +200,55 @@ async def test_denial_ends_its_attempt() -> None:
 
 
 async def test_changed_app_gets_no_code() -> None:
-    """A code of one app is not sent in the name of another one."""
+    """A code of one app is not sent in the name of another one, and can still be used by its own."""
     world = World(REPLY)
-    address = await world.start()
-    world.plan = replace(world.plan, app=replace(APP, client_id="app-2"))
+    address, plan = await world.start(), world.plan
+    world.plan = replace(plan, app=replace(APP, client_id="app-2"))
     assert "client_id was changed" in await world.failure(address)
     assert world.endpoint.presented == []
+    assert (await finish(plan, address)).serial == 1
 
 
 # --- when a code is used up --------------------------------------------------------------
+
+WRONG = GrantRefused("the token endpoint at accounts.example refused the code (invalid_grant)")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        WRONG,
+        GrantRefused("refused", description=oauth2.REFUSED_VERIFIER),
+        GrantRefused("refused", code="access_denied"),
+    ],
+    ids=["unknown code", "another verifier", "access_denied"],
+)
+async def test_wrong_code_does_not_use_the_attempt_up(failure: CfproxyError) -> None:
+    """A code that was damaged or belongs to another login is refused; the right one still works."""
+    world = World(failure, failure, REPLY)
+    address = await world.start()
+    for wrong in ("another-code", address.replace("code=", "code=x")):
+        assert "refused" in await world.failure(wrong)
+    assert (await finish(world.plan, address)).serial == 1
+    assert "finished already" in await world.failure(address)
+
+
+async def test_wrong_code_does_not_make_an_older_attempt_the_newest() -> None:
+    """Put back, the attempt keeps its time: it expires as it would have."""
+    world = World(WRONG, REPLY)
+    address = await world.start()
+    await world.clock.advance(ATTEMPT_LIFETIME_S - 1)
+    await world.failure("another-code")
+    await world.clock.advance(2)
+    assert "30 minutes" in await world.failure(address)
+
+
+async def test_reply_without_an_access_token_asks_for_a_new_login() -> None:
+    """The code is used up, and there is nothing to save."""
+    world = World(TokenReply(None, None, Secret("rt-1"), None))
+    with pytest.raises(TokenEndpointUnavailable, match=r"without a usable bearer token; .* start again"):
+        await finish(world.plan, await world.start())
+    assert await world.store.load("default") is None
 
 
 @pytest.mark.parametrize("failure", [UNSENT, BAD_APP])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from urllib.parse import quote, urlencode
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from cfproxy.auth.redirect import (
@@ -27,6 +28,8 @@ BASE = "https://integration.example/cb"
 QUERY = "code=8659m1X-k&scope=cfgateway%20offline_access&state=st-1"
 CAME = Redirect(code=Secret("8659m1X-k"), state="st-1")
 WHOLE = Redirect(code=Secret("8659m1X-k"), state="st-1", base=BASE)
+ALONE = Redirect(code=Secret("8659m1X-k"))
+SLASHED = Redirect(code=Secret("4/0Ab+cd=="), state="st-1", base=BASE)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,57 @@ WHOLE = Redirect(code=Secret("8659m1X-k"), state="st-1", base=BASE)
         ),
         (BASE, Redirect(base=BASE)),
         (f"{BASE}?code=&state=1", Redirect(base=BASE)),
+        # encoded once more, as a whole or in part
+        (quote(f"{BASE}?{QUERY}", safe=""), WHOLE),
+        (quote(quote(f"{BASE}?{QUERY}", safe=""), safe=""), WHOLE),
+        (f"{BASE}?{quote(QUERY, safe='')}", WHOLE),
+        (f"{BASE}%3F{quote(QUERY, safe='')}", WHOLE),
+        (f"{quote(BASE, safe='')}?{QUERY}", WHOLE),
+        (f"?{quote(QUERY, safe='')}", CAME),
+        (quote(QUERY, safe=""), CAME),
+        (quote(QUERY.removeprefix("code="), safe=""), CAME),
+        (
+            quote(f"{BASE}?error=access_denied&state=st-1"),
+            Redirect(error="access_denied", state="st-1", base=BASE),
+        ),
+        # a code with characters that are encoded
+        (f"{BASE}?code=4%2F0Ab%2Bcd%3D%3D&state=st-1", SLASHED),
+        (f"{BASE}?code=4/0Ab+cd==&state=st-1", SLASHED),
+        (f"{BASE}?code=4%252F0Ab%252Bcd%253D%253D&state=st-1", SLASHED),
+        (quote(f"{BASE}?code=4%2F0Ab%2Bcd%3D%3D&state=st-1", safe=""), SLASHED),
+        (quote(f"{BASE}?code=4%2F0Ab%2Bcd%3D%3D&state=st-1", safe=":/?&="), SLASHED),
+        ("4%2F0Ab%2Bcd%3D%3D", Redirect(code=Secret("4/0Ab+cd=="))),
+        ("4%252f0Ab%252bcd%253d%253d", Redirect(code=Secret("4/0Ab+cd=="))),
+        ("4/0Ab+cd==", Redirect(code=Secret("4/0Ab+cd=="))),
+        # as mails, terminals, shells and programs change an address
+        (f"{BASE}?{QUERY}".replace("&", "&amp;"), WHOLE),
+        (f"{BASE}?{QUERY}".replace("&", "&amp;amp;"), WHOLE),
+        (f"{BASE}?{QUERY}".replace("&", "&#38;"), WHOLE),
+        (f"{BASE}?{QUERY}".replace("&", "\\u0026"), WHOLE),
+        (f"{BASE}?{QUERY}".replace("/", "\\/"), WHOLE),
+        (f"{BASE}\\?{QUERY}".replace("&", "\\&").replace("=", "\\="), WHOLE),
+        (f"{BASE}?{QUERY}".replace("&", "^&"), WHOLE),
+        (f"{BASE}?code=8659 m1X-k&state=st-1", WHOLE),
+        (f"> {BASE}?code=8659\n> m1X-k&state=st-1\n", WHOLE),
+        (f'"{BASE}?code=8659"\n"m1X-k&state=st-1"', WHOLE),
+        (f"{BASE}?code=86\u200b59m1X-k&state=st-1\ufeff", WHOLE),
+        (f"\u00a0{BASE}?{QUERY}\u2028", WHOLE),
+        (f"({BASE}?{QUERY}),", WHOLE),
+        (f"[{BASE}?{QUERY}];", WHOLE),
+        (f"{BASE}?{QUERY}#", WHOLE),
+        # the code alone
+        ("code=8659m1X-k", ALONE),
+        ("code=8659m1X-k&", ALONE),
+        ("'code=8659m1X-k'\n", ALONE),
+        ("code: 8659m1X-k", ALONE),
+        ("Code = 8659m1X-k", ALONE),
+        ("code=8659m1X%2Dk", ALONE),
+        ("8659m1X-k\n", ALONE),
+        ("8659m1X-k\r\n\r\n", ALONE),
+        ('"8659m1X-k"', ALONE),
+        ("<8659m1X-k>", ALONE),
+        ("8659m1X-k#_=_", ALONE),
+        ("8659m1X-k#", ALONE),
     ],
 )
 def test_redirect_is_accepted_in_many_forms(text: str, expected: Redirect) -> None:
@@ -75,6 +129,12 @@ def test_redirect_is_accepted_in_many_forms(text: str, expected: Redirect) -> No
         (f"?{QUERY}&state=other", "'state' twice"),
         (f"?{QUERY}#state=other", "'state' twice"),
         (f"{BASE}?code=8659m1X-k", "no state"),
+        ("?code=8659m1X-k", "no state"),
+        (f"?{quote('code=8659m1X-k', safe='')}", "no state"),
+        ("code=8659m1X-k&scope=cfgateway", "no state"),
+        ("the code is 8659m1X-k", "neither"),
+        ("8659m1X-k%0d%0ax", "neither"),
+        ("8659m1X-k%ff", "neither"),
         ("?code=a%0Ab&state=1", "damaged"),
         ("?code=a%FFb&state=1", "damaged"),
         ("x" * (REDIRECT_MAX_CHARS + 1), "too long"),
@@ -99,7 +159,8 @@ def fold(text: str, width: int) -> str:
     mark=st.sampled_from("?#"),
 )
 def test_line_breaks_of_a_terminal_do_not_matter(code: str, state: str, width: int, mark: str) -> None:
-    """However the URL is wrapped, code and state are parsed exactly."""
+    """However the URL is wrapped, code and state are parsed exactly, if no code looks encoded itself."""
+    assume(not re.search("%[0-9A-Fa-f]{2}", code + " " + state))
     query = urlencode({"code": code, "state": state}, quote_via=quote)
     came = parse_redirect(fold(f"{BASE}{mark}{query}", width))
     assert came == Redirect(code=Secret(code), state=state, base=BASE)
