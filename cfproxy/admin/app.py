@@ -76,11 +76,15 @@ class AdminApp:
         """Check and handle a request."""
         try:
             self.rules.check(request, self._logins.redirect_hosts)
+            handler = self._find_handler(request)
             if request.method not in {"GET", "HEAD"}:
-                await self._token.check(request)
-                if request.path not in PAGES:
+                # Nothing of a body is read before a key was shown, where one is needed.
+                if request.path in PAGES:
+                    self._logins.check_caller(request)
+                else:
                     self.rules.check_action(request)
-            return await self._find_handler(request)(request)
+                await self._token.check(request)
+            return await handler(request)
         except CfproxyError as error:
             return _error_response(request, error)
         except HttpError as error:

@@ -34,6 +34,9 @@ _ELSEWHERE = (
     "has changed."
 )
 
+# At once: each works on the store, or asks the token endpoint, even if its client has left.
+LOGINS_MAX = 16
+
 Describe = Callable[[ServedAccount], Awaitable[View]]
 
 
@@ -50,6 +53,7 @@ class LoginPages:
         self._accounts = accounts
         self._describe = describe
         self._token = token
+        self._acting = 0
 
     @property
     def redirect_hosts(self) -> tuple[str, ...]:
@@ -61,6 +65,16 @@ class LoginPages:
         """Handle `GET /login?account=NAME`."""
         return await self._page(self._account(request.query.get("account")))
 
+    def check_caller(self, request: AdminRequest) -> None:
+        """Refuse a caller who has shown a key of no account, if each account requires one.
+
+        Raises:
+            KeyRequired
+        """
+        if all(account.settings.access.keys for account in self._accounts):
+            keys = tuple({key for account in self._accounts for key in account.access_keys})
+            check_key(request, keys, "no access key selects an account")
+
     async def act(self, request: AdminRequest) -> AdminResponse:
         """Handle `POST /login`: start a login, or complete it with `redirected`.
 
@@ -71,12 +85,15 @@ class LoginPages:
         """
         form = await request.form()
         account = self._account(form.get("account"))
-        name = account.app.account
         if account.settings.access.keys:
-            check_key(request, account.access_keys, f"no access key selects account '{name}'")
+            none = f"no access key selects account '{account.app.account}'"
+            check_key(request, account.access_keys, none)
+        name, is_page = account.app.account, wants_html(request)
         redirected = form.get("redirected")
-        is_page = wants_html(request)
+        self._acting += 1
         try:
+            if self._acting > LOGINS_MAX:
+                raise LoginFailed("too many logins at once; try again in a moment")
             if redirected is not None:
                 await self._finish(account, redirected)
                 if is_page:
@@ -87,6 +104,8 @@ class LoginPages:
             if not is_page:
                 raise
             return await self._page(account, error, pasted=redirected is not None)
+        finally:
+            self._acting -= 1
         if not is_page:
             return json_response({"account": name, "authorize_url": url})
         response = render_departure(url)

@@ -13,14 +13,15 @@ from structlog.typing import FilteringBoundLogger
 
 from cfproxy.admin.messages import SECURITY_HEADERS, AdminRequest, AdminResponse, problem_response
 from cfproxy.errors import CfproxyError
-from cfproxy.server.connection import ClientConnection, cancel_all
-from cfproxy.server.connection_limits import ConnectionLimits, Connections
+from cfproxy.server.connection import ClientConnection
+from cfproxy.server.connection_limits import ConnectionLimits, Connections, cancel_all
 from cfproxy.server.local_names import LocalNames
 from cfproxy.server.request import Limits, Request
 from cfproxy.server.response import Response
 
 HEAD_S = 10.0
 CONNECTIONS_MAX, UNFINISHED_MAX = 256, 64
+UNREAD_S = 30.0  # how long a response may stay unread
 CLOSE_S = 0.5  # for responses in progress when the server closes
 
 Respond = Callable[[AdminRequest], Awaitable[AdminResponse]]
@@ -37,12 +38,12 @@ class AdminServer:
     def __init__(self, respond: Respond, log: FilteringBoundLogger) -> None:
         self.respond = respond
         self.log = log.bind(listen="admin")
-        self.limits = Limits(first_byte_s=HEAD_S, head_s=HEAD_S)
+        self.limits = Limits(first_byte_s=HEAD_S, head_s=HEAD_S, idle_s=UNREAD_S)
         self.tasks: set[asyncio.Task[object]] = set()  # of connections with a request in progress
         self.local_names = LocalNames()
         self.handling: set[asyncio.Task[AdminResponse]] = set()  # some of clients that have left
         self._connections = Connections(
-            ConnectionLimits(CONNECTIONS_MAX, UNFINISHED_MAX),
+            ConnectionLimits(CONNECTIONS_MAX, UNFINISHED_MAX, cuts_busy=True),
             asyncio.get_running_loop(),
             lambda causes: self.log.warning("connections.ended", **causes),
         )

@@ -192,7 +192,7 @@ class StreamProtocol(asyncio.Protocol):
             if not self.awaits_turn:
                 self.transport.resume_reading()
 
-    def wait_for_turn(self, backlog: bytes = b"") -> None:
+    def wait_for_turn(self, backlog: bytes) -> None:
         """Pass `backlog` to `data_received` in a later turn, and read nothing before that."""
         self.backlog = backlog
         if not (self.awaits_turn or self.lost):

@@ -17,8 +17,8 @@ from cfproxy.proxy.access import AccessRules
 from cfproxy.proxy.request_headers import Origin, request_id_factory
 from cfproxy.proxy.retry import Forwarder
 from cfproxy.secret import Secret
-from cfproxy.server.connection import ClientConnection, cancel_all
-from cfproxy.server.connection_limits import ConnectionLimits, Connections
+from cfproxy.server.connection import ClientConnection
+from cfproxy.server.connection_limits import ConnectionLimits, Connections, cancel_all
 from cfproxy.server.local_names import LocalNames
 from cfproxy.server.request import Limits, Request, RequestHandler
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from cfproxy.errors import BadTarget
 from cfproxy.http1.framing import MalformedBody, TinyChunks
@@ -39,6 +39,7 @@ from cfproxy.server.unix_sockets import peer_uid
 HALF_CLOSE_S = 0.25
 # How long data is discarded after the last response: a reset would make the client lose the response.
 LINGER_S = 5.0
+DISCARD_PAUSE_S = 0.01  # between two reads of what is discarded
 
 
 class ClientConnection(StreamProtocol):
@@ -88,7 +89,8 @@ class ClientConnection(StreamProtocol):
     def data_received(self, data: bytes) -> None:
         """Handle received data: a part of a body, pipelined requests, or the next request."""
         if self._discarding:
-            self.wait_for_turn()  # or the loop would read megabytes in each iteration
+            super().hold_reading()  # or the loop would read megabytes in each iteration
+            self.loop.call_later(DISCARD_PAUSE_S, super().release_reading)
             return
         if self._body is not None and not self._body.complete:
             data = self._feed_body(data)
@@ -153,6 +155,11 @@ class ClientConnection(StreamProtocol):
         else:
             self._stop_working()
             self._wait_for_request()
+
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether the client has to send the rest of a body, or to read what was written."""
+        return self.writing_paused or (self._body is not None and not self._body.complete)
 
     @property
     def uid(self) -> int | None:
@@ -338,10 +345,3 @@ class ClientConnection(StreamProtocol):
             self._body.fail(BadTarget("no data of the request body arrived within timeouts.idle"))
         else:
             self._close()
-
-
-async def cancel_all(connections: Iterable[ClientConnection]) -> None:
-    """Cancel the requests on these connections, close them, and wait for their tasks."""
-    tasks = [task for connection in connections if (task := connection.cancel()) is not None]
-    if tasks:
-        await asyncio.wait(tasks)

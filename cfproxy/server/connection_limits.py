@@ -2,7 +2,7 @@
 
 Invariants:
 1. There are never more than `ConnectionLimits.connections`. One with a request in progress is never closed
-   to make room for others.
+   to make room for others, unless `ConnectionLimits.cuts_busy` allows it.
 2. As long as another connection has no request in progress, a new one is accepted in its place, so clients
    that send nothing shut no one out.
 3. An incomplete head over a limit is discarded without notifying its client. A client whose connection closes
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -38,11 +38,14 @@ class ConnectionLimits:
         connections: maximum number of connections.
         unfinished: maximum number of request heads that have been incomplete for `GRACE_S`.
         unfinished_bytes: maximum size of all incomplete heads, whatever their age.
+        cuts_busy: whether a connection with a request in progress may be closed for another if all have one:
+            the oldest whose client has to send or to read on, or else the oldest.
     """
 
     connections: int = 4096
     unfinished: int = 512
     unfinished_bytes: int = 16 * 1024 * 1024
+    cuts_busy: bool = False
 
 
 @dataclass(slots=True)
@@ -67,7 +70,7 @@ class Connections:
     _unfinished: dict[ClientConnection, float] = field(init=False, default_factory=dict)
     _stuck: dict[ClientConnection, None] = field(init=False, default_factory=dict)  # in the tarpit
     _idle: dict[ClientConnection, float] = field(init=False, default_factory=dict)
-    _busy: set[ClientConnection] = field(init=False, default_factory=set)
+    _busy: dict[ClientConnection, None] = field(init=False, default_factory=dict)
     _head_bytes: dict[ClientConnection, int] = field(init=False, default_factory=dict)  # oldest first
     _head_bytes_sum: int = field(init=False, default=0)
     _ended: Counter[str] = field(init=False, default_factory=Counter)
@@ -115,12 +118,12 @@ class Connections:
     def request_started(self, connection: ClientConnection) -> None:
         """Note that a request's head is complete."""
         if self._idle.pop(connection, None) is not None or self._forget(connection):
-            self._busy.add(connection)
+            self._busy[connection] = None
 
     def request_finished(self, connection: ClientConnection) -> None:
         """Note that the response is complete and no other request has started."""
         if connection in self._busy:
-            self._busy.discard(connection)
+            del self._busy[connection]
         elif not self._forget(connection):
             return
         self._idle[connection] = self.loop.time()
@@ -145,7 +148,7 @@ class Connections:
         self._head_bytes_sum -= self._head_bytes.pop(connection, 0)
         self._stuck.pop(connection, None)
         known = connection in self._busy
-        self._busy.discard(connection)
+        self._busy.pop(connection, None)
         for state in (self._unfinished, self._idle):
             known = state.pop(connection, None) is not None or known
         return known
@@ -171,6 +174,9 @@ class Connections:
                 self._end(next(iter(self._idle)), "idle")
             elif self._unfinished:
                 self._end(next(iter(self._unfinished)), "unfinished")
+            elif self._busy and self.limits.cuts_busy:
+                waiting = (connection for connection in self._busy if connection.waits_for_client)
+                self._end(next(waiting, next(iter(self._busy))), "unfinished")
             else:
                 return
 
@@ -197,3 +203,10 @@ class Connections:
             self.on_ended(dict(self._ended))
             self._ended.clear()
         self._timer = self.loop.call_later(SWEEP_S, self._sweep) if self._count() else None
+
+
+async def cancel_all(connections: Iterable[ClientConnection]) -> None:
+    """Cancel the requests on these connections, close them, and wait for their tasks."""
+    tasks = [task for connection in connections if (task := connection.cancel()) is not None]
+    if tasks:
+        await asyncio.wait(tasks)

@@ -1,11 +1,17 @@
-"""Chooses the login attempt that a claim gets, for all stores."""
+"""Chooses the login attempt that a claim gets, and those that are dropped, for all stores."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from cfproxy.auth.models import Attempt, AttemptGone
 from cfproxy.secret import Secret
+
+# Of an account. People start one or two; whoever may start any must not be able to fill the store.
+ATTEMPTS_MAX = 50
+
+Name = TypeVar("Name")
 
 
 def choose(attempts: Iterable[Attempt], state: str | None, now: float) -> Attempt:
@@ -23,3 +29,10 @@ def choose(attempts: Iterable[Attempt], state: str | None, now: float) -> Attemp
         if unused:
             return max(unused, key=lambda attempt: attempt.created_at)
     raise AttemptGone("used" if alive else "expired" if matching else "unknown")
+
+
+def choose_stale(attempts: Mapping[Name, Attempt], now: float, keep: int = ATTEMPTS_MAX) -> list[Name]:
+    """Return the names of the attempts to drop: the expired ones, and the oldest beyond `keep`."""
+    alive = [name for name, attempt in attempts.items() if not attempt.expired(now)]
+    oldest = sorted(alive, key=lambda name: attempts[name].created_at)[: max(0, len(alive) - keep)]
+    return [name for name in attempts if name in oldest or attempts[name].expired(now)]

@@ -21,7 +21,7 @@ from cfproxy.auth.models import Attempt, Login
 from cfproxy.errors import StoreUnavailable, StoreUnusable
 from cfproxy.secret import Secret
 from cfproxy.stores.atomic_files import FILE_MAX_BYTES, Folder
-from cfproxy.stores.attempts import choose
+from cfproxy.stores.attempts import ATTEMPTS_MAX, choose, choose_stale
 from cfproxy.stores.documents import DocumentCodec
 from cfproxy.stores.file_lock import acquire
 
@@ -125,7 +125,7 @@ class FileStore:
     # --- attempts ------------------------------------------------------------------------
 
     def _save_attempt(self, attempt: Attempt) -> None:
-        self._prune(attempt.account, attempt.created_at)
+        self._prune(attempt.account, attempt.created_at, ATTEMPTS_MAX - 1)
         name, used_name = _names_of_state(attempt.account, attempt.state)
         self._write_attempt(name, attempt)
         # An attempt that is saved again becomes unused; until this line it counts as used.
@@ -164,13 +164,17 @@ class FileStore:
         # The name decides: a claim that was killed, or found the disk full, left the content as it was.
         return attempt.as_used() if name.endswith(USED_SUFFIX) else attempt
 
-    def _prune(self, account: str, now: float) -> None:
-        """Remove expired attempts where possible; what can't be read is left alone."""
+    def _prune(self, account: str, now: float, keep: int = ATTEMPTS_MAX) -> None:
+        """Remove stale attempts where possible; what can't be read is left alone."""
+        found: dict[str, Attempt] = {}
         for name in self._attempt_names(account):
             with suppress(StoreUnavailable, StoreUnusable):
                 attempt = self._attempt(name, account)
-                if attempt is not None and attempt.expired(now):
-                    self._folder.remove([name])
+                if attempt is not None:
+                    found[name] = attempt
+        for name in choose_stale(found, now, keep):
+            with suppress(StoreUnavailable, StoreUnusable):
+                self._folder.remove([name])
 
     def _attempt_names(self, account: str) -> list[str]:
         prefix = f"{_stem(account)}.login-"

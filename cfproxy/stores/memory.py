@@ -13,7 +13,7 @@ from itertools import count
 from cfproxy.auth.interfaces import Lease
 from cfproxy.auth.models import Attempt, Login
 from cfproxy.errors import StoreUnavailable
-from cfproxy.stores.attempts import choose
+from cfproxy.stores.attempts import ATTEMPTS_MAX, choose, choose_stale
 
 
 class MemoryStore:
@@ -77,7 +77,7 @@ class MemoryStore:
 
     async def save_attempt(self, attempt: Attempt) -> None:
         """Keep an attempt until it expires."""
-        attempts = self._alive(attempt.account, attempt.created_at)
+        attempts = self._alive(attempt.account, attempt.created_at, ATTEMPTS_MAX - 1)
         # An attempt that is saved again becomes unused.
         self._attempts[attempt.account] = [each for each in attempts if each.state != attempt.state] + [
             attempt
@@ -96,5 +96,7 @@ class MemoryStore:
     async def aclose(self) -> None:
         """No-op: the logins live as long as this object."""
 
-    def _alive(self, account: str, now: float) -> list[Attempt]:
-        return [attempt for attempt in self._attempts.get(account, ()) if not attempt.expired(now)]
+    def _alive(self, account: str, now: float, keep: int = ATTEMPTS_MAX) -> list[Attempt]:
+        attempts = dict(enumerate(self._attempts.get(account, ())))
+        stale = choose_stale(attempts, now, keep)
+        return [attempt for at, attempt in attempts.items() if at not in stale]

@@ -16,7 +16,7 @@ SLOW = 300
 BEGINNINGS = {
     "nothing": b"",
     "half a request line": b"GET /a",
-    "half a head": b"GET /a HTTP/1.1\r\nHost: localhost\r\nX-A: " + b"a" * 2048,
+    "half a head": b"GET /a HTTP/1.1\r\nHost: elsewhere\r\nX-A: " + b"a" * 2048,
     "half a body": b"POST /a HTTP/1.1\r\nHost: localhost:%d\r\nContent-Length: 99999\r\n\r\n" + b"a" * 2048,
 }
 

@@ -136,15 +136,18 @@ async def test_pipelined_requests_are_read_as_fast_as_they_are_served(method: by
 
 
 async def test_what_follows_a_refusal_is_not_read_without_a_pause() -> None:
-    """A client that sends on takes its turn, like other connections, until it is cut off."""
+    """The others are served while a client sends on as fast as it can."""
     async with proxied(answering(OK)) as world:
         client = await world.client()
         await client.send(client.compose(b"POST /a HTTP/1.1", b"Transfer-Encoding: gzip"))
         assert (await client.read_answer()).status == 400
         (connection,) = world.listener.connections
-        connection.data_received(b"x" * 1000)
-        assert connection.awaits_turn
-        await until(lambda: not connection.awaits_turn)
+        sending = asyncio.create_task(flood(client, b"x" * 2**20, 64))
+        await until(lambda: not connection.transport.is_reading())
+        await until(connection.transport.is_reading)
+        assert (await world.ask(b"GET /b HTTP/1.1")).status == 200
+        client.abort()
+        await sending
 
 
 # --- responses ------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from cfproxy.auth.interfaces import Lease
 from cfproxy.auth.models import ATTEMPT_LIFETIME_S, Attempt, Login
 from cfproxy.config.redis_url import RedisAddress
 from cfproxy.errors import StoreUnavailable, StoreUnusable
-from cfproxy.stores.attempts import choose
+from cfproxy.stores.attempts import ATTEMPTS_MAX, choose, choose_stale
 from cfproxy.stores.documents import DocumentCodec
 from cfproxy.stores.redis.client import close_client, naming_errors, open_client
 from cfproxy.stores.redis.lock import LIFE_S, RedisLease, RedisLock
@@ -193,7 +193,7 @@ class RedisStore:
     async def save_attempt(self, attempt: Attempt) -> None:
         """Keep an attempt until it expires."""
         account = attempt.account
-        await self._prune(account, attempt.created_at)
+        await self._prune(account, attempt.created_at, ATTEMPTS_MAX - 1)
         content = await self._encode_attempt(attempt)
         key = _key(account, "attempts")
         with naming_errors(self._where):
@@ -319,12 +319,12 @@ class RedisStore:
             for field, content in contents.items()
         }
 
-    async def _prune(self, account: str, now: float) -> None:
+    async def _prune(self, account: str, now: float, keep: int = ATTEMPTS_MAX) -> None:
         found = await self._stored_attempts(account)
-        expired = [field for field, (attempt, _) in found.items() if attempt.expired(now)]
-        if expired:
+        stale = choose_stale({field: attempt for field, (attempt, _) in found.items()}, now, keep)
+        if stale:
             with naming_errors(self._where):
-                await self._client.hdel(_key(account, "attempts"), *expired)
+                await self._client.hdel(_key(account, "attempts"), *stale)
 
 
 def _key(account: str, name: str) -> str:

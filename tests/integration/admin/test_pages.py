@@ -15,6 +15,7 @@ import aiohttp
 import pytest
 import structlog
 
+from cfproxy.admin.login_pages import LOGINS_MAX
 from cfproxy.config import load_settings
 from cfproxy.runtime.service import Service
 from cfproxy.sandbox import Behaviour, Fault, Sandbox, approve
@@ -204,6 +205,17 @@ async def test_a_request_that_failed_shows_where_its_time_went() -> None:
 
 
 # --- logging in -------------------------------------------------------------------------------
+
+
+async def test_too_many_logins_at_once_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are over don't count."""
+    async with browsing() as browser:
+        for _ in range(LOGINS_MAX + 1):
+            await browser.begin()
+        monkeypatch.setattr("cfproxy.admin.login_pages.LOGINS_MAX", 0)
+        token = (await browser.get("/login")).form_token()
+        page = await browser.post("/login", {"token": token})
+        assert (page.status, "too many logins at once" in page.text) == (400, True)
 
 
 async def test_logging_in_with_the_page() -> None:

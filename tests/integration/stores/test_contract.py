@@ -15,6 +15,7 @@ from cfproxy.config.redis_url import parse_redis_url
 from cfproxy.errors import ConfigError, StoreUnavailable
 from cfproxy.secret import Secret
 from cfproxy.stores import open_store
+from cfproxy.stores.attempts import ATTEMPTS_MAX
 from cfproxy.stores.file import FileStore
 from tests.support.redis_server import PATIENCE_S, RedisServer, running_server
 from tests.support.store_examples import NOW, build_attempt, build_login
@@ -249,6 +250,18 @@ async def test_attempt_expires(store: TokenStore, state: str | None) -> None:
     await store.save_attempt(build_attempt())
     assert await gone(store, state, NOW + ATTEMPT_LIFETIME_S) == "expired"
     assert await gone(store, state, NOW + ATTEMPT_LIFETIME_S) == "unknown"
+
+
+async def test_the_oldest_of_many_attempts_is_dropped(store: TokenStore) -> None:
+    """Whoever may start logins can't fill the store; a claim drops none that it could get."""
+    for number in range(ATTEMPTS_MAX + 5):
+        await store.save_attempt(build_attempt(state=f"state-{number}", created_at=NOW + number))
+    assert await gone(store, "state-4", NOW + 100) == "unknown"
+    for number in range(5, ATTEMPTS_MAX + 5):
+        claimed = await store.claim_attempt("default", f"state-{number}", NOW + 100)
+        assert claimed.created_at == NOW + number
+    await store.save_attempt(build_attempt(account="other"))
+    assert await store.claim_attempt("other", "state-1", NOW) is not None
 
 
 async def test_attempt_lasts_until_it_expires(store: TokenStore) -> None:
