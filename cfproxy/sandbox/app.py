@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import Any, Literal, Self
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from cfproxy.config import TcpAddress
-from cfproxy.hosts import render_authority
+from cfproxy.hosts import is_loopback, render_authority, split_host
 from cfproxy.sandbox import pages, probes
 from cfproxy.sandbox.accounts import Accounts
 from cfproxy.sandbox.api import Api
@@ -51,6 +52,7 @@ class Sandbox:
         self._gateway = Gateway(self.behaviour, self.grants, self.journal, clock, table)
         self._accounts = Accounts(self.behaviour, self.grants, self.journal, clock)
         self._runner: web.AppRunner | None = None
+        self._host = ""  # where it listens, in lower case
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
         """Start listening; port 0 picks a free port.
@@ -68,7 +70,7 @@ class Sandbox:
         except BaseException:
             await runner.cleanup()
             raise
-        self._runner = runner
+        self._runner, self._host = runner, host.lower()
         bound_port = runner.addresses[0][1]
         self.grants.issuer = self._assets.base_url = f"http://{render_authority(host, bound_port)}"
 
@@ -149,7 +151,7 @@ class Sandbox:
         return {"url": self.url, "behaviour": self.behaviour.model_dump(mode="json"), "counters": counters}
 
     def _build_app(self) -> web.Application:
-        app = web.Application()
+        app = web.Application(middlewares=[self._check_host])
         app.add_routes(self._accounts.routes())
         app.add_routes(Control(self.behaviour, self.grants, self.to_document, self.reset).routes())
         app.add_routes(
@@ -162,6 +164,23 @@ class Sandbox:
             ]
         )
         return app
+
+    @web.middleware
+    async def _check_host(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuse web pages whose name was rebound to this machine.
+
+        The API itself asks for a token, which they can't get: that path is among those that are checked.
+        """
+        host = request.headers.get("Host")  # which every browser sends
+        if host is not None and not request.path.startswith("/v1/"):
+            name, _ = split_host(host)
+            local_address = request.get_extra_info("sockname", ("",))[0].removeprefix("::ffff:")
+            if not (is_loopback(name) or (name and name in {self._host, local_address})):
+                text = (
+                    "this Host does not name the sandbox; call http://localhost, or set --listen NAME:PORT\n"
+                )
+                return web.Response(status=421, text=text)
+        return await handler(request)
 
     async def _paste(self, request: web.Request) -> web.Response:
         return pages.render_paste(f"{self.url}{request.raw_path}")
