@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from cfproxy.errors import CfproxyError, StoreUnavailable, TokenEndpointUnavailable, without_traceback
 
@@ -12,6 +12,10 @@ BACKOFF_MAX_S = 30.0
 BACKOFF_STORE_MAX_S = 4.0  # the store is our own, so frequent retries disturb no one else
 HOLD_FIRST_S = 1.0
 HOLD_MAX_S = 60.0
+HOLDS_MAX = 256
+# All requests whose tokens are rejected share these refreshes: so many at once, then one in each period.
+FORCED_BURST = 6
+FORCED_EVERY_S = 5.0
 
 
 class Backoff:
@@ -75,8 +79,43 @@ class Backoff:
         return error
 
 
+class Holds:
+    """Which requests may have a rejected token replaced, and when.
+
+    A request that is rejected whatever the token is, for lack of a permission, is held on its own, so that it
+    neither causes a refresh each time nor delays the recovery of others after a revocation. Many such
+    requests use up a common allowance, whose period bounds how long others wait.
+    """
+
+    def __init__(self) -> None:
+        self._holds: dict[Hashable, Hold] = {}  # the one that started last is at the end
+        self._paid_until = -math.inf  # of the allowance (GCRA)
+
+    def active(self, request: Hashable, now: float) -> bool:
+        """Return whether `request` may not force a refresh at `now`."""
+        hold = self._holds.get(request)
+        used_up = self._paid_until - now > FORCED_EVERY_S * (FORCED_BURST - 1)
+        return used_up or (hold is not None and hold.active(now))
+
+    def spend(self, now: float) -> None:
+        """Count a forced refresh."""
+        self._paid_until = max(self._paid_until, now) + FORCED_EVERY_S
+
+    def start(self, request: Hashable, now: float) -> float:
+        """Hold `request` from `now` (see `Hold.start`)."""
+        hold = self._holds.pop(request, None) or Hold()
+        self._holds[request] = hold
+        if len(self._holds) > HOLDS_MAX:
+            del self._holds[next(iter(self._holds))]
+        return hold.start(now)
+
+    def clear(self) -> None:
+        """End all holds; the next ones are short again."""
+        self._holds.clear()
+
+
 class Hold:
-    """The time for which a rejected token is not replaced: 1, 2, 4, … 60 s while replacing doesn't help."""
+    """The time for which a request is held: 1, 2, 4, … 60 s while replacing its token doesn't help."""
 
     def __init__(self) -> None:
         self._step_s = 0.0
@@ -99,8 +138,3 @@ class Hold:
         self._step_s = min(HOLD_MAX_S, max(HOLD_FIRST_S, 2 * self._step_s))
         self._until = now + self._step_s
         return self._step_s
-
-    def clear(self) -> None:
-        """End the hold; the next one is short again."""
-        self._step_s = 0.0
-        self._until = -math.inf

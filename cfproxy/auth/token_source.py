@@ -17,11 +17,11 @@ import contextlib
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from structlog.typing import FilteringBoundLogger
 
-from cfproxy.auth.backoff import Backoff, Hold
+from cfproxy.auth.backoff import Backoff, Holds
 from cfproxy.auth.cached_login import CachedLogin
 from cfproxy.auth.expiry import expiry_warning
 from cfproxy.auth.interfaces import TokenEndpoint, TokenStore
@@ -83,7 +83,7 @@ class TokenSource:
             self._cached, clock, self._log, lambda: self._refresh.is_locked, self._on_read
         )
         self._backoff = Backoff(jitter)
-        self._hold = Hold()
+        self._holds = Holds()
         self._failures: Counter[type[CfproxyError]] = Counter()
         self._save_at = -math.inf  # monotonic instant at which to try to save again
         self._refreshing: asyncio.Task[None] | None = None
@@ -126,32 +126,65 @@ class TokenSource:
                 await asyncio.shield(self._refreshing or self._start_refresh(None))
         raise TokenEndpointUnavailable("the token endpoint issues tokens that have already expired")
 
-    async def replace(self, rejected: Token) -> Token:
-        """Return another token than `rejected`, or that one while refreshes don't help. Raises as `get`."""
+    async def replace(self, rejected: Token, request: Hashable) -> Token:
+        """Return another token than `rejected`, or that one while refreshes don't help. Raises as `get`.
+
+        Args:
+            rejected: the token that the API has rejected.
+            request: identifies requests that are likely to be rejected for the same reason.
+        """
         for tries in range(TRIES + 1):
             token = self._cached.usable()
             if token is not None and token.value != rejected.value:
                 return token
-            if self._hold.active(self._clock.monotonic()):
+            running, issued = self._refreshing, self._refresh.count
+            if running is None and not self._may_force(request):
                 break
-            try:
-                self._raise_if_blocked()
-            except LoginRequired:
-                # The API rejects it and nothing can renew it: sending it again is useless.
-                if token is not None:
-                    self._cached.invalidate()
-                raise
             if tries < TRIES:
-                await asyncio.shield(self._refreshing or self._start_refresh(rejected))
+                await asyncio.shield(running or self._force(rejected))
+            if self._refresh.count > issued:
+                self.distrust(rejected, request)  # has an effect only if the same token was issued again
         return rejected
 
-    def distrust(self, rejected: Token) -> None:
-        """Hold forced refreshes back if `rejected` is the current token, twice as long each time."""
-        token = self._cached.token
-        if token is not None and token.value == rejected.value:
-            hold_s = self._hold.start(self._clock.monotonic())
+    def reject(self, rejected: Token, request: Hashable) -> None:
+        """Replace `rejected` in the background, for a request that can't be sent again (see `replace`)."""
+        if not self._is_current(rejected) or self._refreshing is not None:
+            return
+        with contextlib.suppress(CfproxyError):
+            if self._may_force(request):
+                # Nobody will tell whether the next token helps.
+                self._holds.start(request, self._clock.monotonic())
+                self._force(rejected)
+
+    def distrust(self, rejected: Token, request: Hashable) -> None:
+        """Hold `request` back if `rejected` is the current token, twice as long each time."""
+        if self._is_current(rejected):
+            hold_s = self._holds.start(request, self._clock.monotonic())
             if hold_s > 0:
                 self._log.warning("token.rejected_fresh", hold_s=hold_s)
+
+    def _is_current(self, token: Token) -> bool:
+        return self._cached.token is not None and self._cached.token.value == token.value
+
+    def _may_force(self, request: Hashable) -> bool:
+        """Return whether `request` may have the current token replaced; raises what would prevent that."""
+        if self._holds.active(request, self._clock.monotonic()):
+            return False
+        try:
+            self._raise_if_blocked()
+        except LoginRequired:
+            login = self._cached.login
+            if self._cached.usable() is not None:
+                if login is not None and login.refresh_token is None:
+                    return False  # the API's own word is all that is known, and may concern this request only
+                # The API rejects it and nothing can renew it: sending it again is useless.
+                self._cached.invalidate()
+            raise
+        return True
+
+    def _force(self, rejected: Token) -> asyncio.Task[None]:
+        self._holds.spend(self._clock.monotonic())
+        return self._start_refresh(rejected)
 
     # --- for the service ------------------------------------------------------------------
 
@@ -223,7 +256,7 @@ class TokenSource:
         self._backoff.clear()
         # A refresh by another process is no sign that refreshing helps.
         if another_login:
-            self._hold.clear()
+            self._holds.clear()
 
     # --- refreshing -----------------------------------------------------------------------
 
@@ -260,14 +293,12 @@ class TokenSource:
         if failure is not None:
             self._failures[type(failure)] += 1
         if may_request:
-            self._record_outcome(failure, rejected)
+            self._record_outcome(failure)
         self._schedule()
 
-    def _record_outcome(self, failure: CfproxyError | None, rejected: Token | None) -> None:
+    def _record_outcome(self, failure: CfproxyError | None) -> None:
         if failure is None:
             self._backoff.clear()
-            if rejected is not None:
-                self.distrust(rejected)  # has an effect only if the same token was issued again
         elif isinstance(failure, LoginRequired):
             self._backoff.stop(failure)
             self._log.error("login.required", reason=failure.message)

@@ -36,7 +36,7 @@ from cfproxy.server.request import Request
 from cfproxy.server.response import Response
 from cfproxy.upstream.request import Call
 
-_TOO_LARGE = b'cfproxy; received-status=401; details="request body too large to replay after the 401"'
+_NOT_KEPT = b'cfproxy; received-status=401; details="request body was not kept, so not sent again"'
 
 
 def build_connection(listener: AccountServer) -> ClientConnection:
@@ -244,8 +244,8 @@ class Exchange:
             trailers=head.chunked,
             request_id=self._request_id.encode("ascii") if settings.sends_id else None,
         )
-        if state.too_large:
-            headers.append((b"Proxy-Status", _TOO_LARGE))
+        if state.not_kept:
+            headers.append((b"Proxy-Status", _NOT_KEPT))
         if settings.server_timing:
             headers.append((b"Server-Timing", state.render_timings()))
         if origins := self._listener_settings.rules.origins:

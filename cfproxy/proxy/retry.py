@@ -4,6 +4,7 @@ Invariants:
 1. A request is sent only with a token that is valid at that instant, and only with a slot.
 2. A 401 is retried once, with another token; a 429, or a 503 with `Retry-After`, is retried at most twice.
    A retry needs the whole body. The client gets the last response.
+3. A 401 leads to another token for the requests that follow, also if it is not retried itself.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Forwarding:
         upstream_s: seconds from sending to the head of the response, all attempts together.
         retried: whether the request was retried with another token after a 401.
         postponed: how often it was retried after a 429 or 503.
-        too_large: whether a 401 was not retried because the body was too large to be replayed.
+        not_kept: whether a 401 was not retried because the body was not kept: too large, or no space.
 
     Attributes:
         token: sent with the latest attempt.
@@ -57,7 +58,7 @@ class Forwarding:
     upstream_s: float = 0.0
     retried: bool = False
     postponed: int = 0
-    too_large: bool = False
+    not_kept: bool = False
     token: Token = field(init=False)
     response: UpstreamResponse = field(init=False)
 
@@ -162,16 +163,16 @@ class Forwarder:
             raise
 
     async def _after_unauthorized(self, call: Call, flow: Hashable, state: Forwarding) -> bool:
+        request = hash(call.head.partition(b"\r\n")[0])  # method and target
         if state.retried:
-            self.token_source.distrust(state.token)
+            self.token_source.distrust(state.token, request)
             return False
-        if not self.retry_unauthorized:
-            return False
-        if call.body is not None and not call.body.replayable:
-            state.too_large = True
+        state.not_kept = call.body is not None and not call.body.replayable
+        if state.not_kept or not self.retry_unauthorized:
+            self.token_source.reject(state.token, request)
             return False
         started_at = time.perf_counter()
-        fresh = await self.token_source.replace(state.token)
+        fresh = await self.token_source.replace(state.token, request)
         state.token_s += time.perf_counter() - started_at
         if fresh.value == state.token.value:
             return False  # there is no other token to try

@@ -21,7 +21,7 @@ async def refresh(config: Path, count: int) -> None:
     token_source = build_token_source(account, store, endpoint, structlog.get_logger())
     await token_source.start()
     while token_source.state().refreshes < count:
-        await token_source.replace(await token_source.get())
+        await token_source.replace(await token_source.get(), None)
     await token_source.aclose()
 
 

@@ -50,7 +50,7 @@ async def test_consecutive_refreshes_use_each_token_once(world: World) -> None:
     await token_source.start()
     seen = set()
     for _ in range(200):
-        seen.add((await token_source.replace(await token_source.get())).value)
+        seen.add((await token_source.replace(await token_source.get(), None)).value)
     await token_source.aclose()
     assert len(seen) == 200
     assert (issued(world), world.sandbox.reuse_seen) == (200, 0)

@@ -72,13 +72,16 @@ class FakeSource:
             raise self.error
         return self.token
 
-    async def replace(self, rejected: Token) -> Token:
+    async def replace(self, rejected: Token, request: Hashable) -> Token:
         self.journal.append(f"replace {rejected.value.reveal()}")
         if self.replace_error is not None:
             raise self.replace_error
         return rejected if self.stuck else self.renew()
 
-    def distrust(self, rejected: Token) -> None:
+    def reject(self, rejected: Token, request: Hashable) -> None:
+        self.journal.append(f"reject {rejected.value.reveal()}")
+
+    def distrust(self, rejected: Token, request: Hashable) -> None:
         self.journal.append(f"distrust {rejected.value.reveal()}")
 
 

@@ -128,7 +128,7 @@ async def test_login_of_the_first_release_is_used_refreshed_and_saved(
     try:
         token = await token_source.get()
         assert token.value.reveal() == ACCESS
-        fresh = await token_source.replace(token)
+        fresh = await token_source.replace(token, None)
         assert endpoint.calls == [REFRESH]
         assert fresh.value.reveal() == "access-2"
     finally:

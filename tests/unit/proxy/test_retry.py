@@ -226,11 +226,11 @@ async def test_a_second_401_passes_and_is_reported() -> None:
 
 
 async def test_with_retry_off_a_401_passes() -> None:
-    """`retry.unauthorized: false` passes each 401 to the client and keeps the token."""
+    """`retry.unauthorized: false` passes each 401 to the client; the next request gets another token."""
     scene = Scene(401, retry=False)
     result = await forward(scene)
     assert result.response.status == 401
-    assert scene.journal == ["get", "slot", "get", "send token-1"]
+    assert scene.journal == ["get", "slot", "get", "send token-1", "reject token-1"]
 
 
 @pytest.mark.parametrize("status", [400, 403, 407, 500, 503])
@@ -246,7 +246,7 @@ async def test_a_401_passes_if_there_is_no_other_token() -> None:
     scene = Scene(401)
     scene.source.stuck = True
     result = await forward(scene)
-    assert (result.response.status, result.retried, result.too_large) == (401, False, False)
+    assert (result.response.status, result.retried, result.not_kept) == (401, False, False)
     assert scene.journal[-1] == "replace token-1"
 
 
@@ -293,10 +293,10 @@ async def test_after_an_early_401_only_the_retry_reads_the_rest_of_the_body() ->
     assert scene.bodies == [b"ab", b"abcdef"]
 
 
-async def test_a_401_passes_if_the_body_was_too_large_to_replay() -> None:
-    """There is no retry, no pointless refresh, and the result says why."""
+async def test_a_401_passes_if_the_body_was_not_kept_to_replay() -> None:
+    """There is no retry, the result says why, and the next request gets another token."""
     scene = Scene(401)
     with closing(a_body(b"abcd", max_bytes=3)) as body:
         result = await forward(scene, posting(body))
-    assert (result.response.status, result.too_large, result.retried) == (401, True, False)
-    assert scene.journal[-1] == "send token-1"
+    assert (result.response.status, result.not_kept, result.retried) == (401, True, False)
+    assert scene.journal[-2:] == ["send token-1", "reject token-1"]

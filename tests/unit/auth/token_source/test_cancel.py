@@ -57,7 +57,9 @@ async def test_call_may_be_cancelled_at_every_await(
     world.endpoint.plan = [down(sent=False)] if outcome == "fails" else []
     world.endpoint.live = None if outcome == "refuses" else "refresh-1"
     token_source = await world.token_source()
-    caller = asyncio.create_task(token_source.get() if call == "get" else token_source.replace(login.token))
+    caller = asyncio.create_task(
+        token_source.get() if call == "get" else token_source.replace(login.token, None)
+    )
     for _ in range(after_turns):
         await asyncio.sleep(0)
     caller.cancel()
@@ -68,9 +70,9 @@ async def test_call_may_be_cancelled_at_every_await(
     await world.clock.advance(2)
     if outcome == "refuses":
         with pytest.raises(LoginRequired):
-            await (token_source.get() if call == "get" else token_source.replace(login.token))
+            await (token_source.get() if call == "get" else token_source.replace(login.token, None))
     else:
-        token = await (token_source.get() if call == "get" else token_source.replace(login.token))
+        token = await (token_source.get() if call == "get" else token_source.replace(login.token, None))
         assert token.value == Secret("access-2")
     assert len(world.endpoint.calls) <= (2 if outcome == "fails" else 1)
     assert token_source.state().login == await world.stored()
@@ -137,7 +139,7 @@ async def test_nothing_is_started_after_close(world: World) -> None:
     loads = world.store.loads
     assert at_once(token_source.get()).value == Secret("access-1")
     with pytest.raises(CfproxyError, match="shutting down"):
-        await token_source.replace(login.token)
+        await token_source.replace(login.token, None)
     await world.clock.advance(300)
     with pytest.raises(CfproxyError, match="shutting down"):
         await token_source.get()

@@ -128,7 +128,7 @@ async def test_client_credentials_work_without_the_store() -> None:
         world.store.break_down()
         token_source = await world.token_source()
         token = await token_source.get()
-        assert (await token_source.replace(token)).value == Secret("access-3")
+        assert (await token_source.replace(token, None)).value == Secret("access-3")
         await world.clock.advance(60)
         assert at_once(token_source.get()).value == Secret("access-3")
         assert world.endpoint.calls == ["", ""]
@@ -149,7 +149,7 @@ async def test_token_requested_without_the_lock_does_not_overwrite_the_store() -
         await world.put(refresh_token=None)
         token_source = await world.token_source()
         world.store.lock_fault = StoreUnavailable("another process still refreshes")
-        assert (await token_source.replace(await token_source.get())).value == Secret("access-2")
+        assert (await token_source.replace(await token_source.get(), None)).value == Secret("access-2")
         theirs = await world.put(
             refresh_token=None, serial=9, token=Token(Secret("access-of-theirs"), world.clock.time(), 3600.0)
         )

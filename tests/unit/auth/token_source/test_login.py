@@ -135,7 +135,7 @@ async def test_rejected_token_of_an_ended_login_is_not_sent_again(world: World) 
     token_source = await world.token_source()
     world.endpoint.live = None
     with pytest.raises(LoginRequired):
-        await token_source.replace(login.token)
+        await token_source.replace(login.token, None)
     with pytest.raises(LoginRequired):
         await token_source.get()
     assert not token_source.state().ready

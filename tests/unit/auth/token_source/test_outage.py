@@ -114,7 +114,7 @@ async def test_success_resets_the_backoff(world: World) -> None:
     await world.clock.advance(8)
     world.endpoint.plan = [down()]
     with pytest.raises(TokenEndpointUnavailable) as caught:
-        await token_source.replace(await token_source.get())
+        await token_source.replace(await token_source.get(), None)
     assert caught.value.retry_after_s == pytest.approx(1)
     assert login.serial < (await world.stored()).serial
 

@@ -31,7 +31,7 @@ async def test_a_hundred_rejections_of_a_token_cause_one_refresh(world: World) -
     """If the API rejects a token for many requests at once, it is replaced once."""
     login = await world.put()
     token_source = await world.token_source()
-    tokens = await asyncio.gather(*(token_source.replace(login.token) for _ in range(100)))
+    tokens = await asyncio.gather(*(token_source.replace(login.token, None) for _ in range(100)))
     assert {access(token) for token in tokens} == {"access-2"}
     assert world.endpoint.calls == ["refresh-1"]
 
@@ -40,8 +40,8 @@ async def test_late_rejection_of_an_old_token_causes_no_refresh(world: World) ->
     """A 401 for a token that was already replaced gets the current token without any network."""
     login = await world.put()
     token_source = await world.token_source()
-    await token_source.replace(login.token)
-    assert access(at_once(token_source.replace(login.token))) == "access-2"
+    await token_source.replace(login.token, None)
+    assert access(at_once(token_source.replace(login.token, None))) == "access-2"
     assert len(world.endpoint.calls) == 1
 
 
@@ -51,7 +51,7 @@ async def test_rejection_during_a_refresh_joins_it(world: World) -> None:
     token_source = await world.token_source()
     world.endpoint.gate.clear()
     await world.clock.advance(3400)
-    late = asyncio.create_task(token_source.replace(login.token))
+    late = asyncio.create_task(token_source.replace(login.token, None))
     await world.clock.settle()
     world.endpoint.gate.set()
     assert access(await late) == "access-2"
@@ -176,9 +176,9 @@ async def test_token_is_as_old_as_its_request(world: World) -> None:
 async def rejected_request(token_source: TokenSource) -> None:
     """Act as a request whose tokens the API rejects, every one of them."""
     token = await token_source.get()
-    fresh = await token_source.replace(token)
+    fresh = await token_source.replace(token, None)
     if fresh.value != token.value:
-        token_source.distrust(fresh)
+        token_source.distrust(fresh, None)
 
 
 async def test_api_that_rejects_every_token_causes_no_refresh_storm(world: World) -> None:
@@ -190,6 +190,70 @@ async def test_api_that_rejects_every_token_causes_no_refresh_storm(world: World
         await world.clock.advance(0.5)
     asked = [round(at - world.endpoint.called_at[0]) for at in world.endpoint.called_at]
     assert asked == [0, 1, 3, 7, 15, 31, 63, 123, 183, 243]
+
+
+async def recovery_s(world: World, token_source: TokenSource, path: str) -> float:
+    """Revoke the token, and return the seconds until a request for `path` gets another one."""
+    revoked = await token_source.get()
+    started = world.clock.monotonic()
+    while (await token_source.replace(revoked, path)).value == revoked.value:
+        await world.clock.advance(0.5)
+    return world.clock.monotonic() - started
+
+
+@pytest.mark.parametrize("replayable", [True, False])
+@pytest.mark.parametrize("paths", [1, 100], ids=["one path", "many paths"])
+async def test_paths_that_are_always_401_hold_nobody_up(world: World, replayable: bool, paths: int) -> None:
+    """They cause few refreshes, and other requests recover from a revocation within seconds."""
+    await world.put()
+    token_source = await world.token_source()
+    for number in range(240):
+        token, path = await token_source.get(), f"/always-401/{number % paths}"
+        if not replayable:
+            token_source.reject(token, path)
+        elif (fresh := await token_source.replace(token, path)).value != token.value:
+            token_source.distrust(fresh, path)
+        await world.clock.advance(0.5)
+    refreshes = len(world.endpoint.calls)
+    assert refreshes <= (8 if paths == 1 else 32)
+    assert await recovery_s(world, token_source, "/v1/jobs") <= (0 if paths == 1 else 5)
+    assert len(world.endpoint.calls) == refreshes + 1
+
+
+async def test_request_that_cannot_be_repeated_refreshes_in_the_background(any_world: World) -> None:
+    """The next request gets another token, and nobody waits meanwhile."""
+    await any_world.put()
+    token_source = await any_world.token_source()
+    rejected = await token_source.get()
+    for _ in range(10):
+        token_source.reject(rejected, "/uploads")
+    assert at_once(token_source.get()) == rejected
+    await any_world.clock.settle()
+    assert access(at_once(token_source.get())) == "access-2"
+    token_source.reject(rejected, "/uploads")
+    await any_world.clock.settle()
+    assert len(any_world.endpoint.calls) == 1
+
+
+async def test_request_that_cannot_be_repeated_respects_the_backoff(world: World) -> None:
+    """Background refreshes fail quietly, and no more often than others."""
+    login = await world.put()
+    token_source = await world.token_source()
+    world.endpoint.always = down()
+    for number in range(10):
+        token_source.reject(login.token, number)
+        await world.clock.settle()
+    assert len(world.endpoint.calls) == 1
+    assert access(at_once(token_source.get())) == "access-1"
+
+
+async def test_rejected_token_without_refresh_token_stays_in_use(world: World) -> None:
+    """One path that is always 401 is no reason to log everybody out while nothing else is known."""
+    login = await world.put(refresh_token=None)
+    token_source = await world.token_source()
+    assert await token_source.replace(login.token, "/always-401") == login.token
+    token_source.reject(login.token, "/always-401")
+    assert access(at_once(token_source.get())) == "access-1"
 
 
 async def test_hold_is_short_again_after_a_quiet_minute(world: World) -> None:
@@ -224,7 +288,7 @@ async def test_same_token_again_is_no_replacement(world: World) -> None:
     token_source = await world.token_source()
     world.endpoint.plan = [reply("access-1") for _ in range(9)]
     for _ in range(10):
-        assert access(await token_source.replace(login.token)) == "access-1"
+        assert access(await token_source.replace(login.token, None)) == "access-1"
     assert len(world.endpoint.calls) == 1
 
 
@@ -232,9 +296,9 @@ async def test_distrust_of_an_old_token_has_no_effect(world: World) -> None:
     """Only the current token can be distrusted."""
     login = await world.put()
     token_source = await world.token_source()
-    current = await token_source.replace(login.token)
-    token_source.distrust(login.token)
-    assert access(await token_source.replace(current)) == "access-3"
+    current = await token_source.replace(login.token, None)
+    token_source.distrust(login.token, None)
+    assert access(await token_source.replace(current, None)) == "access-3"
 
 
 async def test_rejected_token_waits_for_the_backoff_too(world: World) -> None:
@@ -244,7 +308,7 @@ async def test_rejected_token_waits_for_the_backoff_too(world: World) -> None:
     world.endpoint.always = Misconfigured("the app is refused")
     for _ in range(20):
         with pytest.raises(Misconfigured):
-            await token_source.replace(login.token)
+            await token_source.replace(login.token, None)
     assert len(world.endpoint.calls) == 1
     assert access(await token_source.get()) == "access-1"
 

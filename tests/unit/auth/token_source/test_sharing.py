@@ -29,8 +29,8 @@ async def test_rejected_token_that_another_process_replaced_needs_no_refresh(wor
     """A forced refresh reads the store first, and does not repeat what another process has done."""
     login = await world.put()
     one, other = await world.token_source(), await world.token_source()
-    await one.replace(login.token)
-    assert access(await other.replace(login.token)) == "access-2"
+    await one.replace(login.token, None)
+    assert access(await other.replace(login.token, None)) == "access-2"
     assert len(world.endpoint.calls) == 1
 
 
@@ -146,15 +146,15 @@ async def test_new_login_ends_the_hold_on_refreshes(world: World) -> None:
     login = await world.put()
     token_source = await world.token_source()
     for _ in range(12):
-        fresh = await token_source.replace(await token_source.get())
-        token_source.distrust(fresh)
+        fresh = await token_source.replace(await token_source.get(), None)
+        token_source.distrust(fresh, None)
         await world.clock.advance(1)
     new = Token(Secret("new"), world.clock.time(), 3600.0)
     world.endpoint.live = "refresh-1"
     await world.put(token=new, login_at=login.login_at + 12)
     await token_source.check_store()
     await world.clock.settle()
-    assert (await token_source.replace(new)).value != new.value
+    assert (await token_source.replace(new, None)).value != new.value
 
 
 @pytest.mark.parametrize("how", ["logout", "another app", "another person"])

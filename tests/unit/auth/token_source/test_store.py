@@ -187,7 +187,7 @@ async def test_rejected_token_is_replaced_even_without_a_saved_mark(world: World
     login = await world.put()
     world.store.save_fault = FULL
     token_source = await world.token_source()
-    assert (await token_source.replace(login.token)).value == Secret("access-2")
+    assert (await token_source.replace(login.token, None)).value == Secret("access-2")
     assert token_source.state().unsaved
     assert world.named("token.refresh_unmarked")
 

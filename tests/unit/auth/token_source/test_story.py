@@ -228,7 +228,7 @@ class Story(RuleBasedStateMachine):
 
     async def _replace(self, token_source: TokenSource, rejected: Token) -> None:
         try:
-            token = await token_source.replace(rejected)
+            token = await token_source.replace(rejected, None)
         except CfproxyError:
             return
         if token.value != rejected.value:
