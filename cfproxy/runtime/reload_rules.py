@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cfproxy.config import Account, Settings
+from cfproxy.config import Account, Settings, Store
 from cfproxy.errors import ConfigError, Problem
 
 STORE_STAYS = (
@@ -49,7 +49,7 @@ def check_reload(
     problems = [Problem(new.source, f"accounts.{name}", GONE) for name in names if name not in new.accounts]
     for name, account in old.accounts.items():
         successor = new.accounts.get(name)
-        if successor is not None and successor.store != account.store:
+        if successor is not None and not _is_same_store(account.store, successor.store):
             problems.append(Problem(new.source, _path(name, "store"), STORE_STAYS))
         if successor is not None and _shares_rate(account) != _shares_rate(successor):
             problems.append(Problem(new.source, _path(name, "pacing.shared"), PACE_STAYS))
@@ -61,6 +61,12 @@ def check_reload(
             problems.append(Problem(new.source, _path(name, "pacing", "shared"), SHARED_STAYS))
     if problems:
         raise ConfigError("the configuration can't be used without a restart", tuple(problems))
+
+
+def _is_same_store(old: Store, new: Store) -> bool:
+    """Whether the open store is the new one, too: it reads a password from a file for each connection."""
+    password = None if old.password is None else old.password.again()
+    return new in (old, old.model_copy(update={"password": password}))
 
 
 def _shares_rate(account: Account) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from cfproxy.sandbox import Fault
 from tests.e2e.kit import World, until
 from tests.e2e.processes import PATIENCE_S, Proxy
 from tests.e2e.test_refresh import newest, refreshes
+from tests.support.secret_ledger import LEDGER
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 ACTION = {"X-Cfproxy-Admin": "1"}
@@ -120,6 +122,24 @@ async def test_sighup_reloads_the_file_and_reports_mistakes(world: World) -> Non
             text = await answer.text()
         assert "timeouts.idle" in text
         assert "marker-secret" not in text + proxy.log()
+
+
+async def test_a_rotated_secret_is_used_without_a_signal(world: World) -> None:
+    """At once where the token endpoint asks for it, and in the settings after the next looks at the file."""
+    place, rotated = world.folder / "secret", f"client-secret-{secrets.token_hex(16)}"
+    LEDGER.add_secret(rotated, "the rotated client secret")
+    place.write_text(world.sandbox.behaviour.client_secret)
+    world.write_config(client_secret={"file": "secret"}, reload="auto")
+    await world.log_in()
+    async with world.serve() as proxy:
+        assert await proxy.status() == 200
+        world.sandbox.behaviour.client_secret = rotated
+        place.write_text(rotated)
+        world.sandbox.revoke_access_tokens()
+        assert await proxy.status() == 200
+        await until(lambda: bool(proxy.events("config.reloaded")), "it has reloaded")
+        assert [event["changed"] for event in proxy.events("config.reloaded")] == [["client_secret"]]
+        assert await proxy.status() == 200
 
 
 async def test_reloads_of_a_busy_process_fail_no_request(world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ import redis.asyncio
 import trustme
 
 from cfproxy.auth.models import Token
+from cfproxy.config.redis_url import parse_redis_url
 from cfproxy.errors import StoreUnavailable, StoreUnusable
 from cfproxy.secret import Secret
+from cfproxy.stores import open_store
 from tests.support.redis_fixtures import Stores
 from tests.support.redis_server import PATIENCE_S, RedisServer, free_port, running_server
 from tests.support.store_examples import NOW, build_attempt, build_login
@@ -238,6 +241,26 @@ async def test_unreachable_server_is_unavailable(open_redis: Stores) -> None:
     with pytest.raises(StoreUnavailable):
         async with store.lock("default", 0):
             pytest.fail("entered")
+
+
+async def test_a_rotated_password_is_read_for_each_connection(tmp_path: Path) -> None:
+    """A proxy that runs while its password is changed at the server and in its file stays connected."""
+    place = tmp_path / "password"
+    place.write_text("old")
+    with running_server(tmp_path / "redis", "--requirepass", "old") as server:
+        await server.ready()
+        address = parse_redis_url(server.url)
+        store = open_store(replace(address, password=Secret("old", place.read_text)), None)
+        try:
+            await store.probe("acme")
+            admin = redis.asyncio.Redis(port=server.port, password="old")
+            await admin.config_set("requirepass", "new")
+            place.write_text("new")
+            await admin.client_kill_filter(_type="normal")
+            await admin.aclose()
+            await store.probe("acme")
+        finally:
+            await store.aclose()
 
 
 async def test_wrong_password_is_a_lasting_error(tmp_path: Path, open_redis: Stores) -> None:

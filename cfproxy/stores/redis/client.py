@@ -21,6 +21,7 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -32,6 +33,7 @@ from redis.exceptions import (
 
 from cfproxy.config.redis_url import RedisAddress
 from cfproxy.errors import StoreUnavailable, StoreUnusable
+from cfproxy.secret import Secret
 
 CONNECT_S = 2.0
 ANSWER_S = 2.0
@@ -60,10 +62,9 @@ def open_client(address: RedisAddress, ca_file: Path | None) -> redis.asyncio.Re
         options |= {"ssl": True, "ssl_check_hostname": True, "ssl_cert_reqs": "required"}
         if ca_file is not None:
             options["ssl_ca_certs"] = str(ca_file)
-    secret: dict[str, Any] = {
-        "username": address.username,
-        "password": None if address.password is None else address.password.reveal(),
-    }
+    secret: dict[str, Any] = {"username": address.username}
+    if address.password is not None:
+        secret = {"credential_provider": _Credentials(address.username, address.password)}
     if address.service is None:
         host, port = address.hosts[0]
         return redis.asyncio.Redis(host=host, port=port, db=address.database, **options, **secret)
@@ -77,6 +78,19 @@ def open_client(address: RedisAddress, ca_file: Path | None) -> redis.asyncio.Re
             sentinel.sentinels.append(redis.asyncio.Redis(host=host, port=port, **options))
     client: redis.asyncio.Redis = sentinel.master_for(address.service, db=address.database)
     return client
+
+
+class _Credentials(CredentialProvider):
+    """Reads the password for each connection, because its file may have changed since."""
+
+    def __init__(self, username: str | None, password: Secret) -> None:
+        self._username = username
+        self._password = password
+
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        self._password = await asyncio.to_thread(self._password.again)
+        password = self._password.reveal()
+        return (password,) if self._username is None else (self._username, password)
 
 
 async def close_client(client: redis.asyncio.Redis) -> None:

@@ -194,6 +194,26 @@ async def test_the_store_can_not_change(world: World, tmp_path: Path) -> None:
     assert await world.call() == 200
 
 
+def test_a_stores_password_may_change_in_its_file(tmp_path: Path) -> None:
+    """The store in use reads it for each connection; a password given otherwise needs a restart."""
+    place = tmp_path / "password"
+    base = {"CFPROXY_CLIENT_ID": "app", "CFPROXY_REDIRECT_URI": "https://example.com/cb"}
+    redis = base | {"CFPROXY_STORE__URL": "redis://127.0.0.1:1/0"}
+    by_file = redis | {"CFPROXY_STORE__PASSWORD__FILE": str(place)}
+    place.write_text("one")
+    old, literal = (
+        load_settings(None, by_file),
+        load_settings(None, redis | {"CFPROXY_STORE__PASSWORD": "one"}),
+    )
+    place.write_text("two")
+    new = load_settings(None, by_file)
+    check_reload(old, new, (), lambda _: False)
+    assert list_changes(old, new) == ["store.password"]
+    for before, after in ((literal, new), (old, load_settings(None, by_file | {"CFPROXY_STORE__KEY": "k"}))):
+        with pytest.raises(ConfigError, match=r"store: can't change"):
+            check_reload(before, after, (), lambda _: False)
+
+
 async def test_a_rate_limit_can_not_become_shared(tmp_path: Path) -> None:
     """Requests of the last second are counted in one place only; the message asks for a restart."""
     async with opened(tmp_path, STORE=f"redis://127.0.0.1:{free_port()}/0", PACING__RATE="20") as world:
