@@ -92,7 +92,7 @@ class TokenStore(Protocol):
     def stamp(self, account: str) -> Hashable:
         """Return a value that differs after anyone has changed the login.
 
-        It costs a stat at most, uses no network and never raises: it is called many times a second.
+        It costs two stats at most, uses no network and never raises: it is called many times a second.
         """
 
     async def confirm(self, account: str) -> None:

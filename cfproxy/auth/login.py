@@ -71,10 +71,12 @@ class LoggedOut:
         found: whether there was a login.
         revoked: True if the server revoked all tokens, False if it can't, None if the outcome is unknown or
             there was nothing to revoke.
+        others: whether the store has a login of another app or API, which was left alone.
     """
 
     found: bool
     revoked: bool | None
+    others: bool = False
 
 
 async def start(plan: LoginPlan) -> tuple[str, Attempt]:
@@ -99,6 +101,7 @@ async def start(plan: LoginPlan) -> tuple[str, Attempt]:
         redirect_uri=plan.redirect_uri,
         client_id=plan.app.client_id,
         created_at=plan.clock.time(),
+        app_id=plan.app.app_id,
     )
     await plan.store.save_attempt(attempt)
     url = oauth2.build_authorize_url(
@@ -167,7 +170,7 @@ async def login_app(plan: LoginPlan) -> Login:
 
 
 async def logout(plan: LoginPlan) -> LoggedOut:
-    """Revoke the login's tokens if possible, and forget them in any case.
+    """Revoke the login's tokens if possible, and forget them in any case; another app's login stays.
 
     Raises:
         StoreUnavailable, StoreUnusable
@@ -175,6 +178,8 @@ async def logout(plan: LoginPlan) -> LoggedOut:
 
     async def forget() -> LoggedOut:
         login = await plan.store.load(plan.app.account)
+        if login is not None and not login.belongs_to(plan.app):
+            return LoggedOut(found=False, revoked=None, others=True)
         revoked = None if login is None else await _revoke(plan, login)
         await plan.store.delete(plan.app.account)
         return LoggedOut(found=login is not None, revoked=revoked)
@@ -200,6 +205,8 @@ async def _claim(plan: LoginPlan, state: str | None) -> Attempt:
     texts = {
         "used": "this login was finished already; if it was not by you, log out, and",
         "expired": "this login was started more than 30 minutes ago, and its code has expired;",
+        "foreign": "this login was started for another app or API (client_id, token_url or upstream differ); "
+        "finish it with the configuration that it was started with, or",
         "unknown": "a bare code needs a login that was started here, and none is pending;",
     }
     text = texts[reason]
@@ -267,8 +274,6 @@ def _new_login(plan: LoginPlan, reply: TokenReply, requested_at: float, before: 
 
 
 async def _revoke(plan: LoginPlan, login: Login) -> bool | None:
-    if not login.belongs_to(plan.app):
-        return None  # A token is never sent to another server than its own.
     try:
         results = [await plan.endpoint.revoke(login.token.value, "access_token")]
         if login.refresh_token is not None:

@@ -131,6 +131,11 @@ class Login:
         """Whether it was ever refreshed."""
         return self.token.obtained_at != self.login_at
 
+    @property
+    def app_id(self) -> str:
+        """The app, token endpoint and API that it is for, as `App.app_id`."""
+        return _app_id(self)
+
     def belongs_to(self, app: App | Login) -> bool:
         """Return whether this login is for the same app, token endpoint and API."""
         mine = (self.client_id, self.token_url, self.upstream)
@@ -160,6 +165,16 @@ class App:
     config_file: str | None = None
 
     @property
+    def app_id(self) -> str:
+        """16 hex digits for client_id, token_url and upstream: what a login is bound to."""
+        return _app_id(self)
+
+    @property
+    def encrypt_command(self) -> str:
+        """The command line that encrypts this account's stored login, from the current folder."""
+        return self._command("store", "encrypt")
+
+    @property
     def login_command(self) -> str:
         """The command line that logs this account in, from the current folder."""
         return self._command("login")
@@ -169,10 +184,10 @@ class App:
         """The command line that examines this account, from the current folder."""
         return self._command("doctor")
 
-    def _command(self, verb: str) -> str:
+    def _command(self, *words: str) -> str:
         file = () if self.config_file is None else ("-c", self.config_file)
         account = () if self.account == "default" else ("--account", self.account)
-        return shlex.join(["cfproxy", verb, *file, *account])
+        return shlex.join(["cfproxy", *words, *file, *account])
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +202,7 @@ class Attempt:
         client_id: the app.
         created_at: wall-clock instant; the attempt expires `ATTEMPT_LIFETIME_S` later.
         used: it was claimed; the record stays as a marker until it expires.
+        app_id: of the app that started it; None if the first release wrote it.
     """
 
     account: str
@@ -196,6 +212,7 @@ class Attempt:
     client_id: str
     created_at: float
     used: bool = False
+    app_id: str | None = None
 
     def as_used(self) -> Self:
         """Return it marked as used, without the verifier."""
@@ -211,7 +228,7 @@ class Attempt:
 
 
 class AttemptGone(Exception):
-    """No such attempt can be claimed; `reason` is `unknown`, `used` or `expired`."""
+    """No attempt can be claimed; `reason` is `unknown`, `used`, `expired` or `foreign` (of another app)."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -252,6 +269,10 @@ class TokenStatus:
         return self.usable_s > 0 or self.error is None
 
 
+def _app_id(of: App | Login) -> str:
+    return Secret(f"{of.client_id}\n{of.token_url}\n{of.upstream}").fingerprint()
+
+
 def new_login(
     app: App, reply: TokenReply, requested_at: float, *, serial: int = 1, expires_at: float | None = None
 ) -> Login:
@@ -289,7 +310,8 @@ def login_problem(login: Login | None, app: App) -> LoginRequired | None:
         return LoginRequired(f"{who} is not logged in; {cure}")
     if not login.belongs_to(app):
         return LoginRequired(
-            f"{who} has the login of another app or API (client_id, token_url or upstream changed); {cure}"
+            f"{who} is not logged in for this app: the store has the login of another app or API (client_id, "
+            f"token_url or upstream differ), which stays as it is; {cure}"
         )
     if login.answer_lost and login.presented_at is not None:
         return LoginRequired(

@@ -116,7 +116,10 @@ def logout_command(account: str | None) -> int:
         )
         return 0
     if not done.found:
-        click.echo(f"Account '{chosen.name}' was not logged in.")
+        others = (
+            " The store has the login of another app or API, which stays as it is." if done.others else ""
+        )
+        click.echo(f"Account '{chosen.name}' was not logged in.{others}")
         return 0
     revoked = _REVOKED[done.revoked].format("them", "they expire")
     click.echo(f"Account '{chosen.name}' is logged out. Its tokens are deleted; {revoked}.")

@@ -1,7 +1,7 @@
 """One account of a running proxy: the parts that serve it, and how a reload replaces them.
 
 Invariants:
-1. The store is never replaced, nor is the token source of the same app: they hold the newest token.
+1. Neither the store nor the token source of the same app is replaced: they hold the newest token.
 2. Building does not change the parts in use, so a reload can be abandoned at any point.
 3. A reload rebuilds only the parts whose settings changed; if none did, the account stays the same object.
 4. A request is served to its end by the parts that it began with.
@@ -185,7 +185,10 @@ def build_account(
     same_ca = before is not None and before.ca_file == ca_file
     if before and same_ca and (before.settings, before.socket, before.options) == (settings, socket, options):
         return before
-    store = before.store if before else store or build_store(settings)
+    # A store on disk or in Redis is one app's; one in memory is all that has the account's logins.
+    if before and (before.app.app_id == app.app_id or before.store.location == "memory"):
+        store = before.store
+    store = store or build_store(settings)
     same_endpoint = same_app and same_ca and same(_OF_ENDPOINT)
     endpoint = before.endpoint if before and same_endpoint else build_endpoint(settings)
     token_source = (
@@ -226,7 +229,7 @@ def build_account(
 async def close_account(account: RunningAccount, other: RunningAccount | None) -> None:
     """Close the parts of `account` that `other` does not use."""
     async with contextlib.AsyncExitStack() as stack:
-        if other is None:
+        if other is None or account.store is not other.store:
             stack.push_async_callback(account.store.aclose)
         if other is None or account.upstream is not other.upstream:
             stack.push_async_callback(account.upstream.aclose)

@@ -55,9 +55,16 @@ def build_app(account: Account) -> App:
     )
 
 
-def build_store(account: Account) -> TokenStore:
-    """Open the account's store."""
-    return open_store(account.store_url, account.store_dir, account.store.key, account.tls.ca_file)
+def build_store(account: Account, *, accept_clear: bool = False) -> TokenStore:
+    """Open the account's store; `accept_clear` reads a login in clear in spite of `store.key`."""
+    return open_store(
+        account.store_url,
+        account.store_dir,
+        account.store.key,
+        account.tls.ca_file,
+        build_app(account),
+        accept_clear=accept_clear,
+    )
 
 
 def build_endpoint(account: Account) -> HttpTokenEndpoint:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cfproxy.auth.interfaces import TokenStore
+from cfproxy.auth.models import App
 from cfproxy.config import RedisAddress
 from cfproxy.errors import ConfigError
 from cfproxy.secret import Secret
@@ -23,6 +24,9 @@ def open_store(
     directory: Path | None,
     key: Secret | None = None,
     ca_file: Path | None = None,
+    app: App | None = None,
+    *,
+    accept_clear: bool = False,
 ) -> TokenStore:
     """Return a new store.
 
@@ -31,17 +35,20 @@ def open_store(
         directory: the folder of a file store, absolute.
         key: encrypts what is stored outside of this process; None to store it unencrypted.
         ca_file: authorities that a Redis client trusts instead of the system's.
+        app: whose logins these are; None for any app's. Logins of other apps lie beside them, untouched.
+        accept_clear: read what is not encrypted in spite of a key, to encrypt it.
 
     Raises:
         ConfigError: another value, or a file store without a folder.
     """
+    codec = DocumentCodec(key, app, accept_clear=accept_clear)
     if isinstance(store, RedisAddress):
         from cfproxy.stores.redis.store import RedisStore  # noqa: PLC0415 - optional
 
-        return RedisStore(store, DocumentCodec(key), ca_file)
+        return RedisStore(store, codec, ca_file)
     if store == "memory":
         return MemoryStore()
     if store.partition(":")[0] == "file" and directory is not None:
-        return FileStore(directory, DocumentCodec(key))
+        return FileStore(directory, codec)
     # Without the value: a store's URL may hold a password.
     raise ConfigError("store: use file, file:DIR, memory or redis://host:port/0")

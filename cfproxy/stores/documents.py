@@ -8,6 +8,8 @@ Invariants:
 2. A document of a newer version, or with a field missing or of another type, is refused as a whole. It is
    never half read and never taken for an empty store.
 3. Error messages name the place and the field, never a value.
+4. With a key, only what was encrypted with it is believed: whoever can write the store could have put a
+   document in clear there.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from cfproxy.auth.models import Attempt, Login, Token
+from cfproxy.auth.models import App, Attempt, Login, Token
 from cfproxy.errors import StoreUnusable
 from cfproxy.secret import Secret
 from cfproxy.stores.encryption import Encryption
@@ -27,19 +29,43 @@ NUMBER_MAX = 1e11  # seconds since the epoch, in the year 5138
 class DocumentCodec:
     """Turns logins and attempts into bytes and back.
 
-    `decode_…` and `decode` raise `StoreUnusable` for what is not a document of the kind, and for an encrypted
-    one without its key. An unencrypted one is read with a key as well, so that a key can be added later.
+    `decode_…` and `decode` raise `StoreUnusable` for what is not a document of the kind, for an encrypted one
+    without its key, and for one in clear if there is a key.
 
     Args:
         key: the passphrase or the key file's content; None to write documents unencrypted.
+        app: whose documents these are; None for those of any app.
+        accept_clear: read documents in clear in spite of the key, to encrypt them.
     """
 
-    def __init__(self, key: Secret | None = None) -> None:
+    def __init__(
+        self, key: Secret | None = None, app: App | None = None, *, accept_clear: bool = False
+    ) -> None:
         self._encryption = Encryption(key)
+        self._accept_clear = accept_clear or key is None
+        command = "cfproxy store encrypt" if app is None else app.encrypt_command
+        self._adopt = f"if it is yours, run: {command}; otherwise move it away and log in again"
+        self.app_id = None if app is None else app.app_id
+
+    def is_of_other(self, app_id: str | None) -> bool:
+        """Return whether `app_id` is another app's; False if either is not known."""
+        return None not in {app_id, self.app_id} and app_id != self.app_id
+
+    def login_app(self, content: bytes, account: str) -> str | None:
+        """Return the `app_id` of a stored login; None if it can't be told. Nothing is believed but this."""
+        if (app_id := attempt_app(content)) is not None:
+            return app_id
+        try:
+            document = _parse(content, "")
+            if isinstance(document, dict) and document.get("cipher") is not None:
+                document = self.decode(content, f"login of {account}", "")
+            return login_from_document(document, "").app_id
+        except StoreUnusable:
+            return None
 
     def encode_login(self, login: Login) -> bytes:
         """Return the bytes to store."""
-        return self.encode(login_to_document(login), f"login of {login.account}")
+        return self.encode(login_to_document(login), f"login of {login.account}", login.app_id)
 
     def decode_login(self, content: bytes, account: str, where: str) -> Login:
         """Return the login of `account`; `where` is its place, for messages."""
@@ -51,37 +77,63 @@ class DocumentCodec:
             )
         return login
 
+    def decode_other(self, content: bytes, account: str) -> Login | None:
+        """Return a login that is another app's, for messages; None if it can't be read."""
+        try:
+            return self.decode_login(content, account, "")
+        except StoreUnusable:
+            return None
+
     def encode_attempt(self, attempt: Attempt, purpose: str) -> bytes:
         """Return the bytes to store; `purpose` is as for `encode`."""
-        return self.encode(attempt_to_document(attempt), purpose)
+        return self.encode(attempt_to_document(attempt), purpose, attempt.app_id)
 
     def decode_attempt(self, content: bytes, purpose: str, where: str) -> Attempt:
         """Return the attempt; `purpose` and `where` are as for `decode`."""
-        return attempt_from_document(self.decode(content, purpose, where), where)
+        cure = "start the login again"  # within half an hour it has expired anyway
+        return attempt_from_document(self.decode(content, purpose, where, cure), where)
 
-    def encode(self, document: dict[str, Any], purpose: str) -> bytes:
+    def encode(self, document: dict[str, Any], purpose: str, app_id: str | None = None) -> bytes:
         """Return a document as bytes: ASCII, with a newline at the end.
 
         Args:
             document: JSON types only.
             purpose: its kind and account, such as `login of acme`; decoding needs the same words.
+            app_id: stays readable without the key, so that each app finds its own documents.
         """
         if self._encryption.key is not None:
             document = self._encryption.encrypt(json.dumps(document).encode("ascii"), purpose)
+            document |= {} if app_id is None else {"app_id": app_id}
         return json.dumps(document, indent=1).encode("ascii") + b"\n"
 
-    def decode(self, content: bytes, purpose: str, where: str) -> object:
+    def decode(self, content: bytes, purpose: str, where: str, cure: str = "") -> object:
         """Return the document.
 
         Args:
             content: what `encode` returned, or anything.
             purpose: as for `encode`.
             where: the place of the content, for messages.
+            cure: what to do if it is in clear in spite of a key.
         """
         parsed = _parse(content, where)
         if isinstance(parsed, dict) and parsed.get("cipher") is not None:
             return _parse(self._encryption.decrypt(parsed, purpose, where), where)
+        if not self._accept_clear:
+            raise StoreUnusable(
+                f"{where} is not encrypted although `store.key` is set: someone else may have put it there; "
+                f"{cure or self._adopt}"
+            )
         return parsed
+
+
+def attempt_app(content: bytes) -> str | None:
+    """Return the `app_id` that a document states; None if it states none, as those of the first release."""
+    try:
+        parsed = _parse(content, "")
+    except StoreUnusable:
+        return None
+    app_id = parsed.get("app_id") if isinstance(parsed, dict) else None
+    return app_id if isinstance(app_id, str) else None
 
 
 def login_to_document(login: Login) -> dict[str, Any]:
@@ -141,6 +193,7 @@ def attempt_to_document(attempt: Attempt) -> dict[str, Any]:
         "client_id": attempt.client_id,
         "created_at": attempt.created_at,
         "used": attempt.used,
+        "app_id": attempt.app_id,
     }
 
 
@@ -155,6 +208,7 @@ def attempt_from_document(document: object, where: str) -> Attempt:
         client_id=fields.text("client_id"),
         created_at=fields.number("created_at"),
         used=fields.flag("used"),
+        app_id=None if fields.absent("app_id") else fields.text("app_id"),
     )
 
 
@@ -195,7 +249,10 @@ class _Fields:
         return Secret(value)
 
     def secret_or_none(self, field: str) -> Secret | None:
-        return None if self._document.get(field) is None else Secret(self.text(field))
+        return None if self.absent(field) else Secret(self.text(field))
+
+    def absent(self, field: str) -> bool:
+        return self._document.get(field) is None
 
     def number(self, field: str) -> float:
         value = self._document.get(field)
@@ -205,7 +262,7 @@ class _Fields:
         return float(value)
 
     def number_or_none(self, field: str) -> float | None:
-        return None if self._document.get(field) is None else self.number(field)
+        return None if self.absent(field) else self.number(field)
 
     def whole(self, field: str) -> int:
         value = self._document.get(field)

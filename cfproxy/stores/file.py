@@ -2,27 +2,30 @@
 
 Files: `ACCOUNT.json` (the login), `ACCOUNT.lock` (its lock), `ACCOUNT.login-HASH.json` (an attempt, HASH is
 the fingerprint of its state) and `ACCOUNT.login-HASH.used.json` (an attempt that was claimed).
+The app that was first has these names. While its login is there, that of another app with an account of the
+same name is `ACCOUNT@APP.json`, and `ACCOUNT@APP.lock` is its lock; APP is `App.app_id`.
 
 Invariants:
-1. A document that cfproxy can't read is never overwritten; what is saved can be loaded.
+1. A document that cfproxy can't read, or that is another app's, is never overwritten or deleted; what is
+   saved can be loaded.
 2. All file work runs in threads, so a cancelled `save` returns early but still completes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import AsyncIterator, Hashable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
 from cfproxy.auth.interfaces import Lease
-from cfproxy.auth.models import Attempt, Login
+from cfproxy.auth.models import Attempt, AttemptGone, Login
 from cfproxy.errors import StoreUnavailable, StoreUnusable
 from cfproxy.secret import Secret
 from cfproxy.stores.atomic_files import FILE_MAX_BYTES, Folder
 from cfproxy.stores.attempts import ATTEMPTS_MAX, choose, choose_stale
-from cfproxy.stores.documents import DocumentCodec
+from cfproxy.stores.documents import DocumentCodec, attempt_app
 from cfproxy.stores.file_lock import acquire
 
 USED_SUFFIX = ".used.json"
@@ -33,7 +36,7 @@ class FileStore:
 
     Args:
         directory: absolute; created by the first write.
-        codec: turns records into the files' contents; in clear by default.
+        codec: turns records into the files' contents, for one app or any; in clear, for any app, by default.
     """
 
     shared = False  # the operating system releases the lock of a process that has ended
@@ -43,7 +46,8 @@ class FileStore:
         self._codec = codec or DocumentCodec()
         self.location = str(directory)
 
-    def lock(self, account: str, timeout_s: float) -> AbstractAsyncContextManager[Lease]:
+    @asynccontextmanager
+    async def lock(self, account: str, timeout_s: float) -> AsyncIterator[Lease]:
         """Exclude every other process and task that refreshes this account.
 
         Raises:
@@ -54,7 +58,13 @@ class FileStore:
             f"another process is refreshing account '{account}' and still was after {timeout_s:g} s; "
             "try again, and look for a second cfproxy that hangs"
         )
-        return acquire(self._folder, f"{_stem(account)}.lock", timeout_s, busy)
+        while True:
+            stem = await asyncio.to_thread(self._stem, account)
+            async with acquire(self._folder, f"{stem}.lock", timeout_s, busy) as lease:
+                # Another app may have got the account's plain names while this one waited.
+                if stem == await asyncio.to_thread(self._stem, account):
+                    yield lease
+                    return
 
     async def load(self, account: str) -> Login | None:
         """Return the login, None if there is none."""
@@ -75,8 +85,9 @@ class FileStore:
         return await asyncio.to_thread(self._delete, account)
 
     def stamp(self, account: str) -> Hashable:
-        """Return a value that differs after anyone has changed the login; one stat."""
-        return self._folder.stamp(_login_name(account))
+        """Return a value that differs after anyone has changed the login; a stat for each of its names."""
+        stamps = tuple(self._folder.stamp(f"{stem}.json") for stem in self._stems(account))
+        return stamps if any(stamps) else None
 
     async def confirm(self, account: str) -> None:
         """No-op: `stamp` asks the file system itself."""
@@ -98,25 +109,46 @@ class FileStore:
 
     # --- the login -----------------------------------------------------------------------
 
-    def _load(self, account: str) -> Login | None:
-        name = _login_name(account)
+    def _stems(self, account: str) -> tuple[str, ...]:
+        """Return what the names of this app's files can begin with: its own, and the account's plain one."""
+        plain = _quoted(account)
+        return (plain,) if self._codec.app_id is None else (f"{plain}@{self._codec.app_id}", plain)
+
+    def _stem(self, account: str) -> str:
+        """Return what the names of the login and its lock begin with now."""
+        own, plain = self._stems(account)[0], self._stems(account)[-1]
+        if self._is_of_other(f"{plain}.json", account):
+            return own
+        is_free = self._folder.stamp(f"{plain}.json") is None
+        return own if is_free and self._folder.stamp(f"{own}.json") is not None else plain
+
+    def _is_of_other(self, name: str, account: str) -> bool:
         content = self._folder.read(name)
-        return None if content is None else self._codec.decode_login(content, account, self._where(name))
+        return content is not None and self._codec.is_of_other(self._codec.login_app(content, account))
+
+    def _load(self, account: str) -> Login | None:
+        name = f"{self._stem(account)}.json"
+        if (content := self._folder.read(name)) is not None:
+            return self._codec.decode_login(content, account, self._where(name))
+        name = f"{_quoted(account)}.json"
+        content = self._folder.read(name)
+        # Another app's, if there is one: it explains why this app is not logged in.
+        return None if content is None else self._codec.decode_other(content, account)
 
     def _save(self, login: Login) -> None:
         content = self._codec.encode_login(login)
         # A record that `load` would refuse must not replace one that it accepts.
         self._codec.decode_login(content, login.account, f"the new login of account '{login.account}'")
         self._load(login.account)
-        self._write(_login_name(login.account), content)
+        self._write(f"{self._stem(login.account)}.json", content)
 
     def _delete(self, account: str) -> bool:
-        name = _login_name(account)
-        existed = name in self._folder.names()
-        doomed = self._attempt_names(account) + [name] * existed
-        if doomed:
-            self._folder.remove(doomed)
-        return existed
+        names = {f"{stem}.json" for stem in self._stems(account)}.intersection(self._folder.names())
+        logins = [name for name in names if not self._is_of_other(name, account)]
+        attempts = [name for name in self._attempt_names(account) if self._is_own_attempt(name)]
+        if logins or attempts:
+            self._folder.remove(attempts + logins)
+        return bool(logins)
 
     def _probe(self, account: str) -> None:
         self._load(account)
@@ -132,6 +164,8 @@ class FileStore:
         self._folder.remove([used_name])
 
     def _claim_attempt(self, account: str, state: str | None, now: float) -> Attempt:
+        if state is not None and not all(map(self._is_own_attempt, _names_of_state(account, Secret(state)))):
+            raise AttemptGone("foreign")
         while True:
             try:
                 attempt = choose(self._attempts(account, state), state, now)
@@ -148,13 +182,24 @@ class FileStore:
         return attempt
 
     def _attempts(self, account: str, state: str | None) -> list[Attempt]:
-        if state is None:
-            names = self._attempt_names(account)
-        else:
+        if state is not None:
             # In the order in which an attempt has these names, so that none slips through in between.
-            names = list(_names_of_state(account, Secret(state)))
-        attempts = (self._attempt(name, account) for name in names)
-        return [attempt for attempt in attempts if attempt is not None and attempt.account == account]
+            found = [self._attempt(name, account) for name in _names_of_state(account, Secret(state))]
+        else:
+            found, failure = [], None
+            for name in filter(self._is_own_attempt, self._attempt_names(account)):
+                try:
+                    found.append(self._attempt(name, account))
+                except StoreUnusable as error:
+                    failure = error
+            # What is damaged, planted or of another key must not stop the others.
+            if failure is not None and all(attempt is None or attempt.used for attempt in found):
+                raise failure
+        return [attempt for attempt in found if attempt is not None and attempt.account == account]
+
+    def _is_own_attempt(self, name: str) -> bool:
+        content = self._folder.read(name)
+        return content is None or not self._codec.is_of_other(attempt_app(content))
 
     def _attempt(self, name: str, account: str) -> Attempt | None:
         content = self._folder.read(name)
@@ -169,7 +214,7 @@ class FileStore:
         found: dict[str, Attempt] = {}
         for name in self._attempt_names(account):
             with suppress(StoreUnavailable, StoreUnusable):
-                attempt = self._attempt(name, account)
+                attempt = self._attempt(name, account) if self._is_own_attempt(name) else None
                 if attempt is not None:
                     found[name] = attempt
         for name in choose_stale(found, now, keep):
@@ -177,7 +222,7 @@ class FileStore:
                 self._folder.remove([name])
 
     def _attempt_names(self, account: str) -> list[str]:
-        prefix = f"{_stem(account)}.login-"
+        prefix = f"{_quoted(account)}.login-"
         return [name for name in self._folder.names() if name.startswith(prefix) and name.endswith(".json")]
 
     def _write_attempt(self, name: str, attempt: Attempt) -> None:
@@ -194,18 +239,14 @@ class FileStore:
         return str(self._folder.path / name)
 
 
-def _stem(account: str) -> str:
-    # No dot survives, so no account's name can be read as another one's file.
+def _quoted(account: str) -> str:
+    # No dot and no @ survive, so no account's name can be read as another one's file.
     return quote(account, safe="", errors="surrogatepass").replace(".", "%2E")
-
-
-def _login_name(account: str) -> str:
-    return f"{_stem(account)}.json"
 
 
 def _names_of_state(account: str, state: Secret) -> tuple[str, str]:
     """Return an attempt's file name before and after it is claimed."""
-    base = f"{_stem(account)}.login-{state.fingerprint()}"
+    base = f"{_quoted(account)}.login-{state.fingerprint()}"
     return f"{base}.json", f"{base}{USED_SUFFIX}"
 
 

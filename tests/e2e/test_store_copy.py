@@ -1,4 +1,4 @@
-"""`cfproxy store copy` moves a login from file to Redis and back, and never leaves two by accident."""
+"""`cfproxy store copy` copies a login from file to Redis and back, and replaces no other one by accident."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ async def status_code(world: World, store: object) -> int:
 
 
 async def test_a_login_can_move_to_redis_and_back(world: World, redis_url: str) -> None:
-    """Each way is one command; the login works in its new place and is gone from the old one."""
+    """Each way is one command; with --move the login works in its new place and is gone from the old one."""
     await world.log_in()
     world.environment["REDIS_PASSWORD"] = "pass-marker"
     shared = {"url": redis_url, "password": {"env": "REDIS_PASSWORD"}}
     file = world.settings["store"]
     words = f"{{url: '{redis_url}', password: {{env: REDIS_PASSWORD}}}}"
-    there = await world.run("store", "copy", file, words)
+    there = await world.run("store", "copy", file, words, "--move")
     assert (there.code, there.err) == (0, "")
     assert there.out == (f"Moved the login of account 'default' from {world.store_dir} to {redis_url}.\n")
     assert await status_code(world, file) == 3
@@ -52,7 +52,7 @@ async def test_a_login_can_move_to_redis_and_back(world: World, redis_url: str) 
     async with world.serve() as proxy:
         assert await proxy.status() == 200
     # The configured password is used, because it is the same server.
-    back = await world.run("store", "copy", redis_url, file)
+    back = await world.run("store", "copy", redis_url, file, "--move")
     assert (back.code, back.err) == (0, "")
     assert (await world.run("status")).code == 3
     assert await status_code(world, file) == 0
@@ -79,28 +79,39 @@ async def test_an_encrypted_login_stays_encrypted(world: World, redis_url: str, 
     assert '"refresh_token"' in (world.folder / "clear" / "default.json").read_text(encoding="utf-8")
 
 
-async def test_a_newer_login_is_not_overwritten(world: World) -> None:
-    """An older one is replaced; anything else needs --force."""
+async def test_a_copy_stays_in_its_place_and_warns_of_the_second_one(world: World) -> None:
+    """Two stores have one one-time refresh token; repeating the copy changes nothing."""
     old, new = world.settings["store"], f"file:{world.folder / 'new'}"
     await world.log_in()
-    assert (await world.run("store", "copy", old, new, "--keep")).code == 0
-    assert (await world.run("store", "copy", old, new, "--keep")).code == 0  # repeated: nothing is lost
-    world.write_config(store=new)
+    content = world.document_path.read_bytes()
+    for options in ([], ["--keep"], []):
+        ran = await world.run("store", "copy", old, new, *options)
+        assert (ran.code, ran.out[:6]) == (0, "Copied")
+        assert "both stores have the login now" in ran.line
+    assert world.document_path.read_bytes() == content
+    assert (world.folder / "new" / "default.json").read_bytes() == content
+
+
+async def test_another_login_is_not_overwritten(world: World) -> None:
+    """An older token of the same login is replaced; another login or a newer token needs --force."""
+    old, new = world.settings["store"], f"file:{world.folder / 'new'}"
     await world.log_in()
-    refused = await world.run("store", "copy", old, new)
+    assert (await world.run("store", "copy", old, new)).code == 0
+    world.age(3600)
+    assert (await world.run("token")).code == 0
+    refused = await world.run("store", "copy", new, old)
     assert (refused.code, refused.out) == (2, "")
-    assert "has a newer login of account 'default'; --force" in refused.line
-    assert (await world.run("store", "copy", new, old)).code == 0  # the older one is replaced
-    assert await status_code(world, old) == 0
-    assert await status_code(world, new) == 3
-
-
-async def test_keep_warns_of_the_second_copy(world: World) -> None:
-    """Two stores have one one-time refresh token; the warning is on stderr."""
+    assert "has a newer token of account 'default'; --force" in refused.line
+    assert (await world.run("store", "copy", old, new)).code == 0
+    assert (world.folder / "new" / "default.json").read_bytes() != b""
     await world.log_in()
-    ran = await world.run("store", "copy", world.settings["store"], f"file:{world.folder / 'new'}", "--keep")
-    assert ran.code == 0
-    assert "both stores have the login now" in ran.line
+    for args, there in ((["store", "copy", old, new], "another"), (["store", "copy", new, old], "a newer")):
+        refused = await world.run(*args)
+        assert (refused.code, refused.out) == (2, "")
+        assert f"has {there} login of account 'default'; --force" in refused.line
+    assert (await world.run("store", "copy", old, new, "--move", "--force")).code == 0
+    assert await status_code(world, old) == 3
+    assert await status_code(world, new) == 0
 
 
 async def test_force_replaces_another_login(world: World) -> None:
@@ -118,12 +129,14 @@ async def test_force_replaces_another_login(world: World) -> None:
 
 
 async def test_nothing_to_copy_is_login_required(world: World) -> None:
-    """Without a login in FROM the code is 3, and TO is unchanged."""
-    new = f"file:{world.folder / 'new'}"
-    ran = await world.run("store", "copy", world.settings["store"], new)
+    """Without a login in FROM the code is 3, and no folder is made of a slip of the pen, on either side."""
+    await world.log_in()
+    slip, new = world.folder / "slip", world.folder / "new"
+    ran = await world.run("store", "copy", f"file:{slip}", f"file:{new}")
     assert (ran.code, ran.out) == (3, "")
-    assert "has no login of account 'default'" in ran.line
-    assert not (world.folder / "new" / "default.json").exists()
+    assert f"{slip} has no login of account 'default'; check FROM" in ran.line
+    assert not slip.exists()
+    assert not new.exists()
 
 
 async def test_an_unreachable_store_keeps_the_login(world: World) -> None:
@@ -155,10 +168,13 @@ async def test_an_invalid_store_is_a_usage_error(world: World, words: str) -> No
 
 
 async def test_the_same_store_twice_is_a_usage_error(world: World) -> None:
-    """The login would be deleted right after it was saved."""
+    """The login would be deleted right after it was saved; another spelling is the same folder."""
     await world.log_in()
-    ran = await world.run("store", "copy", world.settings["store"], world.settings["store"])
-    assert ran.code == 2
+    folder = world.store_dir
+    for other in (folder, folder.parent / "nowhere" / ".." / folder.name, folder.parent / "." / folder.name):
+        ran = await world.run("store", "copy", world.settings["store"], f"file:{other}", "--move")
+        assert ran.code == 2
+        assert "FROM and TO are the same store" in ran.line
     assert (await world.run("status")).code == 0
 
 
@@ -169,6 +185,6 @@ async def test_accounts_without_a_login_are_reported_and_skipped(world: World) -
     new = f"file:{world.folder / 'new'}"
     ran = await world.run("store", "copy", world.settings["store"], new)
     assert ran.code == 0
-    assert "Moved the login of account 'default'" in ran.out
+    assert "Copied the login of account 'default'" in ran.out
     assert "no login of account 'acme'" in ran.out
     assert (world.folder / "new" / "default.json").exists()

@@ -1,7 +1,8 @@
 """A store in Redis or Valkey, for any number of machines.
 
-Keys: `cfproxy:{ACCOUNT}:login` (a hash: `document`, `version`, `fence`, `by`, `write`), `:lock`, `:attempts`
-(a hash by the fingerprint of the state), and the channel `:news`.
+Keys: `cfproxy:{ACCOUNT}:login` (a hash: `document`, `version`, `fence`, `by`, `write`, `app`), `:lock`,
+`:attempts` (see `attempts.py`), and the channel `:news`. The app that was first has these keys (`app`, see
+`App.app_id`); those of another app with an account of the same name are `cfproxy:{ACCOUNT}@APP:login` etc.
 
 Invariants:
 1. `version` only grows, by one with every change, deletions included. The hash is never removed, so a machine
@@ -12,6 +13,7 @@ Invariants:
 4. `stamp` costs no round trip: it returns what `subscription.py` has received, or `confirm` has fetched.
 5. A server that has lost the key (emptied, evicted, restarted without its data) gets it back from any
    process that knows it: only `delete` forgets a login, and it leaves the hash.
+6. What is another app's is never overwritten or deleted.
 """
 
 from __future__ import annotations
@@ -28,11 +30,11 @@ from urllib.parse import quote
 from redis.exceptions import NoPermissionError, ReadOnlyError, ResponseError
 
 from cfproxy.auth.interfaces import Lease
-from cfproxy.auth.models import ATTEMPT_LIFETIME_S, Attempt, Login
+from cfproxy.auth.models import Attempt, Login
 from cfproxy.config.redis_url import RedisAddress
 from cfproxy.errors import StoreUnavailable, StoreUnusable
-from cfproxy.stores.attempts import ATTEMPTS_MAX, choose, choose_stale
 from cfproxy.stores.documents import DocumentCodec
+from cfproxy.stores.redis.attempts import RedisAttempts
 from cfproxy.stores.redis.client import close_client, naming_errors, open_client
 from cfproxy.stores.redis.lock import LIFE_S, RedisLease, RedisLock
 from cfproxy.stores.redis.subscription import Subscription
@@ -42,11 +44,12 @@ ACKNOWLEDGE_MS = 1500
 CONFIRM_S = 0.5  # a valid token waits for it
 
 # KEYS: record. ARGV: write, version that was read ('' for any), fence ('' for any), channel, document ('' to
-# delete it). Returns {done, version, whether there was a document}.
+# delete it), app ('' for any). Returns {done, version, whether there was a document}.
 _WRITE = """
-local at = redis.call('HMGET', KEYS[1], 'version', 'by', 'write')
-local version, by = tonumber(at[1] or '0'), tonumber(at[2] or '0')
+local at = redis.call('HMGET', KEYS[1], 'version', 'by', 'write', 'app')
+local version, by, app = tonumber(at[1] or '0'), tonumber(at[2] or '0'), ARGV[6] or ''
 if at[3] == ARGV[1] then return {1, version, 1} end
+if app ~= '' and at[4] and at[4] ~= app then return {0, version, 0} end
 if ARGV[3] ~= '' and by > tonumber(ARGV[3]) then return {0, version, 0} end
 if ARGV[2] ~= '' and version ~= tonumber(ARGV[2]) then return {0, version, 0} end
 local existed = redis.call('HEXISTS', KEYS[1], 'document')
@@ -56,21 +59,17 @@ else
   redis.call('HSET', KEYS[1], 'document', ARGV[5])
 end
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'by', ARGV[3]) end
+if app ~= '' then redis.call('HSET', KEYS[1], 'app', app) end
 redis.call('HSET', KEYS[1], 'version', version + 1, 'write', ARGV[1])
 redis.call('PUBLISH', ARGV[4], (version + 1) .. ' ' .. ARGV[1])
 return {1, version + 1, existed}
 """
-# KEYS: record. ARGV: write, version, channel, document. Returns 1 if there was nothing.
+# KEYS: record. ARGV: write, version, channel, document, app ('' for any). Returns 1 if there was nothing.
 _RESTORE = """
 if redis.call('HEXISTS', KEYS[1], 'version') == 1 then return 0 end
 redis.call('HSET', KEYS[1], 'document', ARGV[4], 'version', ARGV[2], 'write', ARGV[1])
+if ARGV[5] and ARGV[5] ~= '' then redis.call('HSET', KEYS[1], 'app', ARGV[5]) end
 redis.call('PUBLISH', ARGV[3], ARGV[2] .. ' ' .. ARGV[1])
-return 1
-"""
-# KEYS: attempts. ARGV: field, expected content, new content. Returns 1 if it was as expected.
-_CLAIM = """
-if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
 return 1
 """
 
@@ -80,7 +79,7 @@ class RedisStore:
 
     Args:
         address: the server.
-        codec: turns records into what is stored; in clear by default.
+        codec: turns records into what is stored, for one app or any; in clear, for any app, by default.
         ca_file: authorities to trust instead of the system's, in PEM form.
         life_s: seconds for which a lock outlives its holder.
     """
@@ -97,13 +96,15 @@ class RedisStore:
         self.location = str(address)
         self._replicas = address.replicas
         self._codec = codec or DocumentCodec()
+        self._app_id = self._codec.app_id or ""
         self._where = f"the store {address}"
         self._client = open_client(address, ca_file)
         self._lock = RedisLock(self._client, self._where, life_s)
         self._subscription = Subscription(self._client, self._fetch_version, self._on_version)
+        self._attempts = RedisAttempts(self._client, self._codec, self.location, self._where)
         self._restore_script = self._client.register_script(_RESTORE)
-        self._claim_script = self._client.register_script(_CLAIM)
-        self._versions: dict[str, str | None] = {}  # as last heard; None: there is no record
+        self._stems: dict[str, str] = {}  # how the account's keys began when its record was last read
+        self._versions: dict[str, str | None] = {}  # by stem, as last heard; None: there is no record
         self._known: dict[str, tuple[int, bytes]] = {}  # the newest record that was read or written
         # By context: a task that lost its lock must not write under the one that another task acquired later.
         self._leases: ContextVar[Mapping[str, RedisLease]] = ContextVar("leases")
@@ -120,7 +121,8 @@ class RedisStore:
             f"another process is refreshing account '{account}' and still was after {timeout_s:g} s; "
             "try again, and look for a cfproxy that hangs"
         )
-        keys = _key(account, "lock"), _key(account, "login")
+        stem, _, _ = await self._fetch(account)
+        keys = _key(stem, "lock"), _key(stem, "login")
         async with self._lock.acquire(*keys, timeout_s, busy) as lease:
             leases = self._leases.get({})
             self._leases.set({**leases, account: lease})
@@ -136,15 +138,18 @@ class RedisStore:
             StoreUnavailable: the server does not respond, or had lost the login; then it was restored.
             StoreUnusable: damaged, or written by a newer version.
         """
-        with naming_errors(self._where):
-            found: list[Any] = await self._client.hmget(_key(account, "login"), "document", "version")
-        content, version = found
+        stem, content, version = await self._fetch(account)
         if version is None and content is None and account in self._known:
             await self._restore(account, *self._known[account])
         login = None if content is None else await self._decode(content, account)
         if (lease := self._lease(account)) is not None:
             lease.version = int(version or 0)
         self._remember(account, int(version or 0), content)
+        if login is None and stem != _quoted(account):
+            # Another app's, if it can be read: it explains why this app is not logged in.
+            other, _ = await self._read(_quoted(account), "document", "version")
+            if other is not None:
+                return await asyncio.to_thread(self._codec.decode_other, other, account)
         return login
 
     async def save(self, login: Login) -> None:
@@ -165,22 +170,24 @@ class RedisStore:
 
     async def delete(self, account: str) -> bool:
         """Forget the login and the attempts; return False if there was no login."""
+        await self._fetch(account)
         existed = await self._change(account, b"")
-        with naming_errors(self._where):
-            await self._client.delete(_key(account, "attempts"))
+        await self._attempts.delete(_key(_quoted(account), "attempts"))
         return existed
 
     def stamp(self, account: str) -> Hashable:
         """Return a value that differs soon after anyone has changed the login; uses no network."""
-        self._subscription.follow(account, _key(account, "news"))
-        return self._versions.get(account)
+        stem = self._stems.get(account, _quoted(account))
+        self._subscription.follow(stem, _key(stem, "news"))
+        return self._versions.get(stem)
 
     async def confirm(self, account: str) -> None:
         """Fetch the version, because the subscription may be interrupted without having noticed."""
+        stem = self._stems.get(account, _quoted(account))
         try:
             async with asyncio.timeout(CONFIRM_S):
                 with naming_errors(self._where):
-                    self._on_version(account, await self._fetch_version(account))
+                    self._on_version(stem, await self._fetch_version(stem))
         except TimeoutError:
             raise StoreUnavailable(f"{self._where} does not answer") from None
 
@@ -188,33 +195,15 @@ class RedisStore:
         """Try whether a login could be saved now, leaving nothing behind."""
         await self.load(account)
         with naming_errors(self._where):
-            await self._client.set(_key(account, "probe"), b"", px=1)
+            await self._client.set(_key(_quoted(account), "probe"), b"", px=1)
 
     async def save_attempt(self, attempt: Attempt) -> None:
         """Keep an attempt until it expires."""
-        account = attempt.account
-        await self._prune(account, attempt.created_at, ATTEMPTS_MAX - 1)
-        content = await self._encode_attempt(attempt)
-        key = _key(account, "attempts")
-        with naming_errors(self._where):
-            await self._client.hset(key, attempt.state.fingerprint(), content)
-            # Twice the lifetime, so that late claims are reported as expired.
-            await self._client.expire(key, int(2 * ATTEMPT_LIFETIME_S))
+        await self._attempts.save(attempt, _key(_quoted(attempt.account), "attempts"))
 
     async def claim_attempt(self, account: str, state: str | None, now: float) -> Attempt:
         """Return an attempt and mark it used."""
-        while True:
-            found = await self._stored_attempts(account)
-            try:
-                attempt = choose((attempt for attempt, _ in found.values()), state, now)
-            finally:
-                await self._prune(account, now)
-            field = attempt.state.fingerprint()
-            used = await self._encode_attempt(attempt.as_used())
-            # Whoever loses the claim looks again, and finds the attempt used.
-            with naming_errors(self._where):
-                if await self._claim_script([_key(account, "attempts")], [field, found[field][1], used]):
-                    return attempt
+        return await self._attempts.claim(account, _key(_quoted(account), "attempts"), state, now)
 
     async def aclose(self) -> None:
         """Stop listening and close connections; later calls open new ones."""
@@ -227,21 +216,42 @@ class RedisStore:
     def _lease(self, account: str) -> RedisLease | None:
         return self._leases.get({}).get(account)
 
+    async def _fetch(self, account: str) -> tuple[str, bytes | None, bytes | None]:
+        """Return how the keys of this app's record begin, its document and its version."""
+        plain = _quoted(account)
+        own, stem = f"{plain}@{self._app_id}", plain
+        content, version, app = await self._read(plain, "document", "version", "app")
+        if self._app_id:
+            owner = None if app is None else app.decode()
+            if content is not None:  # a release that knows no `app` may have put another app's login there
+                owner = await asyncio.to_thread(self._codec.login_app, content, account) or owner
+            if owner is None or owner != self._app_id:
+                own_content, own_version = await self._read(own, "document", "version")
+                if owner is not None or (content is None and own_version is not None):
+                    stem, content, version = own, own_content, own_version
+        self._stems[account] = stem
+        return stem, content, version
+
+    async def _read(self, stem: str, *fields: str) -> list[Any]:
+        with naming_errors(self._where):
+            found: list[Any] = await self._client.hmget(_key(stem, "login"), *fields)
+        return found
+
     async def _change(self, account: str, content: bytes) -> bool:
         lease = self._lease(account)
         version = "" if lease is None or lease.version is None else lease.version
         fence = "" if lease is None else lease.fence
-        write = secrets.token_hex(8)
+        stem, write = self._stems[account], secrets.token_hex(8)
         with naming_errors(self._where):
             done, now_at, existed, acknowledged = await self._send(
-                _key(account, "login"), [write, version, fence, _key(account, "news"), content]
+                _key(stem, "login"), [write, version, fence, _key(stem, "news"), content, self._app_id]
             )
         if not done:
             raise StoreUnavailable(
                 f"another process changed the login of account '{account}' in the meantime; trying again",
                 retry_after_s=1.0,
             )
-        self._versions[account] = f"{now_at} {write}"
+        self._versions[stem] = f"{now_at} {write}"
         self._remember(account, int(now_at), content or None)
         if lease is not None:
             lease.version = int(now_at)
@@ -276,8 +286,9 @@ class RedisStore:
     async def _restore(self, account: str, version: int, content: bytes) -> None:
         with naming_errors(self._where):
             # One more than the known version, so that no process takes it for the old record.
-            write, channel = secrets.token_hex(8), _key(account, "news")
-            await self._restore_script([_key(account, "login")], [write, version + 1, channel, content])
+            stem, write = self._stems[account], secrets.token_hex(8)
+            arguments: list[Any] = [write, version + 1, _key(stem, "news"), content, self._app_id]
+            await self._restore_script([_key(stem, "login")], arguments)
         raise StoreUnavailable(
             f"{self._where} had lost the login of account '{account}'; it was put back. Switch appendonly on "
             "and eviction off, and forget logins with cfproxy logout",
@@ -294,43 +305,21 @@ class RedisStore:
         where = f"the login of account '{account}' in {self.location}"
         return await asyncio.to_thread(self._codec.decode_login, content, account, where)
 
-    async def _fetch_version(self, account: str) -> str:
-        found: list[Any] = await self._client.hmget(_key(account, "login"), "version", "write")
+    async def _fetch_version(self, stem: str) -> str:
+        found: list[Any] = await self._client.hmget(_key(stem, "login"), "version", "write")
         return b" ".join(part for part in found if part is not None).decode()
 
-    def _on_version(self, account: str, version: str) -> None:
+    def _on_version(self, stem: str, version: str) -> None:
         # A deleted login has a version too: `load` then returns None. The value includes `write`, since a
         # server that took over may count from an earlier version.
-        self._versions[account] = version or None
-
-    # --- attempts ------------------------------------------------------------------------
-
-    async def _encode_attempt(self, attempt: Attempt) -> bytes:
-        purpose = _attempt_purpose(attempt.account)
-        return await asyncio.to_thread(self._codec.encode_attempt, attempt, purpose)
-
-    async def _stored_attempts(self, account: str) -> dict[str, tuple[Attempt, bytes]]:
-        with naming_errors(self._where):
-            contents: Any = await self._client.hgetall(_key(account, "attempts"))
-        where, purpose = f"a login attempt in {self.location}", _attempt_purpose(account)
-        decode = self._codec.decode_attempt
-        return {
-            field.decode(): (await asyncio.to_thread(decode, content, purpose, where), content)
-            for field, content in contents.items()
-        }
-
-    async def _prune(self, account: str, now: float, keep: int = ATTEMPTS_MAX) -> None:
-        found = await self._stored_attempts(account)
-        stale = choose_stale({field: attempt for field, (attempt, _) in found.items()}, now, keep)
-        if stale:
-            with naming_errors(self._where):
-                await self._client.hdel(_key(account, "attempts"), *stale)
+        self._versions[stem] = version or None
 
 
-def _key(account: str, name: str) -> str:
+def _quoted(account: str) -> str:
+    return quote(account, safe="", errors="surrogatepass")
+
+
+def _key(stem: str, name: str) -> str:
     # The braces put all keys of an account on one node of a Redis Cluster, which the scripts need.
-    return f"cfproxy:{{{quote(account, safe='', errors='surrogatepass')}}}:{name}"
-
-
-def _attempt_purpose(account: str) -> str:
-    return f"login attempt of {account}"
+    account, at, app_id = stem.partition("@")
+    return f"cfproxy:{{{account}}}{at}{app_id}:{name}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +46,22 @@ HASH = "ab084efd019f33e4"  # of the state; part of a name in both stores
 class FirstReleaseStore:
     """A store, with methods that write what the first release would have."""
 
-    def __init__(self, kind: str, store: TokenStore, put: Callable[[str, str], Awaitable[None]]) -> None:
-        self.store = store
+    def __init__(
+        self, kind: str, stores: Mapping[bool, TokenStore], put: Callable[[str, str], Awaitable[None]]
+    ) -> None:
+        self._stores = stores
+        self.store = stores[False]
         self._kind = kind
         self._put = put
 
     async def put_login(self, file: str) -> None:
-        """Write a login."""
+        """Write a login; the store has the key if it is encrypted."""
+        self.store = self._stores["encrypted" in file]
         await self._put("login", (FIRST_RELEASE / file).read_text("utf-8"))
 
     async def save_attempt(self, file: str) -> None:
-        """Write a login attempt."""
+        """Write a login attempt; the store has the key if it is encrypted."""
+        self.store = self._stores["encrypted" in file]
         used = ".used" if "used" in file else ""
         # The stores encrypt attempts for different purposes.
         if self._kind == "redis":
@@ -66,7 +71,7 @@ class FirstReleaseStore:
 
 @pytest.fixture(params=["file", "redis"])
 async def first_release(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[FirstReleaseStore]:
-    """A store with the key, which also reads documents in clear."""
+    """A store for the app, with and without the key."""
     if request.param == "file":
         folder = tmp_path / "store"
         names = {"login": "", "attempt": f".login-{HASH}", "attempt.used": f".login-{HASH}.used"}
@@ -77,12 +82,18 @@ async def first_release(request: pytest.FixtureRequest, tmp_path: Path) -> Async
             path.touch(mode=0o600)
             path.write_text(text, encoding="ascii")
 
-        store = open_store(f"file:{folder}", folder, KEY)
+        stores = {
+            keyed: open_store(f"file:{folder}", folder, KEY if keyed else None, app=APP)
+            for keyed in (False, True)
+        }
     else:
         server: RedisServer = request.getfixturevalue("shared_server")
         await server.ready()
         await server.empty()
-        store = open_store(parse_redis_url(server.url), None, KEY)
+        address = parse_redis_url(server.url)
+        stores = {
+            keyed: open_store(address, None, KEY if keyed else None, app=APP) for keyed in (False, True)
+        }
 
         async def put(kind: str, text: str) -> None:
             record = json.loads((FIRST_RELEASE / "redis.json").read_text("utf-8"))[kind.removesuffix(".used")]
@@ -90,8 +101,9 @@ async def first_release(request: pytest.FixtureRequest, tmp_path: Path) -> Async
             words = [word for field in fields.items() for word in field]
             await _send(server, "HSET", record["key"], *words)
 
-    yield FirstReleaseStore(request.param, store, put)
-    await store.aclose()
+    yield FirstReleaseStore(request.param, stores, put)
+    for store in stores.values():
+        await store.aclose()
 
 
 async def _send(server: RedisServer, *words: str) -> None:

@@ -380,9 +380,10 @@ async def test_logout_without_a_login_asks_nobody() -> None:
 
 @pytest.mark.parametrize("changes", [{"client_id": "app-2"}, {"token_url": "https://other.example/token"}])
 async def test_token_is_not_sent_to_another_server(changes: dict[str, Any]) -> None:
-    """A login of another app or endpoint is deleted without being sent anywhere."""
+    """A login of another app or endpoint is neither sent anywhere nor deleted."""
     world = World(REPLY)
-    await finish(world.plan, await world.start())
+    login = await finish(world.plan, await world.start())
     plan = replace(world.plan, app=replace(APP, **changes))
-    assert await logout(plan) == LoggedOut(found=True, revoked=None)
+    assert await logout(plan) == LoggedOut(found=False, revoked=None, others=True)
     assert len(world.endpoint.presented) == 1
+    assert await world.plan.store.load(APP.account) == login

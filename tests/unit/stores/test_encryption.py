@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cfproxy.auth.models import Token
 from cfproxy.errors import StoreUnusable
 from cfproxy.secret import Secret
 from cfproxy.stores import encryption as codec_module
-from cfproxy.stores.documents import DocumentCodec
+from cfproxy.stores.documents import DocumentCodec, login_to_document
 from cfproxy.stores.file import FileStore
-from tests.support.store_examples import NOW, build_attempt, build_login
+from tests.support.store_examples import NOW, build_attempt, build_login, put
 
 KEY = Secret("correct horse battery staple")
 SEALED = '{"version": 2, "cipher": "scrypt-aes256gcm", "salt": "%s", "nonce": "%s", "data": "%s"}'
@@ -78,15 +79,46 @@ async def test_saves_share_no_nonce(tmp_path: Path) -> None:
     assert len({salt for salt, _ in seen}) == 1, "one derivation is enough"
 
 
-async def test_key_that_is_added_later_encrypts_at_the_next_save(tmp_path: Path) -> None:
-    """A login in clear is read with a key, and encrypted from the next refresh on."""
+async def test_login_in_clear_is_adopted_only_in_an_explicit_step(tmp_path: Path) -> None:
+    """With a key, what anyone could have written is neither used nor replaced, until it is encrypted."""
     await a_store(tmp_path / "store", None).save(build_login())
+    before = document_of(tmp_path / "store")
     store = a_store(tmp_path / "store")
-    assert await store.load("default") == build_login()
-    assert "access-1" in document_of(tmp_path / "store")
-    await store.save(build_login(serial=2))
+    for refused in (store.load("default"), store.save(build_login(serial=2)), store.probe("default")):
+        with pytest.raises(StoreUnusable, match=r"not encrypted .* run: cfproxy store encrypt;"):
+            await refused
+    assert document_of(tmp_path / "store") == before
+    explicit = FileStore(tmp_path / "store", DocumentCodec(KEY, accept_clear=True))
+    login = await explicit.load("default")
+    assert login == build_login()
+    await explicit.save(login)
     assert "access-1" not in document_of(tmp_path / "store")
-    assert await a_store(tmp_path / "store").load("default") == build_login(serial=2)
+    assert await store.load("default") == build_login()
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [{}, {"cipher": None}, {"version": 2}, {"app_id": "0" * 16}, {"salt": "", "nonce": "", "data": ""}],
+)
+async def test_running_store_believes_nothing_in_clear(tmp_path: Path, envelope: dict[str, Any]) -> None:
+    """Whatever a document in clear says about itself, its tokens are not used."""
+    store = a_store(tmp_path / "store")
+    await store.save(build_login())
+    forged = login_to_document(build_login(token=Token(Secret("forged"), NOW, 3600.0))) | envelope
+    put(tmp_path / "store" / "default.json", json.dumps(forged).encode())
+    with pytest.raises(StoreUnusable):
+        await store.load("default")
+
+
+async def test_attempt_in_clear_is_not_believed(tmp_path: Path) -> None:
+    """A planted state and verifier would log the victim in as the attacker; other attempts still work."""
+    await a_store(tmp_path / "store", None).save_attempt(build_attempt(state="planted", created_at=NOW + 9))
+    store = a_store(tmp_path / "store")
+    for state in ("planted", None):
+        with pytest.raises(StoreUnusable, match=r"not encrypted .*; start the login again"):
+            await store.claim_attempt("default", state, NOW + 10)
+    await store.save_attempt(build_attempt())
+    assert (await store.claim_attempt("default", None, NOW + 10)).state == Secret("state-1")
 
 
 @pytest.mark.parametrize(
