@@ -20,7 +20,7 @@ RUN /tools/bin/python -m build --no-isolation --wheel --outdir /dist . \
     && /tools/bin/cyclonedx-py environment --output-reproducible --of JSON \
        -o /opt/cfproxy/sbom.cdx.json /opt/cfproxy/bin/python \
     && /opt/cfproxy/bin/python -m compileall -q /opt/cfproxy/lib \
-    && mkdir -p -m 0700 /var/lib/cfproxy
+    && mkdir -p -m 0770 /var/lib/cfproxy
 
 FROM ${PYTHON_IMAGE}
 ARG VERSION=dev
@@ -33,7 +33,8 @@ LABEL org.opencontainers.image.title="cfproxy" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.created="${CREATED}"
 COPY --from=build /opt/cfproxy /opt/cfproxy
-COPY --from=build --chown=65532:65532 /var/lib/cfproxy /var/lib/cfproxy
+# Group 0, in which OpenShift and `docker run -u UID` put any user id.
+COPY --from=build --chown=65532:0 /var/lib/cfproxy /var/lib/cfproxy
 # A folder inside the volume, so that its mode does not depend on the volume's.
 ENV PATH=/opt/cfproxy/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

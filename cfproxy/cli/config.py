@@ -33,7 +33,7 @@ def config_init() -> int:
     place = Path(config_option() or "config.yaml")
     # Before the questions, so that no answer is lost.
     if os.path.lexists(place):
-        raise UsageError(f"{place} already exists; edit it, or choose another with -c FILE")
+        raise UsageError(f"{place} already exists; edit it, or choose another, such as -c cfproxy.yaml")
     is_terminal = sys.stdin.isatty() and sys.stderr.isatty()
     text, todo, command = _prompt_for_values() if is_terminal else (starter_file(), _FILL_IN, "config check")
     _write(place, text)
@@ -93,9 +93,13 @@ def _write(place: Path, text: str) -> None:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise UsageError(f"{place} already exists; edit it, or choose another with -c FILE") from None
+        raise UsageError(
+            f"{place} already exists; edit it, or choose another, such as -c cfproxy.yaml"
+        ) from None
     except OSError as error:
-        raise UsageError(f"{place} cannot be written: {error.strerror}") from None
+        raise UsageError(
+            f"{place} cannot be written: {error.strerror}; choose another with -c FILE"
+        ) from None
 
 
 @config_group.command("check")

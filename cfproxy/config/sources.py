@@ -7,6 +7,7 @@ another exception.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import re
 import shlex
@@ -26,6 +27,7 @@ from cfproxy.config.types import unquote
 from cfproxy.errors import ConfigError, Problem
 
 FILE_MAX_BYTES = 262_144
+FLOW_MAX_CHARS = 16_384
 PREFIX = "CFPROXY_"
 
 # A variable may give a secret by reference, as the file does: no literal secret starts like this.
@@ -130,16 +132,23 @@ def _look_at(place: Path) -> os.stat_result | None:
 
 
 def _own_key(place: Path) -> str:
-    """Return a key of ours at the top level of a file whose name many programs use."""
+    """Return a key of ours at the top level of a file whose name many programs use.
+
+    By its lines, because parsing another program's file may take seconds, and a broken file of ours is still
+    ours: its mistake has to be reported. Only mappings in braces are parsed.
+    """
     text, keys = _read_text(place), keys_of(FileKeys)
-    # A broken file of ours is still ours, so that its mistake is reported.
-    if (line := re.search(rf"(?m)^(['\"]?)({'|'.join(keys)})\1[ \t]*:", text)) is not None:
-        return line[2]
-    tree, _ = _read_yaml(text)
-    for key in tree if isinstance(tree, dict) else ():
-        if key in keys:
-            return str(key)
-    raise BadYaml("has no key of cfproxy at its top level")
+    found = None
+    if text.lstrip().startswith("{"):
+        with contextlib.suppress(BadYaml):
+            tree, _ = _read_yaml(text[:FLOW_MAX_CHARS])
+            found = next((str(key) for key in keys if key in tree), None)
+    elif first := re.search(r"(?m)^( *)(?!---|#|%)\S", text):
+        line = re.search(rf"(?m)^{first[1]}(['\"]?)({'|'.join(keys)})\1[ \t]*:", text)
+        found = None if line is None else line[2]
+    if found is None:
+        raise BadYaml("has no key of cfproxy at its top level")
+    return found
 
 
 def _is_trusted(status: os.stat_result) -> bool:

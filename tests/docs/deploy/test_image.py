@@ -60,7 +60,7 @@ def test_its_commands_are_valid() -> None:
 def test_it_runs_as_an_unprivileged_user() -> None:
     """The user is numeric, so that Kubernetes can check it, and owns the volume's folder."""
     assert _instructions("USER", FINAL) == ["65532:65532"]
-    assert "--chown=65532:65532 /var/lib/cfproxy /var/lib/cfproxy" in FINAL
+    assert "--chown=65532:0 /var/lib/cfproxy /var/lib/cfproxy" in FINAL
 
 
 @pytest.mark.parametrize("lock", ["requirements.lock", ".ci/requirements-build.lock"])

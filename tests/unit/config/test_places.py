@@ -57,7 +57,7 @@ def test_a_config_yaml_with_a_key_of_ours_is_ours(tmp_path: Path, key: str, form
 
 
 @pytest.mark.parametrize(
-    "text", ["client_id: a\n\tb: [", "client_secret:hunter2", "listen: 'a", "log: 1\nlog: 2"]
+    "text", ["client_id: a\n\tb: [", "client_secret:hunter2", "listen: 'a", "log: 1\nlog: 2", "a: [\nlog: {}"]
 )
 def test_a_mistake_in_a_config_yaml_of_ours_is_reported(tmp_path: Path, text: str) -> None:
     """It does not make the file another program's."""
@@ -71,6 +71,10 @@ OTHERS: dict[str, str | bytes] = {
     "another's keys": "title: My page\ntheme: dark\n",
     "our key below another": "server:\n  listen: 8080\n  log: {level: debug}\n",
     "our key in a list": "- client_id: x\n",
+    "our key in an item": "- name: a\n  client_id: x\n",
+    "our key in an indented text": "  a: |\n    client_id: x\n",
+    "our key below another in braces": '{"a": {"client_id": 1}}',
+    "a list in braces": "{[a]: 1}",
     "our key in a text": "text: |\n  client_id: x\n",
     "our key in a comment": "# client_id: x\n",
     "another case": "Client_ID: x\nLISTEN: y\n",
