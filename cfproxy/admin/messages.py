@@ -22,7 +22,7 @@ from cfproxy.server.response import Response
 
 BODY_MAX_BYTES = 64 * 1024
 BODY_S = 30.0
-_TARGET = re.compile(rb"(?:(?i:http)://([!-.0->@-~]*))?(/[!-~]*)")
+_TARGET = re.compile(rb"/[!-~]*")
 # A script can put text into a page, but cannot turn text into markup (Trusted Types).
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -65,17 +65,15 @@ class AdminRequest:
         response: where its response goes, and "100 Continue" before that.
 
     Raises:
-        BadTarget: the target is not a path of printable ASCII, nor the URL of one on this `Host` (RFC 9112
-            §3.2.2).
+        BadTarget: the target is not a path of printable ASCII.
     """
 
     def __init__(self, request: Request, response: Response) -> None:
         self.method = request.method.decode("latin-1")
         self.raw_headers: RawHeaders = request.fields.raw
-        match = _TARGET.fullmatch(request.target)
-        if match is None or (match[1] is not None and match[1].decode("ascii") != self.header("Host")):
+        if not _TARGET.fullmatch(request.target):
             raise BadTarget("the request target is not a path; send 'GET /status.json', for example")
-        target: str = match[2].decode("ascii")
+        target = request.target.decode("ascii")
         self.path, _, self.query_string = target.partition("?")
         self.connection = request.connection
         self._body = request.body

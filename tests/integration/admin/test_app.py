@@ -16,6 +16,7 @@ from yarl import URL
 from cfproxy.config import load_settings
 from cfproxy.errors import ListenError
 from cfproxy.runtime.service import Service
+from tests.security.cases.targets import MALFORMED
 
 LOG = structlog.wrap_logger(None, processors=[structlog.testing.LogCapture()])
 ACTION = {"X-Cfproxy-Admin": "1"}
@@ -191,6 +192,40 @@ async def test_a_malformed_request_gets_a_problem_document(caplog: pytest.LogCap
         assert b"marker" not in answer
         assert b"\r\nServer: cfproxy\r\n" in answer
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1"])
+async def test_a_malformed_request_line_ends_the_connection(host: str) -> None:
+    """Before `Host` is judged, and whatever follows is not read."""
+    async with serving() as service:
+        for name, line in MALFORMED.items():
+            reader, writer = await asyncio.open_connection("127.0.0.1", URL(str(service.admin_url)).port)
+            rest = b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+            writer.write(b"%s\r\nHost: %s\r\n\r\n%s" % (line, host.encode(), rest))
+            answer = await reader.read()
+            writer.close()
+            assert answer.startswith(b"HTTP/1.1 400 "), name
+            assert answer.count(b"HTTP/1.1 ") == 1, name
+            assert b"\r\nConnection: close\r\n" in answer, name
+
+
+async def test_http_1_1_needs_exactly_one_host() -> None:
+    """RFC 9112 §3.2; a URL does not replace it."""
+    async with serving() as service:
+        for target in ("/livez", "http://127.0.0.1/livez"):
+            for hosts in ("", "Host:\n", "Host: 127.0.0.1\nHost: 127.0.0.1\n"):
+                answer = await send(service, f"GET {target} HTTP/1.1\n{hosts}\n")
+                assert answer.startswith(b"HTTP/1.1 400 ")
+            assert (await send(service, f"GET {target} HTTP/1.0\n\n")).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_an_offered_upgrade_is_declined() -> None:
+    """As Java's HttpClient and `curl --http2` offer it."""
+    offer = "Connection: close, Upgrade, HTTP2-Settings\nUpgrade: h2c\nHTTP2-Settings: AAMAAABk\n"
+    async with serving() as service:
+        get = await send(service, f"GET /livez HTTP/1.1\nHost: localhost\n{offer}\n")
+        post = await send(service, f"POST /reload HTTP/1.1\nHost: localhost\nContent-Length: 2\n{offer}\nab")
+        assert (get[:12], post[:12]) == (b"HTTP/1.1 200", b"HTTP/1.1 403")
 
 
 async def test_a_crash_gets_a_problem_document_and_a_log_line(monkeypatch: pytest.MonkeyPatch) -> None:

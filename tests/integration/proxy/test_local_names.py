@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+from pathlib import Path
 
 import pytest
 
+from cfproxy.proxy.exchange import build_connection
 from cfproxy.server import local_names
 from tests.integration.admin.test_app import serving
 from tests.support.names import resolve_by
@@ -119,3 +122,26 @@ async def test_the_admin_listener_asks_the_resolver_too(monkeypatch: pytest.Monk
             writer.write(f"GET /livez HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
             assert (await reader.read()).split()[1] == b"%d" % status, host
             writer.close()
+
+
+async def test_a_unix_socket_has_any_name(tmp_path: Path) -> None:
+    """No web page can reach it; clients give a made-up host, also in a URL."""
+    async with proxied(answering(OK)) as world:
+        world.listener.port = None
+        path = str(tmp_path / "s")
+        build = functools.partial(build_connection, world.listener)
+        async with await asyncio.get_running_loop().create_unix_server(build, path):
+            for line, host, status in (
+                (b"GET /a HTTP/1.1", b"localhost", 200),
+                (b"GET /a HTTP/1.1", b"anything.example:1", 200),
+                (b"GET /a HTTP/1.1", b"a.localhost", 200),
+                (b"GET http://anything/a?b HTTP/1.1", b"x", 200),
+                (b"GET https://anything/a HTTP/1.1", b"x", 421),
+                (b"GET http://u@anything/a HTTP/1.1", b"x", 400),
+                (b"GET /a HTTP/1.1", b"", 400),
+            ):
+                reader, writer = await asyncio.open_unix_connection(path)
+                answer = await ask_as(Client(reader, writer), host, line)
+                assert answer.status == status, (line, host)
+                writer.transport.abort()
+        assert [request.target for request in world.origin.requests] == [b"/a", b"/a", b"/a", b"/a?b"]
