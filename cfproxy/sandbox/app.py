@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from cfproxy.config import TcpAddress
-from cfproxy.hosts import is_loopback, render_authority, split_host
+from cfproxy.hosts import is_below_localhost, is_loopback, render_authority, resolves_here, split_host
 from cfproxy.sandbox import pages, probes
 from cfproxy.sandbox.accounts import Accounts
 from cfproxy.sandbox.api import Api
@@ -175,7 +175,8 @@ class Sandbox:
         if host is not None and not request.path.startswith("/v1/"):
             name, _ = split_host(host)
             local_address = request.get_extra_info("sockname", ("",))[0].removeprefix("::ffff:")
-            if not (is_loopback(name) or (name and name in {self._host, local_address})):
+            is_own = is_loopback(name) or (name and name in {self._host, local_address})
+            if not (is_own or (is_below_localhost(name) and await resolves_here(name))):
                 text = (
                     "this Host does not name the sandbox; call http://localhost, or set --listen NAME:PORT\n"
                 )

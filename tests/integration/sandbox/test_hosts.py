@@ -9,6 +9,7 @@ from yarl import URL
 
 from cfproxy.sandbox import Behaviour, Sandbox
 from tests.integration.sandbox.world import World
+from tests.support.names import resolve_by
 
 PATHS = (
     "GET /_sandbox/state",
@@ -59,6 +60,15 @@ async def test_localhost_is_accepted_with_any_port(world: World, host: str) -> N
         assert await status_of(world.sandbox, "GET /_sandbox/state", f"Host: {named}", *origin) == 200
     foreign = ("Host: localhost:1", "Origin: http://localhost:2")
     assert await status_of(world.sandbox, "GET /_sandbox/state", *foreign) == 403
+
+
+async def test_a_name_below_localhost_is_accepted_if_it_resolves_here(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by the proxy."""
+    resolve_by(monkeypatch, here__localhost=["127.0.0.1"], there__localhost=["127.0.0.1", "192.0.2.7"])
+    for host, status in {"here.localhost:1": 200, "there.localhost:1": 421, "x.localhost": 421}.items():
+        assert await status_of(world.sandbox, "GET /_sandbox/state", f"Host: {host}") == status
 
 
 async def test_the_api_asks_for_a_token_instead(world: World) -> None:
