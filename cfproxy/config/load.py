@@ -60,6 +60,8 @@ def load_settings(
     environ: Mapping[str, str],
     named: str | None = None,
     files: dict[Path, Hashable] | None = None,
+    *,
+    searched: bool = False,
 ) -> Settings:
     """Read the file, if any, and the environment, which overrides it.
 
@@ -68,6 +70,7 @@ def load_settings(
         environ: the environment.
         named: the file as `-c` named it, for messages.
         files: gets each file that is read, this one included, with its stamp from before.
+        searched: nobody named the file, so it has to be trusted.
 
     Raises:
         ConfigError: with every problem found.
@@ -76,7 +79,7 @@ def load_settings(
     if path is not None:
         files[path] = stamp_of(path)
     problems = Problems(ENVIRONMENT if path is None else str(path))
-    low = {} if path is None else read_file(path, problems)
+    low = {} if path is None else read_file(path, problems, searched=searched)
     high = read_environment(environ, problems)
     if low is None:
         raise problems.error()
@@ -109,11 +112,13 @@ class SettingsReader:
             ConfigError: with every problem found.
         """
         stamps: dict[Path, Hashable] = {}
+        # Who did not mean this file has to know why it was read; a reload need not repeat it.
+        notes = () if self.stamps else self._found.notes
         try:
-            return load_settings(self._found.path, self._environ, self._named, stamps)
+            searched = bool(self._found.notes)
+            return load_settings(self._found.path, self._environ, self._named, stamps, searched=searched)
         except ConfigError as error:
-            # Who did not mean this file has to know why it was read.
-            raise ConfigError(error.message, error.problems + self._found.notes) from None
+            raise ConfigError(error.message, error.problems + notes) from None
         finally:
             self.stamps = stamps  # in one step, because `look` may run in another thread
 

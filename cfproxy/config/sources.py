@@ -27,6 +27,7 @@ from cfproxy.config.types import unquote
 from cfproxy.errors import ConfigError, Problem
 
 FILE_MAX_BYTES = 262_144
+_UNTRUSTED = "belongs to another user, or others can write to it; to use it anyway, name it: -c FILE"
 FLOW_MAX_CHARS = 16_384
 PREFIX = "CFPROXY_"
 
@@ -89,8 +90,7 @@ def find_config(explicit: str | None, environ: Mapping[str, str], cwd: Path) -> 
             skipped.append(Problem(str(place), "", text))
             continue
         if not _is_trusted(status):
-            text = "belongs to another user, or others can write to it; to use it anyway, name it: -c FILE"
-            raise ConfigError("untrusted configuration file", (Problem(str(place), "", text),))
+            raise ConfigError("untrusted configuration file", (Problem(str(place), "", _UNTRUSTED),))
         text = f"was read because {reason}; to read another file, name it: -c FILE or CFPROXY_CONFIG"
         return FoundConfig(place, (Problem(str(place), "", text),))
     return FoundConfig(None, tuple(skipped))
@@ -159,10 +159,13 @@ def _is_trusted(status: os.stat_result) -> bool:
     return os.name != "posix" or (status.st_uid in {0, os.geteuid()} and not status.st_mode & stat.S_IWOTH)
 
 
-def read_file(path: Path, problems: Problems) -> Tree | None:
-    """Return the file's known keys; None if it can't be read at all."""
+def read_file(path: Path, problems: Problems, *, searched: bool = False) -> Tree | None:
+    """Return the file's known keys; None if it can't be read at all.
+
+    `searched`: nobody named it, so it has to be trusted each time that it is read.
+    """
     try:
-        tree, duplicates = _read_yaml(_read_text(path))
+        tree, duplicates = _read_yaml(_read_text(path, searched=searched))
     except BadYaml as error:
         problems.add((), str(error))
         return None
@@ -180,9 +183,19 @@ def _read_yaml(text: str) -> tuple[Any, list[tuple[Keys, str]]]:
     return read_yaml(text)
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, *, searched: bool = False) -> str:
+    flags = getattr(os, "O_NONBLOCK", 0) if searched else 0  # a pipe must not make us wait
+
+    def opener(name: str, mode: int) -> int:
+        return os.open(name, mode | flags)
+
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=opener) as file:
+            status = os.fstat(file.fileno())
+            if searched and not stat.S_ISREG(status.st_mode):
+                raise BadYaml("is not a file")
+            if searched and not _is_trusted(status):
+                raise BadYaml(_UNTRUSTED)
             data = file.read(FILE_MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or "not a usable path"

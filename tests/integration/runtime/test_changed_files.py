@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import trustme
 
 from cfproxy.cli.run import LOOK_EVERY_S, reload_on_change
 from cfproxy.config import FoundConfig, SettingsReader
+from cfproxy.errors import ConfigError, Problem
 from cfproxy.runtime.service import Service
 from cfproxy.sandbox import Behaviour, Sandbox
 from tests.support.clock import FakeClock
@@ -182,6 +184,25 @@ async def test_a_reload_on_request_is_not_repeated(world: World) -> None:
     await world.service.reload()
     await world.look(3)
     assert len(world.events("config.reloaded")) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="owners, modes and pipes as POSIX has them")
+@pytest.mark.parametrize("trap", ["writable", "pipe"])
+async def test_a_file_that_nobody_named_must_stay_trusted(world: World, trap: str) -> None:
+    """Else whoever can write to the folder could send the token elsewhere while the proxy runs."""
+    found = FoundConfig(world.folder / "cfproxy.yaml", (Problem("x", "", "was read because …"),))
+    reader = SettingsReader(found, {}, None)
+    reader()
+    target = world.folder / "..data" / "cfproxy.yaml"
+    if trap == "writable":
+        target.chmod(0o666)
+    else:
+        target.unlink()
+        os.mkfifo(target)
+    with pytest.raises(
+        ConfigError, match="others can write to it" if trap == "writable" else "is not a file"
+    ):
+        reader()
 
 
 async def test_reload_off_leaves_it_to_signals(world: World) -> None:
