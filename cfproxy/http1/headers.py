@@ -64,6 +64,13 @@ CORS_HEADERS = frozenset(
         b"access-control-max-age",
     }
 )
+# Response headers that name places of the server: `proxy.response_headers` translates each.
+ADDRESSES = frozenset({b"content-location", b"link", b"location", b"refresh", b"set-cookie"})
+# What a server says about its whole origin. A browser would apply it to ours: to a port that we don't have
+# (RFC 7838), or to all programs on our host. Set-Cookie2 is obsolete (RFC 6265), but Java reads its domain.
+ORIGIN_WIDE = frozenset(
+    {b"alt-svc", b"clear-site-data", b"nel", b"strict-transport-security", b"set-cookie2"}
+)
 # A request with one of these may be sent again like an idempotent one, because the server recognizes it.
 IDEMPOTENCY_KEYS = frozenset({b"idempotency-key", b"x-idempotency-key"})
 

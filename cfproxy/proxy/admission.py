@@ -16,7 +16,7 @@ from cfproxy.http1.parser import RequestFields
 from cfproxy.http1.stream import BodyStream
 from cfproxy.proxy.access import carries_key, overrides_method
 from cfproxy.proxy.account_server import AccountServer, ProxySettings
-from cfproxy.proxy.cors import listed_origin
+from cfproxy.proxy.cors import PAGE_HEADERS, listed_origin, without_page
 from cfproxy.proxy.request_body import ReplayableBody, Trailers
 from cfproxy.proxy.request_headers import (
     REQUEST_ID,
@@ -47,7 +47,6 @@ class Admission:
         web_origin: the web origin that may read the response; None if no page may.
         header_lines: sent to the upstream.
         flow: the request's flow in the fair queue.
-        caller_url: `scheme://authority` by which the client addresses us; empty without a `Host`.
         expects_continue: whether the client waits for 100 Continue.
         idempotency_key: whether the request carries one.
         filter_trailers: returns the request's trailers that are forwarded.
@@ -60,7 +59,6 @@ class Admission:
     web_origin: bytes | None
     header_lines: bytes = field(repr=False)
     flow: Hashable = field(repr=False)
-    caller_url: bytes
     expects_continue: bool
     idempotency_key: bool
     filter_trailers: Callable[[Trailers], Trailers] = field(repr=False)
@@ -134,6 +132,9 @@ def _admit_fields(
     expects = fields.framing.has_body and expects_continue(fields.version, headers)
     is_access_key = functools.partial(carries_key, digests=listener.key_digests())
     named = {name.lower(): value for name, value in reversed(headers)}
+    web_origin = listed_origin(headers, rules.origins) if rules.origins else None
+    if not PAGE_HEADERS.isdisjoint(named):
+        headers = without_page(headers, host, rules.origins)
     # A flow is one program of a caller, whatever its number of connections. The program is identified by its
     # User-Agent, which the caller may invent, so the number of flows per caller is limited.
     program = hash(named.get(b"user-agent")) % USER_AGENTS_MAX
@@ -142,7 +143,7 @@ def _admit_fields(
         listener.generation,
         account,
         settings,
-        listed_origin(headers, rules.origins) if rules.origins else None,
+        web_origin,
         header_lines=build_request_headers(
             headers,
             settings.origin,
@@ -152,7 +153,6 @@ def _admit_fields(
             carries_key=is_access_key,
         ),
         flow=(settings.account, key or connection.remote_address, program),
-        caller_url=f"http://{host}".encode("utf-8", "surrogateescape") if host else b"",
         expects_continue=expects,
         idempotency_key=not IDEMPOTENCY_KEYS.isdisjoint(named),
         filter_trailers=functools.partial(

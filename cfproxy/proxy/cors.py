@@ -28,6 +28,8 @@ _NOT_EXPOSED = {
     b"set-cookie",
     b"set-cookie2",
 }
+# What browsers say about the page that sends a request.
+PAGE_HEADERS = frozenset({b"origin", b"referer", b"sec-fetch-site"})
 _NAMES = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?:[ \t]*,[ \t]*[!#$%&'*+\-.^_`|~0-9A-Za-z]+)*")
 
 
@@ -37,6 +39,37 @@ def listed_origin(headers: RawHeaders, origins: Collection[str]) -> bytes | None
     if len(found) != 1 or found[0].decode("latin-1").strip().lower() not in origins:
         return None
     return found[0].strip()
+
+
+def without_page(
+    headers: tuple[tuple[bytes, bytes], ...], host: str, origins: Collection[str]
+) -> tuple[tuple[bytes, bytes], ...]:
+    """Return an admitted request's headers without those that name the page that sends it.
+
+    They are about our address, by which they have been judged. An API compares them with its own address, and
+    refuses pages that may call.
+
+    Args:
+        headers: of the request.
+        host: value of its `Host`; empty without.
+        origins: listed origins.
+    """
+    pages = {f"http://{host}".lower(), f"https://{host}".lower(), *origins}
+    return tuple(
+        header
+        for header in headers
+        if header[0].lower() not in PAGE_HEADERS or not _names_page(*header, pages)
+    )
+
+
+def _names_page(name: bytes, value: bytes, pages: Collection[str]) -> bool:
+    text = value.decode("latin-1").strip().lower()
+    match name.lower():
+        case b"referer":
+            return "/".join(text.split("/", 3)[:3]) in pages
+        case b"sec-fetch-site":
+            return text not in {"same-origin", "none"}  # these are true of the API's address as well
+    return True
 
 
 def preflight_origin(method: bytes, headers: RawHeaders, origins: Collection[str]) -> bytes | None:

@@ -228,7 +228,7 @@ class Exchange:
 
     def _relay_interim(self, status: int, reason: bytes, headers: RawHeaders) -> None:
         """Relay an interim response (1xx)."""
-        headers = build_response_headers(headers, self._settings.origin, self._admission.caller_url)
+        headers = build_response_headers(headers, self._settings.origin)
         with contextlib.suppress(ConnectionError):  # the connection reports a client that left
             self._response.send_interim(status, reason, headers)
 
@@ -240,7 +240,6 @@ class Exchange:
         headers = build_response_headers(
             head.raw_headers,
             settings.origin,
-            admission.caller_url,
             trailers=head.chunked,
             request_id=self._request_id.encode("ascii") if settings.sends_id else None,
         )

@@ -20,8 +20,10 @@ from typing import NamedTuple
 from cfproxy.errors import BadTarget, LoopDetected, NotAllowed, UpgradeNotSupported
 from cfproxy.http1.framing import Framing
 from cfproxy.http1.headers import (
+    ADDRESSES,
     CORS_HEADERS,
     HOP_BY_HOP,
+    ORIGIN_WIDE,
     OWNED,
     OWNED_PREFIX,
     RawHeaders,
@@ -37,7 +39,9 @@ _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0
 OWN_COOKIES = b"cfproxy"  # prefix of the admin listener's cookies
 _DROPPED = HOP_BY_HOP | OWNED
 # As trailers these would bypass the header rules.
-_DROPPED_TRAILERS = _DROPPED | CORS_HEADERS | {b"content-length", b"cookie", b"location", b"set-cookie"}
+_DROPPED_TRAILERS = (
+    _DROPPED | CORS_HEADERS | ADDRESSES | ORIGIN_WIDE | {b"content-length", b"cookie", b"origin"}
+)
 
 # One of the protocols that an `Upgrade` lists, whatever its version.
 _WEBSOCKET = re.compile(rb"(?:^|,)[ \t]*websocket[ \t]*(?:$|[,/])", re.IGNORECASE)
@@ -206,8 +210,11 @@ def _without_own_cookies(value: bytes) -> bytes:
 
 
 def is_own_cookie(pair: bytes) -> bool:
-    """Return whether a cookie's name is one of the admin listener's."""
-    return pair.lstrip(b" \t").lower().startswith(OWN_COOKIES)
+    """Return whether a cookie's name is one of the admin listener's.
+
+    Browsers send the value of a nameless cookie (`=a=1`) alone, where it looks like a name and a value.
+    """
+    return pair.lstrip(b" \t=").lower().startswith(OWN_COOKIES)
 
 
 def forwardable_trailers(

@@ -114,7 +114,7 @@ bodiless = group(
 def _location(what: str, sent: bytes, got: bytes) -> Case:
     return down(what, say(b"307 Temporary Redirect", b"Location: " + sent),
                 status=307,
-                lines=(b"Location: " + got,), body=b"")  # fmt: skip
+                leads=(b"Location: " + got,), body=b"")  # fmt: skip
 
 
 redirects = group(
@@ -123,6 +123,7 @@ redirects = group(
               b"http://HOST/v2?a=b#c"),
     _location("its path keeps every byte", b"http://ORIGIN/a%2Fb//../c?x=%zz",
               b"http://HOST/a%2Fb//../c?x=%zz"),
+    _location("one with the other scheme leads back, too", b"https://ORIGIN/v2", b"http://HOST/v2"),
     _location("a path stays as it is", b"/v2/a%2Fb?x=1", b"/v2/a%2Fb?x=1"),
     _location("a relative one stays as it is", b"../b?x", b"../b?x"),
     _location("another origin stays as it is", b"https://elsewhere.example:8443/ORIGIN?x",
@@ -131,9 +132,22 @@ redirects = group(
               b"http://ORIGIN@evil.example/x"),
     down("Content-Location is not touched", say(b"200 OK", b"Content-Location: /v2/x", body=b"ok"),
          lines=(b"Content-Location: /v2/x",), body=b"ok"),
+    down("Content-Location, Link and Refresh lead back to the proxy",
+         say(b"200 OK", b"Content-Location: http://ORIGIN/v2/x",
+         b'Link: <http://ORIGIN/v2?page=2>; rel="next"', b"Refresh: 5; url=http://ORIGIN/v2", body=b"ok"),
+         leads=(b"Content-Location: http://HOST/v2/x",
+         b'Link: <http://HOST/v2?page=2>; rel="next"', b"Refresh: 5; url=http://HOST/v2"), body=b"ok"),
+    down("what is about the upstream's whole origin stays here",
+         say(b"200 OK", b'Alt-Svc: h3=":443"', b"Strict-Transport-Security: max-age=1",
+         b'Clear-Site-Data: "cookies"', body=b"ok"),
+         lacks=(b"Alt-Svc", b"Strict-Transport-Security", b"Clear-Site-Data"), body=b"ok"),
     down("a cookie loses the upstream's domain, and nothing else",
          say(b"200 OK", b"Set-Cookie: a=1; Domain=gateway.example; Path=/; HttpOnly; SameSite=Lax",
          body=b"ok"), lines=(b"Set-Cookie: a=1; Path=/; HttpOnly; SameSite=Lax",), body=b"ok"),
+    down("a cookie loses what needs https",
+         say(b"200 OK", b"Set-Cookie: a=1; Path=/; Secure; SameSite=None",
+         b"Set-Cookie: __Host-b=2; Path=/; Secure", body=b"ok"),
+         lines=(b"Set-Cookie: a=1; Path=/", b"Set-Cookie: __Host-b=2; Path=/; Secure"), body=b"ok"),
     down("cookies without one stay as they are, each on its line",
          say(b"200 OK", b"Set-Cookie: a=b,c; Expires=Wed, 21 Oct 2026 07:28:00 GMT", b'set-cookie: d="e f"',
          body=b"ok"), lines=(b"Set-Cookie: a=b,c; Expires=Wed, 21 Oct 2026 07:28:00 GMT",

@@ -6,10 +6,13 @@ Must not know: sockets, steps, proxies.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.conformance.ends import Framing, Message, NotKept, split_line
+
+_OWN = re.compile(rb"(^|[<=])http://localhost:\d+(?=/)")
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -24,6 +27,7 @@ class Got:
         start: the request line or status line.
         status: the status code.
         lines: each of these names has the values given here, in this order, byte for byte, and no other ones.
+        leads: likewise, and an address may be written with or without the `http://HOST` that it starts with.
         spelt: likewise, and the names come in these bytes.
         ordered: likewise, and of the headers with these names the order is this.
         only: there are these lines and no other ones; `Host`, `Via` and `Authorization` of a request have
@@ -42,6 +46,7 @@ class Got:
     start: bytes | None = None
     status: int | None = None
     lines: Sequence[bytes] = ()
+    leads: Sequence[bytes] = ()
     spelt: Sequence[bytes] = ()
     ordered: Sequence[bytes] = ()
     only: Sequence[bytes] | None = None
@@ -68,6 +73,11 @@ class Got:
             _compare("status", b"%d" % self.status, message.start[9:12])
         expected = _fields(self.lines)
         _compare("headers", _by_name(expected), _by_name(_named_in(expected, headers)))
+        expected = _fields(self.leads)
+        got = _named_in(expected, headers)
+        own = [_OWN.sub(rb"\1", value) for _, value in expected]
+        paths = [_OWN.sub(rb"\1", value) for _, value in got]
+        _compare("headers", own, paths)
         expected = _fields(self.spelt)
         _compare("header names", sorted(expected), sorted(_named_in(expected, headers)))
         expected = _fields(self.ordered)

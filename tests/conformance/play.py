@@ -212,4 +212,4 @@ class Stage:
         return data.replace(b"HOST", b"localhost:%d" % self.port).replace(b"ORIGIN", self.origin.authority)
 
     def _filled_in(self, got: Got) -> Got:
-        return replace(got, lines=[self._filled(line) for line in got.lines])
+        return replace(got, lines=[*map(self._filled, got.lines)], leads=[*map(self._filled, got.leads)])

@@ -56,7 +56,7 @@ def _headers(message: Message, call: Call, upstream: bytes, host: bytes) -> list
         if low == b"date" or (call.varies and low in _NEW_EACH_TIME):
             kept.append((name, b"*"))
         elif low == b"location":
-            kept.append((name, value.replace(b"http://" + upstream, b"http://" + host)))
+            kept.append((name, value.replace(b"http://" + upstream, b"")))
         elif low == b"content-length" and call.coding:
             kept.append((name, b"%d" % len(message.body)))
         else:

@@ -57,6 +57,24 @@ async def test_a_preflight_is_subject_to_the_usual_checks() -> None:
         assert world.origin.requests == []
 
 
+@pytest.mark.parametrize("origin", [PAGE, b"http://HOST"])
+async def test_the_api_does_not_learn_of_the_page(origin: bytes) -> None:
+    """Many APIs answer 403 to an `Origin` that is not their own."""
+    async with proxied(answering(OK), rules=RULES) as world:
+        client = await world.client()
+        origin = origin.replace(b"HOST", client.host)
+        site = b"Sec-Fetch-Site: " + (b"cross-site" if origin == PAGE else b"same-origin")
+        referer = b"Referer: " + origin + b"/page?x"
+        answer = await client.ask(
+            b"POST / HTTP/1.1", b"Origin: " + origin, site, referer, KEY, b"X-A: 1", b"Content-Length: 0"
+        )
+        assert answer.body == b"ok"
+        [request] = world.origin.requests
+        assert request.all(b"Origin") == request.all(b"Referer") == []
+        assert request.all(b"Sec-Fetch-Site") == ([] if origin == PAGE else [b"same-origin"])
+        assert request.all(b"X-A") == [b"1"]
+
+
 async def test_a_response_names_the_listed_origin_once_and_exposes_all_headers() -> None:
     """The API's own CORS headers are replaced."""
     async with proxied(answering(OK), rules=RULES) as world:

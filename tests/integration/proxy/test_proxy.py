@@ -252,7 +252,7 @@ async def test_unknown_methods_pass() -> None:
 
 
 async def test_redirects_are_not_followed_but_lead_back_to_the_proxy() -> None:
-    """The client decides whether to follow; a Location on the API's origin names the proxy."""
+    """The client decides whether to follow; a Location on the API's origin becomes a path."""
 
     async def script(peer: Peer) -> None:
         while True:
@@ -265,7 +265,7 @@ async def test_redirects_are_not_followed_but_lead_back_to_the_proxy() -> None:
     async with proxied(script) as world:
         client = await world.client()
         inside = await client.ask(b"GET /in HTTP/1.1")
-        assert (inside.status, inside.all(b"Location")) == (307, [b"http://%s/v2" % client.host])
+        assert (inside.status, inside.all(b"Location")) == (307, [b"/v2"])
         assert (await client.ask(b"GET /out HTTP/1.1")).all(b"Location") == [b"https://e/"]
         old = await world.client()
         await old.send(b"GET /in HTTP/1.0\r\n\r\n")

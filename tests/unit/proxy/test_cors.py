@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from cfproxy.http1.headers import CORS_HEADERS
-from cfproxy.proxy.cors import listed_origin, preflight_origin, render_preflight, with_cors
+from cfproxy.proxy.cors import (
+    listed_origin,
+    preflight_origin,
+    render_preflight,
+    with_cors,
+    without_page,
+)
 
 PAGE = b"https://App.studio"
 LISTED = ("https://app.studio",)
@@ -87,3 +93,44 @@ def test_responses_vary_by_origin_where_origins_are_listed() -> None:
     """A cached response for a program must not be used for a page, nor the other way round."""
     assert with_cors([], None, LISTED) == [(b"Vary", b"Origin")]
     assert with_cors([], None, ()) == []
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        (b"Origin", PAGE),
+        (b"oRIGIN", b"http://localhost:8080"),
+        (b"Referer", b"https://app.studio/"),
+        (b"Referer", b"https://APP.studio/editor?id=7"),
+        (b"referer", b"https://app.studio"),
+        (b"Referer", b"http://localhost:8080/docs"),
+        (b"Referer", b"https://localhost:8080/docs"),  # behind a TLS terminator
+        (b"Sec-Fetch-Site", b"cross-site"),
+        (b"sec-fetch-site", b" Same-Site"),
+    ],
+)
+def test_the_api_does_not_learn_of_the_page(header: tuple[bytes, bytes]) -> None:
+    """An API compares these with its own address and answers 403; we have judged them by ours."""
+    others = ((b"Accept", b"*/*"), (b"Cookie", b"a=1"))
+    assert without_page((others[0], header, others[1]), "localhost:8080", LISTED) == others
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        (b"Referer", b"https://elsewhere.example/"),
+        (b"Referer", b"https://app.studio.evil/"),
+        (b"Referer", b"http://localhost:80801/"),
+        (b"Referer", b"/docs"),
+        (b"Referer", b""),
+        (b"Sec-Fetch-Site", b"same-origin"),
+        (b"Sec-Fetch-Site", b"none"),
+        (b"Sec-Fetch-Mode", b"cors"),
+        (b"Sec-Fetch-Dest", b"empty"),
+        (b"X-Origin", PAGE),
+        (b"Access-Control-Request-Method", b"PUT"),
+    ],
+)
+def test_other_headers_are_forwarded(header: tuple[bytes, bytes]) -> None:
+    """A program's own `Referer`, and what is as true of the API's address as of ours."""
+    assert without_page((header,), "localhost:8080", LISTED) == (header,)

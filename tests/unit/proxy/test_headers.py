@@ -23,7 +23,6 @@ Header = tuple[bytes, bytes]
 
 ORIGIN = Origin("https", b"gateway.example", b"", b"cfproxy-me")
 BASED = Origin("https", b"gateway.example", b"/base", b"cfproxy-me")
-CALLER = b"http://localhost:8080"
 NO_BODY = Framing(None, chunked=False)
 V11, V10 = (1, 1), (1, 0)
 
@@ -36,13 +35,8 @@ def sent_up(*headers: Header, framing: Framing = NO_BODY, expects: bool = False)
     return [(name, value) for name, _, value in (line.partition(b": ") for line in lines[1:-2])]
 
 
-def came_down(*headers: Header, origin: Origin = ORIGIN, caller: bytes = CALLER) -> list[Header]:
-    return build_response_headers(headers, origin, caller)
-
-
-def location(value: bytes, origin: Origin = ORIGIN, caller: bytes = CALLER) -> bytes:
-    [(_, given_value)] = came_down((b"Location", value), origin=origin, caller=caller)
-    return given_value
+def came_down(*headers: Header, origin: Origin = ORIGIN) -> list[Header]:
+    return build_response_headers(headers, origin)
 
 
 # --- request headers ----------------------------------------------------------------------
@@ -314,82 +308,7 @@ def test_http_1_0_has_no_chunks() -> None:
         read_framing(V10, [(b"Transfer-Encoding", b"chunked")])
 
 
-# --- response headers ---------------------------------------------------------------------
-
-
-def test_a_redirect_to_the_api_leads_through_the_proxy() -> None:
-    """A Location on the API's origin is rewritten to the address that the client used."""
-    for ours in (
-        b"https://gateway.example/v1?a#b",
-        b"HTTPS://Gateway.Example:443/v1?a#b",
-        b"//Gateway.example/v1?a#b",  # takes the API's scheme, not the client's
-    ):
-        assert location(ours) == b"http://localhost:8080/v1?a#b"
-    assert location(b"https://gateway.example") == CALLER + b"/"
-    assert location(b"https://gateway.example?x") == CALLER + b"/?x"
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        b"https://gateway.example.evil/",
-        b"https://gateway.example:444/",
-        b"https://user@gateway.example/",
-        b"http://gateway.example/",
-        b"https://evil/?https://gateway.example/",
-        b"//gateway.example:444/x",
-        b"//evil.example/x",
-        b"///gateway.example/x",
-        b"/v1/x",
-        b"relative",
-        b"",
-        b"mailto:a@b",
-    ],
-)
-def test_other_redirects_are_unchanged(value: bytes) -> None:
-    """Locations on other origins and relative ones pass."""
-    assert location(value) == value
-
-
-def test_the_base_path_is_removed_from_redirects() -> None:
-    """A Location outside the base path leads to the API itself."""
-    for base in (b"https://gateway.example/base", b"/base"):
-        caller = CALLER if base.startswith(b"https") else b""
-        assert location(base + b"/v1?x", BASED) == caller + b"/v1?x"
-        assert location(base, BASED) == caller + b"/"
-        assert location(base + b"?x", BASED) == caller + b"/?x"
-        assert location(base + b"ment/x", BASED) == b"https://gateway.example/basement/x"
-    assert location(b"//base/x", BASED) == b"//base/x"
-    assert location(b"//gateway.example/base/v1", BASED) == CALLER + b"/v1"
-    assert location(b"//gateway.example/x", BASED) == b"https://gateway.example/x"
-
-
-def test_a_redirect_inside_the_base_path_never_names_another_host() -> None:
-    """`//evil` behind the base path is a path, and must not become an authority."""
-    for path in (b"//evil.example/x", b"/\\evil.example/x"):
-        assert location(b"/base" + path, BASED) == CALLER + path
-        assert location(b"/base" + path, BASED, caller=b"") == b"/." + path
-
-
-def test_a_caller_without_host_gets_a_relative_redirect() -> None:
-    """HTTP/1.0 without Host leaves our address unknown, so the Location becomes a path."""
-    assert location(b"https://gateway.example/v1?x", caller=b"") == b"/v1?x"
-    assert location(b"https://gateway.example?x", caller=b"") == b"/?x"
-    assert location(b"https://gateway.example", caller=b"") == b"/"
-
-
-def test_a_cookie_loses_the_apis_domain_and_nothing_else() -> None:
-    """The client would reject a cookie for the API's `Domain`."""
-    cookies = [
-        (b"Set-Cookie", b"a=1; Domain=gateway.example; Path=/; Secure"),
-        (b"set-cookie", b"domain=x;DOMAIN = .example"),
-        (b"Set-Cookie", b"b=Domain=y; HttpOnly"),
-    ]
-    assert came_down(*cookies) == [
-        (b"Set-Cookie", b"a=1; Path=/; Secure"),
-        (b"set-cookie", b"domain=x"),
-        (b"Set-Cookie", b"b=Domain=y; HttpOnly"),
-    ]
+# --- cookies and trailers ------------------------------------------------------------------
 
 
 def test_admin_cookies_are_not_forwarded() -> None:
@@ -397,6 +316,7 @@ def test_admin_cookies_are_not_forwarded() -> None:
     ours = b"cfproxy-login-acme=x"
     for value, left in (
         (b"a=1; " + ours + b"; b=cfproxy", b"a=1; b=cfproxy"),
+        (b"=" + ours + b"; a=1", b"a=1"),
         (b" CFPROXY_x=1;a=1", b"a=1"),
         (b"a=cfproxy;  b=2 ", b"a=cfproxy;  b=2"),
         (b"a=1; b=2 ", b"a=1; b=2 "),
@@ -405,46 +325,37 @@ def test_admin_cookies_are_not_forwarded() -> None:
     assert sent_up((b"Cookie", ours), (b"X", b"y")) == [(b"X", b"y")]
 
 
-def test_the_api_cannot_set_an_admin_cookie() -> None:
-    """It is dropped from the response."""
-    assert came_down((b"Set-Cookie", b"Cfproxy-login=1"), (b"Set-Cookie", b"a=cfproxy")) == [
-        (b"Set-Cookie", b"a=cfproxy")
-    ]
-
-
-def test_the_apis_cors_headers_are_dropped() -> None:
-    """They are about its own address, and pages read ours."""
-    assert (
-        came_down((b"Access-Control-Allow-Origin", b"*"), (b"access_control_allow_credentials", b"true"))
-        == []
-    )
-
-
-def test_response_headers_keep_order_case_duplicates_and_high_bytes() -> None:
-    """The client gets them as the API sent them."""
-    headers = [
-        (b"dATE", b"now"),
-        (b"X", b"\xff"),
-        (b"Server", b"s"),
-        (b"X", b""),
-        (b"WWW-Authenticate", b"Bearer"),
-    ]
-    assert came_down(*headers) == headers
-
-
 def test_trailers_listed_in_connection_are_dropped() -> None:
     """A trailer, and `Trailer` itself, can be hop-by-hop (RFC 9110 §7.6.1)."""
     named = [(b"Connection", b"x_sum, Trailer"), (b"Trailer", b"X-Sum, X-More")]
     trailers = [(b"X-Sum", b"1"), (b"X_SUM", b"2"), (b"X-More", b"3")]
     assert forwardable_trailers(trailers, named) == [(b"X-More", b"3")]
     assert forwardable_trailers(trailers, []) == trailers
-    assert build_response_headers(named, ORIGIN, CALLER, trailers=True) == []
-    assert build_response_headers(named[1:], ORIGIN, CALLER, trailers=True) == named[1:]
+    assert build_response_headers(named, ORIGIN, trailers=True) == []
+    assert build_response_headers(named[1:], ORIGIN, trailers=True) == named[1:]
 
 
 @pytest.mark.parametrize(
     "name",
-    [b"Authorization", b"Content_Length", b"Set-Cookie", b"Location", b"Access-Control-Allow-Origin", b"TE"],
+    [
+        *(
+            b"Authorization",
+            b"Content_Length",
+            b"Set-Cookie",
+            b"Location",
+            b"Access-Control-Allow-Origin",
+            b"TE",
+        ),
+        *(
+            b"Content-Location",
+            b"Refresh",
+            b"Link",
+            b"Alt-Svc",
+            b"Strict-Transport-Security",
+            b"Clear_Site_Data",
+        ),
+        b"Origin",
+    ],
 )
 def test_no_trailer_bypasses_the_header_rules(name: bytes) -> None:
     """A server that merges trailers into the headers gets nothing that would have been dropped there."""
