@@ -29,7 +29,7 @@ REDIRECT_URI_PLACEHOLDER = "https://example.com/callback"
 _UNEXPANDED = re.compile(
     r"\$?\{\{.*\}\}|[$#%@]?\{.*\}|\$\(.*\)|\$[A-Za-z_]\w*|%\w+%|<.*>|\[.*\]|__\w+__|@@?\w+@@?|!\w+ .*"
     r"|(env|file|secret|vault|op|arn|keyring|command):.*|x{3,}|\*{3,}|\.{3,}|…|todo|tbd|fixme|placeholder"
-    r"|(change|replace)[ _-]?(me|this|it).*|(your|my)[ _-].*(id|secret|key|password|here)|null|none",
+    r"|(change|replace|put|insert)[ _-]?(me|this|it).*|(your|my)[ _-].*(id|secret|key|password|here)|none",
     re.IGNORECASE,
 )
 _NOT_REPLACED = (

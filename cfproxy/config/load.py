@@ -21,11 +21,12 @@ from cfproxy.config.conflicts import (
     listen_conflicts,
     pacing_conflicts,
 )
+from cfproxy.config.environment import read_environment
 from cfproxy.config.keys import keys_of, merge
 from cfproxy.config.problems import ENVIRONMENT, Keys, Problems, Tree
 from cfproxy.config.references import ValidationContext, stamp_of
 from cfproxy.config.settings import SECRET_KEYS, Account, AccountKeys, Model, ProcessKeys, Settings
-from cfproxy.config.sources import FoundConfig, read_environment, read_file
+from cfproxy.config.sources import FoundConfig, read_file
 from cfproxy.config.types import normalise_word
 from cfproxy.errors import ConfigError
 
