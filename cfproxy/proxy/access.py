@@ -17,7 +17,7 @@ from urllib.parse import unquote, unquote_to_bytes
 from cfproxy.errors import BadTarget, CrossSite, HostNotAllowed, KeyRequired, NotAllowed
 from cfproxy.hosts import is_loopback, split_host
 from cfproxy.http1.headers import NameMemo, RawHeaders, normalise
-from cfproxy.proxy.request_headers import has_dot_segment
+from cfproxy.proxy.paths import find_readings, fold, has_dot_segment, is_ordinary, read_eagerly
 from cfproxy.secret import Secret
 
 # Header and parameter names from which servers take the method, without punctuation: x-http-method-override
@@ -26,11 +26,11 @@ _OVERRIDE = re.compile(
     rb"x?(?:http|rest|request|original|tunnell?ed|override)*(?:method|verb)(?:overrides?)?", re.IGNORECASE
 )
 _PUNCTUATION = re.compile(rb"[^0-9A-Za-z]+")
-# Servers are known to disagree about these: an encoded slash or backslash, path parameters, double
-# encoding, control characters, a lone %.
-_AMBIGUOUS_PATH = re.compile(
-    rb"%(?:2f|5c|3b|[01][0-9a-f]|7f|25[0-9a-f]{2}|(?![0-9a-f]{2}))|\\|//|;", re.IGNORECASE
-)
+# Servers are known to disagree about these: an encoded slash or backslash, path parameters, control
+# characters, a lone %; and, once decoded, about what is encoded still.
+_AMBIGUOUS_PATH = re.compile(rb"%(?:2f|5c|3b|[01][0-9a-f]|7f|(?![0-9a-f]{2}))|\\|//|;", re.IGNORECASE)
+_TWICE_ENCODED = re.compile(r"%(?:[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4})")
+_AMBIGUOUS = re.compile(r"[\\;\x00-\x1f\x7f]|//")
 _PURPOSES = frozenset({b"purpose", b"x-moz", b"x-purpose"})
 _AHEAD = re.compile(rb"(?<![\w-])(?:prefetch|prerender|preview)(?![\w-])", re.IGNORECASE)
 _PEPPER = secrets.token_bytes(32)
@@ -62,12 +62,15 @@ class AccessRules:
     key_digests: tuple[bytes, ...] = field(init=False, repr=False)  # of `keys`, for `carries_key`
     _allow: tuple[re.Pattern[str], ...] = field(init=False, repr=False)
     _deny: tuple[re.Pattern[str], ...] = field(init=False, repr=False)
+    _exact: frozenset[str] = field(init=False, repr=False)  # allowed paths without a wildcard
 
     def __post_init__(self) -> None:
         allow = tuple(_compile(p) for p in self.paths if not p.startswith("!"))
         deny = tuple(_compile(p[1:], denies=True) for p in self.paths if p.startswith("!"))
         object.__setattr__(self, "_allow", allow)
         object.__setattr__(self, "_deny", deny)
+        exact = frozenset(unquote(p) for p in self.paths if "*" not in p and not p.startswith("!"))
+        object.__setattr__(self, "_exact", exact)
         object.__setattr__(self, "key_digests", tuple(map(_digest, self.keys)))
 
     def check_user(self, uid: int | None) -> None:
@@ -175,17 +178,23 @@ class AccessRules:
             raise NotAllowed("while access.methods has rules, no header or parameter may override the method")
         if not self.paths:
             return
-        if has_dot_segment(path) or _AMBIGUOUS_PATH.search(path):
-            raise BadTarget(
-                "while access.paths has rules, a path must have no dot segment, '//', ';', %2F, "
-                "control character, double encoding or lone %"
-            )
         try:
             text = unquote_to_bytes(path).decode("utf-8")
         except UnicodeDecodeError:
             raise BadTarget("while access.paths has rules, a path must be UTF-8") from None
-        if any(rule.fullmatch(text) for rule in self._deny) or (
-            self._allow and not any(rule.fullmatch(text) for rule in self._allow)
+        readings = eager = {text}
+        if not is_ordinary(path):
+            most = read_eagerly(path)
+            if most is None or _is_ambiguous(path, text, most):
+                raise BadTarget(
+                    "while access.paths has rules, a path must have no dot segment, '//', ';', %2F, "
+                    "control character, double encoding or lone %"
+                )
+            readings, eager = find_readings(text), find_readings(text) | find_readings(most)
+        if any(rule.fullmatch(one) for one in map(fold, eager) for rule in self._deny) or (
+            self._allow
+            and text not in self._exact
+            and not all(any(rule.fullmatch(one) for rule in self._allow) for one in readings)
         ):
             raise NotAllowed("access.paths does not allow this path")
 
@@ -271,10 +280,22 @@ def _basic_password(value: bytes) -> Secret | None:
     return Secret(pair.partition(":")[2])
 
 
+def _is_ambiguous(path: bytes, text: str, most: str) -> bool:
+    """Return whether servers could find other segments in a path than its rules see.
+
+    Args:
+        path: as sent.
+        text: decoded once.
+        most: as the most eager server reads it.
+    """
+    twice_encoded = _TWICE_ENCODED.search(text) is not None
+    other_segments = _AMBIGUOUS.search(most) is not None or most.count("/") != text.count("/")
+    return bool(_AMBIGUOUS_PATH.search(path)) or twice_encoded or other_segments or has_dot_segment(path)
+
+
 def _compile(pattern: str, *, denies: bool = False) -> re.Pattern[str]:
     parts = re.split(r"(\*\*|\*)", pattern)
     wildcards = {"**": ".*", "*": "[^/]*"}
-    text = "".join(wildcards.get(part) or re.escape(unquote(part)) for part in parts)
-    if denies:
-        return re.compile(text + "/?", re.DOTALL | re.IGNORECASE)
-    return re.compile(text, re.DOTALL)
+    change = fold if denies else str
+    text = "".join(wildcards.get(part) or re.escape(change(unquote(part))) for part in parts)
+    return re.compile(text + "/?" if denies else text, re.DOTALL)

@@ -31,6 +31,7 @@ from cfproxy.http1.headers import (
     normalise,
 )
 from cfproxy.http1.request_line import USUAL_METHODS
+from cfproxy.proxy.paths import has_dot_segment
 
 REQUEST_ID = b"X-Request-Id"
 _VALID_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._~:@+=/-]{0,127}")
@@ -47,12 +48,6 @@ _DROPPED_TRAILERS = (
 _WEBSOCKET = re.compile(rb"(?:^|,)[ \t]*websocket[ \t]*(?:$|[,/])", re.IGNORECASE)
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-# What servers decode to a dot or a slash: percent-encoded once or repeatedly, or as overlong UTF-8.
-_SLASH = rb"[/\\]|%(?:25)*(?:2f|5c)|%(?:25)*c0%(?:25)*af"
-_DOT = rb"\.|%(?:25)*2e|%(?:25)*c0%(?:25)*ae"
-_DOT_SEGMENT = re.compile(
-    rb"(?:^|%b)(?:%b){1,2}(?:[?;]|%%(?:25)*3b|%b|$)" % (_SLASH, _DOT, _SLASH), re.IGNORECASE
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +118,9 @@ def build_request_target(target: bytes, base_path: bytes) -> bytes:
         raise BadTarget("the API can't be asked about the whole server; send 'OPTIONS /v1/…'")
     if not base_path:
         return target
-    if has_dot_segment(target):
+    if has_dot_segment(target.partition(b"?")[0]):
         raise BadTarget("a dot segment could leave the upstream's base path; send the path without it")
     return base_path + target
-
-
-def has_dot_segment(target: bytes) -> bool:
-    """Return whether the target's path has a segment `.` or `..`, encoded or not."""
-    return _DOT_SEGMENT.search(target.partition(b"?")[0]) is not None
 
 
 def _no_key(_value: bytes) -> bool:

@@ -191,7 +191,31 @@ OUT_OF_BASE = {
     "..?": b"/..?a",
     "%252e%252e": b"/%252e%252e/admin",
     "%c0%ae": b"/%c0%ae%c0%ae/admin",
+    "%25%32%65": b"/%25%32%65%25%32%65/admin",
+    "..%25%32%66": b"/..%25%32%66admin",
+    "..%20": b"/..%20/admin",
+    "..%00": b"/..%00/admin",
+    "..%3f": b"/..%3f/admin",
+    "%u002e": b"/%u002e%u002e/admin",
+    "%e0%80%ae": b"/%e0%80%ae%e0%80%ae/admin",
+    "full-width dots": b"/%ef%bc%8e%ef%bc%8e/admin",
+    "a full-width slash": b"/..%ef%bc%8fadmin",
+    "a two dot leader": b"/%e2%80%a5/admin",
 }
+
+# Refused by a rule that denies /v1/admin/**.
+ADMIN = {
+    "doubly encoded digits": (b"/v1/adm%25%36%39n/x", "bad-target"),
+    "an encoded question mark": (b"/v1/admin/%3f", "not-allowed"),
+    "an encoded number sign": (b"/v1/admin/%23", "not-allowed"),
+    "a trailing space": (b"/v1/admin%20/x", "not-allowed"),
+    "a trailing dot": (b"/v1/admin./x", "not-allowed"),
+    "%u": (b"/v1/%u0061dmin/x", "bad-target"),
+    "overlong letters": (b"/v1/%c1%a1dmin/x", "bad-target"),
+    "full-width letters": (b"/v1/%ef%bd%81dmin/x", "not-allowed"),
+    "an invisible character": (b"/v1/ad%c2%admin/x", "not-allowed"),
+}
+HONEST = (b"/v1/na%C3%AFve%20name", b"/v1/100%25", b"/v1/C%23", b"/v1/admins", b"/v1/rock+roll")
 
 TWO_READINGS = {
     "dot segments": b"/v1/../admin",
@@ -324,6 +348,19 @@ CASES: tuple[Case, ...] = (
         get(target=b"/v1/%61dmin/x"),
         "not-allowed",
         rules=NOT_ADMIN,
+    ),
+    *(
+        refused(f"target: denied with {name}", get(target=target), slug, rules=NOT_ADMIN)
+        for name, (target, slug) in ADMIN.items()
+    ),
+    *(
+        passes(
+            f"target: honest, {target!r}",
+            get(target=target),
+            b"GET %s HTTP/1.1\r\n\r\n" % target,
+            rules=NOT_ADMIN,
+        )
+        for target in HONEST
     ),
     *(
         refused(f"target: with rules, {name}", get(target=target), rules=NOT_ADMIN)
