@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
 
@@ -15,7 +16,7 @@ GC_START = 200_000
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    _fill_standard_streams()
+    _prepare_standard_streams()
     forbid_core_dumps()
     gc.set_threshold(GC_START)
     # A plugin would see every value of the configuration, and the search for plugins scans all packages.
@@ -25,10 +26,11 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
-def _fill_standard_streams() -> None:
-    """Open the null device for every standard stream that is closed.
+def _prepare_standard_streams() -> None:
+    """Open the null device for every standard stream that is closed, and escape what has no encoding.
 
-    Otherwise the next file or socket gets its number, and receives the output meant for the stream.
+    Otherwise the next file or socket gets its number, and receives the output meant for the stream. Paths and
+    names may contain what the encoding lacks: that of a pipe on Windows is a code page.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
@@ -37,6 +39,9 @@ def _fill_standard_streams() -> None:
             # The system assigns the lowest free number, which is this one.
             null = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, os.fdopen(null, mode, encoding="utf-8"))
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -51,12 +51,13 @@ class AdminClient:
 
     def __init__(self, url: str, key: Secret | None) -> None:
         self.url = url.rstrip("/")
-        parts = urlsplit(self.url)
         try:
+            parts = urlsplit(self.url)
             self._host, self._port = parts.hostname or "", parts.port
+            is_valid = bool(self._host.encode("idna")) and parts.scheme in {"http", "https"}
         except ValueError:
-            self._host = ""
-        if not self._host or parts.scheme not in {"http", "https"}:
+            is_valid = False
+        if not is_valid:
             raise UsageError("--url must be the admin listener's URL, such as http://localhost:8081")
         self._is_tls = parts.scheme == "https"
         self._path = parts.path

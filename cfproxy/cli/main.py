@@ -62,6 +62,11 @@ def _run(args: list[str]) -> int:
             return errors.CfproxyError.exit_code
         if debug:
             raise
+        if isinstance(error, UnicodeEncodeError):  # of a path; the standard streams escape what they lack
+            _print_error(
+                f"a path has characters that {error.encoding}, this system's encoding, lacks; use UTF-8"
+            )
+            return errors.UsageError.exit_code
         _print_error(f"internal error ({type(error).__name__}); run it again with --debug")
         return errors.CfproxyError.exit_code
     return code if isinstance(code, int) else 0

@@ -85,7 +85,8 @@ async def serve(settings: Settings, names: tuple[str, ...], logs: LogOutput, rea
         settings: the configuration at the start.
         names: accounts to serve; all if empty.
         logs: output of the log.
-        read: reads the configuration again, on SIGHUP, on `POST /reload` and when its files have changed.
+        read: reads the configuration again, on `POST /reload`, when its files have changed, and on SIGHUP
+            unless the terminal that started us was closed.
     """
     notifier = Notifier.from_environment(os.environ)
     inherited = take_sockets(os.environ)
@@ -96,7 +97,13 @@ async def serve(settings: Settings, names: tuple[str, ...], logs: LogOutput, rea
     exit_code = watch_signals(service.stopped)
     reload_requested = asyncio.Event()
     if hasattr(signal, "SIGHUP"):
-        _on(signal.SIGHUP, lambda _: reload_requested.set())
+        # nohup ignores the signal, and a service manager ends its services in other ways.
+        is_ours = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and not notifier.is_managed
+        ends = is_ours and has_terminal()
+        _on(
+            signal.SIGHUP,
+            lambda _: service.stop() if ends and not has_terminal() else reload_requested.set(),
+        )
     async with service, asyncio.TaskGroup() as beside:
         tasks = [beside.create_task(_reload_on_request(service, reload_requested))]
         tasks.append(beside.create_task(reload_on_change(service, read, SystemClock())))
@@ -110,6 +117,15 @@ async def serve(settings: Settings, names: tuple[str, ...], logs: LogOutput, rea
         for task in tasks:
             task.cancel()
     return exit_code()
+
+
+def has_terminal() -> bool:
+    """Return whether the process has a controlling terminal that is still open."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
 
 
 async def _reload_on_request(service: Service, requested: asyncio.Event) -> None:

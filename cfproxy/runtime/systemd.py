@@ -26,6 +26,11 @@ class Notifier:
         self._address = address
         self.watchdog_s = watchdog_s
 
+    @property
+    def is_managed(self) -> bool:
+        """Whether there is a service manager."""
+        return self._address is not None
+
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str]) -> Notifier:
         """Read and remove the variables that are meant for this process."""

@@ -100,7 +100,13 @@ async def test_a_worker_without_a_configuration_uses_url(world: World) -> None:
         assert (await world.run("wait", "--url", f"{proxy.admin_url}/")).code == 0
 
 
-@pytest.mark.parametrize("url", ["nonsense", "http://", "http://127.0.0.1:port", "ftp://127.0.0.1:8081"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("nonsense", "http://", "http://127.0.0.1:port", "ftp://127.0.0.1:8081", "http://[::1"),
+        *("http://a..b:8081", f"http://{'a' * 64}:8081"),
+    ],
+)
 async def test_an_invalid_url_is_reported_at_once(world: World, url: str) -> None:
     """Without waiting for the timeout."""
     ran = await world.run("wait", "--url", url)
