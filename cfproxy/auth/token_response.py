@@ -19,7 +19,7 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
-HEAD_MAX_BYTES = 64 * 1024
+HEAD_MAX_BYTES = 256 * 1024
 REPLY_MAX_BYTES = 64 * 1024
 _FRAMED_MAX_BYTES = 8 * REPLY_MAX_BYTES  # with the framing of chunks
 _LENGTH_MAX_DIGITS = 12  # a longer number is no length

@@ -34,6 +34,10 @@ class MalformedHead(Exception):
     """The data is not an HTTP/1.x head, or the head is too long."""
 
 
+class HeadTooLong(MalformedHead):
+    """The head exceeds its limits."""
+
+
 @dataclass(frozen=True, slots=True)
 class HeadLimits:
     """The maximum size of a head.
@@ -190,7 +194,13 @@ def parse_response_head(head: bytes, limits: HeadLimits, *, to_head: bool) -> Re
 
     Raises:
         MalformedHead
+        HeadTooLong: a line exceeds the limits, or the number of lines.
     """
+    # Only a long head can have a long line, or many lines of at least four bytes.
+    if len(head) > limits.line_bytes and max(map(len, head.split(b"\r\n"))) > limits.line_bytes:
+        raise HeadTooLong
+    if len(head) > 4 * limits.headers and head.count(b"\r\n") - 2 > limits.headers:
+        raise HeadTooLong
     parser = HttpResponseParser(None, None, 0, **limits.options)  # protocol and loop are used for bodies only
     message = _only_message(parser, head)
     assert isinstance(message, RawResponseMessage)  # noqa: S101 - the only kind that this parser returns
@@ -251,17 +261,25 @@ def split_request_head(head: bytes, limits: HeadLimits) -> tuple[bytes, bytes, b
     return method, target, rest
 
 
-def response_head_end(data: bytes, limits: HeadLimits) -> int:
+def response_head_end(data: bytes | bytearray, limits: HeadLimits, seen: int = 0) -> int:
     """Return the length of the response head that `data` starts with; 0 while it is incomplete.
 
+    Args:
+        data: the received bytes.
+        limits: of the head.
+        seen: how many of them a previous call has seen (see `request_head_end`).
+
     Raises:
-        MalformedHead: the head is too long, or can't become valid whatever follows.
+        MalformedHead: the head can't become valid whatever follows.
+        HeadTooLong
     """
-    end = data.find(_HEAD_END) + 4
-    if max(end, len(data) if end == 3 else 0) > limits.head_bytes or data[:7] != b"HTTP/1."[: len(data)]:
+    if not data.startswith(b"HTTP/1."[: len(data)]):
         raise MalformedHead
-    if end == 3 and _LENIENT_END.search(data):
+    end = data.find(_HEAD_END, max(0, seen - 3)) + 4
+    if end == 3 and _LENIENT_END.search(data, max(0, seen - 2)):
         raise MalformedHead
+    if (len(data) if end == 3 else end) > limits.head_bytes:
+        raise HeadTooLong
     return end if end > 3 else 0
 
 

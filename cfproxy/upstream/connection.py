@@ -24,6 +24,7 @@ from cfproxy.http1.framing import MalformedBody, TinyChunks
 from cfproxy.http1.headers import RawHeaders
 from cfproxy.http1.parser import (
     HeadLimits,
+    HeadTooLong,
     MalformedHead,
     ResponseHead,
     parse_response_head,
@@ -32,10 +33,17 @@ from cfproxy.http1.parser import (
 from cfproxy.http1.stream import BodyStream, IdleTimeout, StreamProtocol
 from cfproxy.http1.turns import Backlogs, WriteBatch
 
-LIMITS = HeadLimits(headers=1000)
-INTERIM_MAX_BYTES = 64 * 1024  # of all interim responses to one request, so that they can't go on for ever
+# Browsers and curl accept heads of about this size (Chromium 256 KiB, curl 300 KB with 100 KB per line).
+LIMITS = HeadLimits(line_bytes=128 * 1024, head_bytes=256 * 1024, headers=1000)
+INTERIM_MAX_BYTES = (
+    LIMITS.head_bytes
+)  # of all interim responses to a request, so that they can't go on for ever
 TURN_HEADS = 16  # how many heads of interim responses are handled in one turn
 _INCOMPLETE = "the API's response is incomplete"
+_TOO_LONG = (
+    "the head of the API's response is too long; request less at a time: cfproxy accepts "
+    f"{LIMITS.head_bytes // 1024} KiB, {LIMITS.line_bytes // 1024} KiB per line and {LIMITS.headers} lines"
+)
 
 
 class UpstreamConnection(StreamProtocol):
@@ -66,7 +74,7 @@ class UpstreamConnection(StreamProtocol):
         self._idle_s = 0.0
         self._to_head = False
         self._on_interim: Callable[[int, bytes, RawHeaders], None] | None = None
-        self._unread = b""
+        self._unread = bytearray()  # the start of a head; copied for no piece of it
         self._interim_bytes = 0
         self._surplus = False  # there were bytes behind the response
         self._error: BaseException | None = None
@@ -150,10 +158,15 @@ class UpstreamConnection(StreamProtocol):
             if self.body is not None:
                 self._feed_body(self.body, data)
             elif self._in_exchange and not self.unsent:
-                self._read_heads(self._unread + data if self._unread else data)
+                if seen := len(self._unread):
+                    self._unread += data
+                self._read_heads(self._unread if seen else data, seen)
             else:
                 self._surplus = True
                 self.abort()
+        except HeadTooLong:
+            self.fail(UpstreamProtocol(_TOO_LONG))
+            self.abort()
         except (MalformedHead, MalformedBody) as error:
             tiny = isinstance(error, TinyChunks)
             fault = "comes in too many tiny chunks" if tiny else "is not well-formed HTTP"
@@ -185,25 +198,25 @@ class UpstreamConnection(StreamProtocol):
             )
         self._on_lost(self)
 
-    def _read_heads(self, data: bytes) -> None:
+    def _read_heads(self, data: bytes | bytearray, seen: int) -> None:
         heads = 0
-        while end := response_head_end(data, LIMITS):
+        while end := response_head_end(data, LIMITS, seen):
             heads += 1
             if heads > TURN_HEADS:
-                self._unread = b""
-                self.wait_for_turn(data)
+                self._unread = bytearray()
+                self.wait_for_turn(bytes(data))
                 return
-            head = parse_response_head(data[:end], LIMITS, to_head=self._to_head)
-            data = data[end:]
+            head = parse_response_head(bytes(data[:end]), LIMITS, to_head=self._to_head)
+            data, seen = bytes(data[end:]), 0
             if head.status >= 200:
-                self._unread = b""
+                self._unread = bytearray()
                 self._start_body(head, data)
                 return
             self._interim_bytes += end
             if self._interim_bytes > INTERIM_MAX_BYTES:
                 raise UpstreamProtocol("the API sends too many interim responses")
             self._handle_interim(head)
-        self._unread = data
+        self._unread = data if isinstance(data, bytearray) else bytearray(data)
         self.timeout.restart()
 
     def _start_body(self, head: ResponseHead, data: bytes) -> None:

@@ -13,6 +13,20 @@ def sized(*lines: bytes, start: bytes = b"HTTP/1.1 200 OK") -> bytes:
     return head(*lines, b"Content-Length: 2", start=start) + b"ok"
 
 
+# Beyond `LIMITS` of `upstream.connection`.
+TOO_LONG = {
+    "a header of 129 KiB": sized(b"X-A: " + b"a" * 129 * 1024),
+    "a name of 129 KiB": sized(b"X" * 129 * 1024 + b": a"),
+    "a reason of 129 KiB": sized(start=b"HTTP/1.1 200 " + b"a" * 129 * 1024),
+    "a head of 257 KiB": sized(*(b"X-A: " + b"a" * 1019 for _ in range(257))),
+    "a head of 257 KiB, in three lines": sized(*(b"X-A: " + b"a" * 86 * 1024 for _ in range(3))),
+    "a head that does not end": head(*(b"X-A: " + b"a" * 1019 for _ in range(257)))[:-2],
+    "a line that does not end": b"HTTP/1.1 200 OK\r\nX-A: " + b"a" * 257 * 1024,
+    "a thousand headers and one": sized(*(b"X-%d: a" % n for n in range(1000))),
+    "a redirect of 129 KiB": sized(b"Location: /" + b"a" * 129 * 1024, start=b"HTTP/1.1 302 Found"),
+    "a long interim response": head(b"Link: <" + b"a" * 129 * 1024 + b">", start=b"HTTP/1.1 103 X") + sized(),
+}
+
 # Not HTTP/1.1, or ambiguous: nothing of it may be forwarded.
 NO_ANSWERS = {
     "SSH": b"SSH-2.0-OpenSSH_9.9\r\n\r\n",
@@ -48,7 +62,7 @@ NO_ANSWERS = {
     "chunks in chunks": head(b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked")
     + b"2\r\nok\r\n"
     + END,
-    "interim answers without end": b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 2000,
+    "interim answers without end": b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 7000,
     "no colon": sized(b"X-A"),
     "no name": sized(b": b"),
     "a high byte in a name": sized(b"X-\xc3\xa4: b"),
@@ -60,10 +74,7 @@ NO_ANSWERS = {
     "a length that is no number": head(b"Content-Length: 2x") + b"ok",
     "no length behind its name": head(b"Content-Length:") + b"ok",
     "a length over 64 bits": head(b"Content-Length: 18446744073709551618") + b"ok",
-    "a header of 40 KiB": sized(b"X-A: " + b"a" * 40_960),
-    "a name of 40 KiB": sized(b"X" * 40_960 + b": a"),
-    "a reason of 40 KiB": sized(start=b"HTTP/1.1 200 " + b"a" * 40_960),
-    "a thousand headers": sized(*(b"X-%d: a" % n for n in range(1000))),
+    **TOO_LONG,
 }
 
 # A valid head with an invalid body: a 502, or a response that is visibly cut off.

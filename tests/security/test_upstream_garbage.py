@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.security.garbage import BROKEN_BODIES, GOOD, NO_ANSWERS, SPICES, head
+from tests.security.garbage import BROKEN_BODIES, GOOD, NO_ANSWERS, SPICES, TOO_LONG, head, sized
 from tests.security.strict import Heard, read_answers
 from tests.support.examples import examples
 from tests.support.origin import Peer, Script
@@ -49,6 +49,52 @@ async def test_an_invalid_response_is_a_502(garbage: bytes) -> None:
         [answer], rest = await ask(world)
         assert (answer.status, slug(answer), rest) == (502, "upstream-protocol", b"")
         assert not [event for event in world.events if event["event"] == "request.crashed"]
+
+
+@pytest.mark.parametrize("answer", TOO_LONG.values(), ids=TOO_LONG)
+async def test_a_head_beyond_the_limits_is_called_too_long(answer: bytes) -> None:
+    """It is well-formed, and the message names the limits."""
+    async with proxied(saying(answer)) as world:
+        [said], rest = await ask(world)
+        assert (said.status, slug(said), rest) == (502, "upstream-protocol", b"")
+        assert b"is too long" in said.body
+        assert b"256 KiB" in said.body
+        assert b"128 KiB" in said.body
+        assert b"1000 lines" in said.body
+
+
+LONG = {
+    "a header of 20 KB": sized(b"X-A: " + b"a" * 20_000),
+    "a header of 70 KB": sized(b"X-A: " + b"a" * 70_000),
+    "cookies of 40 KB": sized(*(b"Set-Cookie: c%d=%b" % (n, b"v" * 4000) for n in range(10))),
+    "a policy of 120 KB": sized(b"Content-Security-Policy:" + b" connect-src https://a.example;" * 4000),
+    "a redirect of 60 KB": sized(b"Location: /a?" + b"a" * 60_000, start=b"HTTP/1.1 302 Found"),
+    "a head of 250 KB": sized(*(b"X-A%d: %b" % (n, b"a" * 50_000) for n in range(5))),
+    "999 headers": sized(*(b"X-%d: a" % n for n in range(999))),
+    "a reason of 40 KB": sized(start=b"HTTP/1.1 200 " + b"a" * 40_000),
+    "a name of 40 KB": sized(b"X" * 40_000 + b": a"),
+    "a failure": sized(b"X-Trace: " + b"a" * 70_000, start=b"HTTP/1.1 500 Internal Server Error"),
+    "an interim response": head(b"X-Hint: " + b"a" * 70_000, start=b"HTTP/1.1 103 X") + sized(),
+}
+
+
+@pytest.mark.parametrize("piece_bytes", [1 << 20, 1460, 61])
+@pytest.mark.parametrize("answer", LONG.values(), ids=LONG)
+async def test_a_long_head_is_forwarded(answer: bytes, piece_bytes: int) -> None:
+    """However it is split, as long as it is within the limits."""
+
+    async def script(peer: Peer) -> None:
+        await peer.take()
+        for at in range(0, len(answer), piece_bytes):
+            await peer.send(answer[at : at + piece_bytes])
+
+    async with proxied(script) as world:
+        [said], rest = await ask(world)
+        assert (said.body, rest) == (b"ok", b"")
+        expected = answer.rpartition(b"HTTP/1.1 ")[2].split(b"\r\n")
+        got = said.raw.split(b"\r\n")
+        assert got[0] == b"HTTP/1.1 " + expected[0]
+        assert set(expected[1:]) <= set(got)
 
 
 @pytest.mark.parametrize(
