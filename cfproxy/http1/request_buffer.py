@@ -87,7 +87,8 @@ class RequestBuffer:
             head, self.data = bytes(self.data[: self._head_bytes]), bytes(self.data[self._head_bytes :])
             self._head_bytes = self._empty_lines = 0
             method, target, rest = split_request_head(head, self._limits)
-            fields = self._parse_fields(rest)
+            cached_head, cached = self._cached
+            fields = cached if cached is not None and rest == cached_head else self._parse_fields(rest)
             target, fields = resolve_target(method, target, fields)
         except MalformedHead:
             return method, target, fields, BadTarget(_MALFORMED)
@@ -96,11 +97,9 @@ class RequestBuffer:
         return method, target, fields, None
 
     def _parse_fields(self, rest: bytes) -> RequestFields:
-        cached, fields = self._cached
-        if fields is None or rest != cached:
-            fields = parse_fields(rest, self._limits)
-            if len(rest) <= CACHED_HEAD_BYTES:
-                self._cached = (rest, fields)
+        fields = parse_fields(rest, self._limits)
+        if len(rest) <= CACHED_HEAD_BYTES:
+            self._cached = (rest, fields)
         return fields
 
     def clear(self) -> None:
