@@ -75,6 +75,20 @@ async def test_the_api_does_not_learn_of_the_page(origin: bytes) -> None:
         assert request.all(b"X-A") == [b"1"]
 
 
+async def test_a_page_can_read_why_its_request_line_is_malformed() -> None:
+    """`fetch` sends `patch` as its script wrote it; a preflight gets the same answer as the request would."""
+    ask = b"Access-Control-Request-Method: PUT"
+    async with proxied(answering(OK), rules=RULES) as world:
+        for line in (b"patch / HTTP/1.1", b"OPTIONS /a#b HTTP/1.1"):
+            client = await world.client()
+            answer = await client.ask(line, FROM_PAGE, ask, b"X-Request-Id: abc")
+            assert (answer.status, answer.all(b"Connection")) == (400, [b"close"])
+            assert answer.all(b"Access-Control-Allow-Origin") == [PAGE]
+            assert answer.all(b"X-Request-Id") == [b"abc"]
+            assert await client.ended()
+        assert world.origin.requests == []
+
+
 async def test_a_response_names_the_listed_origin_once_and_exposes_all_headers() -> None:
     """The API's own CORS headers are replaced."""
     async with proxied(answering(OK), rules=RULES) as world:
