@@ -1,14 +1,17 @@
-"""How much the proxy grows while a gigabyte goes down and a gigabyte goes up.
+"""How much the proxy grows while a gigabyte goes down, a gigabyte goes up, and 1,000 downloads are not read.
 
 Starts a raw origin and the real `cfproxy serve` as processes of their own, sends 1 GiB each way through one
 connection, and prints the proxy's peak resident memory before and after (VmHWM of /proc, so Linux only).
-Exits 1 when the growth is 32 MiB or more.
+Then 1,000 clients ask for 1 GiB each and read nothing, and leave. Exits 1 when a transfer makes the proxy
+grow by 32 MiB or more, or the unread downloads by 256 MiB or more while they last or 64 MiB afterwards.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +21,9 @@ from cfproxy.sandbox import Sandbox
 GIB = 1024**3
 PIECE = b"\xa5" * 65536
 LIMIT_BYTES = 32 * 1024**2
+UNREAD = 1000
+SETTLE_S = 15.0
+UNREAD_LIMIT_BYTES, UNREAD_AFTER_BYTES = 256 * 1024**2, 64 * 1024**2
 
 
 async def answer_origin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -29,9 +35,10 @@ async def answer_origin(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
             left -= len(await reader.read(min(left, 1 << 20))) or left
         if head.startswith(b"GET"):
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % GIB)
-            for _ in range(GIB // len(PIECE)):
-                writer.write(PIECE)
-                await writer.drain()
+            with contextlib.suppress(ConnectionError):
+                for _ in range(GIB // len(PIECE)):
+                    writer.write(PIECE)
+                    await writer.drain()
         else:
             text = b"%d" % length
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
@@ -89,6 +96,34 @@ async def transfer(port: int, method: bytes) -> int:
     return arrived
 
 
+def resident_bytes(pid: int) -> int:
+    """Return the process's resident memory."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+async def leave_unread(pid: int, port: int) -> tuple[int, int]:
+    """Return by how much the process grows while 1,000 downloads are not read, and has grown afterwards."""
+    before = resident_bytes(pid)
+    request = b"GET /v1/x HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % port
+    sockets = []
+    for _ in range(UNREAD):
+        client = socket.create_connection(("127.0.0.1", port))
+        client.sendall(request)
+        sockets.append(client)
+        await asyncio.sleep(0.002)  # the origin runs in this process
+    during = last = 0
+    for _ in range(60):
+        await asyncio.sleep(0.5)
+        last, during = during, resident_bytes(pid) - before
+        if during - last < 1024**2 and during > 16 * 1024**2:
+            break
+    for client in sockets:
+        client.close()
+    await asyncio.sleep(SETTLE_S)
+    return during, resident_bytes(pid) - before
+
+
 async def start_proxy(
     folder: Path, sandbox: Sandbox, origin_port: int, **more: str
 ) -> tuple[asyncio.subprocess.Process, int]:
@@ -140,11 +175,16 @@ async def main() -> int:
                         f"resident {before / 2**20:.1f} MiB, grew by {grown / 2**20:.1f} MiB at its peak"
                     )
                     assert arrived == GIB
+                during, after = await leave_unread(process.pid, port)
+                print(
+                    f"{UNREAD} unread downloads: grew by {during / 2**20:.1f} MiB, "
+                    f"and by {after / 2**20:.1f} MiB after they ended"
+                )
             finally:
                 process.terminate()
                 await process.wait()
         origin.close()
-    return int(worst >= LIMIT_BYTES)
+    return int(worst >= LIMIT_BYTES or during >= UNREAD_LIMIT_BYTES or after >= UNREAD_AFTER_BYTES)
 
 
 if __name__ == "__main__":

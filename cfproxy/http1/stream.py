@@ -303,6 +303,8 @@ class BodyStream:
             the error that `fail` was given
         """
         while not self._pieces:
+            if self.connection.reading_held:
+                self.connection.release_reading()
             if self.reader.done:
                 return b""
             if self._error is not None and not self.connection.backlog:

@@ -5,7 +5,8 @@ Invariants:
 2. A stack trace shows code, never local variables.
 3. Libraries' log records have the same form, without the values that were formatted into their messages.
 4. A line that can't be written is lost; nothing else fails. How many were lost is logged once there is room.
-5. A change of level, format or sample applies to every logger at once, including bound ones.
+5. A value has at most `VALUE_MAX` characters.
+6. A change of level, format or sample applies to every logger at once, including bound ones.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ FIELDS = frozenset(
     }
 )
 MESSAGE_MAX = 200
+VALUE_MAX = 1000  # characters of a value, such as a path; beyond them it is cut
 UNLISTED = "[not shown: not a listed field]"
 Output = TextIO | BackgroundStream
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "silent": 50}
@@ -200,7 +202,9 @@ class _JsonLines:
             self._second, self._prefix = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         stamp = f"{self._prefix}.{rest_ns // 1000:06d}Z"
         first = {"timestamp": stamp, "level": level, "event": event["event"]}
-        return self._encode({**first, **event})
+        line = self._encode({**first, **event})
+        # Few lines are long, and asking for each value costs more.
+        return line if len(line) <= VALUE_MAX else self._encode({**first, **_shorten(event)})
 
 
 class _Bridge(logging.Handler):
@@ -220,9 +224,17 @@ class _Bridge(logging.Handler):
         )
 
 
+def _shorten(event: EventDict) -> EventDict:
+    """Cut long values, which a client may have sent; a stack trace is ours."""
+    for name, value in event.items():
+        if isinstance(value, str) and len(value) > VALUE_MAX and name != "trace":
+            event[name] = f"{value[:VALUE_MAX]}[cut]"
+    return event
+
+
 def _printable(_logger: Any, _name: str, event: EventDict) -> EventDict:
     """Escape control characters, which a client may have sent to steer the terminal."""
-    for name, value in event.items():
+    for name, value in _shorten(event).items():
         if isinstance(value, str) and not value.isprintable():
             event[name] = "".join(
                 letter if letter.isprintable() else letter.encode("unicode_escape").decode()

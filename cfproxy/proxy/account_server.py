@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from structlog.typing import FilteringBoundLogger
 
 from cfproxy.errors import NotAllowed, UpstreamError
 from cfproxy.proxy.access import AccessRules
+from cfproxy.proxy.request_body import Copies
 from cfproxy.proxy.request_headers import Origin, request_id_factory
 from cfproxy.proxy.retry import Forwarder
 from cfproxy.secret import Secret
@@ -41,6 +42,7 @@ class ProxySettings:
         record: called after every request (see `RequestStats.record`).
         keeps_line: returns whether to write the log line of the next ordinary request.
         sends_id: whether the upstream and the client get the request ID as `X-Request-Id`.
+        copies: see `ReplayableBody`.
     """
 
     account: str
@@ -55,6 +57,7 @@ class ProxySettings:
     record: Callable[..., None]
     keeps_line: Callable[[], bool] = lambda: True
     sends_id: bool = False
+    copies: Copies = field(default_factory=Copies)
 
     def replay_limit(self, content_length: int | None) -> int:
         """Return how many bytes of a request body are kept for a retry.

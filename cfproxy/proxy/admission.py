@@ -87,6 +87,7 @@ class Admission:
             stream,
             memory_bytes=self.settings.body_memory_bytes,
             max_bytes=self.settings.replay_limit(request.fields.framing.length),
+            copies=self.settings.copies,
             before_read=before_read,
             filter_trailers=self.filter_trailers,
         )

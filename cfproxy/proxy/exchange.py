@@ -141,10 +141,12 @@ class Exchange:
             self._body.stop_copying()
         self._start_response(state)
         upstream, response = state.response, self._response
-        await response.drain()
-        if not upstream.body.exhausted:  # most responses have arrived completely by now
+        if upstream.body.exhausted:  # most responses have arrived completely by now
+            await response.drain()
+        else:
+            await response.drain(upstream.connection)
             while data := await upstream.body.read():
-                await response.write(data)
+                await response.write(data, upstream.connection)
         response.finish(forwardable_trailers(upstream.body.trailers, upstream.head.raw_headers))
         await upstream.finish_upload()
 

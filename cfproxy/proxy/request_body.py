@@ -14,8 +14,17 @@ from typing import IO
 from cfproxy.http1.stream import BodyStream
 
 REPLAY_READ_BYTES = 64 * 1024
+# Of all copies together, in memory and in files: a temporary folder is often in memory, too.
+COPIES_MAX_BYTES = 256 * 1024 * 1024
 
 Trailers = list[tuple[bytes, bytes]]
+
+
+@dataclass(slots=True, eq=False)
+class Copies:
+    """The size of all copies that a process holds."""
+
+    held_bytes: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -26,6 +35,8 @@ class ReplayableBody:
         stream: the body as the client sends it.
         memory_bytes: size up to which the copy stays in memory; beyond, it moves to a temporary file.
         max_bytes: size beyond which the copy is dropped and the body can't be replayed; 0 copies nothing.
+        copies: shared by all bodies, whose copies together have at most `COPIES_MAX_BYTES`, or `max_bytes` if
+            that is more; beyond it this copy is dropped.
         before_read: called before each read from the client, to send `100 Continue`.
         filter_trailers: returns those of the client's trailers that may be forwarded.
 
@@ -36,6 +47,7 @@ class ReplayableBody:
     stream: BodyStream
     memory_bytes: int
     max_bytes: int
+    copies: Copies = field(default_factory=Copies)
     before_read: Callable[[], None] = lambda: None
     filter_trailers: Callable[[Trailers], Trailers] = lambda trailers: trailers
     received_bytes: int = field(init=False, default=0)
@@ -112,6 +124,7 @@ class ReplayableBody:
         """Drop the copy."""
         self._dropped = True
         if self._copy is not None:
+            self.copies.held_bytes -= self._copied_bytes
             self._copy.close()
             self._copy = None
 
@@ -119,7 +132,8 @@ class ReplayableBody:
         self.received_bytes += len(data)
         if not data or self._dropped:
             return
-        if self._copied_bytes + len(data) > self.max_bytes:
+        too_much = self.copies.held_bytes + len(data) > max(COPIES_MAX_BYTES, self.max_bytes)
+        if too_much or self._copied_bytes + len(data) > self.max_bytes:
             self.close()
             return
         try:
@@ -132,4 +146,5 @@ class ReplayableBody:
             self.close()  # a full disk costs the retry, not the request
             return
         self._copied_bytes += len(data)
+        self.copies.held_bytes += len(data)
         self._replayed_bytes = self._copied_bytes

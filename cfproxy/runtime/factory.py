@@ -31,6 +31,7 @@ from cfproxy.http1.parser import HeadLimits
 from cfproxy.pacing.queue import FairQueue
 from cfproxy.proxy.access import AccessRules
 from cfproxy.proxy.account_server import ProxySettings
+from cfproxy.proxy.request_body import Copies
 from cfproxy.proxy.request_headers import Origin
 from cfproxy.proxy.retry import Forwarder
 from cfproxy.runtime.os_limits import open_files_for
@@ -223,13 +224,14 @@ class ServerOptions:
     Args:
         connection_share: see `affordable_share`.
         log: settings of the log.
-        record, keeps_line: see `ProxySettings`.
+        record, keeps_line, copies: see `ProxySettings`.
     """
 
     connection_share: float
     log: Log
     record: Callable[..., None]
     keeps_line: Callable[[], bool]
+    copies: Copies
 
 
 def build_proxy_settings(
@@ -255,6 +257,7 @@ def build_proxy_settings(
         sends_id=options.log.request_id,
         record=options.record,
         keeps_line=options.keeps_line,
+        copies=options.copies,
     )
 
 

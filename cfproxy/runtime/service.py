@@ -30,6 +30,7 @@ from cfproxy.observability.logs import LEVELS, LogOutput
 from cfproxy.observability.metrics import Metrics
 from cfproxy.pacing.registry import QueueRegistry
 from cfproxy.proxy.account_server import AccountServer
+from cfproxy.proxy.request_body import Copies
 from cfproxy.runtime.account import (
     RunningAccount,
     build_account,
@@ -87,6 +88,7 @@ class Service:
         self._sockets = ListeningSockets(None, self._inherited)
         self._queues = QueueRegistry(log)
         self._metrics = Metrics()
+        self._copies = Copies()
         if logs is not None:
             self._metrics.dropped_lines = lambda: logs.dropped_lines
         self._servers: dict[str, AccountServer] = {}
@@ -253,7 +255,7 @@ class Service:
         share: float,
     ) -> RunningAccount:
         record = self._metrics.request_stats(settings.name, settings.upstream_origin).record
-        options = ServerOptions(share, log, record, self._keeps_line)
+        options = ServerOptions(share, log, record, self._keeps_line, self._copies)
         return build_account(
             settings,
             before,

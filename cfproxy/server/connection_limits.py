@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from cfproxy.http1.turns import Backlogs, WriteBatch
 from cfproxy.server.hangup import HangupWatch
+from cfproxy.server.memory import release_memory
 
 if TYPE_CHECKING:
     from cfproxy.server.connection import ClientConnection
@@ -28,6 +29,8 @@ SWEEP_S = 1.0
 GRACE_S = 1.0
 # How many connections one sweep closes, and the pause until the next. A thousand at once would block others.
 SWEEP_MAX, SWEEP_PAUSE_S = 50, 0.01
+# Memory is released this long after half of so many busy connections, or of more, have become idle.
+MANY_BUSY, RELEASE_S = 64, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ class Connections:
     _stuck: dict[ClientConnection, None] = field(init=False, default_factory=dict)  # in the tarpit
     _idle: dict[ClientConnection, float] = field(init=False, default_factory=dict)
     _busy: dict[ClientConnection, None] = field(init=False, default_factory=dict)
+    _peak_busy: int = field(init=False, default=0)  # as seen once a second
     _head_bytes: dict[ClientConnection, int] = field(init=False, default_factory=dict)  # oldest first
     _head_bytes_sum: int = field(init=False, default=0)
     _ended: Counter[str] = field(init=False, default_factory=Counter)
@@ -199,6 +203,11 @@ class Connections:
         if self._too_many_unfinished():
             self._timer = self.loop.call_later(SWEEP_PAUSE_S, self._sweep)
             return
+        busy = len(self._busy)
+        self._peak_busy = max(self._peak_busy, busy)
+        if self._peak_busy >= MANY_BUSY and busy <= self._peak_busy // 2:
+            self._peak_busy = busy
+            self.loop.call_later(RELEASE_S, release_memory)
         if self._ended:
             self.on_ended(dict(self._ended))
             self._ended.clear()

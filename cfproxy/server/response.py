@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cfproxy.http1.framing import render_chunk, render_last_chunk
 from cfproxy.http1.headers import normalise
+from cfproxy.http1.stream import StreamProtocol
 from cfproxy.server.request import Request
 
 if TYPE_CHECKING:
@@ -114,18 +115,23 @@ class Response:
         self.started = True
         self.connection.write_soon(_render_head(status, reason, headers) + self._framed(first))
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes, source: StreamProtocol | None = None) -> None:
         """Write a part of the body, and `drain`."""
         if data := self._framed(data):
             self.connection.write(data)
-        await self.drain()
+        await self.drain(source)
 
-    async def drain(self) -> None:
+    async def drain(self, source: StreamProtocol | None = None) -> None:
         """Wait while the client reads more slowly than we write.
+
+        Args:
+            source: of the body; it is not read from meanwhile, until the body's next `read`.
 
         Raises:
             ConnectionResetError: the client left, or stopped reading.
         """
+        if source is not None and self.connection.writing_paused:
+            source.hold_reading()
         try:
             await self.connection.drain(self.idle_s)
         except TimeoutError:

@@ -24,7 +24,7 @@ from cfproxy.pacing.queue import FairQueue
 from cfproxy.proxy.access import AccessRules
 from cfproxy.proxy.account_server import AccountServer, ProxySettings
 from cfproxy.proxy.exchange import build_connection
-from cfproxy.proxy.request_body import ReplayableBody
+from cfproxy.proxy.request_body import Copies, ReplayableBody
 from cfproxy.proxy.request_headers import Origin as UpstreamOrigin
 from cfproxy.proxy.retry import Forwarder
 from cfproxy.secret import Secret
@@ -149,10 +149,11 @@ def a_body(
     then: Callable[[], Awaitable[bytes]] | None = None,
     memory_bytes: int = 1 << 20,
     max_bytes: int = 1 << 20,
+    copies: Copies | None = None,
 ) -> ReplayableBody:
     """Return a request body that arrives in these pieces (see `FakeBodyStream`)."""
     stream = cast("BodyStream", FakeBodyStream(*pieces, then=then))
-    return ReplayableBody(stream, memory_bytes=memory_bytes, max_bytes=max_bytes)
+    return ReplayableBody(stream, memory_bytes, max_bytes, copies or Copies())
 
 
 class Client(Wire):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 
 import pytest
 
 from cfproxy.errors import LoginRequired
 from cfproxy.upstream import client as upstream
 from tests.integration.proxy.test_proxy import problem
-from tests.support.origin import OK, Message, Peer, Script, answering, reply, until_still
+from tests.support.origin import OK, Message, Peer, Script, answering, reply, until, until_still
 from tests.support.proxied import Client, proxied
 
 PIECE = b"0123456789abcdef" * 4096
@@ -40,6 +41,28 @@ async def test_a_slow_client_pauses_the_api_and_gets_everything() -> None:
         for _ in range(PIECES):
             assert await client.reader.readexactly(len(PIECE)) == PIECE
         assert written == PIECES * len(PIECE)
+
+
+async def test_nothing_is_read_ahead_for_a_client_that_reads_nothing() -> None:
+    """What was read waits in one buffer, not in two; the connection is used again afterwards."""
+    size = 16 * 1024 * 1024
+
+    async def script(peer: Peer) -> None:
+        while True:
+            await peer.take()
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size, b"x" * size)
+
+    async with proxied(script) as world:
+        client = await world.client(receive_bytes=SMALL_BYTES)
+        for _ in range(2):
+            await client.send(client.compose(b"GET / HTTP/1.1"))
+            await client.reader.readuntil(b"\r\n\r\n")
+            (connection,) = world.listener.forwarder.upstream.pool._all
+            await until(functools.partial(getattr, connection, "reading_held"))
+            await asyncio.sleep(0)
+            assert connection.reading_held
+            await client.reader.readexactly(size)
+        assert world.origin.connections == 1
 
 
 async def test_a_slow_api_pauses_the_client_and_gets_everything() -> None:

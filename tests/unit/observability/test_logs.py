@@ -18,7 +18,7 @@ import pytest
 import structlog
 
 import cfproxy
-from cfproxy.observability.logs import FIELDS, LogOutput, build_logger
+from cfproxy.observability.logs import FIELDS, VALUE_MAX, LogOutput, build_logger
 from cfproxy.secret import Secret
 from tests.support.paths import ROOT
 
@@ -103,6 +103,41 @@ def test_control_characters_are_escaped_on_a_terminal(form: str) -> None:
     assert line.removesuffix("\n").isprintable()
     assert line.count("x1b" if form == "console" else "u001b") == 2
     assert ("gr\xfcn ok" if form == "console" else "gr\\u00fcn ok") in line
+
+
+@pytest.mark.parametrize("field", ["path", "method", "request_id", "reason", "message"])
+@pytest.mark.parametrize("letter", ["a", "\\xff", "\x1b", "é"])
+def test_long_values_are_cut(form: str, field: str, letter: str) -> None:
+    """A client may send 32 KiB of a path, and each byte may take several characters."""
+    stream = io.StringIO()
+    log = build_logger("info", form, stream)
+    log.info("request.forwarded", **{field: letter * 32_768, "status": 200})
+    line = stream.getvalue()
+    assert len(line) < 8 * VALUE_MAX
+    assert "[cut]" in line
+    assert "200" in line
+    log.info("request.forwarded", **{field: letter * (VALUE_MAX // len(letter))})
+    assert "[cut]" not in stream.getvalue().splitlines()[-1]
+
+
+def test_a_long_stack_trace_is_not_cut(form: str) -> None:
+    """It has no part that a client could lengthen."""
+    stream = io.StringIO()
+
+    def ping(depth: int) -> None:
+        pong(depth - 1)
+
+    def pong(depth: int) -> None:
+        if not depth:
+            raise ValueError
+        ping(depth)
+
+    try:
+        ping(40)
+    except ValueError:
+        build_logger("info", form, stream).exception("request.crashed")
+    assert len(stream.getvalue()) > VALUE_MAX
+    assert "[cut]" not in stream.getvalue()
 
 
 def test_a_stack_trace_shows_code_and_no_values(form: str) -> None:

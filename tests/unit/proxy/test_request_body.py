@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfproxy.proxy.request_body import REPLAY_READ_BYTES, ReplayableBody
+from cfproxy.proxy.request_body import REPLAY_READ_BYTES, Copies, ReplayableBody
 from tests.support.proxied import a_body
 
 
@@ -133,3 +133,42 @@ async def test_with_no_memory_allowed_the_copy_is_a_file(monkeypatch: pytest.Mon
     with closing(a_body(b"shoe", memory_bytes=0)) as body:
         assert await body.read() == b"shoe"
         assert 0 < bounds[0] < 4
+
+
+async def test_all_copies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the bound a body is forwarded without a copy; a copy that ends makes room."""
+    monkeypatch.setattr("cfproxy.proxy.request_body.COPIES_MAX_BYTES", 100)
+    copies = Copies()
+    first, second, third = (a_body(b"x" * 60, max_bytes=100, copies=copies) for _ in range(3))
+    assert await drained(first) == b"x" * 60
+    assert copies.held_bytes == 60
+    assert await drained(second) == b"x" * 60
+    assert (first.replayable, second.replayable, copies.held_bytes) == (True, False, 60)
+    first.close()
+    first.close()
+    assert copies.held_bytes == 0
+    assert await drained(third) == b"x" * 60
+    assert third.replayable
+    third.stop_copying()
+    third.close()
+    assert copies.held_bytes == 0
+
+
+async def test_a_single_copy_may_have_the_size_that_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`retry.body_max` can be more than the bound of all copies."""
+    monkeypatch.setattr("cfproxy.proxy.request_body.COPIES_MAX_BYTES", 100)
+    copies = Copies()
+    with closing(a_body(b"x" * 200, max_bytes=200, copies=copies)) as body:
+        assert await drained(body) == b"x" * 200
+        assert body.replayable
+    assert copies.held_bytes == 0
+
+
+async def test_a_copy_that_grows_too_large_gives_its_room_back() -> None:
+    """To the others."""
+    copies = Copies()
+    with closing(a_body(b"x" * 60, b"y" * 60, max_bytes=100, copies=copies)) as body:
+        assert await drained(body, 60) == b"x" * 60
+        assert copies.held_bytes == 60
+        assert await drained(body) == b"y" * 60
+        assert copies.held_bytes == 0

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cfproxy.server.connection import ClientConnection
 from cfproxy.server.connection_limits import ConnectionLimits, Connections
+from cfproxy.server.memory import release_memory
 
 LIMITS = ConnectionLimits(connections=4, unfinished=2, unfinished_bytes=50)
 
@@ -52,6 +53,7 @@ class World:
 
     def call_later(self, delay_s: float, call: Callable[[], None]) -> asyncio.TimerHandle:
         self.alarms.append((self.now + delay_s, call))
+        self.alarms.sort(key=lambda alarm: alarm[0])
         return cast("asyncio.TimerHandle", object())
 
     def open(self) -> FakeConnection:
@@ -229,3 +231,29 @@ def test_hundreds_are_not_closed_in_one_iteration() -> None:
     world.go(0.9)
     assert ended() == 200
     assert world.told == [{"unfinished": 200}]
+
+
+@pytest.mark.parametrize(("busy", "left", "released"), [(63, 0, 0), (64, 33, 0), (64, 32, 1), (200, 0, 1)])
+def test_memory_is_released_when_many_requests_have_ended(
+    monkeypatch: pytest.MonkeyPatch, busy: int, left: int, released: int
+) -> None:
+    """Half of a crowd is enough, and a few are not worth it."""
+    calls: list[None] = []
+    monkeypatch.setattr("cfproxy.server.connection_limits.release_memory", lambda: calls.append(None))
+    world = World(ConnectionLimits(connections=1000))
+    clients = [world.open() for _ in range(busy)]
+    for client in clients:
+        world.connections.request_started(client)
+    world.go(1)
+    assert not calls
+    for client in clients[left:]:
+        world.connections.request_finished(client)
+    world.go(5)
+    assert len(calls) == released
+
+
+def test_releasing_memory_works_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does nothing where the C library can't, or need not."""
+    release_memory()
+    monkeypatch.setattr("sys.platform", "win32")
+    release_memory()
