@@ -25,6 +25,14 @@ from cfproxy.secret import Secret
 _OVERRIDE = re.compile(
     rb"x?(?:http|rest|request|original|tunnell?ed|override)*(?:method|verb)(?:overrides?)?", re.IGNORECASE
 )
+# "method" or "verb" where any letter may be percent-encoded; far cheaper than decoding a long query.
+_METHOD_WORD = re.compile(
+    "|".join(
+        "".join(f"(?:{letter}|%{ord(letter):x}|%{ord(letter.upper()):x})" for letter in word)
+        for word in ("method", "verb")
+    ).encode(),
+    re.IGNORECASE,
+)
 _PUNCTUATION = re.compile(rb"[^0-9A-Za-z]+")
 # Servers are known to disagree about these: an encoded slash or backslash, path parameters, control
 # characters, a lone %; and, once decoded, about what is encoded still.
@@ -129,7 +137,9 @@ class AccessRules:
         if cross_site or not origins.issubset((*self.origins, own.lower())):
             raise CrossSite("a web page of another site sent this request; add its origin to access.origins")
         if is_fetched_ahead(headers) and sites != {b"same-origin"} and not all_listed:
-            raise CrossSite("a browser fetched this ahead, perhaps for a page of another site; open the URL")
+            raise CrossSite(
+                "a browser fetched this ahead of its user, maybe for a page of another site; open the URL"
+            )
 
     def check_key(self, headers: RawHeaders) -> Secret | None:
         """Return the request's access key; None if no key is required.
@@ -171,10 +181,7 @@ class AccessRules:
         if self.methods and method not in self.methods:
             raise NotAllowed("access.methods does not allow this method")
         path, _, query = target.partition(b"?")
-        if self.methods and (
-            any(_OVERRIDES[name] for name, _ in headers)
-            or any(_is_override_parameter(field) for field in re.split(rb"[&;]", query))
-        ):
+        if self.methods and (any(_OVERRIDES[name] for name, _ in headers) or _overrides_in(query)):
             raise NotAllowed("while access.methods has rules, no header or parameter may override the method")
         if not self.paths:
             return
@@ -207,13 +214,16 @@ def overrides_method(name: bytes) -> bool:
 _OVERRIDES = NameMemo(overrides_method)
 
 
-def _is_override_parameter(field: bytes) -> bool:
-    """Return whether some servers take the method from this field of a query.
+def _overrides_in(query: bytes) -> bool:
+    """Return whether some servers take the method from a parameter of this query.
 
     `method` or `verb` alone is none: it names an operation in many APIs.
     """
-    name = unquote_to_bytes(field.partition(b"=")[0].replace(b"+", b" "))
-    return overrides_method(name) and name.lower() not in {b"method", b"verb"}
+    if not _METHOD_WORD.search(query):
+        return False
+    fields = {field.partition(b"=")[0] for field in re.split(rb"[&;]", query)}
+    names = {unquote_to_bytes(field).lower() for field in fields if _METHOD_WORD.search(field)}
+    return any(map(overrides_method, names - {b"method", b"verb"}))
 
 
 def is_fetched_ahead(headers: RawHeaders) -> bool:
