@@ -279,7 +279,7 @@ class CachedLogin:
             else:
                 self._keep_unsaved(login, expires_at)
 
-    def keep_unlocked(self, login: Login, expires_at: float, error: StoreUnavailable) -> None:
+    def keep_unlocked(self, login: Login, expires_at: float, error: CfproxyError) -> None:
         """Keep `login` in memory and save it later: without the lock it is unknown what it would replace.
 
         Args:

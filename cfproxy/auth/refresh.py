@@ -21,6 +21,7 @@ from cfproxy.auth.interfaces import Lease, TokenEndpoint, TokenStore
 from cfproxy.auth.models import App, Login, Token, TokenReply, instant, new_login
 from cfproxy.clock import Clock
 from cfproxy.errors import (
+    CfproxyError,
     GrantRefused,
     Misconfigured,
     StoreUnavailable,
@@ -75,7 +76,7 @@ class Refresh:
             async with self._store.lock(self._app.account, lock_timeout_s) as lease:
                 self.is_locked = True
                 await self._run_locked(rejected, lease, may_request=may_request)
-        except StoreUnavailable as error:
+        except (StoreUnavailable, StoreUnusable) as error:
             if not may_request or self._app.grant != "client_credentials":
                 raise
             await self._request_client_credentials(error)
@@ -97,7 +98,7 @@ class Refresh:
         elif (login := self._cached.login) is not None and login.refresh_token is not None:
             await self._send_refresh_token(login, login.refresh_token, rejected, lease)
 
-    async def _request_client_credentials(self, unlocked: StoreUnavailable | None = None) -> None:
+    async def _request_client_credentials(self, unlocked: CfproxyError | None = None) -> None:
         """Get a token in the app's own name, which needs no stored login.
 
         Args:
@@ -210,7 +211,7 @@ class Refresh:
         reply: TokenReply,
         requested_at: float,
         requested_mono: float,
-        unlocked: StoreUnavailable | None = None,
+        unlocked: CfproxyError | None = None,
     ) -> None:
         token = reply.token(requested_at)
         before = self._cached.login

@@ -248,7 +248,8 @@ class TokenSource:
     def _read_failed(self, error: CfproxyError) -> None:
         # With a record in memory, or with client credentials, the next refresh reports the failure.
         # Otherwise it must not look like a logout.
-        lasting = isinstance(error, StoreUnusable) or self._cached.problem() is not None
+        needs_it = self._app.grant != "client_credentials"
+        lasting = needs_it and (isinstance(error, StoreUnusable) or self._cached.problem() is not None)
         if lasting and self._cached.login is None and self._backoff.left_s(self._clock.monotonic()) == 0:
             self._backoff.stop(error, self._watch.again_at)
 

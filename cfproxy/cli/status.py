@@ -169,7 +169,7 @@ def token_command(account: str | None) -> int:
     log = build_logger("debug" if is_debug() else "silent", "console")
     store = build_store(chosen)
     token_source = build_token_source(chosen, store, build_endpoint(chosen), log)
-    token, unsaved = run_loop(closing_store(store, _token(token_source, store, chosen.name)))
+    token, unsaved = run_loop(closing_store(store, _token(token_source, store, chosen)))
     click.echo(token.value.reveal())
     if unsaved is not None:
         # Unlike a running proxy, this process has no later chance to save the token.
@@ -178,12 +178,14 @@ def token_command(account: str | None) -> int:
 
 
 async def _token(
-    token_source: TokenSource, store: TokenStore, account: str
+    token_source: TokenSource, store: TokenStore, account: Account
 ) -> tuple[Token, CfproxyError | None]:
-    stored = await store.load(account)
+    # With client credentials the store is not needed, and nothing in it is used up.
+    needs_store = account.grant != "client_credentials"
+    stored = await store.load(account.name) if needs_store else None
     if stored is not None and stored.token.remaining_s(SystemClock().time()) <= 0:
         # A one-time refresh token must not be used up if its successor can't be saved.
-        await store.probe(account)
+        await store.probe(account.name)
     await token_source.start()
     try:
         token = await token_source.get()

@@ -188,7 +188,7 @@ def build_account(
     # A store on disk or in Redis is one app's; one in memory is all that has the account's logins.
     if before and (before.app.app_id == app.app_id or before.store.location == "memory"):
         store = before.store
-    store = store or build_store(settings)
+    store = store or build_store(settings, log)
     same_endpoint = same_app and same_ca and same(_OF_ENDPOINT)
     endpoint = before.endpoint if before and same_endpoint else build_endpoint(settings)
     token_source = (

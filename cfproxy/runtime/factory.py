@@ -9,6 +9,7 @@ import contextlib
 import functools
 import secrets
 import ssl
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +57,23 @@ def build_app(account: Account) -> App:
     )
 
 
-def build_store(account: Account, *, accept_clear: bool = False) -> TokenStore:
-    """Open the account's store; `accept_clear` reads a login in clear in spite of `store.key`."""
+def build_store(
+    account: Account, log: FilteringBoundLogger | None = None, *, accept_clear: bool = False
+) -> TokenStore:
+    """Open the account's store.
+
+    Args:
+        account: the account.
+        log: where a warning of the store goes; None for standard error.
+        accept_clear: read a login in clear in spite of `store.key`.
+    """
+
+    def warn(text: str) -> None:
+        if log is None:
+            sys.stderr.write(f"cfproxy: {text}\n")
+        else:
+            log.warning("store.permissions", account=account.name, reason=text)
+
     return open_store(
         account.store_url,
         account.store_dir,
@@ -65,6 +81,7 @@ def build_store(account: Account, *, accept_clear: bool = False) -> TokenStore:
         account.tls.ca_file,
         build_app(account),
         accept_clear=accept_clear,
+        warn=warn,
     )
 
 

@@ -7,6 +7,7 @@ passes the contract in `tests/integration/stores/test_contract.py`. Other code t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from cfproxy.auth.interfaces import TokenStore
@@ -27,6 +28,7 @@ def open_store(
     app: App | None = None,
     *,
     accept_clear: bool = False,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> TokenStore:
     """Return a new store.
 
@@ -36,6 +38,7 @@ def open_store(
         key: encrypts what is stored outside of this process; None to store it unencrypted.
         ca_file: authorities that a Redis client trusts instead of the system's.
         app: whose logins these are; None for any app's. Logins of other apps lie beside them, untouched.
+        warn: called if a file store's permissions were corrected, or are loose and accepted.
         accept_clear: read what is not encrypted in spite of a key, to encrypt it.
 
     Raises:
@@ -49,6 +52,6 @@ def open_store(
     if store == "memory":
         return MemoryStore()
     if store.partition(":")[0] == "file" and directory is not None:
-        return FileStore(directory, codec)
+        return FileStore(directory, codec, warn)
     # Without the value: a store's URL may hold a password.
     raise ConfigError("store: use file, file:DIR, memory or redis://host:port/0")

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cfproxy.errors import StoreUnavailable, StoreUnusable
-from cfproxy.stores.permissions import POSIX, check_file, check_folder, move_command
+from cfproxy.stores.permissions import POSIX, TEMP_PREFIX, TEMP_SUFFIX, Permissions, move_command
 
 if sys.platform == "darwin":
     import fcntl
@@ -27,7 +27,6 @@ if sys.platform == "darwin":
 FILE_MAX_BYTES = 64 * 1024
 REHEARSAL_BYTES = 4096
 STALE_TEMP_S = 3600.0
-_TEMP_PREFIX, _TEMP_SUFFIX = ".cfproxy-", ".tmp"
 
 # Windows lacks the first two, and opens in text mode by default.
 SAFE_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -54,8 +53,9 @@ class Folder:
     Every method raises `StoreUnavailable` (may pass) or `StoreUnusable` (will not).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, permissions: Permissions | None = None) -> None:
         self.path = path
+        self.permissions = permissions or Permissions()
         self._existed = False
 
     def read(self, name: str) -> bytes | None:
@@ -67,12 +67,12 @@ class Folder:
                 # only the descriptor shows what was opened.
                 if not self._is_present():
                     return None
-                check_file(path, os.lstat(path))
+                self.permissions.check_file(path, os.lstat(path))
                 fd = os.open(path, os.O_RDONLY | SAFE_FLAGS)
             except FileNotFoundError:
                 return None
             with os.fdopen(fd, "rb") as file:
-                check_file(path, os.fstat(fd))
+                self.permissions.check_file(path, os.fstat(fd), fd)
                 content = file.read(FILE_MAX_BYTES + 1)
         if len(content) > FILE_MAX_BYTES:
             raise StoreUnusable(
@@ -162,13 +162,13 @@ class Folder:
                     f"{self.path} is gone; bring it back (is its disk mounted?), or run: cfproxy login"
                 ) from None
             return False
-        check_folder(self.path, status)
+        self.permissions.check_folder(self.path, status)
         self._existed = True
         return True
 
     @contextmanager
     def _flushed(self, content: bytes) -> Iterator[Path]:
-        temp = self.path / f"{_TEMP_PREFIX}{secrets.token_hex(8)}{_TEMP_SUFFIX}"
+        temp = self.path / f"{TEMP_PREFIX}{secrets.token_hex(8)}{TEMP_SUFFIX}"
         fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE_FLAGS, 0o600)
         try:
             try:
@@ -184,7 +184,7 @@ class Folder:
 
     def _sweep(self) -> None:
         """Remove what killed writers left behind; a running one is done long before `STALE_TEMP_S`."""
-        for temp in self.path.glob(f"{_TEMP_PREFIX}*{_TEMP_SUFFIX}"):
+        for temp in self.path.glob(f"{TEMP_PREFIX}*{TEMP_SUFFIX}"):
             with suppress(OSError):
                 if time.time() - temp.lstat().st_mtime > STALE_TEMP_S:
                     temp.unlink()

@@ -42,7 +42,7 @@ class DocumentCodec:
         self, key: Secret | None = None, app: App | None = None, *, accept_clear: bool = False
     ) -> None:
         self._encryption = Encryption(key)
-        self._accept_clear = accept_clear or key is None
+        self.is_strict = key is not None and not accept_clear  # whether only what is encrypted is read
         command = "cfproxy store encrypt" if app is None else app.encrypt_command
         self._adopt = f"if it is yours, run: {command}; otherwise move it away and log in again"
         self.app_id = None if app is None else app.app_id
@@ -118,7 +118,7 @@ class DocumentCodec:
         parsed = _parse(content, where)
         if isinstance(parsed, dict) and parsed.get("cipher") is not None:
             return _parse(self._encryption.decrypt(parsed, purpose, where), where)
-        if not self._accept_clear:
+        if self.is_strict:
             raise StoreUnusable(
                 f"{where} is not encrypted although `store.key` is set: someone else may have put it there; "
                 f"{cure or self._adopt}"

@@ -14,7 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -27,6 +27,7 @@ from cfproxy.stores.atomic_files import FILE_MAX_BYTES, Folder
 from cfproxy.stores.attempts import ATTEMPTS_MAX, choose, choose_stale
 from cfproxy.stores.documents import DocumentCodec, attempt_app
 from cfproxy.stores.file_lock import acquire
+from cfproxy.stores.permissions import Permissions
 
 USED_SUFFIX = ".used.json"
 
@@ -37,13 +38,19 @@ class FileStore:
     Args:
         directory: absolute; created by the first write.
         codec: turns records into the files' contents, for one app or any; in clear, for any app, by default.
+        warn: called once if permissions were corrected, or are loose and accepted.
     """
 
     shared = False  # the operating system releases the lock of a process that has ended
 
-    def __init__(self, directory: Path, codec: DocumentCodec | None = None) -> None:
-        self._folder = Folder(directory)
+    def __init__(
+        self,
+        directory: Path,
+        codec: DocumentCodec | None = None,
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._codec = codec or DocumentCodec()
+        self._folder = Folder(directory, Permissions(encrypted=self._codec.is_strict, warn=warn))
         self.location = str(directory)
 
     @asynccontextmanager

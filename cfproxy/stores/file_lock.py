@@ -19,7 +19,6 @@ from pathlib import Path
 from cfproxy.auth.interfaces import Lease
 from cfproxy.errors import StoreUnavailable
 from cfproxy.stores.atomic_files import SAFE_FLAGS, Folder
-from cfproxy.stores.permissions import check_file
 
 FIRST_PAUSE_S = 0.01
 LONGEST_PAUSE_S = 0.1
@@ -78,10 +77,10 @@ def try_lock(folder: Folder, name: str) -> int | None:
     path = folder.path / name
     with folder.naming_errors("lock"):
         folder.make()
-        fd = _open_lock(path)
+        fd = _open_lock(folder, path)
         held = False
         try:
-            check_file(path, os.fstat(fd))
+            folder.permissions.check_file(path, os.fstat(fd), fd)
             # The file may have been removed since it was opened: then the next try creates a new one.
             with suppress(FileNotFoundError):
                 held = lock_descriptor(fd, blocking=False) and os.path.samestat(os.fstat(fd), os.lstat(path))
@@ -102,9 +101,9 @@ def unlock(fd: int) -> None:
         os.close(fd)
 
 
-def _open_lock(path: Path) -> int:
+def _open_lock(folder: Folder, path: Path) -> int:
     with suppress(FileNotFoundError):
-        check_file(path, os.lstat(path))
+        folder.permissions.check_file(path, os.lstat(path))
     try:
         # Never truncated or written: an existing lock file can be locked on a full disk.
         return os.open(path, os.O_RDWR | os.O_CREAT | SAFE_FLAGS, 0o600)

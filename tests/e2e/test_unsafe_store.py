@@ -34,6 +34,7 @@ def restore(path: Path) -> None:
     path.with_suffix(".kept").replace(path)
 
 
+OK = {"location": "", "state": "ok", "detail": None, "unsaved": False}
 BREACHES: dict[str, Breach] = {
     "link": (link, unlink, "symbolic link"),
     "mode": (lambda path: path.chmod(0o644), lambda path: path.chmod(0o600), "chmod 600"),
@@ -88,3 +89,58 @@ async def test_a_running_proxy_reports_it_and_recovers(world: World, breach: Bre
         await until(served, "requests are served again")
         assert await proxy.ready() == 200
         assert (await proxy.account())["store"]["state"] == "ok"
+
+
+async def test_an_app_with_client_credentials_is_served_all_the_same(world: World, breach: Breach) -> None:
+    """It needs no stored token; the store's problem is reported, and over once it is repaired."""
+    spoil, mend, words = breach
+    world.write_config(grant="client_credentials", redirect_uri=None)
+    assert (await world.run("login")).code == 0
+    spoil(world.document_path)
+    ran = await world.run("token")
+    assert ran.code == 4
+    assert ran.out
+    assert "the token above is valid, but it is not saved" in ran.line
+    async with world.serve() as proxy:
+        assert await proxy.status() == 200
+        assert await proxy.ready() == 200
+        report = await proxy.account()
+        assert (report["state"], report["store"]["state"]) == ("ok", "store-unusable")
+        assert words in report["store"]["detail"]
+        mend(world.document_path)
+
+        async def saved() -> bool:
+            assert await proxy.status() == 200
+            return bool((await proxy.account())["store"] | {"location": ""} == OK)
+
+        await until(saved, "the token is saved")
+
+
+async def test_what_kubelet_opens_at_each_mount_is_closed_again(world: World) -> None:
+    """Between two starts and while it runs, every command and request works, and one line tells of it."""
+    await world.log_in()
+
+    def open_up() -> None:
+        for path in (world.store_dir, *world.store_dir.iterdir()):
+            path.chmod(path.stat().st_mode | (0o2070 if path.is_dir() else 0o060))
+
+    open_up()
+    ran = await world.run("status")
+    assert ran.code == 0
+    assert "fsGroup leaves it at each mount; it was closed again" in ran.line
+    open_up()
+    async with world.serve() as proxy:
+        assert await proxy.status() == 200
+        (event,) = proxy.events("store.permissions")
+        assert "it was closed again" in event["reason"]
+        open_up()
+        world.age(3600)
+
+        async def refreshed() -> bool:
+            return await proxy.status() == 200 and (await proxy.account())["refreshes"] == 1
+
+        await until(refreshed, "the token is refreshed")
+        assert len(proxy.events("store.permissions")) == 1
+    files = (world.document_path, world.document_path.with_suffix(".lock"))
+    assert {path.stat().st_mode & 0o7777 for path in files} == {0o600}
+    assert world.store_dir.stat().st_mode & 0o7777 == 0o700

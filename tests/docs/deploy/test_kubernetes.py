@@ -114,5 +114,8 @@ def test_pods_are_locked_down_and_have_time_to_drain(name: str) -> None:
     assert security["allowPrivilegeEscalation"] is False
     assert security["capabilities"] == {"drop": ["ALL"]}
     assert security["runAsUser"] == pod["securityContext"]["fsGroup"] == 65532
+    # Otherwise kubelet opens all files of the volume to that group at each mount.
+    assert pod["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"
+    assert pod["enableServiceLinks"] is False
     before_s = proxy.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
     assert pod["terminationGracePeriodSeconds"] - before_s > 9 + 30  # timeouts.drain and timeouts.token

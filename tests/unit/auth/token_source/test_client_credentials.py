@@ -175,11 +175,18 @@ async def test_older_token_in_a_recovered_store_does_not_replace_a_valid_one() -
         assert (stored.token, stored.serial) == (token, 8)
 
 
-async def test_unsafe_store_is_an_error_for_client_credentials_too() -> None:
-    """An error that will not pass has to be corrected by a person."""
+@pytest.mark.parametrize("fault", ["lock_fault", "load_fault"])
+async def test_unusable_store_is_reported_and_the_token_served(fault: str) -> None:
+    """A person has to correct the store, but the app needs nothing that is in it."""
     async with open_world(CREDENTIALS_APP) as world:
-        world.store.lock_fault = StoreUnusable("the folder is open to other users")
+        error = StoreUnusable("the folder is open to other users")
+        setattr(world.store, fault, error)
         token_source = await world.token_source()
-        with pytest.raises(StoreUnusable):
-            await token_source.get()
-        assert world.endpoint.calls == []
+        token = await token_source.get()
+        state = token_source.state()
+        assert (token.value, state.store_error, state.unsaved) == (Secret("access-2"), error, True)
+        world.store.mend()
+        await world.clock.advance(6)
+        assert (await world.stored()).token == token
+        assert at_once(token_source.get()) == token
+        assert token_source.state().store_error is None
