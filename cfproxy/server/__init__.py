@@ -2,5 +2,5 @@
 
 It knows HTTP/1.1 and limits, but not what a request is for. Other packages use `listener.ListeningSockets`,
 `connection.ClientConnection` with a `request.RequestHandler` for each request, `response.Response`,
-`connection_limits.Connections` and `problem_details.render_problem`.
+`connection_limits.Connections`, `local_names.LocalNames` and `problem_details.render_problem`.
 """
