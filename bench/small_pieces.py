@@ -50,11 +50,20 @@ KINDS = {
     "trailers": (b"", POST + b"0\r\n" + b"a:\r\n" * 120 + b"\r\n"),
     "short bodies": (b"", POST + b"1\r\nx\r\n0\r\n\r\n"),
     "headers": (b"", b"GET /v1/small HTTP/1.1\r\nHost: %b\r\n" + MANY + b"\r\n"),
+    "connection names": (
+        b"",
+        b"GET /v1/small HTTP/1.1\r\nHost: %b\r\nConnection: "
+        + b",".join(b"a%d" % n for n in range(5000))
+        + b"\r\n\r\n",
+    ),
     "pipelined": (b"", b"GET /v1/small HTTP/1.1\r\nHost: %b\r\n\r\n"),
     "pipelined and refused": (b"", b"GET /v1/small HTTP/1.1\r\nHost: elsewhere\r\n\r\n"),
     "empty lines": (b"", b"\r\n"),
     "a long head": (b"GET /v1/small HTTP/1.1\r\n", b"a:\r\n"),
     "segments": (b"POST /v1/swallow HTTP/1.1\r\nHost: %b\r\nContent-Length: 999999999999\r\n\r\n", b""),
+    "segments of a head": (b"GET /v1/small HTTP/1.1\r\nHost: %b\r\nX-A: ", b""),
+    "answer: segments": (b"", b"GET /v1/segments HTTP/1.1\r\nHost: %b\r\n\r\n"),
+    "answer: headers": (b"", b"GET /v1/headers HTTP/1.1\r\nHost: %b\r\n\r\n"),
     "answer: chunks": (b"", b"GET /v1/chunks HTTP/1.1\r\nHost: %b\r\n\r\n"),
     "answer: extensions": (b"", b"GET /v1/extensions HTTP/1.1\r\nHost: %b\r\n\r\n"),
     "answer: trailers": (b"", b"GET /v1/trailers HTTP/1.1\r\nHost: %b\r\n\r\n"),
@@ -70,6 +79,12 @@ ANSWERS = {
     b"/v1/trailers": (
         b"",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"a:\r\n" * 120 + b"\r\n",
+        b"once",
+    ),
+    b"/v1/segments": (b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n", b"", b"segments"),
+    b"/v1/headers": (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n" + b"".join(b"a%d:\r\n" % n for n in range(900)) + b"\r\n",
+        b"",
         b"once",
     ),
     b"/v1/interim": (b"HTTP/1.1 102 A\r\n\r\n" * 3000 + b"HTTP/1.1 204 B\r\n\r\n", b"", b"once"),
@@ -130,6 +145,9 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
                 continue
             once, again, end = ANSWERS[target]
             writer.write(once + again)
+            while end == b"segments":
+                writer.write(b"x")
+                await asyncio.sleep(0)
             while not end:
                 writer.write(again * (BLOB // len(again)))
                 await writer.drain()

@@ -22,6 +22,7 @@ from cfproxy.server.response import Response
 
 BODY_MAX_BYTES = 64 * 1024
 BODY_S = 30.0
+FIELDS_MAX = 100  # of a query or a form; reading tens of thousands would block the event loop
 _TARGET = re.compile(rb"/[!-~]*")
 # A script can put text into a page, but cannot turn text into markup (Trusted Types).
 _POLICY = (
@@ -95,8 +96,9 @@ class AdminRequest:
 
     def cookie(self, name: str) -> str:
         """Return the value of a cookie; empty without it."""
-        pairs = (part.strip().partition("=") for part in (self.header("Cookie") or "").split(";"))
-        return next((value for key, _, value in pairs if key == name), "")
+        # One search, because a header may have thousands of them.
+        cookie = re.search(rf"(?:^|;)[ \t]*{re.escape(name)}=([^;]*)", self.header("Cookie") or "")
+        return "" if cookie is None else cookie[1].strip()
 
     async def form(self) -> dict[str, str]:
         """Return the first value of each field of a urlencoded body; empty for any other body.
@@ -156,4 +158,10 @@ def problem_response(error: CfproxyError) -> AdminResponse:
 
 
 def _first_values(urlencoded: str) -> dict[str, str]:
-    return dict(reversed(parse_qsl(urlencoded, keep_blank_values=True)))
+    try:
+        fields = parse_qsl(urlencoded, keep_blank_values=True, max_num_fields=FIELDS_MAX)
+    except ValueError:
+        raise BadTarget(
+            f"the request has more than {FIELDS_MAX} fields; send those that are needed"
+        ) from None
+    return dict(reversed(fields))
