@@ -118,7 +118,7 @@ def config_check() -> int:
 @common_options
 def config_show() -> int:
     """Print the effective configuration with secrets redacted."""
-    click.echo(render_settings(load_config()), nl=False)
+    click.echo(render_settings(load_config(), sys.stdout.encoding), nl=False)
     return 0
 
 

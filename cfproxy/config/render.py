@@ -53,8 +53,13 @@ def _fill(client_id: str, redirect_uri: str | None, secret: str | None) -> str:
     return text if redirect_uri is None else text + _REDIRECT_URI.format(redirect_uri=redirect_uri)
 
 
-def render_settings(settings: Settings) -> str:
-    """Return the effective configuration as YAML that can be read back, with secrets as `[redacted]`."""
+def render_settings(settings: Settings, encoding: str = "utf-8") -> str:
+    """Return the effective configuration as YAML that can be read back, with secrets as `[redacted]`.
+
+    Args:
+        settings: the configuration.
+        encoding: of the output; what it lacks is escaped as in YAML.
+    """
     import yaml  # noqa: PLC0415 - only a configuration file needs PyYAML
 
     accounts = {
@@ -65,6 +70,8 @@ def render_settings(settings: Settings) -> str:
     tree |= settings.model_dump(mode="json", by_alias=True, include=set(ProcessKeys.model_fields))
     tree |= {"accounts": accounts}
     text: str = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10_000)
+    if text.encode(encoding, "ignore").decode(encoding) != text:
+        text = yaml.safe_dump(tree, sort_keys=False, width=10_000)
     return re.sub(r"://[^/\s@]*@", "://[redacted]@", text)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import socket
 import subprocess
 import sys
 
 import pytest
 
+from cfproxy.cli.demo import _free_port
 from tests.e2e.kit import World, until
 from tests.e2e.processes import PATIENCE_S
 
@@ -65,3 +67,17 @@ async def test_the_sandbox_command_prints_a_configuration_that_works(world: Worl
     finally:
         process.terminate()
         assert await asyncio.to_thread(process.wait, PATIENCE_S) == 0
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_demo_avoids_a_port_that_one_loopback_has(host: str) -> None:
+    """It listens on both, so another program on either is in its way."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        theirs = socket.create_server((host, 0), family=family)
+    except OSError:
+        pytest.skip("this machine has no such loopback")
+    with theirs:
+        port = theirs.getsockname()[1]
+        assert _free_port("localhost", port) == 0
+    assert _free_port("localhost", port) == port

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.e2e.kit import World
 from tests.e2e.processes import PATIENCE_S
@@ -73,6 +74,9 @@ async def test_what_cannot_be_encoded_is_escaped(
         assert b"internal error" not in ran.stdout + ran.stderr, command
         assert b"Traceback" not in ran.stdout + ran.stderr, command
         assert ran.returncode == code, (command, ran)
+        if command == ["config", "show"]:
+            shown = yaml.safe_load(ran.stdout.decode(stream["PYTHONIOENCODING"]))
+            assert shown["store"] == f"file:{odd_folder}/st\u00f3re-\u0141"
     ran = await run(world, odd_folder, "config", "init", "-c", str(odd_folder / "new-\u0141.yaml"), **stream)
     assert ran.returncode == 0, ran.stderr
     ran = await run(world, odd_folder, "config", "check", "-c", str(odd_folder / "missing-\u0141"), **stream)
