@@ -53,7 +53,7 @@ is therefore translated, or dropped where there is no translation.
 | `Set-Cookie`: `Domain` | dropped | clients reject a cookie for another host |
 | `Set-Cookie`: `Path` | without the base path; `/` if it covers the base path; byte for byte if it is elsewhere | clients know the API's paths without it |
 | `Set-Cookie`: `Secure`, and with it `SameSite=None` and `Partitioned` | dropped | clients send it over https only, and browsers reject the other two without it |
-| `Set-Cookie` of a name with `__Secure-`, `__Host-` or `__Http-` | keeps all three | browsers reject such a name without `Secure`, and accept it on localhost with it |
+| `Set-Cookie` of a name with `__Secure-`, `__Host-` or `__Http-`; `SameSite=None` for a page of `access.origins` | keeps all three | browsers reject them without `Secure`, and accept them on localhost with it |
 | `Set-Cookie` of a name with `cfproxy`, or without a name and with such a value; `Set-Cookie2` | dropped | a browser would send it to the admin listener; obsolete |
 | `Alt-Svc`, `Strict-Transport-Security`, `Clear-Site-Data`, `NEL` | dropped | a browser would apply them to our whole host, other programs on this machine included |
 | `Access-Control-*` | replaced ([CORS](security.md#cors)) | they are about the API's address, and pages read ours |

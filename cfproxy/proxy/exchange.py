@@ -244,6 +244,7 @@ class Exchange:
             settings.origin,
             trailers=head.chunked,
             request_id=self._request_id.encode("ascii") if settings.sends_id else None,
+            to_page=admission.web_origin is not None,
         )
         if state.not_kept:
             headers.append((b"Proxy-Status", _NOT_KEPT))

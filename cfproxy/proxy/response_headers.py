@@ -39,6 +39,7 @@ def build_response_headers(
     *,
     trailers: bool = False,
     request_id: bytes | None = None,
+    to_page: bool = False,
 ) -> list[tuple[bytes, bytes]]:
     """Return the upstream's headers as the client gets them, without the framing, which is per connection.
 
@@ -47,6 +48,7 @@ def build_response_headers(
         origin: the upstream.
         trailers: whether the client gets the trailers that `Trailer` announces.
         request_id: added as `X-Request-Id`, unless the upstream sent an ID of its own.
+        to_page: whether a page of a listed origin gets them.
     """
     passed = []
     listed: frozenset[bytes] = frozenset()
@@ -61,7 +63,7 @@ def build_response_headers(
             passed.append((name, _TRANSLATIONS[rule](value, origin)))
         elif rule == b"set-cookie":
             if not is_own_cookie(value):
-                passed.append((name, _callers_cookie(value, origin.base_path)))
+                passed.append((name, _callers_cookie(value, origin.base_path, to_page=to_page)))
         elif rule == b"x-request-id":
             passed.append(header)
             upstream_id = True
@@ -167,28 +169,32 @@ _TRANSLATIONS: dict[bytes, Callable[[bytes, Origin], bytes]] = {
 # --- cookies ------------------------------------------------------------------------------
 
 
-def _callers_cookie(value: bytes, base_path: bytes) -> bytes:
+def _callers_cookie(value: bytes, base_path: bytes, *, to_page: bool) -> bytes:
     """Return a `Set-Cookie` that clients accept from a plain-http address, for the paths that they know.
 
     Its domain is the upstream's. `Secure` would keep it from being sent to us, and browsers reject
-    `SameSite=None` and `Partitioned` without it (RFC 6265bis §5.7); a name that requires it keeps all three.
+    `SameSite=None` and `Partitioned` without it (RFC 6265bis §5.7). A name that requires it keeps all three.
+    So does one for a page of another site: its browser sets it with `Secure` only, and does so on localhost.
     """
     pair, *attributes = value.split(b";")
     is_secure = pair.strip(_BLANKS).lower().startswith(_SECURE_NAMES)
     named = [(part.partition(b"=")[0].strip(_BLANKS).lower(), part) for part in attributes]
-    insecure = not is_secure and any(name == b"secure" for name, _ in named)
+    cross_site = [part for name, part in named if name == b"samesite" and _content(part).lower() == b"none"]
+    insecure = any(name == b"secure" for name, _ in named) and not (is_secure or (to_page and cross_site))
     kept = [pair]
     for name, part in named:
-        content = part.partition(b"=")[2].strip(_BLANKS)
-        if name == b"domain" or (insecure and name in {b"secure", b"partitioned"}):
+        if name == b"domain" or (insecure and (name in {b"secure", b"partitioned"} or part in cross_site)):
             continue
-        if insecure and name == b"samesite" and content.lower() == b"none":
-            continue
+        content = _content(part)
         if base_path and name == b"path":
             kept.append(part.replace(content, _callers_path(content, base_path)))
         else:
             kept.append(part)
     return b";".join(kept)
+
+
+def _content(attribute: bytes) -> bytes:
+    return attribute.partition(b"=")[2].strip(_BLANKS)
 
 
 def _callers_path(path: bytes, base_path: bytes) -> bytes:

@@ -89,6 +89,15 @@ async def test_a_page_can_read_why_its_request_line_is_malformed() -> None:
         assert world.origin.requests == []
 
 
+async def test_a_page_gets_cookies_that_work_across_sites() -> None:
+    """A program gets the same cookie without what keeps it from plain HTTP."""
+    said = b"Set-Cookie: a=1; SameSite=None; Secure"
+    async with proxied(answering(OK.replace(b"ETag: x", said)), rules=RULES) as world:
+        from_page = await world.ask(b"GET / HTTP/1.1", FROM_PAGE, KEY)
+        assert from_page.all(b"Set-Cookie") == [b"a=1; SameSite=None; Secure"]
+        assert (await world.ask(b"GET / HTTP/1.1", KEY)).all(b"Set-Cookie") == [b"a=1"]
+
+
 async def test_a_response_names_the_listed_origin_once_and_exposes_all_headers() -> None:
     """The API's own CORS headers are replaced."""
     async with proxied(answering(OK), rules=RULES) as world:

@@ -299,6 +299,22 @@ def test_a_cookie_whose_name_needs_secure_keeps_it(prefix: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (b"a=1; Domain=x; SameSite=None; Secure; Partitioned", b"a=1; SameSite=None; Secure; Partitioned"),
+        (b"a=1; samesite=none;secure", b"a=1; samesite=none;secure"),
+        (b"a=1; SameSite=Lax; Secure", b"a=1; SameSite=Lax"),
+        (b"a=1; Secure", b"a=1"),
+    ],
+)
+def test_a_cookie_for_pages_of_other_sites_keeps_what_these_need(value: bytes, expected: bytes) -> None:
+    """A browser sets `SameSite=None` only with `Secure`, and takes localhost for secure."""
+    assert build_response_headers([(b"Set-Cookie", value)], ORIGIN, to_page=True) == [
+        (b"Set-Cookie", expected)
+    ]
+
+
+@pytest.mark.parametrize(
     ("path", "expected"),
     [
         (b"/base", b"/"),
