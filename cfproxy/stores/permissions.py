@@ -13,6 +13,7 @@ Two exceptions, each with one warning:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
@@ -94,7 +95,8 @@ class Permissions:
         elif status.st_mode & 0o077:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
-                closed = self._close(path, fd, 0o700)
+                if closed := self._close(path, fd, 0o700):
+                    self._close_files(path)
             finally:
                 os.close(fd)
             if not closed:
@@ -116,9 +118,20 @@ class Permissions:
             return False
         self._warn_once(
             f"{path} was open to its group (mode {status.st_mode & 0o777:03o}), as Kubernetes' fsGroup leaves"
-            " it at each mount; it was closed again, and so is all else there that only this group got"
+            " it at each mount; it was closed again, and so was all else there that only this group got"
         )
         return True
+
+    def _close_files(self, folder: Path) -> None:
+        """Close the files that were opened with their folder; what stays open is refused when it is used."""
+        for path in folder.iterdir():
+            with contextlib.suppress(OSError):
+                if stat.S_ISREG(os.lstat(path).st_mode):
+                    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                    try:
+                        self._close(path, fd, 0o600)
+                    finally:
+                        os.close(fd)
 
     def _accept_other(self, path: Path, what: str, folder: Path, advice: str) -> None:
         """Raise the advice where it helps; elsewhere accept only what is encrypted."""

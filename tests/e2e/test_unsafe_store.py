@@ -141,6 +141,5 @@ async def test_what_kubelet_opens_at_each_mount_is_closed_again(world: World) ->
 
         await until(refreshed, "the token is refreshed")
         assert len(proxy.events("store.permissions")) == 1
-    files = (world.document_path, world.document_path.with_suffix(".lock"))
-    assert {path.stat().st_mode & 0o7777 for path in files} == {0o600}
+    assert {path.stat().st_mode & 0o7777 for path in world.store_dir.iterdir()} == {0o600}
     assert world.store_dir.stat().st_mode & 0o7777 == 0o700

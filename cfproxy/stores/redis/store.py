@@ -46,10 +46,9 @@ CONFIRM_S = 0.5  # a valid token waits for it
 # KEYS: record. ARGV: write, version that was read ('' for any), fence ('' for any), channel, document ('' to
 # delete it), app ('' for any). Returns {done, version, whether there was a document}.
 _WRITE = """
-local at = redis.call('HMGET', KEYS[1], 'version', 'by', 'write', 'app')
+local at = redis.call('HMGET', KEYS[1], 'version', 'by', 'write')
 local version, by, app = tonumber(at[1] or '0'), tonumber(at[2] or '0'), ARGV[6] or ''
 if at[3] == ARGV[1] then return {1, version, 1} end
-if app ~= '' and at[4] and at[4] ~= app then return {0, version, 0} end
 if ARGV[3] ~= '' and by > tonumber(ARGV[3]) then return {0, version, 0} end
 if ARGV[2] ~= '' and version ~= tonumber(ARGV[2]) then return {0, version, 0} end
 local existed = redis.call('HEXISTS', KEYS[1], 'document')

@@ -274,7 +274,41 @@ async def test_login_that_an_earlier_release_overwrote_is_put_back_beside(shared
     await earlier.save(login_of(b))
     with pytest.raises(StoreUnavailable, match="it was put back"):
         await mine.load("default")
+    updated = open_store(address, None, app=b)
+    await updated.save(login_of(b, serial=2))
     assert await mine.load("default") == login_of(A)
-    assert await earlier.load("default") == login_of(b)
-    for each in (mine, earlier):
+    assert await earlier.load("default") == await updated.load("default") == login_of(b, serial=2)
+    for each in (mine, earlier, updated):
+        await each.aclose()
+
+
+@pytest.mark.redis
+async def test_login_in_clear_in_redis_is_adopted_only_in_an_explicit_step(
+    shared_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever can write there could have put it there; so could an attempt whose state they know."""
+    monkeypatch.setattr("cfproxy.stores.encryption.SCRYPT_N", 2)
+    await shared_server.ready()
+    await shared_server.empty()
+    address, key = parse_redis_url(shared_server.url), Secret("a key")
+    clear, strict = open_store(address, None, app=A), open_store(address, None, key, app=A)
+    explicit = open_store(address, None, key, app=A, accept_clear=True)
+    await clear.save(login_of(A))
+    await clear.save_attempt(replace(build_attempt(state="planted", created_at=NOW + 9), app_id=A.app_id))
+    for refused in (strict.load("default"), strict.save(login_of(A, serial=2)), strict.probe("default")):
+        with pytest.raises(StoreUnusable, match=r"not encrypted .* run: cfproxy store encrypt;"):
+            await refused
+    for state in ("planted", None):
+        with pytest.raises(StoreUnusable, match=r"not encrypted .*; start the login again"):
+            await strict.claim_attempt("default", state, NOW + 10)
+    await strict.save_attempt(replace(build_attempt(), app_id=A.app_id))
+    assert (await strict.claim_attempt("default", None, NOW + 10)).state == Secret("state-1")
+    async with explicit.lock("default", PATIENCE_S):
+        login = await explicit.load("default")
+        assert login is not None
+        await explicit.save(login)
+    assert await strict.load("default") == login_of(A)
+    with pytest.raises(StoreUnusable, match=r"is encrypted; set `store\.key`"):
+        await clear.load("default")
+    for each in (clear, strict, explicit):
         await each.aclose()
