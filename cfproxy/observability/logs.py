@@ -12,6 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import json.encoder
 import logging
@@ -119,11 +120,11 @@ class LogOutput:
 
     def _report_soon(self) -> None:
         """Report lost lines in the event loop; called in the stream's thread."""
-        try:
-            assert self._lines.loop is not None  # noqa: S101 - nothing is lost before a first line
-            self._lines.loop.call_soon_threadsafe(self._report_dropped)
-        except RuntimeError:  # the loop has ended
-            cast("BackgroundStream", self._stream).resume()
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            if self._lines.loop is not None:
+                self._lines.loop.call_soon_threadsafe(self._report_dropped)
+                return
+        cast("BackgroundStream", self._stream).resume()
 
     def _report_dropped(self) -> None:
         self._lines.flush()  # this iteration's lines, which are lost as well

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import TextIO
 
@@ -173,6 +174,31 @@ async def test_a_stack_trace_does_not_wait_either() -> None:
                 output.log.exception("token.refresh_crashed")
             await asyncio.sleep(0)
         assert output.dropped_lines > 0
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("loop_has_run", [True, False])
+def test_without_a_loop_the_output_flows_again_without_a_report(loop_has_run: bool) -> None:
+    """Before the first line, and after the end; the thread survives."""
+    with pipe() as (reading, stream):
+        out = BackgroundStream(stream)
+        output = LogOutput("info", "json", stream=out)
+
+        async def log() -> None:
+            output.log.info("proxy.started")
+
+        if loop_has_run:
+            asyncio.run(log())
+        for _ in range(2 * BUFFER_BYTES // 1000):
+            out.write("x" * 999 + "\n")
+        dropped = out.dropped
+        assert dropped > 0
+        with ThreadPoolExecutor() as beside:
+            lines = beside.submit(read_lines, reading, lambda line: line == "last")
+            assert out.drain(PATIENCE_S)
+            out.write("last\n")
+            assert lines.result(PATIENCE_S)[-1] == "last"
+    assert out.dropped == dropped
 
 
 PROGRAM = """
