@@ -80,7 +80,7 @@ class TokenReply:
         """
         if self.access_token is None:
             raise TokenEndpointUnavailable(
-                "the token endpoint answered with a new refresh token, but without a usable bearer token"
+                "the token endpoint sent a new refresh token without a usable bearer token; try again later"
             )
         lifetime_s = UNKNOWN_LIFETIME_S if self.lifetime_s is None else self.lifetime_s
         return Token(self.access_token, requested_at, lifetime_s)

@@ -247,7 +247,7 @@ def parse_reply(response: EndpointResponse, *, refreshing: bool = False) -> Toke
         access_token = None
     refresh_token = _text(document.get("refresh_token"), _VSCHAR)
     if access_token is None and refresh_token is None:
-        raise response.error(_explain_missing(response, document))
+        raise response.error(_explain_missing(response, document, refreshing=refreshing))
     return TokenReply(
         access_token=None if access_token is None else Secret(access_token),
         lifetime_s=_lifetime_s(document.get("expires_in")),
@@ -256,14 +256,18 @@ def parse_reply(response: EndpointResponse, *, refreshing: bool = False) -> Toke
     )
 
 
-def _explain_missing(response: EndpointResponse, document: dict[str, Any]) -> str:
+def _explain_missing(response: EndpointResponse, document: dict[str, Any], *, refreshing: bool) -> str:
     if document:
         return "without a usable bearer token; try again later"
     if response.packed:
-        return "with a compressed body that cannot be unpacked, although it was asked not to compress"
-    if "html" in response.content_type.lower():
-        return "with a web page, not a token: check token_url and whatever intercepts the connection"
-    return "with something that is not a token: check token_url and whatever intercepts the connection"
+        what = "a compressed body that cannot be unpacked, although it was asked not to compress"
+    elif "html" in response.content_type.lower():
+        what = "a web page, not a token"
+    else:
+        what = "something that is not a token"
+    # The refresh token came from the same URL.
+    suspects = "" if refreshing else "token_url and "
+    return f"with {what}: check {suspects}whatever intercepts the connection"
 
 
 def parse_revocation(response: EndpointResponse) -> bool:

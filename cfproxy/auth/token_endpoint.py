@@ -270,7 +270,12 @@ class HttpTokenEndpoint:
         # Not strict: a UnicodeError would hold the secret. The server refuses it anyway.
         body = urlencode(form, errors="surrogatepass").encode("ascii")
         head = _HEAD.format(target=url.raw_path_qs, host=url.host_port_subcomponent, length=len(body))
-        addresses = await loop.getaddrinfo(url.raw_host, url.port, type=socket.SOCK_STREAM)
+        try:  # an address needs no thread
+            addresses = socket.getaddrinfo(
+                url.raw_host, url.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+            )
+        except socket.gaierror:
+            addresses = await loop.getaddrinfo(url.raw_host, url.port, type=socket.SOCK_STREAM)
         if url.scheme == "http" and not are_loopback(addresses):
             raise Unreadable("is not on this machine, and no other gets a form without TLS: use https")
         sock = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=HEAD_START_S)

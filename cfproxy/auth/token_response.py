@@ -22,6 +22,7 @@ from typing import Any
 HEAD_MAX_BYTES = 256 * 1024
 REPLY_MAX_BYTES = 64 * 1024
 _FRAMED_MAX_BYTES = 8 * REPLY_MAX_BYTES  # with the framing of chunks
+_CHECK = "check whatever intercepts the connection"
 _LENGTH_MAX_DIGITS = 12  # a longer number is no length
 _CODINGS_MAX = 3  # one inside the other
 _TEXT_STARTS = (b"", b"{", b"[", b'"', b"<")
@@ -82,7 +83,7 @@ def read_response(data: bytes, *, ended: bool) -> HttpResponse | None:
     body = _unpack(framed, coding + headers.get(b"transfer-encoding", b"").lower())
     if len(body) > REPLY_MAX_BYTES or len(data) - body_at > _FRAMED_MAX_BYTES or announced > REPLY_MAX_BYTES:
         if success:
-            raise Unreadable(f"answered {status} with more than {REPLY_MAX_BYTES // 1024} KiB")
+            raise Unreadable(f"answered {status} with more than {REPLY_MAX_BYTES // 1024} KiB: {_CHECK}")
         body, done = body[:REPLY_MAX_BYTES], True
     members, closed = read_object(body)
     # A wrong length may be too short for the document.
@@ -105,7 +106,7 @@ def _split_head(data: bytes) -> tuple[int, dict[bytes, bytes], int] | None:
         start = _STATUS.match(data, at)
         end = None if start is None else _HEAD_END.search(data, start.end() - 1)
         if max(len(data) if end is None else end.end(), at) > HEAD_MAX_BYTES:
-            raise Unreadable(f"answered with a head of more than {HEAD_MAX_BYTES // 1024} KiB")
+            raise Unreadable(f"answered with a head of more than {HEAD_MAX_BYTES // 1024} KiB: {_CHECK}")
         if start is None or end is None:
             begun = data[at:].lstrip()
             if (start is None and b"\n" in begun) or begun[:4].upper() != b"HTTP"[: len(begun)]:
