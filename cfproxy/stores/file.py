@@ -124,14 +124,14 @@ class FileStore:
     def _stem(self, account: str) -> str:
         """Return what the names of the login and its lock begin with now."""
         own, plain = self._stems(account)[0], self._stems(account)[-1]
-        if self._is_of_other(f"{plain}.json", account):
-            return own
-        is_free = self._folder.stamp(f"{plain}.json") is None
-        return own if is_free and self._folder.stamp(f"{own}.json") is not None else plain
+        app_id = self._app_of(f"{plain}.json", account)
+        if app_id is None:  # free, or unreadable
+            return plain if self._folder.stamp(f"{own}.json") is None else own
+        return own if self._codec.is_of_other(app_id) else plain
 
-    def _is_of_other(self, name: str, account: str) -> bool:
+    def _app_of(self, name: str, account: str) -> str | None:
         content = self._folder.read(name)
-        return content is not None and self._codec.is_of_other(self._codec.login_app(content, account))
+        return None if content is None else self._codec.login_app(content, account)
 
     def _load(self, account: str) -> Login | None:
         name = f"{self._stem(account)}.json"
@@ -151,7 +151,8 @@ class FileStore:
 
     def _delete(self, account: str) -> bool:
         names = {f"{stem}.json" for stem in self._stems(account)}.intersection(self._folder.names())
-        logins = [name for name in names if not self._is_of_other(name, account)]
+        at = f"{self._stem(account)}.json"
+        logins = [name for name in names if name == at or self._app_of(name, account) == self._codec.app_id]
         attempts = [name for name in self._attempt_names(account) if self._is_own_attempt(name)]
         if logins or attempts:
             self._folder.remove(attempts + logins)

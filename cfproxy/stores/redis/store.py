@@ -226,7 +226,7 @@ class RedisStore:
                 owner = await asyncio.to_thread(self._codec.login_app, content, account) or owner
             if owner is None or owner != self._app_id:
                 own_content, own_version = await self._read(own, "document", "version")
-                if owner is not None or (content is None and own_version is not None):
+                if owner is not None or own_version is not None:
                     stem, content, version = own, own_content, own_version
         self._stems[account] = stem
         return stem, content, version

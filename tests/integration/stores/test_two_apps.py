@@ -213,6 +213,23 @@ async def test_damaged_login_is_nobody_else_s(tmp_path: Path) -> None:
             await refused
 
 
+async def test_unreadable_document_beside_an_own_login_stays(
+    opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first release noted no app on what it encrypted: with another key it can't be told whose it is."""
+    b, key = OTHERS["client_id"], Secret("another key")
+    await opener(A).save(login_of(A))
+    await opener(b).save(login_of(b))
+    with monkeypatch.context() as patch:
+        patch.setattr(Login, "app_id", None)
+        await opener(None, key).delete("default")
+        await opener(None, key).save(login_of(A))
+    assert await opener(b).load("default") == login_of(b)
+    await opener(b).save(login_of(b, serial=2))
+    assert await opener(b).delete("default") is True
+    assert await opener(None, key).load("default") == login_of(A)
+
+
 async def test_names_of_files(tmp_path: Path) -> None:
     """The app that came first has the account's name; another one has its own, which holds no secret."""
     b = OTHERS["client_id"]
