@@ -34,7 +34,7 @@ class LoginWatch:
         clock: the monotonic clock.
         log: the account is bound to it.
         is_refreshing: returns whether a refresh holds the lock.
-        on_read: called after each read, with its error or None.
+        on_read: called after each read, with its error or None, and whether the store has answered.
 
     Attributes:
         due_at: monotonic instant from which a valid token must not be used without a look.
@@ -48,7 +48,7 @@ class LoginWatch:
         clock: Clock,
         log: FilteringBoundLogger,
         is_refreshing: Callable[[], bool],
-        on_read: Callable[[CfproxyError | None], None],
+        on_read: Callable[[CfproxyError | None, bool], None],
     ) -> None:
         self._cached = cached_login
         self._clock = clock
@@ -115,6 +115,7 @@ class LoginWatch:
                 await self._ask()
             if not ask or self._cached.changed():
                 await self._cached.load()
+                self._answers = True
         except (StoreUnavailable, StoreUnusable) as error:
             failure = error
         except Exception:  # noqa: BLE001 - logged whole; the token in hand does not depend on it
@@ -126,7 +127,7 @@ class LoginWatch:
             if self._patience is not None:
                 self._patience.cancel()
                 self._patience = None
-        self._on_read(failure)
+        self._on_read(failure, self._answers)
 
     async def _ask(self) -> None:
         """Ask a shared store for changes; that it does not answer shows when something is read."""

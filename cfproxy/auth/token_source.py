@@ -238,10 +238,10 @@ class TokenSource:
         """Read the store if it has changed (see `LoginWatch.look`)."""
         await self._watch.look(at_once=at_once)
 
-    def _on_read(self, error: CfproxyError | None) -> None:
+    def _on_read(self, error: CfproxyError | None, answered: bool) -> None:
         if error is not None:
             self._read_failed(error)
-        elif isinstance(self._backoff.error, StoreUnavailable | StoreUnusable):
+        elif answered and isinstance(self._backoff.error, StoreUnavailable | StoreUnusable):
             self._backoff.resume()
         self._schedule()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cfproxy.config.redis_url import parse_redis_url
 from cfproxy.errors import StoreUnavailable, StoreUnusable
 from cfproxy.secret import Secret
 from cfproxy.stores import open_store
+from cfproxy.stores.redis.lock import _ACQUIRE
 from tests.support.redis_fixtures import Stores
 from tests.support.redis_server import PATIENCE_S, RedisServer, free_port, running_server
 from tests.support.store_examples import NOW, build_attempt, build_login
@@ -379,3 +381,69 @@ async def test_confirming_gives_up_soon(server: RedisServer, open_redis: Stores)
     with server.stalled(), pytest.raises(StoreUnavailable, match="does not answer"):
         await store.confirm("default")
     await store.confirm("default")
+
+
+@asynccontextmanager
+async def unresponsive(server: RedisServer, how: str) -> AsyncIterator[None]:
+    if how == "stopped":
+        with server.stalled():
+            yield
+    else:
+        async with server.paused():
+            yield
+
+
+@pytest.mark.parametrize("how", ["stopped", "paused"])
+async def test_lock_is_given_back_once_the_server_responds_again(
+    server: RedisServer, open_redis: Stores, how: str
+) -> None:
+    """Otherwise it would keep everybody out for the rest of its life, here a minute."""
+    holder, other = open_redis(server.url, life_s=60), open_redis(server.url)
+    async with AsyncExitStack() as stall, holder.lock("default", 1):
+        await stall.enter_async_context(unresponsive(server, how))
+    async with other.lock("default", PATIENCE_S):
+        pass
+
+
+@pytest.mark.parametrize("how", ["stopped", "paused"])
+async def test_lock_that_was_granted_too_late_is_given_back(
+    server: RedisServer, open_redis: Stores, how: str
+) -> None:
+    """The server carries out what it has received after whoever asked has given up."""
+    late, other = open_redis(server.url, life_s=60), open_redis(server.url)
+    keys = "cfproxy:{default}:lock", "cfproxy:{default}:login"
+    async with unresponsive(server, how):
+        with pytest.raises(StoreUnavailable):
+            async with late._lock.acquire(*keys, 1, "busy"):
+                pass
+    raw = redis.asyncio.Redis(port=server.port)
+    # As a server does that executes the release before the request for the lock.
+    (holder,) = late._lock._owed[keys[0]]
+    await raw.eval(_ACQUIRE, 2, *keys, holder, 60_000)
+    async with other.lock("default", PATIENCE_S):
+        pass
+    await until(lambda: not late._lock._owed)
+    await raw.aclose()
+
+
+async def test_lock_of_somebody_else_is_not_given_back(server: RedisServer, open_redis: Stores) -> None:
+    """Repeated releases concern the lost holder only."""
+    holder, other = open_redis(server.url, life_s=60), open_redis(server.url)
+    async with AsyncExitStack() as stall, holder.lock("default", 1):
+        await stall.enter_async_context(unresponsive(server, "paused"))
+    async with other.lock("default", PATIENCE_S) as lease:
+        await until(lambda: not holder._lock._owed)
+        raw = redis.asyncio.Redis(port=server.port)
+        assert await raw.exists("cfproxy:{default}:lock")
+        assert lease.is_held()
+        await raw.aclose()
+
+
+async def test_closed_store_gives_nothing_back_any_more(server: RedisServer, open_redis: Stores) -> None:
+    """A process that ends does not wait for a server that does not respond; the lock expires."""
+    store = open_redis(server.url, life_s=60)
+    async with unresponsive(server, "paused"):
+        with pytest.raises(StoreUnavailable):
+            async with store.lock("default", 1):
+                pass
+        await store.aclose()

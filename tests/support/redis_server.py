@@ -22,6 +22,7 @@ import pytest
 import redis.asyncio
 
 PATIENCE_S = 20.0
+PAUSED_MS = 6000  # longer than the client tries
 
 
 def server_program(*, packaged: str = "") -> str:
@@ -92,6 +93,20 @@ class RedisServer:
             yield
         finally:
             os.kill(self.pid, signal.SIGCONT)
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Let it hold back all commands for a while, and drop those of clients that have given up.
+
+        When the block ends it responds again; nothing else can end the pause.
+        """
+        raw = redis.asyncio.Redis(port=self.port)
+        await raw.client_pause(PAUSED_MS)
+        await raw.aclose()
+        try:
+            yield
+        finally:
+            await self.ready()
 
     async def empty(self) -> None:
         """Delete everything that it holds."""

@@ -1,6 +1,6 @@
 """`cfproxy doctor`: checks what a proxy depends on, and prints the command that fixes each problem.
 
-Each check is a function that returns findings. None of them changes anything, or uses up a refresh token.
+Each check is a function that returns findings. None of them changes a login, or uses up a refresh token.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ async def _examine(settings: Settings, accounts: list[Account], found: FoundConf
                 checked.add(server.url)
                 findings += await check_server(server)
         findings += await check_account(account, SystemClock().time())
-        if isinstance(account.store.url, RedisAddress):
-            findings += await check_persistence(account.store.url, account.tls.ca_file, account.name)
+        if isinstance(account.store_url, RedisAddress):
+            findings += await check_persistence(account.store_url, account.tls.ca_file, account.name)
     return findings
 
 

@@ -16,8 +16,9 @@ from cfproxy.auth.expiry import expiry_warning
 from cfproxy.auth.interfaces import TokenStore
 from cfproxy.auth.models import App, Login, instant, login_problem
 from cfproxy.cli.doctor.findings import Finding, from_error
+from cfproxy.cli.doctor.redis import check_cluster
 from cfproxy.cli.doctor.servers import Server
-from cfproxy.config import Account
+from cfproxy.config import Account, RedisAddress
 from cfproxy.errors import CfproxyError, StoreUnavailable, StoreUnusable
 from cfproxy.http1.framing import Framing
 from cfproxy.proxy.request_headers import build_request_head, build_request_headers, build_request_target
@@ -26,6 +27,7 @@ from cfproxy.upstream.client import UpstreamClient
 from cfproxy.upstream.request import Call
 
 API_PATH = b"/v1/jobs?pageSize=1"
+LOCK_S = 5.0  # a refresh by a running proxy may take as long
 
 
 def servers_of(account: Account) -> list[Server]:
@@ -57,7 +59,7 @@ async def check_account(account: Account, now: float) -> list[Finding]:
 
 
 async def check_store(account: Account, store: TokenStore) -> tuple[Finding, Login | None]:
-    """Check that the login can be read and saved; return it as well."""
+    """Check that the login can be read, saved and locked; return it as well."""
     if account.store.url == "memory":
         text = "memory: a restart of the proxy is a logout"
         return Finding("store", "ok", text, account=account.name), None
@@ -65,9 +67,16 @@ async def check_store(account: Account, store: TokenStore) -> tuple[Finding, Log
     try:
         login = await store.load(account.name)
         await store.probe(account.name)
+        async with store.lock(account.name, LOCK_S):
+            pass
     except (StoreUnavailable, StoreUnusable) as error:
         return from_error("store", error, account.name), login
-    return Finding("store", "ok", f"{store.location}: readable and writable", account=account.name), login
+    if isinstance(account.store_url, RedisAddress):
+        cluster = await check_cluster(account.store_url, account.tls.ca_file, account.name)
+        if cluster is not None:
+            return cluster, login
+    text = f"{store.location}: readable and writable, and can be locked"
+    return Finding("store", "ok", text, account=account.name), login
 
 
 def check_login(account: Account, app: App, login: Login | None, now: float, *, readable: bool) -> Finding:

@@ -7,6 +7,8 @@ Invariants:
    has written the record, even if a server that took over has lost data.
 3. Only the holder releases or extends the lock. Acquiring it twice as the same holder counts once: a command
    whose reply was lost may arrive again.
+4. A holder whose release was not acknowledged, or who may have got the lock without knowing, is released
+   again in the background: a server that was stalled carries out what it has received, in any order.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from cfproxy.stores.redis.client import end_tasks, naming_errors
 LIFE_S = 10.0
 FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 0.5
+RELEASE_AGAIN_S = 0.25
+OWED_MAX = 64
 
 # KEYS: lock, record. ARGV: holder, life in ms. Returns the fence, 0 if someone else holds the lock.
 _ACQUIRE = """
@@ -49,10 +53,13 @@ _EXTEND = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 """
-# KEYS: lock. ARGV: holder.
+# KEYS: lock. ARGV: holders.
 _RELEASE = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-return redis.call('DEL', KEYS[1])
+local holder = redis.call('GET', KEYS[1])
+for _, each in ipairs(ARGV) do
+  if holder == each then return redis.call('DEL', KEYS[1]) end
+end
+return 0
 """
 
 
@@ -103,7 +110,8 @@ class RedisLock:
         self._life_ms = int(life_s * 1000)
         self._acquire_script = client.register_script(_ACQUIRE)
         self._extend_script = client.register_script(_EXTEND)
-        self._release_script = client.register_script(_RELEASE)
+        self._owed: dict[str, list[str]] = {}  # holders to release again, by lock
+        self._releasing: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def acquire(
@@ -117,6 +125,7 @@ class RedisLock:
             StoreUnusable
         """
         holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}"
+        released = False
         try:
             lease = await self._wait(key, record_key, holder, timeout_s, busy)
             extending = asyncio.create_task(self._extend(key, holder, lease))
@@ -124,10 +133,48 @@ class RedisLock:
                 yield lease
             finally:
                 await end_tasks([extending])
+                released = await self._release(key, [holder])
+        except asyncio.CancelledError:
+            released = released or await self._release(key, [holder])  # the process may end with this task
+            raise
         finally:
-            # Also after a cancelled wait: the lock may have been acquired although no reply arrived.
-            with contextlib.suppress(CfproxyError), naming_errors(self._where):
-                await self._release_script([key], [holder])
+            # Also after a failed wait: the lock may have been acquired although no reply arrived.
+            if not released:
+                self._release_later(key, holder)
+
+    async def aclose(self) -> None:
+        """Stop releasing in the background; the locks expire by themselves."""
+        if self._releasing is not None:
+            await end_tasks([self._releasing])
+
+    async def _release(self, key: str, holders: list[str]) -> bool:
+        """Release the lock if one of `holders` has it; return whether the server has acknowledged that."""
+        with contextlib.suppress(CfproxyError), naming_errors(self._where):
+            # The whole script, not its digest: a stalled server can't report that it does not know that.
+            await self._client.eval(_RELEASE, 1, key, *holders)
+            return True
+        return False
+
+    def _release_later(self, key: str, holder: str) -> None:
+        holders = self._owed.setdefault(key, [])
+        holders.append(holder)
+        del holders[:-OWED_MAX]
+        if self._releasing is None or self._releasing.done():
+            self._releasing = asyncio.create_task(self._release_owed())
+
+    async def _release_owed(self) -> None:
+        while self._owed:
+            for key, owed in list(self._owed.items()):
+                holders = list(owed)
+                # Twice: the server may only now carry out an earlier request for the lock.
+                for _ in range(2):
+                    released = await self._release(key, holders)
+                    await asyncio.sleep(RELEASE_AGAIN_S)
+                    if not released:
+                        break
+                else:
+                    self._owed[key] = [each for each in self._owed[key] if each not in holders]
+            self._owed = {key: owed for key, owed in self._owed.items() if owed}
 
     async def _wait(self, key: str, record_key: str, holder: str, timeout_s: float, busy: str) -> RedisLease:
         loop = asyncio.get_running_loop()

@@ -207,6 +207,7 @@ class RedisStore:
     async def aclose(self) -> None:
         """Stop listening and close connections; later calls open new ones."""
         await self._subscription.aclose()
+        await self._lock.aclose()
         with naming_errors(self._where):
             await close_client(self._client)
 

@@ -268,6 +268,23 @@ async def test_shared_store_that_does_not_answer_is_waited_for_once(world: World
         assert access(at_once(token_source.get())) == "access-1"
 
 
+async def test_shared_store_that_answers_again_is_used_at_once(world: World) -> None:
+    """While it does not, asking it does not shorten the backoff; once it does, nobody waits for that."""
+    world.store.shared = True
+    await world.put_expired()
+    token_source = await world.token_source()
+    world.store.lock_fault = world.store.confirm_fault = StoreUnavailable("the store is out of reach")
+    for _ in range(100):
+        await asyncio.gather(token_source.get(), return_exceptions=True)
+        await world.clock.advance(0.1)
+    assert world.store.locks <= 5
+    world.store.lock_fault = world.store.confirm_fault = None
+    for _ in range(11):
+        token = (await asyncio.gather(token_source.get(), return_exceptions=True))[0]
+        await world.clock.advance(0.1)
+    assert isinstance(token, Token)
+
+
 async def test_unchanged_store_is_not_read(world: World) -> None:
     """A check of an unchanged record costs a stamp and no read."""
     await world.put()
