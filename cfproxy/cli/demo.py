@@ -15,7 +15,7 @@ from cfproxy.config import TcpAddress, load_settings
 from cfproxy.errors import UsageError
 from cfproxy.hosts import may_be_loopback, render_authority
 from cfproxy.observability.logs import build_logger
-from cfproxy.observability.output import unblock_output
+from cfproxy.observability.output import check_output, unblock_output
 from cfproxy.runtime.factory import build_login_plan
 from cfproxy.runtime.service import Service
 from cfproxy.sandbox import Behaviour, Sandbox, approve
@@ -59,6 +59,7 @@ async def run_demo(host: str, port: int, log: FilteringBoundLogger) -> int:
         await login.finish(plan, await approve(url))
         async with Service(settings, (), log, stores={"default": store}) as service:
             _print_commands(service.accounts[0].url, service.admin_url, sandbox.url)
+            check_output()
             return await wait_for_signal(service.stopped)
     finally:
         await sandbox.close()

@@ -9,7 +9,7 @@ import click
 from cfproxy.cli.options import debug_option, parse_listen_option, reject_config_option
 from cfproxy.cli.run import run_loop, wait_for_signal
 from cfproxy.errors import ListenError, UsageError
-from cfproxy.observability.output import unblock_output
+from cfproxy.observability.output import check_output, unblock_output
 from cfproxy.sandbox import Behaviour, Sandbox, parse_setting
 
 
@@ -53,6 +53,7 @@ async def _sandbox(host: str, port: int, behaviour: Behaviour) -> int:
             f"  authorize_url: {sandbox.url}/connect/authorize\n  token_url: {sandbox.url}/connect/token\n"
             f"  revocation_url: {sandbox.url}/connect/revocation\n  upstream: {sandbox.url}"
         )
+        check_output()
         return await wait_for_signal(asyncio.Event())
     finally:
         await sandbox.close()

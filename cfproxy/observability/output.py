@@ -25,6 +25,7 @@ from typing import TextIO, cast
 BUFFER_BYTES = 256 * 1024
 WRITE_BYTES = 64 * 1024  # at a time, when much waits
 GATHER_S = 0.005
+START_S = 0.1
 FLUSH_S = 1.0
 
 
@@ -36,6 +37,7 @@ class BackgroundStream(io.TextIOBase):
 
     Attributes:
         dropped: lines that were dropped, because the buffer was full or they could not be written.
+        error: why the latest of the latter could not.
         on_flow: called in the thread when lines were dropped and there is room again. It must make sure that
             `resume` is called; until then every line is dropped, so that nothing precedes its report.
     """
@@ -52,6 +54,7 @@ class BackgroundStream(io.TextIOBase):
         self._unreported = 0
         self._dropping = False
         self.dropped = 0
+        self.error: Exception | None = None
         self.on_flow: Callable[[], object] = self.resume
         # A thread that hangs in a system call must not keep the process from ending.
         threading.Thread(target=self._run, name="output", daemon=True).start()
@@ -146,13 +149,15 @@ class BackgroundStream(io.TextIOBase):
     def _write(self, data: bytes) -> bool:
         """Return whether all of it could be written."""
         left = memoryview(data)
-        with contextlib.suppress(OSError, ValueError):  # the reader has ended, or the disk is full
+        try:
             while left:
                 count = self._raw.write(left)
                 if count is None:  # another process made the file non-blocking
                     select.select([], [self._raw], [])
                 else:
                     left = left[count:]
+        except (OSError, ValueError) as error:  # the reader has ended, or the disk is full
+            self.error = error
         return not left
 
 
@@ -166,6 +171,18 @@ def unblock_output() -> None:
         streams["stdout"] = streams["stderr"] if is_one else BackgroundStream(sys.stdout)
     for name, stream in streams.items():
         setattr(sys, name, stream)
+
+
+def check_output() -> None:
+    """Raise what keeps standard output from being written; a reader that doesn't read is not waited for.
+
+    Raises:
+        OSError: the disk is full, or the reader has ended.
+    """
+    if isinstance(sys.stdout, BackgroundStream):
+        sys.stdout.drain(START_S)
+        if sys.stdout.error is not None:
+            raise sys.stdout.error
 
 
 def release_output() -> None:

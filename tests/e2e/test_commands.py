@@ -197,6 +197,16 @@ async def test_output_to_a_full_disk_fails_in_one_line(world: World, args: list[
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
+async def test_the_demo_ends_if_its_instructions_cannot_be_written(world: World) -> None:
+    """Its log goes to standard error, which can."""
+    with FULL.open("wb") as full:
+        process = world.popen("demo", "--listen", "127.0.0.1:0", stdout=full, stderr=subprocess.PIPE)
+        _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.decode().splitlines()[-1].startswith("cfproxy: the output can't be written: No space left")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
 async def test_an_error_that_can_not_be_printed_keeps_its_exit_code(world: World) -> None:
     """With stderr on a full disk the exit code still reports the error."""
     with FULL.open("wb") as full:
