@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import socket
 import sys
 import tempfile
@@ -159,6 +160,8 @@ async def start_proxy(
 
 async def main() -> int:
     worst = 0
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     async with Sandbox() as sandbox:
         origin = await asyncio.start_server(answer_origin, "127.0.0.1", 0)
         with tempfile.TemporaryDirectory() as folder:

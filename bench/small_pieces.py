@@ -145,8 +145,9 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
                 continue
             once, again, end = ANSWERS[target]
             writer.write(once + again)
-            while end == b"segments":
+            while end == b"segments" and not writer.transport.is_closing():
                 writer.write(b"x")
+                await writer.drain()
                 await asyncio.sleep(0)
             while not end:
                 writer.write(again * (BLOB // len(again)))

@@ -6,6 +6,7 @@ Names are compared in lower case with `_` as `-`, because some servers treat the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from typing import TypeVar
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
@@ -106,10 +107,11 @@ def normalise(name: bytes) -> bytes:
     return _NORMALISED[name]
 
 
-def listed_in_connection(headers: RawHeaders) -> frozenset[bytes]:
+def listed_in_connection(headers: RawHeaders) -> AbstractSet[bytes]:
     """Return the names that `Connection` declares to be hop-by-hop, without `Content-Length`."""
     names: set[bytes] = set()
     for name, value in headers:
         if name.lower() == b"connection":
             names.update(map(bytes.strip, normalise(value).split(b",")))  # there may be thousands
-    return frozenset(names - {b"", b"close", b"keep-alive", b"content-length"})
+    names.difference_update((b"", b"close", b"keep-alive", b"content-length"))
+    return names

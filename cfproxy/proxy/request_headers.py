@@ -149,10 +149,7 @@ def build_request_headers(
         expects: whether the client waits for 100 Continue, which is then up to the upstream.
         carries_key: whether a header's value is an access key; such a header is dropped, whatever its name.
     """
-    drop = _DROPPED
     listed = listed_in_connection(headers)
-    if listed:
-        drop = drop | listed
     lines = [b"Host: %b\r\n" % origin.authority]
     vias = []
     for name, value in headers:
@@ -162,7 +159,7 @@ def build_request_headers(
                 lines.append(b"%b: %d\r\n" % (name, framing.length))
         elif carries_key(value):
             continue
-        elif low in drop or low.startswith(OWNED_PREFIX):
+        elif low in _DROPPED or low in listed or low.startswith(OWNED_PREFIX):
             if low == b"via":
                 vias.append(value)
             elif low == b"expect" and expects:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 
 from cfproxy.http1.headers import (
     ADDRESSES,
@@ -51,7 +52,7 @@ def build_response_headers(
         to_page: whether a page of a listed origin gets them.
     """
     passed = []
-    listed: frozenset[bytes] = frozenset()
+    listed: AbstractSet[bytes] = frozenset()
     upstream_id = False
     for header in headers:
         rule = _RULES[header[0]]
@@ -71,7 +72,7 @@ def build_response_headers(
             if trailers:
                 passed.append(header)
         elif rule == b"connection" and value not in _USUAL_CONNECTION:
-            listed |= listed_in_connection((header,))
+            listed = listed | listed_in_connection((header,))
     if listed:
         passed = [header for header in passed if normalise(header[0]) not in listed]
     if request_id is not None and (not upstream_id or b"x-request-id" in listed):
