@@ -98,7 +98,7 @@ class Holds:
         return used_up or (hold is not None and hold.active(now))
 
     def spend(self, now: float) -> None:
-        """Count a forced refresh."""
+        """Count a forced refresh that has issued a token."""
         self._paid_until = max(self._paid_until, now) + FORCED_EVERY_S
 
     def start(self, request: Hashable, now: float) -> float:

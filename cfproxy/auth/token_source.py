@@ -141,7 +141,7 @@ class TokenSource:
             if running is None and not self._may_force(request):
                 break
             if tries < TRIES:
-                await asyncio.shield(running or self._force(rejected))
+                await asyncio.shield(running or self._start_refresh(rejected))
             if self._refresh.count > issued:
                 self.distrust(rejected, request)  # has an effect only if the same token was issued again
         return rejected
@@ -154,7 +154,7 @@ class TokenSource:
             if self._may_force(request):
                 # Nobody will tell whether the next token helps.
                 self._holds.start(request, self._clock.monotonic())
-                self._force(rejected)
+                self._start_refresh(rejected)
 
     def distrust(self, rejected: Token, request: Hashable) -> None:
         """Hold `request` back if `rejected` is the current token, twice as long each time."""
@@ -181,10 +181,6 @@ class TokenSource:
                 self._cached.invalidate()
             raise
         return True
-
-    def _force(self, rejected: Token) -> asyncio.Task[None]:
-        self._holds.spend(self._clock.monotonic())
-        return self._start_refresh(rejected)
 
     # --- for the service ------------------------------------------------------------------
 
@@ -293,6 +289,8 @@ class TokenSource:
             self._refreshing = None
         if failure is not None:
             self._failures[type(failure)] += 1
+        elif rejected is not None:
+            self._holds.spend(self._clock.monotonic())  # those that fail have a pause of their own
         if may_request:
             self._record_outcome(failure)
         self._schedule()

@@ -59,8 +59,8 @@ class Forwarding:
     retried: bool = False
     postponed: int = 0
     not_kept: bool = False
-    token: Token = field(init=False)
-    response: UpstreamResponse = field(init=False)
+    token: Token = field(init=False, repr=False)
+    response: UpstreamResponse = field(init=False, repr=False)
 
     def try_finish(self) -> bool:
         """Return whether the response has arrived and is final; if not, `Forwarder.send` must go on."""

@@ -313,6 +313,19 @@ async def test_rejected_token_waits_for_the_backoff_too(world: World) -> None:
     assert access(await token_source.get()) == "access-1"
 
 
+async def test_refreshes_that_fail_use_up_no_allowance(world: World) -> None:
+    """While the endpoint is down, a caller learns that, rather than that the API rejects the token."""
+    token = (await world.put()).token
+    token_source = await world.token_source()
+    for _ in range(5):
+        token = await token_source.replace(token, None)
+    world.endpoint.always = down()
+    for _ in range(10):
+        with pytest.raises(TokenEndpointUnavailable):
+            await token_source.replace(token, None)
+        await world.clock.advance(0.5)
+
+
 # --- the reply ---------------------------------------------------------------------------
 
 
