@@ -1,7 +1,8 @@
-"""Host names and addresses in URLs, `Host` headers and listen addresses: their syntax, and which are ours.
+"""Host names and addresses in URLs, `Host` headers and listen addresses: syntax, look-ups and connections.
 
-Invariants: only `resolves_here` resolves; results do not depend on the Python version; no error message
-contains the text that was parsed.
+Invariants:
+1. Without TLS, connections are made to this machine only: what a name means shows when it is looked up.
+2. Results do not depend on the Python version, and no error message contains the text that was parsed.
 """
 
 from __future__ import annotations
@@ -11,9 +12,16 @@ import functools
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable
-from typing import Any
+import ssl
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
+import aiohappyeyeballs
+
+_P = TypeVar("_P", bound=asyncio.Protocol)
+Addresses = list[aiohappyeyeballs.AddrInfoType]
+
+HEAD_START_S = 0.25  # before the next address is tried as well (RFC 8305 §8)
 _NAME_MAX, _PORT_MAX = 253, 65_535
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?")
@@ -66,13 +74,52 @@ def are_loopback(found: Iterable[tuple[Any, ...]]) -> bool:
     return bool(addresses) and all(map(is_loopback, addresses))
 
 
+async def look_up(host: str, port: int | None) -> Addresses:
+    """Return a host's addresses; a literal one needs no thread.
+
+    Raises:
+        OSError, UnicodeError: there are none.
+    """
+    try:
+        return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
+    except socket.gaierror:
+        loop = asyncio.get_running_loop()
+        return list(await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+
+
 async def resolves_here(name: str) -> bool:
     """Return whether a name resolves to loopback addresses, and to no others."""
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        return are_loopback(await look_up(name, None))
     except (OSError, UnicodeError):
         return False
-    return are_loopback(found)
+
+
+class NotLocal(Exception):
+    """A host is not this machine, and TLS is off."""
+
+
+async def connect(
+    build: Callable[[], _P], host: str, addresses: Addresses, tls: ssl.SSLContext | None
+) -> tuple[asyncio.Transport, _P]:
+    """Connect to one of a host's addresses, TLS included.
+
+    Args:
+        build: returns the connection's protocol.
+        host: what a certificate must name.
+        addresses: from `look_up`.
+        tls: None for none.
+
+    Raises:
+        NotLocal
+        OSError: no connection; `ssl.SSLError` is one.
+    """
+    if tls is None and not are_loopback(addresses):
+        raise NotLocal
+    sock = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=HEAD_START_S)
+    return await asyncio.get_running_loop().create_connection(
+        build, sock=sock, ssl=tls, server_hostname=None if tls is None else host
+    )
 
 
 def split_host(host: str) -> tuple[str, int | None]:

@@ -21,7 +21,6 @@ from functools import partial
 from typing import TypeVar
 from urllib.parse import urlencode
 
-import aiohappyeyeballs
 from yarl import URL
 
 from cfproxy import __version__
@@ -30,11 +29,10 @@ from cfproxy.auth.models import TokenReply
 from cfproxy.auth.oauth2 import EndpointResponse
 from cfproxy.auth.token_response import HttpResponse, Unreadable, read_response
 from cfproxy.errors import CfproxyError, Misconfigured, TokenEndpointUnavailable, without_traceback
-from cfproxy.hosts import are_loopback, may_be_loopback
+from cfproxy.hosts import NotLocal, connect, look_up, may_be_loopback
 from cfproxy.secret import Secret
 
 STEPS = 10  # of waiting, while connecting
-HEAD_START_S = 0.25  # before the next address is tried as well (RFC 8305 §8)
 # Each request has a connection of its own. Token requests are rare, and nothing may linger between two of
 # them: no cookie, and no stale connection that leaves the fate of a request unclear.
 _HEAD = (
@@ -141,8 +139,6 @@ class HttpTokenEndpoint:
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
         self._ssl = ssl_context
-        if ssl_context is None and self._token_url.scheme == "https":
-            self._ssl = ssl.create_default_context()
 
     async def refresh(self, refresh_token: Secret, may_send: Callable[[], bool] | None = None) -> TokenReply:
         """Send `refresh_token` and return its successor (RFC 6749 §6)."""
@@ -224,7 +220,7 @@ class HttpTokenEndpoint:
             await self._wait(posting, request)
             if not await posting:
                 what = "closed the connection before its response was complete"
-        except (OSError, ValueError, Unreadable) as error:
+        except (OSError, ValueError, NotLocal, Unreadable) as error:
             what = _describe_failure(error, sent=request.sent)
         finally:
             await _end(posting)
@@ -265,24 +261,13 @@ class HttpTokenEndpoint:
 
     async def _post(self, request: _Request, reception: _Reception) -> bool:
         """Send the form; return whether a complete response came."""
-        url, loop = request.url, asyncio.get_running_loop()
+        url, host = request.url, request.url.raw_host or ""
         form = oauth2.build_form(self._client_id, self._client_secret, request.fields)
         # Not strict: a UnicodeError would hold the secret. The server refuses it anyway.
         body = urlencode(form, errors="surrogatepass").encode("ascii")
         head = _HEAD.format(target=url.raw_path_qs, host=url.host_port_subcomponent, length=len(body))
-        try:  # an address needs no thread
-            addresses = socket.getaddrinfo(
-                url.raw_host, url.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-            )
-        except socket.gaierror:
-            addresses = await loop.getaddrinfo(url.raw_host, url.port, type=socket.SOCK_STREAM)
-        if url.scheme == "http" and not are_loopback(addresses):
-            raise Unreadable("is not on this machine, and no other gets a form without TLS: use https")
-        sock = await aiohappyeyeballs.start_connection(addresses, happy_eyeballs_delay=HEAD_START_S)
-        tls = self._ssl if url.scheme == "https" else None
-        transport, _ = await loop.create_connection(
-            lambda: reception, sock=sock, ssl=tls, server_hostname=None if tls is None else url.raw_host
-        )
+        tls = None if url.scheme == "http" else self._ssl or ssl.create_default_context()
+        transport, _ = await connect(lambda: reception, host, await look_up(host, url.port), tls)
         try:
             if request.may_send is not None and not request.may_send():
                 raise Unreadable("was not called: another cfproxy has taken over this refresh")
@@ -319,6 +304,8 @@ def _checked(key: str, text: str) -> URL:
 def _describe_failure(error: Exception, *, sent: bool) -> str:
     if isinstance(error, Unreadable):
         return str(error)
+    if isinstance(error, NotLocal):
+        return "is not on this machine, and no other gets a form without TLS: use https"
     if sent:
         if isinstance(error, TimeoutError):
             return "sent no complete response in time"

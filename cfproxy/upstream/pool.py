@@ -6,24 +6,20 @@ Invariants:
 3. There are never more than `limit` connections. Requests that wait for one are served in order.
 4. Every new connection resolves the host name again, so that changed addresses are noticed. Simultaneous
    look-ups share one result.
-5. Without TLS nothing is sent to a name's addresses beyond loopback: plain http is for this machine, and the
-   configuration can't tell what a name resolves to.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import ssl
 from collections import deque
 from collections.abc import Iterator
 
-import aiohappyeyeballs
 from yarl import URL
 
 from cfproxy.errors import UpstreamError, UpstreamTimeout, UpstreamTls, UpstreamUnreachable
-from cfproxy.hosts import are_loopback
+from cfproxy.hosts import Addresses, NotLocal, connect, look_up
 from cfproxy.http1.stream import IdleTimeout
 from cfproxy.http1.turns import Backlogs, WriteBatch
 from cfproxy.upstream.connection import UpstreamConnection
@@ -32,8 +28,6 @@ from cfproxy.upstream.connection import UpstreamConnection
 KEEPALIVE_S = 50.0
 # Connections opened at once. Each TLS handshake holds about 40 KB, and a thousand at once finish no sooner.
 OPENING_MAX = 128
-# The delay before the next address is tried as well (RFC 8305 §8).
-HEAD_START_S = 0.25
 
 
 class Pool:
@@ -51,7 +45,6 @@ class Pool:
         assert origin.raw_host is not None  # noqa: S101 - an origin has one
         assert origin.port is not None  # noqa: S101 - http and https have defaults
         self._host, self._port = origin.raw_host, origin.port
-        self._numeric = _numeric_address(self._host, self._port)
         self._tls: ssl.SSLContext | None = None
         if origin.scheme == "https":
             self._tls = tls if tls is not None else ssl.create_default_context()
@@ -65,7 +58,7 @@ class Pool:
         self._openers = asyncio.Semaphore(OPENING_MAX)
         # Each gets a connection, or None as permission to open one, which `_opening` then includes.
         self._waiting: deque[asyncio.Future[UpstreamConnection | None]] = deque()
-        self._resolving: asyncio.Task[list[aiohappyeyeballs.AddrInfoType]] | None = None
+        self._resolving: asyncio.Task[Addresses] | None = None
         self._expiry = IdleTimeout(self._close_expired)
         self._warming: asyncio.Task[None] | None = None
 
@@ -227,45 +220,24 @@ class Pool:
         return connection
 
     async def _connect(self) -> UpstreamConnection:
-        sock = await aiohappyeyeballs.start_connection(
-            await self._resolve(), happy_eyeballs_delay=HEAD_START_S
-        )
-        _, connection = await self._loop.create_connection(
+        if self._resolving is None:
+            self._resolving = asyncio.create_task(self._resolve())
+            self._resolving.add_done_callback(lambda task: task.cancelled() or task.exception())
+        # Shielded, because other requests may wait for the same look-up.
+        addresses = await asyncio.shield(self._resolving)
+        _, connection = await connect(
             lambda: UpstreamConnection(self._forget, self._write_batch, self._backlogs),
-            sock=sock,
-            ssl=self._tls,
-            server_hostname=None if self._tls is None else self._host,
+            self._host,
+            addresses,
+            self._tls,
         )
         return connection
 
-    async def _resolve(self) -> list[aiohappyeyeballs.AddrInfoType]:
-        if self._numeric:
-            return self._numeric
-        if self._resolving is None:
-            self._resolving = asyncio.create_task(self._look_up())
-            self._resolving.add_done_callback(lambda task: task.cancelled() or task.exception())
-        # Shielded, because other requests may wait for the same look-up.
-        found = await asyncio.shield(self._resolving)
-        if self._tls is None and not are_loopback(found):
-            raise UpstreamUnreachable(
-                f"{self._host} is not this machine, and no other gets the token without TLS; use https",
-                unsent=True,
-            )
-        return found
-
-    async def _look_up(self) -> list[aiohappyeyeballs.AddrInfoType]:
+    async def _resolve(self) -> Addresses:
         try:
-            return list(await self._loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM))
+            return await look_up(self._host, self._port)
         finally:
             self._resolving = None
-
-
-def _numeric_address(host: str, port: int) -> list[aiohappyeyeballs.AddrInfoType]:
-    """Return the address if `host` is one; an empty list for a name."""
-    try:
-        return list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
-    except socket.gaierror:
-        return []
 
 
 @contextlib.contextmanager
@@ -280,6 +252,10 @@ def _mapped_errors(where: str) -> Iterator[None]:
     except TimeoutError:
         raise UpstreamTimeout(
             f"connecting to {where} took longer than timeouts.connect", unsent=True
+        ) from None
+    except NotLocal:
+        raise UpstreamUnreachable(
+            f"{where} is not this machine, and no other gets the token without TLS; use https", unsent=True
         ) from None
     except OSError:
         raise UpstreamUnreachable(

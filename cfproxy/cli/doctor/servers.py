@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from yarl import URL
 from cfproxy.auth.models import instant
 from cfproxy.cli.doctor.findings import Finding
 from cfproxy.errors import UpstreamError
-from cfproxy.hosts import are_loopback, render_authority
+from cfproxy.hosts import are_loopback, look_up, render_authority
 
 EXPIRY_WARN_S = 14 * 86_400
 # Tokens and certificates depend on the clock; servers tolerate about a minute.
@@ -82,10 +81,9 @@ def _failed(check: str, text: str, step: str) -> Finding:
 
 async def check_dns(server: Server) -> Finding:
     """Check that the host name resolves."""
-    loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(server.timeout_s):
-            found = await loop.getaddrinfo(server.host, server.url.port, type=socket.SOCK_STREAM)
+            found = await look_up(server.host, server.url.port)
     except TimeoutError:
         text, step = f"{server.host}: no response from the name server", "check the network's DNS"
         return _failed("dns", text, step)
