@@ -24,7 +24,6 @@ EXPOSED = (
 CLIENT_ID_PLACEHOLDER = "your-client-id"
 REDIRECT_URI_PLACEHOLDER = "https://example.com/callback"
 
-# What the addresses have in common that a wildcard takes; `::` takes both families.
 # What templates, shells, CI systems and examples leave where a value belongs.
 _UNEXPANDED = re.compile(
     r"\$?\{\{.*\}\}|[$#%@]?\{.*\}|\$\(.*\)|\$[A-Za-z_]\w*|%\w+%|<.*>|\[.*\]|__\w+__|@@?\w+@@?|!\w+ .*"
@@ -37,6 +36,7 @@ _NOT_REPLACED = (
     "{env: NAME} or {file: PATH}"
 )
 
+# What the addresses have in common that a wildcard takes; `::` takes both families.
 _WILDCARDS = {"0.0.0.0": ".", "::": ""}  # noqa: S104 - recognised here, not listened on
 
 
