@@ -15,16 +15,14 @@ import hashlib
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from cfproxy.auth.models import TokenReply
-from cfproxy.auth.token_response import read_object
+from cfproxy.auth.token_response import EndpointResponse
 from cfproxy.errors import CfproxyError, GrantRefused, Misconfigured, TokenEndpointUnavailable
 from cfproxy.secret import Secret
 
-RETRY_AFTER_MAX_S = 300.0
 LIFETIME_MAX_S = 10 * 365 * 86400.0
 
 # Values of `GrantRefused.description`: our classification, never the server's words.
@@ -73,7 +71,6 @@ _VISIBLE = re.compile(r"[!-~]+")  # no space, no line break: it becomes part of 
 _VSCHAR = re.compile(r"[ -~]+")  # RFC 6749 appendix A
 _SCOPE = re.compile(r"[!#-\[\]-~ ]+")  # RFC 6749 §3.3
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
-_FORM = re.compile(r"[a-z_]+=[!-%'-~]*(?:&[a-z_]+=[!-%'-~]*){0,50}")
 
 
 # --- the authorize URL -------------------------------------------------------------------
@@ -140,82 +137,6 @@ def build_form(client_id: str, client_secret: Secret | None, fields: Fields) -> 
 
 
 # --- the replies -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointResponse:
-    """A response of the token or revocation endpoint.
-
-    Args:
-        status: the HTTP status.
-        content_type: used for messages only; JSON is parsed whatever its type.
-        body: without framing and compression.
-        retry_after: the header; a number of seconds, capped at `RETRY_AFTER_MAX_S`.
-        where: names the endpoint in messages.
-        complete: False if the body breaks off.
-        packed: the body has a content coding that can't be unpacked.
-    """
-
-    status: int
-    content_type: str
-    body: bytes = field(repr=False)
-    retry_after: str = ""
-    where: str = "the token endpoint"
-    complete: bool = True
-    packed: bool = False
-
-    @property
-    def is_success(self) -> bool:
-        """Whether the status is 2xx."""
-        return 200 <= self.status < 300
-
-    @property
-    def is_client_error(self) -> bool:
-        """Whether the status is 4xx."""
-        return 400 <= self.status < 500
-
-    @property
-    def refuses_client(self) -> bool:
-        """Whether the app's own credentials were refused, before anything else was looked at."""
-        return self.is_client_error and self.parse_object().get("error") == "invalid_client"
-
-    def parse_object(self) -> dict[str, Any]:
-        """Return the JSON object in the body, {} if there is none.
-
-        Of an object that breaks off, nothing is used unless its end can't change what is known already: a
-        refusal, or that there is a new refresh token. Some servers send a form instead of JSON.
-        """
-        members, closed = read_object(self.body)
-        if closed or members.get("refresh_token") or members.get("error"):
-            return members
-        form = self.body.decode("ascii", "replace").strip()
-        if self.complete and _FORM.fullmatch(form):
-            return dict(parse_qsl(form))
-        return {}
-
-    def error(self, what: str = "") -> TokenEndpointUnavailable:
-        """Return the error for a response described by `what`, or for its status."""
-        text = f"{self.where} answered {self.status} {what}" if what else self._explain_status()
-        retry_after_s = self._retry_after_s()
-        return TokenEndpointUnavailable(text, retry_after_s=retry_after_s, answered=not self.is_success)
-
-    def _explain_status(self) -> str:
-        text = f"{self.where} answered {self.status}"
-        if 300 <= self.status < 400:
-            return f"{text}; redirects are never followed: check the URL in the configuration"
-        if self.is_success:
-            return f"{text} with an error"
-        if self.is_client_error and self.status != 429:
-            return f"{text} without a known reason: check the URL in the configuration"
-        return f"{text}: try again later"
-
-    def _retry_after_s(self) -> float:
-        # A date (RFC 9110 §10.2.3) would need a clock; the caller's own backoff applies instead.
-        least_s = TokenEndpointUnavailable.retry_after_s
-        value = self.retry_after.strip()
-        if self.status not in {429, 503} or not re.fullmatch(r"[0-9]{1,18}", value):
-            return least_s
-        return max(least_s, min(float(value), RETRY_AFTER_MAX_S))
 
 
 def parse_reply(response: EndpointResponse, *, refreshing: bool = False) -> TokenReply:

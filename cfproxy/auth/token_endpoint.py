@@ -16,7 +16,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 from urllib.parse import urlencode
@@ -26,8 +26,7 @@ from yarl import URL
 from cfproxy import __version__
 from cfproxy.auth import oauth2
 from cfproxy.auth.models import TokenReply
-from cfproxy.auth.oauth2 import EndpointResponse
-from cfproxy.auth.token_response import HttpResponse, Unreadable, read_response
+from cfproxy.auth.token_response import EndpointResponse, Unreadable, read_response
 from cfproxy.errors import CfproxyError, Misconfigured, TokenEndpointUnavailable, without_traceback
 from cfproxy.hosts import NotLocal, connect, look_up, may_be_loopback
 from cfproxy.secret import Secret
@@ -75,7 +74,7 @@ class _Reception(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self.response: HttpResponse | None = None
+        self.response: EndpointResponse | None = None
         self.unreadable: Unreadable | None = None
         self._data = bytearray()
 
@@ -226,15 +225,7 @@ class HttpTokenEndpoint:
             await _end(posting)
         reception.read(ended=True)
         if request.sent and (came := reception.response) is not None:
-            response = EndpointResponse(
-                came.status,
-                came.content_type,
-                came.body,
-                came.retry_after,
-                request.where,
-                complete=came.complete,
-                packed=came.packed,
-            )
+            response = replace(came, where=request.where)
             if came.complete or response.parse_object():
                 return response
         if reception.unreadable is not None:

@@ -18,9 +18,13 @@ import re
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl
+
+from cfproxy.errors import TokenEndpointUnavailable
 
 HEAD_MAX_BYTES = 256 * 1024
 REPLY_MAX_BYTES = 64 * 1024
+RETRY_AFTER_MAX_S = 300.0
 _FRAMED_MAX_BYTES = 8 * REPLY_MAX_BYTES  # with the framing of chunks
 _CHECK = "check whatever intercepts the connection"
 _LENGTH_MAX_DIGITS = 12  # a longer number is no length
@@ -33,6 +37,7 @@ _LINE_END = re.compile(rb"\r*\n(?![ \t])")  # a line that begins with a space co
 _CHUNK = re.compile(rb"\s*([0-9A-Fa-f]{1,18})[ \t]*(?:;[^\n]*)?\r*\n")
 # What may precede an object: guards against scripts, JSONP, a list. Not a web page, and no assignment in one.
 _OBJECT = re.compile(r'\s*(?:[^\s{"<=][^{"<=]{0,40})?\{')
+_FORM = re.compile(r"[a-z_]+=[!-%'-~]*(?:&[a-z_]+=[!-%'-~]*){0,50}")
 _SEPARATOR = re.compile(r"[\s,]*")
 _COLON = re.compile(r"\s*:\s*")
 _DECODER = json.JSONDecoder(strict=False, parse_int=float)  # `int` refuses numbers of 5,000 digits
@@ -43,27 +48,82 @@ class Unreadable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class HttpResponse:
-    """A response as far as it has arrived.
+class EndpointResponse:
+    """A response of the token or revocation endpoint, as far as it has arrived.
 
     Args:
         status: the HTTP status, not 1xx.
-        content_type: the header.
-        retry_after: the header.
+        content_type: used for messages only; JSON is parsed whatever its type.
         body: without framing and compression.
+        retry_after: the header; a number of seconds, capped at `RETRY_AFTER_MAX_S`.
+        where: names the endpoint in messages.
         complete: False if it breaks off.
         packed: the body has a content coding that can't be unpacked.
     """
 
     status: int
     content_type: str
-    retry_after: str
     body: bytes = field(repr=False)
-    complete: bool
-    packed: bool
+    retry_after: str = ""
+    where: str = "the token endpoint"
+    complete: bool = True
+    packed: bool = False
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the status is 2xx."""
+        return 200 <= self.status < 300
+
+    @property
+    def is_client_error(self) -> bool:
+        """Whether the status is 4xx."""
+        return 400 <= self.status < 500
+
+    @property
+    def refuses_client(self) -> bool:
+        """Whether the app's own credentials were refused, before anything else was looked at."""
+        return self.is_client_error and self.parse_object().get("error") == "invalid_client"
+
+    def parse_object(self) -> dict[str, Any]:
+        """Return the JSON object in the body, {} if there is none.
+
+        Of an object that breaks off, nothing is used unless its end can't change what is known already: a
+        refusal, or that there is a new refresh token. Some servers send a form instead of JSON.
+        """
+        members, closed = read_object(self.body)
+        if closed or members.get("refresh_token") or members.get("error"):
+            return members
+        form = self.body.decode("ascii", "replace").strip()
+        if self.complete and _FORM.fullmatch(form):
+            return dict(parse_qsl(form))
+        return {}
+
+    def error(self, what: str = "") -> TokenEndpointUnavailable:
+        """Return the error for a response described by `what`, or for its status."""
+        text = f"{self.where} answered {self.status} {what}" if what else self._explain_status()
+        retry_after_s = self._retry_after_s()
+        return TokenEndpointUnavailable(text, retry_after_s=retry_after_s, answered=not self.is_success)
+
+    def _explain_status(self) -> str:
+        text = f"{self.where} answered {self.status}"
+        if 300 <= self.status < 400:
+            return f"{text}; redirects are never followed: check the URL in the configuration"
+        if self.is_success:
+            return f"{text} with an error"
+        if self.is_client_error and self.status != 429:
+            return f"{text} without a known reason: check the URL in the configuration"
+        return f"{text}: try again later"
+
+    def _retry_after_s(self) -> float:
+        # A date (RFC 9110 §10.2.3) would need a clock; the caller's own backoff applies instead.
+        least_s = TokenEndpointUnavailable.retry_after_s
+        value = self.retry_after.strip()
+        if self.status not in {429, 503} or not re.fullmatch(r"[0-9]{1,18}", value):
+            return least_s
+        return max(least_s, min(float(value), RETRY_AFTER_MAX_S))
 
 
-def read_response(data: bytes, *, ended: bool) -> HttpResponse | None:
+def read_response(data: bytes, *, ended: bool) -> EndpointResponse | None:
     """Return the response that `data` starts with; None if more of it must be awaited, or never came.
 
     Args:
@@ -89,11 +149,11 @@ def read_response(data: bytes, *, ended: bool) -> HttpResponse | None:
     # A wrong length may be too short for the document.
     if not (ended or closed or (done and not (success and body.lstrip().startswith(b"{")))):
         return None
-    return HttpResponse(
+    return EndpointResponse(
         status,
         headers.get(b"content-type", b"").decode("latin-1"),
-        headers.get(b"retry-after", b"").decode("latin-1"),
         body,
+        headers.get(b"retry-after", b"").decode("latin-1"),
         complete=closed or done or announced < 0,
         packed=not members and coding not in {b"", b"identity"},
     )

@@ -24,7 +24,7 @@ import structlog
 from cfproxy.auth import token_endpoint
 from cfproxy.auth.models import TokenReply
 from cfproxy.auth.token_endpoint import HttpTokenEndpoint
-from cfproxy.auth.token_response import HttpResponse, read_response
+from cfproxy.auth.token_response import EndpointResponse, read_response
 from cfproxy.config import load_settings
 from cfproxy.runtime.factory import build_endpoint, build_store, build_token_source
 
@@ -61,7 +61,7 @@ class Countdown:
             self.step("after the answer")
             return reply
 
-        def told_read_response(data: bytes, *, ended: bool) -> HttpResponse | None:
+        def told_read_response(data: bytes, *, ended: bool) -> EndpointResponse | None:
             self.step("before reading the answer")
             return read_response(data, ended=ended)
 

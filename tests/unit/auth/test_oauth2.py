@@ -15,7 +15,7 @@ from oauthlib.oauth2 import WebApplicationClient
 
 from cfproxy.auth import oauth2
 from cfproxy.auth.models import TokenReply
-from cfproxy.auth.oauth2 import EndpointResponse
+from cfproxy.auth.token_response import EndpointResponse
 from cfproxy.errors import CfproxyError, GrantRefused, Misconfigured, TokenEndpointUnavailable
 from cfproxy.secret import Secret
 
