@@ -1,11 +1,12 @@
-"""Chooses the login attempt that a claim gets, and those that are dropped, for all stores."""
+"""Login attempts, for all stores: which of them a claim gets, which are dropped, which can be read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from cfproxy.auth.models import Attempt, AttemptGone
+from cfproxy.errors import CfproxyError, StoreUnavailable, StoreUnusable
 from cfproxy.secret import Secret
 
 # Of an account. People start one or two; whoever may start any must not be able to fill the store.
@@ -36,3 +37,26 @@ def choose_stale(attempts: Mapping[Name, Attempt], now: float, keep: int = ATTEM
     alive = [name for name, attempt in attempts.items() if not attempt.expired(now)]
     oldest = sorted(alive, key=lambda name: attempts[name].created_at)[: max(0, len(alive) - keep)]
     return [name for name in attempts if name in oldest or attempts[name].expired(now)]
+
+
+def read_all(
+    names: Iterable[Name], read: Callable[[Name], Attempt | None]
+) -> tuple[dict[Name, Attempt], CfproxyError | None]:
+    """Return the attempts that can be read, and why another one can't.
+
+    What is damaged, planted or of another key must not stop the others.
+
+    Args:
+        names: of the attempts.
+        read: returns one of them; None if it is gone, or of another app.
+    """
+    found: dict[Name, Attempt] = {}
+    failure: CfproxyError | None = None
+    for name in names:
+        try:
+            attempt = read(name)
+        except (StoreUnavailable, StoreUnusable) as error:
+            failure = error
+        else:
+            found |= {} if attempt is None else {name: attempt}
+    return found, failure

@@ -53,7 +53,7 @@ class DocumentCodec:
 
     def login_app(self, content: bytes, account: str) -> str | None:
         """Return the `app_id` of a stored login; None if it can't be told. Nothing is believed but this."""
-        if (app_id := attempt_app(content)) is not None:
+        if (app_id := stated_app(content)) is not None:
             return app_id
         try:
             document = _parse(content, "")
@@ -126,7 +126,7 @@ class DocumentCodec:
         return parsed
 
 
-def attempt_app(content: bytes) -> str | None:
+def stated_app(content: bytes) -> str | None:
     """Return the `app_id` that a document states; None if it states none, as those of the first release."""
     try:
         parsed = _parse(content, "")

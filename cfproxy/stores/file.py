@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,8 +25,8 @@ from cfproxy.auth.models import Attempt, AttemptGone, Login
 from cfproxy.errors import StoreUnavailable, StoreUnusable
 from cfproxy.secret import Secret
 from cfproxy.stores.atomic_files import FILE_MAX_BYTES, Folder
-from cfproxy.stores.attempts import ATTEMPTS_MAX, choose, choose_stale
-from cfproxy.stores.documents import DocumentCodec, attempt_app
+from cfproxy.stores.attempts import ATTEMPTS_MAX, choose, choose_stale, read_all
+from cfproxy.stores.documents import DocumentCodec, stated_app
 from cfproxy.stores.file_lock import acquire
 from cfproxy.stores.permissions import Permissions
 
@@ -172,11 +173,18 @@ class FileStore:
         self._folder.remove([used_name])
 
     def _claim_attempt(self, account: str, state: str | None, now: float) -> Attempt:
-        if state is not None and not all(map(self._is_own_attempt, _names_of_state(account, Secret(state)))):
+        # In the order in which an attempt has its two names, so that none slips through in between.
+        of_state = None if state is None else _names_of_state(account, Secret(state))
+        if of_state is not None and not all(map(self._is_own_attempt, of_state)):
             raise AttemptGone("foreign")
         while True:
+            names = self._attempt_names(account) if of_state is None else of_state
+            found, failure = read_all(names, partial(self._attempt, account))
             try:
-                attempt = choose(self._attempts(account, state), state, now)
+                if failure is not None and (of_state or all(attempt.used for attempt in found.values())):
+                    raise failure
+                attempts = (attempt for attempt in found.values() if attempt.account == account)
+                attempt = choose(attempts, state, now)
             finally:
                 self._prune(account, now)
             name, used_name = _names_of_state(account, attempt.state)
@@ -189,29 +197,13 @@ class FileStore:
             self._write_attempt(used_name, attempt.as_used())
         return attempt
 
-    def _attempts(self, account: str, state: str | None) -> list[Attempt]:
-        if state is not None:
-            # In the order in which an attempt has these names, so that none slips through in between.
-            found = [self._attempt(name, account) for name in _names_of_state(account, Secret(state))]
-        else:
-            found, failure = [], None
-            for name in filter(self._is_own_attempt, self._attempt_names(account)):
-                try:
-                    found.append(self._attempt(name, account))
-                except StoreUnusable as error:
-                    failure = error
-            # What is damaged, planted or of another key must not stop the others.
-            if failure is not None and all(attempt is None or attempt.used for attempt in found):
-                raise failure
-        return [attempt for attempt in found if attempt is not None and attempt.account == account]
-
     def _is_own_attempt(self, name: str) -> bool:
         content = self._folder.read(name)
-        return content is None or not self._codec.is_of_other(attempt_app(content))
+        return content is None or not self._codec.is_of_other(stated_app(content))
 
-    def _attempt(self, name: str, account: str) -> Attempt | None:
+    def _attempt(self, account: str, name: str) -> Attempt | None:
         content = self._folder.read(name)
-        if content is None:
+        if content is None or self._codec.is_of_other(stated_app(content)):
             return None
         attempt = self._codec.decode_attempt(content, _attempt_purpose(account), self._where(name))
         # The name decides: a claim that was killed, or found the disk full, left the content as it was.
@@ -219,12 +211,7 @@ class FileStore:
 
     def _prune(self, account: str, now: float, keep: int = ATTEMPTS_MAX) -> None:
         """Remove stale attempts where possible; what can't be read is left alone."""
-        found: dict[str, Attempt] = {}
-        for name in self._attempt_names(account):
-            with suppress(StoreUnavailable, StoreUnusable):
-                attempt = self._attempt(name, account) if self._is_own_attempt(name) else None
-                if attempt is not None:
-                    found[name] = attempt
+        found, _ = read_all(self._attempt_names(account), partial(self._attempt, account))
         for name in choose_stale(found, now, keep):
             with suppress(StoreUnavailable, StoreUnusable):
                 self._folder.remove([name])

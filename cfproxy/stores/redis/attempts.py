@@ -6,16 +6,15 @@ The apps of accounts with one name share it. Each claims, removes and reports on
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Any
 
 import redis.asyncio
 
 from cfproxy.auth.models import ATTEMPT_LIFETIME_S, Attempt, AttemptGone
-from cfproxy.errors import StoreUnusable
+from cfproxy.errors import CfproxyError
 from cfproxy.secret import Secret
-from cfproxy.stores.attempts import ATTEMPTS_MAX, choose, choose_stale
-from cfproxy.stores.documents import DocumentCodec, attempt_app
+from cfproxy.stores.attempts import ATTEMPTS_MAX, choose, choose_stale, read_all
+from cfproxy.stores.documents import DocumentCodec, stated_app
 from cfproxy.stores.redis.client import naming_errors
 
 # KEYS: attempts. ARGV: field, expected content, new content. Returns 1 if it was as expected.
@@ -54,65 +53,58 @@ class RedisAttempts:
 
     async def claim(self, account: str, key: str, state: str | None, now: float) -> Attempt:
         """Return an attempt and mark it used (see `TokenStore.claim_attempt`)."""
+        of_state = None if state is None else Secret(state).fingerprint().encode()
         while True:
+            contents = await self._fetch(key)
+            own = self._own(contents)
+            if of_state is not None:
+                if of_state in contents and of_state not in own:
+                    raise AttemptGone("foreign")
+                own = {field: content for field, content in own.items() if field == of_state}
+            found, failure = await self._read(account, own)
             try:
-                found = await self._read(account, key, state)
-                attempt = choose((attempt for attempt, _ in found.values()), state, now)
+                if failure is not None and all(attempt.used for attempt in found.values()):
+                    raise failure
+                attempt = choose(found.values(), state, now)
             finally:
                 await self._prune(account, key, now)
             field = attempt.state.fingerprint()
             used = await self._encode(attempt.as_used())
             # Whoever loses the claim looks again, and finds the attempt used.
             with naming_errors(self._where):
-                if await self._claim_script([key], [field, found[field][1], used]):
+                if await self._claim_script([key], [field, own[field.encode()], used]):
                     return attempt
 
     async def delete(self, key: str) -> None:
         """Forget this app's attempts."""
-        if own := await self._own(key):
+        if own := self._own(await self._fetch(key)):
             with naming_errors(self._where):
                 await self._client.hdel(key, *own)
+
+    async def _fetch(self, key: str) -> dict[bytes, bytes]:
+        with naming_errors(self._where):
+            contents: Any = await self._client.hgetall(key)
+        return dict(contents)
+
+    def _own(self, contents: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        others = self._codec.is_of_other
+        return {field: content for field, content in contents.items() if not others(stated_app(content))}
 
     async def _encode(self, attempt: Attempt) -> bytes:
         return await asyncio.to_thread(self._codec.encode_attempt, attempt, _purpose(attempt.account))
 
-    async def _own(self, key: str) -> dict[bytes, bytes]:
-        with naming_errors(self._where):
-            contents: Any = await self._client.hgetall(key)
-        others = self._codec.is_of_other
-        return {field: content for field, content in contents.items() if not others(attempt_app(content))}
+    async def _read(
+        self, account: str, contents: dict[bytes, bytes]
+    ) -> tuple[dict[bytes, Attempt], CfproxyError | None]:
+        def read(field: bytes) -> Attempt:
+            where = f"a login attempt in {self._location}"
+            return self._codec.decode_attempt(contents[field], _purpose(account), where)
 
-    async def _read(self, account: str, key: str, state: str | None) -> dict[str, tuple[Attempt, bytes]]:
-        """Return this app's attempts; only that of `state` if it is not None."""
-        own = await self._own(key)
-        if state is not None:
-            field = Secret(state).fingerprint().encode()
-            with naming_errors(self._where):
-                if field not in own and await self._client.hexists(key, field.decode()):
-                    raise AttemptGone("foreign")
-            own = {name: content for name, content in own.items() if name == field}
-        found: dict[str, tuple[Attempt, bytes]] = {}
-        failure = None
-        for name, content in own.items():
-            try:
-                found[name.decode()] = await self._decode(account, content), content
-            except StoreUnusable as error:
-                failure = error
-        # What is damaged, planted or of another key must not stop the others.
-        if failure is not None and all(attempt.used for attempt, _ in found.values()):
-            raise failure
-        return found
-
-    async def _decode(self, account: str, content: bytes) -> Attempt:
-        where = f"a login attempt in {self._location}"
-        return await asyncio.to_thread(self._codec.decode_attempt, content, _purpose(account), where)
+        return await asyncio.to_thread(read_all, contents, read)
 
     async def _prune(self, account: str, key: str, now: float, keep: int = ATTEMPTS_MAX) -> None:
         """Remove stale attempts; what can't be read is left alone until the key expires."""
-        found: dict[bytes, Attempt] = {}
-        for name, content in (await self._own(key)).items():
-            with contextlib.suppress(StoreUnusable):
-                found[name] = await self._decode(account, content)
+        found, _ = await self._read(account, self._own(await self._fetch(key)))
         if stale := choose_stale(found, now, keep):
             with naming_errors(self._where):
                 await self._client.hdel(key, *stale)

@@ -108,6 +108,14 @@ async def test_damaged_attempt_affects_no_other_login(folder: Path, store: FileS
     assert damaged.read_bytes() == b"{"
 
 
+async def test_planted_link_affects_no_other_login(tmp_path: Path, folder: Path, store: FileStore) -> None:
+    """A file that is not even read is passed over as well."""
+    attempt = build_attempt()
+    await store.save_attempt(attempt)
+    (folder / "default.login-0.json").symlink_to(tmp_path / "elsewhere")
+    assert await store.claim_attempt("default", None, NOW) == attempt
+
+
 def changed(document: dict[str, Any]) -> st.SearchStrategy[bytes]:
     values = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())
     changes = st.dictionaries(st.sampled_from(sorted(document)), values, max_size=3)
