@@ -17,7 +17,14 @@ from urllib.parse import unquote, unquote_to_bytes
 from cfproxy.errors import BadTarget, CrossSite, HostNotAllowed, KeyRequired, NotAllowed
 from cfproxy.hosts import is_loopback, split_host
 from cfproxy.http1.headers import NameMemo, RawHeaders, normalise
-from cfproxy.proxy.paths import find_readings, fold, has_dot_segment, is_ordinary, read_eagerly
+from cfproxy.proxy.paths import (
+    PATH_MAX_BYTES,
+    find_readings,
+    fold,
+    has_dot_segment,
+    is_ordinary,
+    read_eagerly,
+)
 from cfproxy.secret import Secret
 
 # Header and parameter names from which servers take the method, without punctuation: x-http-method-override
@@ -33,6 +40,7 @@ _METHOD_WORD = re.compile(
     ).encode(),
     re.IGNORECASE,
 )
+_NAMES_MAX = 100  # parameters that contain such a word; no honest query has more
 _PUNCTUATION = re.compile(rb"[^0-9A-Za-z]+")
 # Servers are known to disagree about these: an encoded slash or backslash, path parameters, control
 # characters, a lone %; and, once decoded, about what is encoded still.
@@ -185,6 +193,10 @@ class AccessRules:
             raise NotAllowed("while access.methods has rules, no header or parameter may override the method")
         if not self.paths:
             return
+        if len(path) > PATH_MAX_BYTES:
+            raise BadTarget(
+                f"while access.paths has rules, a path must have no more than {PATH_MAX_BYTES} bytes"
+            )
         try:
             text = unquote_to_bytes(path).decode("utf-8")
         except UnicodeDecodeError:
@@ -219,11 +231,15 @@ def _overrides_in(query: bytes) -> bool:
 
     `method` or `verb` alone is none: it names an operation in many APIs.
     """
-    if not _METHOD_WORD.search(query):
-        return False
-    fields = {field.partition(b"=")[0] for field in re.split(rb"[&;]", query)}
-    names = {unquote_to_bytes(field).lower() for field in fields if _METHOD_WORD.search(field)}
-    return any(map(overrides_method, names - {b"method", b"verb"}))
+    query = query.replace(b";", b"&")
+    names: set[bytes] = set()
+    at = 0
+    while len(names) <= _NAMES_MAX and (word := _METHOD_WORD.search(query, at)) is not None:
+        start, end = query.rfind(b"&", at, word.start()) + 1, query.find(b"&", word.end())
+        at = end if end >= 0 else len(query)
+        names.add(query[start:at].partition(b"=")[0])
+    decoded = {unquote_to_bytes(name).lower() for name in names} - {b"method", b"verb"}
+    return len(names) > _NAMES_MAX or any(map(overrides_method, decoded))
 
 
 def is_fetched_ahead(headers: RawHeaders) -> bool:
@@ -304,8 +320,19 @@ def _is_ambiguous(path: bytes, text: str, most: str) -> bool:
 
 
 def _compile(pattern: str, *, denies: bool = False) -> re.Pattern[str]:
-    parts = re.split(r"(\*\*|\*)", pattern)
-    wildcards = {"**": ".*", "*": "[^/]*"}
+    """Return an expression that never goes back to a wildcard: callers choose the paths.
+
+    Behind a wildcard the first place where its literal fits is as good as any later one, because a later
+    wildcard could match what is skipped. Only what ends a pattern must be at the end.
+    """
     change = fold if denies else str
-    text = "".join(wildcards.get(part) or re.escape(change(unquote(part))) for part in parts)
+    *groups, last = (
+        [re.escape(change(unquote(literal))) for literal in group.split("*")] for group in pattern.split("**")
+    )
+    start = [first + "".join(f"(?>[^/]*?{one})" for one in others) for first, *others in groups]
+    text = "".join(f"(?>.*?{group})" if at else group for at, group in enumerate(start))
+    text += ".*?" if groups else ""
+    first, *others = last
+    text += first + "".join(f"(?>[^/]*?{one})" for one in others[:-1])
+    text += f"[^/]*{others[-1]}" if others else ""
     return re.compile(text + "/?" if denies else text, re.DOTALL)

@@ -344,6 +344,45 @@ def test_patterns_match_whole_paths() -> None:
         assert not path_passes(target, "/v1/jobs/*")
 
 
+@given(
+    st.lists(st.sampled_from(["a", "b", "/", "ab", "/a", "*", "**"]), max_size=9).map("".join),
+    st.lists(st.text("ab", min_size=1, max_size=4), max_size=5).map("/".join).map("/".__add__),
+)
+@example("*a*b", "/ab/aab")
+@example("**/a*b/**/a", "/b/a/ab/b/a")
+@example("**a*", "/a/b/aa")
+def test_a_pattern_matches_exactly_what_its_wildcards_say(pattern: str, path: str) -> None:
+    """Compared with an expression that tries every way in which the wildcards could match."""
+    literals = {"**": ".*", "*": "[^/]*"}
+    plain = "".join(literals.get(part) or re.escape(part) for part in re.split(r"(\*\*|\*)", pattern))
+    assert path_passes(path.encode(), f"/{pattern}") == (re.fullmatch(f"/{plain}", path) is not None)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path"),
+    [
+        ("/v1/*-*-*-*-*-*-*-*", "/v1/" + "-" * 4000 + "/x"),
+        ("/v1/*a*b*c*d*e*f", "/v1/" + "abcde" * 800),
+        ("/v1/**/a/**/b/**/c/**/d/**/e", "/v1" + "/a/b/c/d" * 500),
+        ("/**/*a*a*a*a/**/b", "/v1" + "/aaaaaaaaaaaaaaa" * 250),
+        ("/**a**a**a**a**a**b", "/v1/" + "a" * 4000),
+    ],
+)
+def test_no_path_takes_long_to_judge(pattern: str, path: str) -> None:
+    """Trying every way in which these wildcards could match would take from minutes to years."""
+    assert not path_passes(path.encode(), pattern)
+    assert path_passes(path.encode(), f"!{pattern}")
+
+
+@pytest.mark.parametrize("path", [b"/v1/" + b"a" * 4093, b"/v1/" + b"%" * 32_000, b"/v1/" + b"%CC%A7" * 5000])
+def test_a_very_long_path_is_refused_while_there_are_path_rules(path: bytes) -> None:
+    """Comparing all its forms would take a tenth of a second."""
+    with pytest.raises(BadTarget, match="4096"):
+        AccessRules(paths=("/v1/**",)).check_target("GET", path)
+    AccessRules(methods=("GET",)).check_target("GET", path)
+    AccessRules(paths=("/v1/**",)).check_target("GET", b"/v1/" + b"a" * 4092 + b"?" + path)
+
+
 def test_a_denial_matches_the_whole_path() -> None:
     """A path that only starts like a denied one is allowed."""
     for path in (b"/v1/adminx", b"/v1/admin/x", b"/xv1/admin", b"/v1"):
@@ -513,6 +552,14 @@ def test_a_query_cannot_override_the_allowed_methods(query: bytes) -> None:
     with pytest.raises(NotAllowed):
         AccessRules(methods=("POST",)).check_target("POST", b"/v1/jobs?" + query)
     AccessRules().check_target("POST", b"/v1/jobs?" + query)
+
+
+def test_very_many_parameters_that_might_override_the_method_are_refused() -> None:
+    """Decoding all of their names would take longer than any honest query is worth."""
+    few = b"&".join(b"payment%d%%5fmethod=card" % number for number in range(100))
+    AccessRules(methods=("GET",)).check_target("GET", b"/v1?" + few + b"&a=b" * 5000)
+    with pytest.raises(NotAllowed):
+        AccessRules(methods=("GET",)).check_target("GET", b"/v1?" + few + b"&one_more_method=x")
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,7 @@ def test_the_asterisk_of_options_is_refused() -> None:
         b"/a/..\\b",
         b"/./a",
         b"/..;/a",
+        b"/%" + b"a" * 4096,  # it takes too long to find out
     ],
 )
 def test_no_target_leaves_the_base_path(target: bytes) -> None:
@@ -213,7 +214,7 @@ def test_no_target_leaves_the_base_path(target: bytes) -> None:
         build_request_target(target, b"/base")
 
 
-@pytest.mark.parametrize("target", [b"/a..b", b"/...", b"/a.b/c.", b"/a?x=/../y", b"/.a"])
+@pytest.mark.parametrize("target", [b"/a..b", b"/...", b"/a.b/c.", b"/a?x=/../y", b"/.a", b"/a" * 5000])
 def test_dots_that_are_no_segment_pass_below_a_base_path(target: bytes) -> None:
     """File names and queries with dots are not mistaken for dot segments."""
     assert build_request_target(target, b"/base") == b"/base" + target
