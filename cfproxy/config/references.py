@@ -7,6 +7,7 @@ read up to a limit. No message contains a secret, a variable's name or a path.
 from __future__ import annotations
 
 import functools
+import stat
 import sys
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
@@ -91,11 +92,14 @@ def user_folder(locate: Callable[[str], Path]) -> Path | None:
 def stamp_of(path: Path) -> Hashable:
     """Return a value that differs after the file, or the target of its link, has changed; one stat.
 
-    Without the inode's number, which some network file systems make up anew each time.
+    Without the inode's number, which some network file systems make up anew each time. None for what can't
+    be looked at, and for a pipe: it can be read only once, and reading it changes its times.
     """
     try:
         status = path.stat()
     except (OSError, ValueError):
+        return None
+    if not stat.S_ISREG(status.st_mode):
         return None
     return status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
@@ -155,8 +159,9 @@ def parse_secret(value: object, info: ValidationInfo) -> Secret:
         ((kind, name),) = value.items()
         if kind == "file":
             path = _parse_path(name, info)
-            _context(info).files[path] = stamp_of(path)
-            return Secret(_read_secret(path), functools.partial(_read_secret, path))
+            stamp = _context(info).files[path] = stamp_of(path)
+            again = functools.partial(_read_secret, path) if stamp is not None else None
+            return Secret(_read_secret(path), again)
         value = _read_variable(name, info) if kind == "env" else None
     if not isinstance(value, str):
         raise ValueError(want)  # noqa: TRY004 - pydantic collects ValueErrors only

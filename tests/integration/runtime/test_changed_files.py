@@ -205,6 +205,27 @@ async def test_a_file_that_nobody_named_must_stay_trusted(world: World, trap: st
         reader()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
+@pytest.mark.parametrize("place", ["client_secret", "the configuration"])
+async def test_a_pipe_is_read_once(tmp_path: Path, place: str) -> None:
+    """Such as a shell's `<(…)`: reading changes its times, and reading it again would wait for ever."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    path = pipe
+    content = "client_id: app\ngrant: client_credentials\nclient_secret: one\n"
+    if place == "client_secret":
+        path = tmp_path / "cfproxy.yaml"
+        path.write_text(content.replace("one", "{file: pipe}"))
+        content = "one\n"
+    reader = SettingsReader(FoundConfig(path), {}, None)
+    settings, _ = await asyncio.gather(asyncio.to_thread(reader), asyncio.to_thread(pipe.write_text, content))
+    os.utime(pipe, (1, 1))
+    assert reader.look() == reader.stamps
+    secret = settings.accounts["default"].client_secret
+    assert secret is not None
+    assert secret.again().reveal() == "one"
+
+
 async def test_reload_off_leaves_it_to_signals(world: World) -> None:
     """And can itself be changed by a reload, in both directions."""
     world.write_config(reload="off")
