@@ -19,7 +19,7 @@ class Secret:
 
     Args:
         value: the text.
-        read: reads it once more from where it came; raises ValueError if that is not possible now.
+        read: reads it again at its source; raises ValueError if that is not possible now.
     """
 
     __slots__ = ("_read", "_value")
@@ -32,8 +32,8 @@ class Secret:
         """Return the value, for a request or a store, never for a message."""
         return self._value
 
-    def again(self) -> Secret:
-        """Return the secret as it is now at the place from which it came; itself if there is none."""
+    def reread(self) -> Secret:
+        """Return the secret as its source has it now; itself without a source, or if that can't be read."""
         if self._read is None:
             return self
         try:

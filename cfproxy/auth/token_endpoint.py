@@ -205,10 +205,10 @@ class HttpTokenEndpoint:
             return without_traceback(error)
 
     async def _read_secret(self) -> bool:
-        """Return whether the client secret has changed at its place since it was read; use it then."""
+        """Return whether the source of the client secret has another one now, and use that."""
         before = self._client_secret
         if before is not None:
-            self._client_secret = await asyncio.to_thread(before.again)
+            self._client_secret = await asyncio.to_thread(before.reread)
         return self._client_secret != before
 
     async def _send(self, request: _Request) -> EndpointResponse | TokenEndpointUnavailable:

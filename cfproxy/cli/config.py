@@ -12,7 +12,7 @@ import click
 
 from cfproxy.cli.options import common_options, config_option, load_config, locate_config
 from cfproxy.config import filled_file, json_schema, problem_with, render_settings, starter_file
-from cfproxy.config.conflicts import unexpanded
+from cfproxy.config.conflicts import placeholder_warnings
 from cfproxy.config.render import SECRET_VARIABLE
 from cfproxy.errors import UsageError
 
@@ -109,7 +109,7 @@ def config_check() -> int:
     settings = load_config()
     click.echo(f"{settings.source}: ok, accounts: {', '.join(settings.accounts)}")
     found, _ = locate_config()
-    for note in (*unexpanded(settings), *(found.notes if found.path is None else ())):
+    for note in (*placeholder_warnings(settings), *(found.notes if found.path is None else ())):
         click.echo(f"cfproxy: warning: {note}", err=True)
     return 0
 

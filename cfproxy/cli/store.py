@@ -115,7 +115,10 @@ async def _copy(account: Account, source: TokenStore, target: TokenStore, *, mov
             await target.save(login)
         elif there != replace(login, serial=there.serial):
             if not force and (reason := _keeps(there, login)) is not None:
-                raise UsageError(f"{target.location} has {reason} of account '{account.name}'; {_CURE}")
+                raise UsageError(
+                    f"{target.location} has {reason} of account '{account.name}'; "
+                    "--force replaces it, and it is lost"
+                )
             # Within a store the serial only grows.
             login = replace(login, serial=max(login.serial, there.serial + 1))
             await target.save(login)
@@ -126,9 +129,6 @@ async def _copy(account: Account, source: TokenStore, target: TokenStore, *, mov
             await source.delete(account.name)
         done = "Moved" if move else "Copied"
         return f"{done} the login of account '{account.name}' from {source.location} to {target.location}."
-
-
-_CURE = "--force replaces it, and it is lost"
 
 
 def _is_same(source: TokenStore, target: TokenStore) -> bool:

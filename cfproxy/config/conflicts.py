@@ -1,4 +1,4 @@
-"""Settings that contradict each other, within one account and between accounts.
+"""Settings that contradict each other, within one account or between accounts, and unreplaced placeholders.
 
 No message contains a secret.
 """
@@ -86,7 +86,7 @@ def account_conflicts(account: Account) -> Iterator[tuple[set[str], tuple[str, .
         yield {"listen", "access"}, ("listen",), EXPOSED
 
 
-def unexpanded(settings: Settings) -> Iterator[Problem]:
+def placeholder_warnings(settings: Settings) -> Iterator[Problem]:
     """Yield a warning for each secret that looks like a placeholder; no message contains it."""
     seen = set()
     for name, account in settings.accounts.items():

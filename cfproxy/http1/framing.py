@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cfproxy.errors import BadTarget
-from cfproxy.http1.headers import RawHeaders, normalise
+from cfproxy.http1.headers import TOKEN, RawHeaders, normalise
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ CHUNKS_PER_S = 100
 # Extensions are ignored (RFC 9112 §7.1.1). 16 digits overflow no implementation's integers.
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _PADDED_SIZE_LINE = re.compile(_SIZE_LINE.pattern.replace(b"(?:;", b" *(?:;"))
-_TRAILER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*\r\n")
+_TRAILER = re.compile(rb"(%b):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*\r\n" % TOKEN)
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 

@@ -1,15 +1,19 @@
-"""Header names: sets of names with a common meaning, and how names are compared.
+"""Headers: their syntax, sets of names with a common meaning, and how names are compared.
 
 Names are compared in lower case with `_` as `-`, because some servers treat them as equal.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from typing import TypeVar
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # RFC 9110 §5.6.2
+HEADER_NAME = re.compile(TOKEN)
+CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _V = TypeVar("_V")
 
 # RFC 9110 §7.6.1, and older names with the same meaning.

@@ -20,13 +20,11 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from cfproxy.errors import BadTarget
 from cfproxy.http1.framing import BodyReader, ChunkReader, CloseReader, Framing, LengthReader, read_framing
-from cfproxy.http1.headers import NameMemo
+from cfproxy.http1.headers import CONTROL, HEADER_NAME, NameMemo
 
 _HEAD_END = b"\r\n\r\n"
 _LENIENT_END = re.compile(rb"\n\r?\n")  # the sender takes its head for complete, and will send no more of it
 _REQUEST_LINE = re.compile(rb"[^ ]+ [^ ]+ HTTP/1\.[01]")
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _NO_BODY = frozenset({204, 304})
 
 
@@ -119,7 +117,7 @@ def _frames(name: bytes) -> bool:
         MalformedHead: it is not a header name. The parser accepts `Content-Length : 5` as a length and keeps
             the space in the name. We would not recognize that name, but the client might.
     """
-    if not _NAME.fullmatch(name):
+    if not HEADER_NAME.fullmatch(name):
         raise MalformedHead
     return name.lower() in {b"transfer-encoding", b"content-length"}
 
@@ -169,7 +167,7 @@ class ResponseHead:
                 if not value.isdigit() or len(value) > 18:
                     raise MalformedHead
                 self.length = int(value)
-        if _CONTROL.search(self.reason):
+        if CONTROL.search(self.reason):
             raise MalformedHead
         # HTTP/1.0 has no chunks: a server that sends them may mean another end of the body (RFC 9112 §6.1).
         old = message.version < (1, 1)

@@ -152,7 +152,7 @@ class StreamProtocol(asyncio.Protocol):
         """
         if not self.writable:
             raise ConnectionResetError
-        if self.unsent or self._write_batch.defer(self):
+        if self.unsent or self._write_batch.defer(self.flush):
             self.unsent += data
         else:
             self.transport.write(data)
@@ -198,7 +198,7 @@ class StreamProtocol(asyncio.Protocol):
         if not (self.awaits_turn or self.lost):
             self.transport.pause_reading()
         self.awaits_turn = True
-        self._backlogs.add(self)
+        self._backlogs.add(self.take_turn)
 
     def take_turn(self) -> None:
         """Handle the backlog, or its next part."""

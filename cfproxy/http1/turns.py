@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from cfproxy.http1.stream import StreamProtocol
+from collections.abc import Callable
 
 # How many connections continue with their backlog in one iteration.
 TURNS = 4
@@ -23,23 +20,23 @@ class WriteBatch:
     """
 
     def __init__(self) -> None:
-        self._deferred: list[StreamProtocol] = []
+        self._deferred: list[Callable[[], None]] = []
         self._started = False  # the first write of this iteration was made
 
-    def defer(self, connection: StreamProtocol) -> bool:
-        """Return whether `connection` must wait until its `flush` is called; if not, it may write now."""
+    def defer(self, flush: Callable[[], None]) -> bool:
+        """Return whether the caller must wait until `flush` is called; if not, it may write now."""
         if self._started:
-            self._deferred.append(connection)
+            self._deferred.append(flush)
             return True
         self._started = True
-        connection.loop.call_soon(self._end_iteration)
+        asyncio.get_running_loop().call_soon(self._end_iteration)
         return False
 
     def _end_iteration(self) -> None:
         self._started = False
         deferred, self._deferred = self._deferred, []
-        for connection in deferred:
-            connection.flush()
+        for flush in deferred:
+            flush()
 
 
 class Backlogs:
@@ -51,15 +48,15 @@ class Backlogs:
     """
 
     def __init__(self) -> None:
-        self._waiting: deque[StreamProtocol] = deque()
+        self._waiting: deque[Callable[[], None]] = deque()
         self._scheduled = False
 
-    def add(self, connection: StreamProtocol) -> None:
-        """Call `connection.take_turn` when it is its turn; not in this iteration."""
-        self._waiting.append(connection)
+    def add(self, take_turn: Callable[[], None]) -> None:
+        """Call `take_turn` when its turn comes; not in this iteration."""
+        self._waiting.append(take_turn)
         if not self._scheduled:
             self._scheduled = True
-            connection.loop.call_soon(self._take_turns)
+            asyncio.get_running_loop().call_soon(self._take_turns)
 
     def _take_turns(self) -> None:
         self._scheduled = False
@@ -67,5 +64,5 @@ class Backlogs:
         if self._waiting:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._take_turns)
-        for connection in turns:
-            connection.take_turn()
+        for take_turn in turns:
+            take_turn()

@@ -16,7 +16,7 @@ from cfproxy.http1.parser import RequestFields
 from cfproxy.http1.stream import BodyStream
 from cfproxy.proxy.access import carries_key, overrides_method
 from cfproxy.proxy.account_server import AccountServer, ProxySettings
-from cfproxy.proxy.cors import PAGE_HEADERS, listed_origin, without_page
+from cfproxy.proxy.cors import PAGE_HEADERS, listed_origin, without_page_headers
 from cfproxy.proxy.request_body import ReplayableBody, Trailers
 from cfproxy.proxy.request_headers import (
     REQUEST_ID,
@@ -135,7 +135,7 @@ def _admit_fields(
     named = {name.lower(): value for name, value in reversed(headers)}
     web_origin = listed_origin(headers, rules.origins) if rules.origins else None
     if not PAGE_HEADERS.isdisjoint(named):
-        headers = without_page(headers, host, rules.origins)
+        headers = without_page_headers(headers, host, rules.origins)
     # A flow is one program of a caller, whatever its number of connections. The program is identified by its
     # User-Agent, which the caller may invent, so the number of flows per caller is limited.
     program = hash(named.get(b"user-agent")) % USER_AGENTS_MAX

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from cfproxy.http1.headers import CORS_HEADERS, RawHeaders
+from cfproxy.http1.headers import CORS_HEADERS, TOKEN, RawHeaders
 
 MAX_AGE_S = 600  # how long a browser may cache the response to a preflight
 # Headers that every page may read anyway, and those that no page may read.
@@ -30,7 +30,7 @@ _NOT_EXPOSED = {
 }
 # What browsers say about the page that sends a request.
 PAGE_HEADERS = frozenset({b"origin", b"referer", b"sec-fetch-site"})
-_NAMES = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?:[ \t]*,[ \t]*[!#$%&'*+\-.^_`|~0-9A-Za-z]+)*")
+_NAMES = re.compile(rb"%b(?:[ \t]*,[ \t]*%b)*" % (TOKEN, TOKEN))
 
 
 def listed_origin(headers: RawHeaders, origins: Collection[str]) -> bytes | None:
@@ -41,7 +41,7 @@ def listed_origin(headers: RawHeaders, origins: Collection[str]) -> bytes | None
     return found[0].strip()
 
 
-def without_page(
+def without_page_headers(
     headers: tuple[tuple[bytes, bytes], ...], host: str, origins: Collection[str]
 ) -> tuple[tuple[bytes, bytes], ...]:
     """Return an admitted request's headers without those that name the page that sends it.

@@ -21,7 +21,9 @@ from cfproxy.errors import BadTarget, LoopDetected, NotAllowed, UpgradeNotSuppor
 from cfproxy.http1.framing import Framing
 from cfproxy.http1.headers import (
     ADDRESSES,
+    CONTROL,
     CORS_HEADERS,
+    HEADER_NAME,
     HOP_BY_HOP,
     ORIGIN_WIDE,
     OWNED,
@@ -46,8 +48,6 @@ _DROPPED_TRAILERS = (
 
 # One of the protocols that an `Upgrade` lists, whatever its version.
 _WEBSOCKET = re.compile(rb"(?:^|,)[ \t]*websocket[ \t]*(?:$|[,/])", re.IGNORECASE)
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def check_fields(version: tuple[int, int], headers: RawHeaders, via: bytes) -> N
         BadTarget, UpgradeNotSupported, LoopDetected
     """
     for name, value in headers:
-        if _CONTROL.search(value) or not _TOKEN.fullmatch(name):
+        if CONTROL.search(value) or not HEADER_NAME.fullmatch(name):
             raise BadTarget("a header contains a control byte; remove it")
         low = name.lower()
         if low == b"upgrade" and version >= (1, 1) and _WEBSOCKET.search(value):

@@ -65,7 +65,7 @@ def check_reload(
 
 def _is_same_store(old: Store, new: Store) -> bool:
     """Whether the open store is the new one, too: it reads a password from a file for each connection."""
-    password = None if old.password is None else old.password.again()
+    password = None if old.password is None else old.password.reread()
     return new in (old, old.model_copy(update={"password": password}))
 
 

@@ -47,7 +47,7 @@ class DocumentCodec:
         self._adopt = f"if it is yours, run: {command}; otherwise move it away and log in again"
         self.app_id = None if app is None else app.app_id
 
-    def is_of_other(self, app_id: str | None) -> bool:
+    def is_foreign(self, app_id: str | None) -> bool:
         """Return whether `app_id` is another app's; False if either is not known."""
         return None not in {app_id, self.app_id} and app_id != self.app_id
 

@@ -128,7 +128,7 @@ class FileStore:
         app_id = self._app_of(f"{plain}.json", account)
         if app_id is None:  # free, or unreadable
             return plain if self._folder.stamp(f"{own}.json") is None else own
-        return own if self._codec.is_of_other(app_id) else plain
+        return own if self._codec.is_foreign(app_id) else plain
 
     def _app_of(self, name: str, account: str) -> str | None:
         content = self._folder.read(name)
@@ -199,11 +199,11 @@ class FileStore:
 
     def _is_own_attempt(self, name: str) -> bool:
         content = self._folder.read(name)
-        return content is None or not self._codec.is_of_other(stated_app(content))
+        return content is None or not self._codec.is_foreign(stated_app(content))
 
     def _attempt(self, account: str, name: str) -> Attempt | None:
         content = self._folder.read(name)
-        if content is None or self._codec.is_of_other(stated_app(content)):
+        if content is None or self._codec.is_foreign(stated_app(content)):
             return None
         attempt = self._codec.decode_attempt(content, _attempt_purpose(account), self._where(name))
         # The name decides: a claim that was killed, or found the disk full, left the content as it was.

@@ -23,7 +23,7 @@ from cfproxy.cli.run import run_loop
 from cfproxy.cli.terminal import show
 from cfproxy.clock import SystemClock
 from cfproxy.config import Account, FoundConfig, RedisAddress, Settings, load_settings
-from cfproxy.config.conflicts import unexpanded
+from cfproxy.config.conflicts import placeholder_warnings
 from cfproxy.errors import CfproxyError, ConfigError, Problem
 
 _COLORS = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -61,7 +61,7 @@ async def _examine(settings: Settings, accounts: list[Account], found: FoundConf
     findings = [check_configuration(settings)]
     if found.path is None:
         findings += _warnings("configuration", found.notes)
-    findings += [*check_secrets(found.path), *_warnings("secret", unexpanded(settings))]
+    findings += [*check_secrets(found.path), *_warnings("secret", placeholder_warnings(settings))]
     findings.append(check_environment(os.environ))
     findings += check_port("admin", settings.admin)
     checked: set[URL] = set()

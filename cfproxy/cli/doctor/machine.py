@@ -22,7 +22,7 @@ from cfproxy.cli.doctor.findings import Finding
 from cfproxy.config import Settings, TcpAddress, UnixAddress
 from cfproxy.config.problems import Problems
 from cfproxy.config.sources import read_file
-from cfproxy.server.tcp_sockets import bind_place, find_places, is_optional
+from cfproxy.server.tcp_sockets import bind_literal, is_optional, literal_addresses
 
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 _LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp
@@ -100,14 +100,14 @@ def check_port(
     if isinstance(address, UnixAddress):
         return [_check_unix(check, address, account)]
     try:
-        places = find_places(address)
+        places = literal_addresses(address)
     except OSError as error:
         return [_unusable(check, address, error, account)]
     found: dict[TcpAddress, Finding] = {}
     absent: list[Finding] = []
     for place in places:
         try:
-            with bind_place(place) as probe:
+            with bind_literal(place) as probe:
                 probe.listen()  # it could be bound beside a socket that listens
         except OSError as error:
             if error.errno == errno.EADDRINUSE:

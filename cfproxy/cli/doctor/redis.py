@@ -24,7 +24,7 @@ async def check_cluster(address: RedisAddress, ca_file: Path | None, account: st
     cfproxy talks to one server. In a cluster another node may have an account's keys, now or later.
     """
     try:
-        async with _asking(address, ca_file) as client:
+        async with _connected(address, ca_file) as client:
             if not (await client.info("cluster")).get("cluster_enabled"):
                 return None
             state: Mapping[str, str] = await client.cluster("INFO")
@@ -44,7 +44,7 @@ async def check_persistence(address: RedisAddress, ca_file: Path | None, account
     """Check that the server keeps its data over a restart and when memory runs short."""
     settings: dict[str | None, str | None] = {}
     try:
-        async with _asking(address, ca_file) as client:
+        async with _connected(address, ca_file) as client:
             for name in ("appendonly", "appendfsync", "maxmemory-policy"):
                 settings |= dict(await client.config_get(name))
     except CfproxyError as error:
@@ -55,7 +55,7 @@ async def check_persistence(address: RedisAddress, ca_file: Path | None, account
 
 
 @asynccontextmanager
-async def _asking(address: RedisAddress, ca_file: Path | None) -> AsyncIterator[redis.asyncio.Redis]:
+async def _connected(address: RedisAddress, ca_file: Path | None) -> AsyncIterator[redis.asyncio.Redis]:
     """Open a client while the block runs; raises what a store would raise."""
     # redis-py is an optional extra; without it no account has a Redis address.
     from cfproxy.stores.redis.client import close_client, naming_errors, open_client  # noqa: PLC0415

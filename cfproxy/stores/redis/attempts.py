@@ -87,8 +87,8 @@ class RedisAttempts:
         return dict(contents)
 
     def _own(self, contents: dict[bytes, bytes]) -> dict[bytes, bytes]:
-        others = self._codec.is_of_other
-        return {field: content for field, content in contents.items() if not others(stated_app(content))}
+        foreign = self._codec.is_foreign
+        return {field: content for field, content in contents.items() if not foreign(stated_app(content))}
 
     async def _encode(self, attempt: Attempt) -> bytes:
         return await asyncio.to_thread(self._codec.encode_attempt, attempt, _purpose(attempt.account))

@@ -89,7 +89,7 @@ class _Credentials(CredentialProvider):
         self._password = password
 
     async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
-        self._password = await asyncio.to_thread(self._password.again)
+        self._password = await asyncio.to_thread(self._password.reread)
         password = self._password.reveal()
         return (password,) if self._username is None else (self._username, password)
 

@@ -223,7 +223,7 @@ async def test_a_pipe_is_read_once(tmp_path: Path, place: str) -> None:
     assert reader.look() == reader.stamps
     secret = settings.accounts["default"].client_secret
     assert secret is not None
-    assert secret.again().reveal() == "one"
+    assert secret.reread().reveal() == "one"
 
 
 async def test_reload_off_leaves_it_to_signals(world: World) -> None:

@@ -84,13 +84,13 @@ async def test_a_chosen_port_that_is_taken_on_the_other_loopback_is_chosen_again
     """The system chooses for one address at a time."""
     with server_at("::1") as theirs:
         taken = theirs.getsockname()[1]
-        places, bind = [], tcp_sockets.bind_place
+        places, bind = [], tcp_sockets.bind_literal
 
         def bind_taken_first(place: TcpAddress) -> socket.socket:
             places.append(place)
             return bind(TcpAddress(place.host, taken) if len(places) == 1 else place)
 
-        monkeypatch.setattr(tcp_sockets, "bind_place", bind_taken_first)
+        monkeypatch.setattr(tcp_sockets, "bind_literal", bind_taken_first)
         sockets = bind_tcp(TcpAddress("localhost", 0))
     ports = {sock.getsockname()[1] for sock in sockets}
     for sock in sockets:

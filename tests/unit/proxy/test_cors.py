@@ -10,7 +10,7 @@ from cfproxy.proxy.cors import (
     preflight_origin,
     render_preflight,
     with_cors,
-    without_page,
+    without_page_headers,
 )
 
 PAGE = b"https://App.studio"
@@ -112,7 +112,7 @@ def test_responses_vary_by_origin_where_origins_are_listed() -> None:
 def test_the_api_does_not_learn_of_the_page(header: tuple[bytes, bytes]) -> None:
     """An API compares these with its own address and answers 403; we have judged them by ours."""
     others = ((b"Accept", b"*/*"), (b"Cookie", b"a=1"))
-    assert without_page((others[0], header, others[1]), "localhost:8080", LISTED) == others
+    assert without_page_headers((others[0], header, others[1]), "localhost:8080", LISTED) == others
 
 
 @pytest.mark.parametrize(
@@ -133,4 +133,4 @@ def test_the_api_does_not_learn_of_the_page(header: tuple[bytes, bytes]) -> None
 )
 def test_other_headers_are_forwarded(header: tuple[bytes, bytes]) -> None:
     """A program's own `Referer`, and what is as true of the API's address as of ours."""
-    assert without_page((header,), "localhost:8080", LISTED) == (header,)
+    assert without_page_headers((header,), "localhost:8080", LISTED) == (header,)

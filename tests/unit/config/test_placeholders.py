@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from cfproxy.config import load_settings
-from cfproxy.config.conflicts import unexpanded
+from cfproxy.config.conflicts import placeholder_warnings
 from tests.support.config_loader import ENVIRON
 
 
 def _warned(environ: dict[str, str]) -> list[str]:
     settings = load_settings(None, {**ENVIRON, **environ})
-    warnings = list(unexpanded(settings))
+    warnings = list(placeholder_warnings(settings))
     for warning in warnings:
         assert warning.source == "environment"
         assert environ.get("CF_X", "%KEY%") not in str(warning)
