@@ -13,7 +13,7 @@ BACKOFF_STORE_MAX_S = 4.0  # the store is our own, so frequent retries disturb n
 HOLD_FIRST_S = 1.0
 HOLD_MAX_S = 60.0
 HOLDS_MAX = 256
-# All requests whose tokens are rejected share these refreshes: so many at once, then one in each period.
+# All requests for which a refresh did not help share these: so many at once, then one in each period.
 FORCED_BURST = 6
 FORCED_EVERY_S = 5.0
 
@@ -97,21 +97,20 @@ class Holds:
         used_up = self._paid_until - now > FORCED_EVERY_S * (FORCED_BURST - 1)
         return used_up or (hold is not None and hold.active(now))
 
-    def spend(self, now: float) -> None:
-        """Count a forced refresh that has issued a token."""
-        self._paid_until = max(self._paid_until, now) + FORCED_EVERY_S
-
     def start(self, request: Hashable, now: float) -> float:
-        """Hold `request` from `now` (see `Hold.start`)."""
+        """Hold `request` from `now` (see `Hold.start`); a hold that begins is paid from the allowance."""
         hold = self._holds.pop(request, None) or Hold()
         self._holds[request] = hold
         if len(self._holds) > HOLDS_MAX:
             del self._holds[next(iter(self._holds))]
-        return hold.start(now)
+        if (hold_s := hold.start(now)) > 0:
+            self._paid_until = max(self._paid_until, now) + FORCED_EVERY_S
+        return hold_s
 
     def clear(self) -> None:
         """End all holds; the next ones are short again."""
         self._holds.clear()
+        self._paid_until = -math.inf
 
 
 class Hold:

@@ -289,8 +289,6 @@ class TokenSource:
             self._refreshing = None
         if failure is not None:
             self._failures[type(failure)] += 1
-        elif rejected is not None:
-            self._holds.spend(self._clock.monotonic())  # those that fail have a pause of their own
         if may_request:
             self._record_outcome(failure)
         self._schedule()

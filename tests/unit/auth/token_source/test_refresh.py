@@ -313,6 +313,16 @@ async def test_rejected_token_waits_for_the_backoff_too(world: World) -> None:
     assert access(await token_source.get()) == "access-1"
 
 
+async def test_refreshes_that_help_are_not_limited(world: World) -> None:
+    """A token that is revoked again and again is replaced each time, in less than a second, too."""
+    token = (await world.put()).token
+    token_source = await world.token_source()
+    for _ in range(50):
+        fresh = await token_source.replace(token, "/v1/jobs")
+        assert fresh.value != token.value
+        token = fresh
+
+
 async def test_refreshes_that_fail_use_up_no_allowance(world: World) -> None:
     """While the endpoint is down, a caller learns that, rather than that the API rejects the token."""
     token = (await world.put()).token
