@@ -26,7 +26,7 @@ from yarl import URL
 from cfproxy import __version__
 from cfproxy.auth import oauth2
 from cfproxy.auth.models import TokenReply
-from cfproxy.auth.token_response import EndpointResponse, Unreadable, read_response
+from cfproxy.auth.token_response import RESPONSE_MAX_BYTES, EndpointResponse, Unreadable, read_response
 from cfproxy.errors import CfproxyError, Misconfigured, TokenEndpointUnavailable, without_traceback
 from cfproxy.hosts import NotLocal, connect, look_up, may_be_loopback
 from cfproxy.secret import Secret
@@ -44,6 +44,8 @@ _HEAD = (
     "Content-Length: {length}\r\n"
     f"User-Agent: cfproxy/{__version__}\r\n\r\n"
 )
+
+PAUSES = 9  # reading a response that comes in tiny pieces takes a tenth of the time at most
 
 _T = TypeVar("_T")
 
@@ -77,11 +79,24 @@ class _Reception(asyncio.Protocol):
         self.response: EndpointResponse | None = None
         self.unreadable: Unreadable | None = None
         self._data = bytearray()
+        self._read_bytes = 0  # of it
+        self._pause: asyncio.TimerHandle | None = None  # before it is read again
 
     def data_received(self, data: bytes) -> None:
         if not self.done.done():
             self._data += data
+            if self._pause is None or len(self._data) > RESPONSE_MAX_BYTES:
+                self._read_next()
+
+    def _read_next(self) -> None:
+        """Read what has come, if that is more than before; each time it is read from the start."""
+        self._pause = None
+        if self._read_bytes < len(self._data):
+            self._read_bytes = len(self._data)
+            loop = asyncio.get_running_loop()
+            started_at = loop.time()
             self.read(ended=False)
+            self._pause = loop.call_later(PAUSES * (loop.time() - started_at), self._read_next)
 
     def eof_received(self) -> None:
         self.read(ended=True)

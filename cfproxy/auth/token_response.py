@@ -9,6 +9,7 @@ Invariants:
 1. Head, body and unpacked body are bounded.
 2. A string of the document is used as a whole or not at all, wherever the response breaks off.
 3. Errors hold no text of the response.
+4. Reading takes milliseconds, whatever arrives: it happens on the event loop.
 """
 
 from __future__ import annotations
@@ -26,15 +27,19 @@ HEAD_MAX_BYTES = 256 * 1024
 REPLY_MAX_BYTES = 64 * 1024
 RETRY_AFTER_MAX_S = 300.0
 _FRAMED_MAX_BYTES = 8 * REPLY_MAX_BYTES  # with the framing of chunks
+RESPONSE_MAX_BYTES = HEAD_MAX_BYTES + _FRAMED_MAX_BYTES
 _CHECK = "check whatever intercepts the connection"
 _LENGTH_MAX_DIGITS = 12  # a longer number is no length
 _CODINGS_MAX = 3  # one inside the other
+# No honest response has more of these; what comes after them is not read.
+_LINES_MAX, _CHUNKS_MAX, _PARTS_MAX, _MEMBERS_MAX = 4096, 4096, 16, 1000
+_BLOCK_BYTES = 512  # of what is unpacked at once
 _TEXT_STARTS = (b"", b"{", b"[", b'"', b"<")
 
 _STATUS = re.compile(rb"\s*HTTP(?:/[0-9.]*)?[ \t]+([0-9]{3})(?![0-9])[^\n]*\n", re.IGNORECASE)
 _HEAD_END = re.compile(rb"\n\r*\n")
-_LINE_END = re.compile(rb"\r*\n(?![ \t])")  # a line that begins with a space continues the one before
-_CHUNK = re.compile(rb"\s*([0-9A-Fa-f]{1,18})[ \t]*(?:;[^\n]*)?\r*\n")
+_LINE_END = re.compile(rb"\n(?![ \t])")  # a line that begins with a space continues the one before
+_CHUNK = re.compile(rb"\s*([0-9A-Fa-f]{1,18})[ \t]*(?:;[^\n]*|\r*)\n")
 # What may precede an object: guards against scripts, JSONP, a list. Not a web page, and no assignment in one.
 _OBJECT = re.compile(r'\s*(?:[^\s{"<=][^{"<=]{0,40})?\{')
 _FORM = re.compile(r"[a-z_]+=[!-%'-~]*(?:&[a-z_]+=[!-%'-~]*){0,50}")
@@ -179,12 +184,11 @@ def _split_head(data: bytes) -> tuple[int, dict[bytes, bytes], int] | None:
 
 def _parse_headers(lines: bytes) -> dict[bytes, bytes]:
     """Return values by lower-case name; those of a repeated name are joined with commas (RFC 9110 §5.3)."""
-    headers: dict[bytes, bytes] = {}
-    for line in _LINE_END.split(lines):
+    headers: dict[bytes, list[bytes]] = {}
+    for line in _LINE_END.split(lines, _LINES_MAX):
         name, _, value = line.partition(b":")
-        name, value = name.strip().lower(), value.strip()
-        headers[name] = b"%b,%b" % (headers[name], value) if name in headers else value
-    return headers
+        headers.setdefault(name.strip().lower(), []).append(value.strip())
+    return {name: b",".join(values) for name, values in headers.items()}
 
 
 def _unframe(body: bytes, headers: dict[bytes, bytes]) -> tuple[bytes, bool, int]:
@@ -205,7 +209,7 @@ def _join_chunks(body: bytes) -> tuple[bytes, bool]:
     """Return the content of chunks, and whether the last one has come (RFC 9112 §7.1)."""
     pieces: list[bytes] = []
     at = 0
-    while (size := _CHUNK.match(body, at)) is not None:
+    while len(pieces) < _CHUNKS_MAX and (size := _CHUNK.match(body, at)) is not None:
         if int(size[1], 16) == 0:
             return b"".join(pieces), True
         at = size.end() + int(size[1], 16)
@@ -237,17 +241,23 @@ def _inflate(body: bytes, wbits: int) -> bytes:
     """Return what can be unpacked, up to one byte more than is read."""
     unpacked = bytearray()
     engine = zlib.decompressobj(wbits)
-    for at in range(len(body)):
-        if engine.eof:
-            engine = zlib.decompressobj(wbits)  # gzip may have several members (RFC 1952 §2.2)
-        left = REPLY_MAX_BYTES + 1 - len(unpacked)
+    parts, block, at = 1, _BLOCK_BYTES, 0
+    while at < len(body) and len(unpacked) <= REPLY_MAX_BYTES:
+        if engine.eof:  # gzip may have several members (RFC 1952 §2.2)
+            if parts == _PARTS_MAX:
+                break
+            engine = zlib.decompressobj(wbits)
+            parts += 1
+        before = engine.copy()
         try:
-            # Byte by byte: if the end is damaged, or its checksum wrong, what came before is kept.
-            unpacked += engine.decompress(engine.unconsumed_tail + body[at : at + 1], left)
+            unpacked += engine.decompress(body[at : at + block], REPLY_MAX_BYTES + 1 - len(unpacked))
         except zlib.error:
-            break
-        if len(unpacked) > REPLY_MAX_BYTES:
-            break
+            if block == 1:
+                break
+            # Byte by byte: if the end is damaged, or its checksum wrong, what came before is kept.
+            engine, block = before, 1
+            continue
+        at = min(at + block, len(body)) - len(engine.unused_data)
     return bytes(unpacked)
 
 
@@ -265,7 +275,7 @@ def read_object(body: bytes) -> tuple[dict[str, Any], bool]:
     start = _OBJECT.match(text)
     members: dict[str, Any] = {}
     at = len(text) if start is None else start.end()
-    while at < len(text):
+    for _ in range(_MEMBERS_MAX):
         at = _skip(_SEPARATOR, text, at)
         if text[at : at + 1] == "}":
             return members, True

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from cfproxy.auth import token_endpoint
 from cfproxy.auth.models import TokenReply
-from cfproxy.auth.token_response import HEAD_MAX_BYTES, REPLY_MAX_BYTES
+from cfproxy.auth.token_response import HEAD_MAX_BYTES, REPLY_MAX_BYTES, EndpointResponse, read_response
 from cfproxy.errors import GrantRefused
 from cfproxy.secret import Secret
 from cfproxy.upstream.connection import LIMITS
@@ -270,6 +271,44 @@ async def test_answer_is_read_in_whatever_pieces_it_comes() -> None:
 
         reply = await refreshed(drip)
         assert (reply.access_token, reply.refresh_token) == (Secret(ACCESS_TOKEN), Secret(NEXT_TOKEN))
+
+
+async def test_answer_in_tiny_pieces_is_not_read_again_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time it is read from its start, on the event loop: that would stop all others."""
+    reads = []
+
+    def counting(data: bytes, *, ended: bool) -> EndpointResponse | None:
+        reads.append(len(data))
+        return read_response(data, ended=ended)
+
+    monkeypatch.setattr(token_endpoint, "read_response", counting)
+
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for code in sized(b"X-Policy: " + b"p" * 3000):
+            writer.write(bytes([code]))
+            await asyncio.sleep(0)
+
+    reply = await refreshed(drip)
+    assert (reply.access_token, reply.refresh_token) == (Secret(ACCESS_TOKEN), Secret(NEXT_TOKEN))
+    assert len(reads) < 1500
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        http(b"X: " + b"\r" * 250_000, body=b"{}"),
+        chunked(b"1;" + b"\r" * 500_000),
+        http(*(b"X: %d" % number for number in range(30_000)), body=b"{}"),
+        sized(body=b"{" + b'"a":1,' * 10_000 + b"}"),
+        coded(b"gzip", gzip.compress(b"") * 3000),
+    ],
+    ids=["line ends", "an extension", "header lines", "members", "parts"],
+)
+async def test_no_answer_takes_long_to_read(answer: bytes) -> None:
+    """Some took from seconds to minutes, in which nobody else was served."""
+    async with listening(answer) as server:
+        await failed_refresh(endpoint_at(server.origin))
 
 
 async def keep_open(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: bytes) -> None:
