@@ -12,19 +12,12 @@ import re
 import secrets
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from urllib.parse import unquote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
-from cfproxy.errors import BadTarget, CrossSite, HostNotAllowed, KeyRequired, NotAllowed
+from cfproxy.errors import CrossSite, HostNotAllowed, KeyRequired, NotAllowed
 from cfproxy.hosts import is_loopback, split_host
 from cfproxy.http1.headers import NameMemo, RawHeaders, normalise
-from cfproxy.proxy.paths import (
-    PATH_MAX_BYTES,
-    find_readings,
-    fold,
-    has_dot_segment,
-    is_ordinary,
-    read_eagerly,
-)
+from cfproxy.proxy.paths import PathRules
 from cfproxy.secret import Secret
 
 # Header and parameter names from which servers take the method, without punctuation: x-http-method-override
@@ -42,11 +35,6 @@ _METHOD_WORD = re.compile(
 )
 _NAMES_MAX = 100  # parameters that contain such a word; no honest query has more
 _PUNCTUATION = re.compile(rb"[^0-9A-Za-z]+")
-# Servers are known to disagree about these: an encoded slash or backslash, path parameters, control
-# characters, a lone %; and, once decoded, about what is encoded still.
-_AMBIGUOUS_PATH = re.compile(rb"%(?:2f|5c|3b|[01][0-9a-f]|7f|(?![0-9a-f]{2}))|\\|//|;", re.IGNORECASE)
-_TWICE_ENCODED = re.compile(r"%(?:[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4})")
-_AMBIGUOUS = re.compile(r"[\\;\x00-\x1f\x7f]|//")
 _PURPOSES = frozenset({b"purpose", b"x-moz", b"x-purpose"})
 _AHEAD = re.compile(rb"(?<![\w-])(?:prefetch|prerender|preview)(?![\w-])", re.IGNORECASE)
 _PEPPER = secrets.token_bytes(32)
@@ -63,9 +51,7 @@ class AccessRules:
         bound: the keys that select another account than the listener's, with that account's name.
         uids: users who may call through a Unix socket; empty for everyone who can open it.
         methods: allowed methods; empty for all.
-        paths: patterns of whole decoded paths: `*` matches within a segment, `**` across segments. A leading
-            `!` denies, in any letter case and with or without a final slash, since APIs may ignore both.
-            Without an allowing pattern, every path that is not denied is allowed.
+        paths: patterns (see `PathRules`); empty for all.
     """
 
     hosts: tuple[str, ...] = ()
@@ -76,17 +62,10 @@ class AccessRules:
     methods: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     key_digests: tuple[bytes, ...] = field(init=False, repr=False)  # of `keys`, for `carries_key`
-    _allow: tuple[re.Pattern[str], ...] = field(init=False, repr=False)
-    _deny: tuple[re.Pattern[str], ...] = field(init=False, repr=False)
-    _exact: frozenset[str] = field(init=False, repr=False)  # allowed paths without a wildcard
+    _path_rules: PathRules = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        allow = tuple(_compile(p) for p in self.paths if not p.startswith("!"))
-        deny = tuple(_compile(p[1:], denies=True) for p in self.paths if p.startswith("!"))
-        object.__setattr__(self, "_allow", allow)
-        object.__setattr__(self, "_deny", deny)
-        exact = frozenset(unquote(p) for p in self.paths if "*" not in p and not p.startswith("!"))
-        object.__setattr__(self, "_exact", exact)
+        object.__setattr__(self, "_path_rules", PathRules(self.paths))
         object.__setattr__(self, "key_digests", tuple(map(_digest, self.keys)))
 
     def check_user(self, uid: int | None) -> None:
@@ -191,31 +170,8 @@ class AccessRules:
         path, _, query = target.partition(b"?")
         if self.methods and (any(_OVERRIDES[name] for name, _ in headers) or _overrides_in(query)):
             raise NotAllowed("while access.methods has rules, no header or parameter may override the method")
-        if not self.paths:
-            return
-        if len(path) > PATH_MAX_BYTES:
-            raise BadTarget(
-                f"while access.paths has rules, a path must have no more than {PATH_MAX_BYTES} bytes"
-            )
-        try:
-            text = unquote_to_bytes(path).decode("utf-8")
-        except UnicodeDecodeError:
-            raise BadTarget("while access.paths has rules, a path must be UTF-8") from None
-        readings = eager = {text}
-        if not is_ordinary(path):
-            most = read_eagerly(path)
-            if most is None or _is_ambiguous(path, text, most):
-                raise BadTarget(
-                    "while access.paths has rules, a path must have no dot segment, '//', ';', %2F, "
-                    "control character, double encoding or lone %"
-                )
-            readings, eager = find_readings(text), find_readings(text) | find_readings(most)
-        if any(rule.fullmatch(one) for one in map(fold, eager) for rule in self._deny) or (
-            self._allow
-            and text not in self._exact
-            and not all(any(rule.fullmatch(one) for rule in self._allow) for one in readings)
-        ):
-            raise NotAllowed("access.paths does not allow this path")
+        if self.paths:
+            self._path_rules.check(path)
 
 
 def overrides_method(name: bytes) -> bool:
@@ -304,35 +260,3 @@ def _basic_password(value: bytes) -> Secret | None:
     except ValueError:
         return None
     return Secret(pair.partition(":")[2])
-
-
-def _is_ambiguous(path: bytes, text: str, most: str) -> bool:
-    """Return whether servers could find other segments in a path than its rules see.
-
-    Args:
-        path: as sent.
-        text: decoded once.
-        most: as the most eager server reads it.
-    """
-    twice_encoded = _TWICE_ENCODED.search(text) is not None
-    other_segments = _AMBIGUOUS.search(most) is not None or most.count("/") != text.count("/")
-    return bool(_AMBIGUOUS_PATH.search(path)) or twice_encoded or other_segments or has_dot_segment(path)
-
-
-def _compile(pattern: str, *, denies: bool = False) -> re.Pattern[str]:
-    """Return an expression that never goes back to a wildcard: callers choose the paths.
-
-    Behind a wildcard the first place where its literal fits is as good as any later one, because a later
-    wildcard could match what is skipped. Only what ends a pattern must be at the end.
-    """
-    change = fold if denies else str
-    *groups, last = (
-        [re.escape(change(unquote(literal))) for literal in group.split("*")] for group in pattern.split("**")
-    )
-    start = [first + "".join(f"(?>[^/]*?{one})" for one in others) for first, *others in groups]
-    text = "".join(f"(?>.*?{group})" if at else group for at, group in enumerate(start))
-    text += ".*?" if groups else ""
-    first, *others = last
-    text += first + "".join(f"(?>[^/]*?{one})" for one in others[:-1])
-    text += f"[^/]*{others[-1]}" if others else ""
-    return re.compile(text + "/?" if denies else text, re.DOTALL)
