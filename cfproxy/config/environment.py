@@ -85,8 +85,9 @@ def _read_variable(name: str, raw: str) -> Tree:
         return _nest(path, _parse_flow(value, dict, "{file: PATH}"))
     if rest in known or (rest[:-1] in _SECRETS and rest[-1] in {"env", "file"}):
         return _nest(path, value)
-    names = [PREFIX + "__".join(account + keys).upper() for keys in known]
-    raise ValueError(f"is not a known variable{suggest(name, names)}")
+    references = [(*keys, form) for keys in _SECRETS for form in ("env", "file")]
+    names = ["__".join(account + keys).upper() for keys in (*known, *references)]
+    raise ValueError(f"is not a known variable{suggest(name.removeprefix(PREFIX), names, PREFIX)}")
 
 
 def _split_items(raw: str) -> list[str]:

@@ -76,7 +76,10 @@ def render_path(path: Keys) -> str:
     return ".".join(parts)
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Return a suggestion of the closest known word; empty if none is close."""
+def suggest(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return a suggestion of the closest known word; empty if none is close.
+
+    `prefix` comes before all of them. It is not compared, since it would make any two words alike.
+    """
     close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"; did you mean {prefix}{close[0]}?" if close else ""

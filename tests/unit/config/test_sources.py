@@ -206,6 +206,28 @@ def test_an_invalid_variable_is_named(name: str, value: str, problem: str) -> No
     assert str(only).startswith(f"environment: {name}: {problem}")
 
 
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("CFPROXY_CLIENT_SECRET_FILE", "; did you mean CFPROXY_CLIENT_SECRET__FILE?"),
+        ("CFPROXY_STORE_KEY_FILE", "; did you mean CFPROXY_STORE__KEY__FILE?"),
+        ("CFPROXY_ACCOUNTS__A__CLIENT_SECRET_ENV", "; did you mean CFPROXY_ACCOUNTS__A__CLIENT_SECRET__ENV?"),
+        ("CFPROXY_SECRET", "; did you mean CFPROXY_CLIENT_SECRET?"),
+        ("CFPROXY_HOST", ""),
+        ("CFPROXY_PORT", ""),
+        ("CFPROXY_UID", ""),
+        ("CFPROXY_COMMIT", ""),
+        ("CFPROXY_DEBUG", ""),
+    ],
+)
+def test_a_suggestion_resembles_what_was_written(name: str, suggestion: str) -> None:
+    """The prefix that all names share makes none of them alike; a path is not suggested to be a secret."""
+    with pytest.raises(ConfigError) as caught:
+        load_settings(None, {**ENVIRON, name: "x"})
+    (only,) = caught.value.problems
+    assert str(only) == f"environment: {name}: is not a known variable{suggestion}"
+
+
 def test_one_key_is_set_by_one_variable() -> None:
     """Two variables for one key are a contradiction, even if one is the {file} form."""
     environ = {**ENVIRON, "CFPROXY_CLIENT_SECRET": "x", "CFPROXY_CLIENT_SECRET__FILE": "/x"}
