@@ -96,7 +96,7 @@ class TokenStore(Protocol):
         """
 
     async def confirm(self, account: str) -> None:
-        """Make sure that `stamp` knows of every change; needed for a `shared` store only, and soon over."""
+        """Make sure that `stamp` knows of every change; a `shared` store asks its server."""
 
     async def probe(self, account: str) -> None:
         """Try whether a login could be saved now, leaving nothing behind."""

@@ -19,7 +19,7 @@ from cfproxy.auth.cached_login import CachedLogin
 from cfproxy.clock import Clock
 from cfproxy.errors import CfproxyError, StoreUnavailable, StoreUnusable
 
-# Less than a command takes: who logs out and then sends a request has ended the former token's use.
+# Shorter than a command takes: once `cfproxy logout` has ended, no request gets the former token.
 LOOK_EVERY_S = 0.1
 LOOK_WAIT_S = 2.0
 # How often a store that fails is tried again, and a shared one asked, whose news may have been lost.

@@ -152,7 +152,7 @@ class TokenSource:
             return
         with contextlib.suppress(CfproxyError):
             if self._may_force(request):
-                # Nobody will tell whether the next token helps.
+                # The request is not repeated, so nobody learns whether the next token helps.
                 self._holds.start(request, self._clock.monotonic())
                 self._start_refresh(rejected)
 

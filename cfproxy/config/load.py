@@ -92,7 +92,7 @@ def load_settings(
 
 
 class SettingsReader:
-    """Reads one configuration again and again, and tells whether its files have changed since.
+    """Reads one configuration repeatedly, and tells whether its files have changed since.
 
     Args:
         found: the file.
@@ -113,7 +113,7 @@ class SettingsReader:
             ConfigError: with every problem found.
         """
         stamps: dict[Path, Hashable] = {}
-        # Who did not mean this file has to know why it was read; a reload need not repeat it.
+        # Somebody who did not mean this file has to learn why it was read; a reload need not repeat it.
         notes = () if self.stamps else self._found.notes
         try:
             searched = bool(self._found.notes)

@@ -65,7 +65,7 @@ def build_store(
     Args:
         account: the account.
         log: where a warning of the store goes; None for standard error.
-        accept_clear: read a login in clear in spite of `store.key`.
+        accept_clear: read an unencrypted login in spite of `store.key`.
     """
 
     def warn(text: str) -> None:

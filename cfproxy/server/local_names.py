@@ -22,7 +22,7 @@ class LocalNames:
         self._looking_up: dict[str, asyncio.Task[bool]] = {}
 
     async def learn(self, request: Request) -> None:
-        """Note with the connection what its client may call it, if only a look-up tells.
+        """Let the client call this end of its connection by the name in `Host`, if that resolves here.
 
         An address that changes later does not matter: the connection stays the one that was made.
         """

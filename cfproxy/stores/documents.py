@@ -8,8 +8,8 @@ Invariants:
 2. A document of a newer version, or with a field missing or of another type, is refused as a whole. It is
    never half read and never taken for an empty store.
 3. Error messages name the place and the field, never a value.
-4. With a key, only what was encrypted with it is believed: whoever can write the store could have put a
-   document in clear there.
+4. With a key, only what was encrypted with it is believed: whoever can write the store could have put an
+   unencrypted document there.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class DocumentCodec:
     """Turns logins and attempts into bytes and back.
 
     `decode_…` and `decode` raise `StoreUnusable` for what is not a document of the kind, for an encrypted one
-    without its key, and for one in clear if there is a key.
+    without its key, and for an unencrypted one if there is a key.
 
     Args:
         key: the passphrase or the key file's content; None to write documents unencrypted.
         app: whose documents these are; None for those of any app.
-        accept_clear: read documents in clear in spite of the key, to encrypt them.
+        accept_clear: read unencrypted documents in spite of the key, to encrypt them.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class DocumentCodec:
             content: what `encode` returned, or anything.
             purpose: as for `encode`.
             where: the place of the content, for messages.
-            cure: what to do if it is in clear in spite of a key.
+            cure: what to do if it is unencrypted in spite of a key.
         """
         parsed = _parse(content, where)
         if isinstance(parsed, dict) and parsed.get("cipher") is not None:
@@ -137,7 +137,7 @@ def stated_app(content: bytes) -> str | None:
 
 
 def login_to_document(login: Login) -> dict[str, Any]:
-    """Return the stored form: JSON types only, secrets in clear."""
+    """Return the stored form: JSON types only, secrets unencrypted."""
     return {
         "version": DOCUMENT_VERSION,
         "account": login.account,
@@ -183,7 +183,7 @@ def login_from_document(document: object, where: str) -> Login:
 
 
 def attempt_to_document(attempt: Attempt) -> dict[str, Any]:
-    """Return the stored form: JSON types only, secrets in clear."""
+    """Return the stored form: JSON types only, secrets unencrypted."""
     return {
         "version": DOCUMENT_VERSION,
         "account": attempt.account,

@@ -2,7 +2,7 @@
 
 Files: `ACCOUNT.json` (the login), `ACCOUNT.lock` (its lock), `ACCOUNT.login-HASH.json` (an attempt, HASH is
 the fingerprint of its state) and `ACCOUNT.login-HASH.used.json` (an attempt that was claimed).
-The app that was first has these names. While its login is there, that of another app with an account of the
+The first app to log in has these names. While its login is there, that of another app with an account of the
 same name is `ACCOUNT@APP.json`, and `ACCOUNT@APP.lock` is its lock; APP is `App.app_id`.
 
 Invariants:
@@ -38,7 +38,7 @@ class FileStore:
 
     Args:
         directory: absolute; created by the first write.
-        codec: turns records into the files' contents, for one app or any; in clear, for any app, by default.
+        codec: turns records into the files' contents; by default unencrypted, for any app.
         warn: called once if permissions were corrected, or are loose and accepted.
     """
 

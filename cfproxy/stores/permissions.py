@@ -5,8 +5,8 @@ the command or setting that corrects it. On Windows the folder's inherited acces
 owners.
 
 Two exceptions, each with one warning:
-1. What only a group got that nobody else is in is closed again. Kubernetes opens all files of a volume to
-   the pod's `fsGroup` at each mount.
+1. Permissions of a group in which no other user is known are removed again: Kubernetes opens all files of a
+   volume to the pod's `fsGroup` at each mount.
 2. Where the file system does not keep modes or owners (SMB, vfat, folders of another system), or only root
    could change them, encrypted documents are accepted: nobody can read or forge those.
 """
@@ -104,7 +104,7 @@ class Permissions:
                 self._accept_other(path, _open_to(status), path, advice)
 
     def _close(self, path: Path, fd: int, mode: int) -> bool:
-        """Close what only this user's own group got; return False if others got it, or it stays open."""
+        """Remove a group's permissions if no other user is in it; return whether the file is closed then."""
         status = os.fstat(fd)
         if status.st_uid != os.geteuid() or status.st_mode & 0o007:
             return False
@@ -118,7 +118,7 @@ class Permissions:
             return False
         self._warn_once(
             f"{path} was open to its group (mode {status.st_mode & 0o777:03o}), as Kubernetes' fsGroup leaves"
-            " it at each mount; it was closed again, and so was all else there that only this group got"
+            " it at each mount; it was closed again, and so was all else that was open to this group"
         )
         return True
 

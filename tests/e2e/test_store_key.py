@@ -56,7 +56,7 @@ async def test_a_key_encrypts_an_existing_login_in_an_explicit_step(world: World
 
 
 async def test_a_login_in_two_steps_is_encrypted_from_the_start(world: World) -> None:
-    """A pending login, including its PKCE verifier, is never in clear text either."""
+    """A pending login, including its PKCE verifier, is never stored as plain text either."""
     world.environment["CFPROXY_STORE__KEY"] = "a passphrase"
     assert (await world.run("login", "--print-url")).code == 0
     (pending,) = world.store_dir.glob("*.login-*.json")

@@ -310,7 +310,7 @@ async def open_world(app: App = APP) -> AsyncIterator[World]:
 
 
 def access(token: Token) -> str:
-    """Return the access token in clear."""
+    """Return the text of the access token."""
     return token.value.reveal()
 
 

@@ -1,7 +1,7 @@
 """A store in Redis or Valkey, for any number of machines.
 
 Keys: `cfproxy:{ACCOUNT}:login` (a hash: `document`, `version`, `fence`, `by`, `write`, `app`), `:lock`,
-`:attempts` (see `attempts.py`), and the channel `:news`. The app that was first has these keys (`app`, see
+`:attempts` (see `attempts.py`), and the channel `:news`. The first app to log in has these keys (`app`, see
 `App.app_id`); those of another app with an account of the same name are `cfproxy:{ACCOUNT}@APP:login` etc.
 
 Invariants:
@@ -78,7 +78,7 @@ class RedisStore:
 
     Args:
         address: the server.
-        codec: turns records into what is stored, for one app or any; in clear, for any app, by default.
+        codec: turns records into what is stored, for one app or any; by default unencrypted, for any app.
         ca_file: authorities to trust instead of the system's, in PEM form.
         life_s: seconds for which a lock outlives its holder.
     """

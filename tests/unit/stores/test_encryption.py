@@ -101,7 +101,7 @@ async def test_login_in_clear_is_adopted_only_in_an_explicit_step(tmp_path: Path
     [{}, {"cipher": None}, {"version": 2}, {"app_id": "0" * 16}, {"salt": "", "nonce": "", "data": ""}],
 )
 async def test_running_store_believes_nothing_in_clear(tmp_path: Path, envelope: dict[str, Any]) -> None:
-    """Whatever a document in clear says about itself, its tokens are not used."""
+    """Whatever an unencrypted document says about itself, its tokens are not used."""
     store = a_store(tmp_path / "store")
     await store.save(build_login())
     forged = login_to_document(build_login(token=Token(Secret("forged"), NOW, 3600.0))) | envelope
