@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import json.encoder
 import logging
@@ -22,7 +23,7 @@ import sys
 import time
 import traceback
 from types import TracebackType
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 import structlog
 from structlog.typing import EventDict, ExcInfo, FilteringBoundLogger, Processor
@@ -61,10 +62,11 @@ class LogOutput:
 
     def __init__(self, level: str, form: str, sample: float = 1.0, stream: Output | None = None) -> None:
         self._stream: Output = stream if stream is not None else sys.stderr
+        self._background = self._stream if isinstance(self._stream, BackgroundStream) else None
         self._processors: list[Processor] = []
         self._lines = lines = _BatchedLines(self._stream)
-        if isinstance(self._stream, BackgroundStream):
-            self._stream.on_flow = self._report_soon
+        if self._background is not None:
+            self._background.on_flow = functools.partial(self._report_soon, self._background)
         self._min_level = 0
         self._sample = 1.0
         structlog.configure(
@@ -80,7 +82,7 @@ class LogOutput:
     @property
     def dropped_lines(self) -> int:
         """How many lines were lost, because nothing reads the log or it could not be written."""
-        return self._stream.dropped if isinstance(self._stream, BackgroundStream) else 0
+        return 0 if self._background is None else self._background.dropped
 
     @property
     def level(self) -> str:
@@ -118,17 +120,17 @@ class LogOutput:
         """Return whether to write the line of an ordinary request; call it before building the line."""
         return self._min_level <= LEVELS["info"] and (self._sample >= 1.0 or random.random() < self._sample)  # noqa: S311 - a sample, not a secret
 
-    def _report_soon(self) -> None:
+    def _report_soon(self, stream: BackgroundStream) -> None:
         """Report lost lines in the event loop; called in the stream's thread."""
         with contextlib.suppress(RuntimeError):  # the loop has ended
             if self._lines.loop is not None:
-                self._lines.loop.call_soon_threadsafe(self._report_dropped)
+                self._lines.loop.call_soon_threadsafe(self._report_dropped, stream)
                 return
-        cast("BackgroundStream", self._stream).resume()
+        stream.resume()
 
-    def _report_dropped(self) -> None:
+    def _report_dropped(self, stream: BackgroundStream) -> None:
         self._lines.flush()  # this iteration's lines, which are lost as well
-        if lines := cast("BackgroundStream", self._stream).resume():
+        if lines := stream.resume():
             self.log.warning(
                 "log.lines_dropped", lines=lines, reason="nothing read the log, or it could not be written"
             )

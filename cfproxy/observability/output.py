@@ -36,6 +36,7 @@ class BackgroundStream(io.TextIOBase):
         stream: a text stream over a file, whose own buffer is not used.
 
     Attributes:
+        stream: the stream.
         dropped: lines that were dropped, because the buffer was full or they could not be written.
         error: why the latest of the latter could not.
         on_flow: called in the thread when lines were dropped and there is room again. It must make sure that
@@ -44,7 +45,7 @@ class BackgroundStream(io.TextIOBase):
 
     def __init__(self, stream: TextIO) -> None:
         stream.flush()
-        self._stream = stream
+        self.stream = stream
         self._raw: io.RawIOBase = getattr(stream.buffer, "raw", cast("io.RawIOBase", stream.buffer))
         self._parts: list[bytes | threading.Event] = []
         self._lock = threading.RLock()  # a finalizer may write while a write is going on
@@ -62,15 +63,15 @@ class BackgroundStream(io.TextIOBase):
     @property
     def encoding(self) -> str:  # type: ignore[override] # read-only, unlike the base class's
         """The encoding of the stream."""
-        return self._stream.encoding
+        return self.stream.encoding
 
     def isatty(self) -> bool:
         """Whether it is a terminal."""
-        return self._stream.isatty()
+        return self.stream.isatty()
 
     def fileno(self) -> int:
         """The descriptor of the file."""
-        return self._stream.fileno()
+        return self.stream.fileno()
 
     def writable(self) -> bool:
         """It is."""
@@ -78,7 +79,7 @@ class BackgroundStream(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Add text to the buffer, or drop it."""
-        data = text.replace("\n", os.linesep).encode(self._stream.encoding, "backslashreplace")
+        data = text.replace("\n", os.linesep).encode(self.stream.encoding, "backslashreplace")
         with self._lock:
             self._dropping |= 0 < self._waiting_bytes > BUFFER_BYTES - len(data)
             if self._dropping:
@@ -100,11 +101,6 @@ class BackgroundStream(io.TextIOBase):
         with self._lock:
             self._add(reached)
         return reached.wait(timeout_s)
-
-    @property
-    def stream(self) -> TextIO:
-        """The stream that is written to."""
-        return self._stream
 
     def _add(self, part: bytes | threading.Event) -> None:
         self._parts.append(part)

@@ -1,7 +1,7 @@
 """One client connection: splits the received bytes into requests and has them handled in order.
 
 Each request gets a handler (see `request.RequestHandler`). There are two ways to run it, because a task costs
-11 % of a request's processor time and most requests need none:
+a tenth of a request's processor time and most requests need none:
 
 - Without a task: `data_received` calls `start_now`. If the handler has to wait for nothing but the API,
   it sends the request, returns True, and later calls `request_finished`.
