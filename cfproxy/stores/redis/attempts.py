@@ -31,14 +31,12 @@ class RedisAttempts:
     Args:
         client: the connection.
         codec: turns attempts into what is stored.
-        location: the server's address, for messages.
-        where: likewise, for errors of the connection.
+        where: the server's name, for messages.
     """
 
-    def __init__(self, client: redis.asyncio.Redis, codec: DocumentCodec, location: str, where: str) -> None:
+    def __init__(self, client: redis.asyncio.Redis, codec: DocumentCodec, where: str) -> None:
         self._client = client
         self._codec = codec
-        self._location = location
         self._where = where
         self._claim_script = client.register_script(_CLAIM)
 
@@ -97,7 +95,7 @@ class RedisAttempts:
         self, account: str, contents: dict[bytes, bytes]
     ) -> tuple[dict[bytes, Attempt], CfproxyError | None]:
         def read(field: bytes) -> Attempt:
-            where = f"a login attempt in {self._location}"
+            where = f"a login attempt in {self._where}"
             return self._codec.decode_attempt(contents[field], _purpose(account), where)
 
         return await asyncio.to_thread(read_all, contents, read)

@@ -47,7 +47,7 @@ CONFIRM_S = 0.5  # a valid token waits for it
 # delete it), app ('' for any). Returns {done, version, whether there was a document}.
 _WRITE = """
 local at = redis.call('HMGET', KEYS[1], 'version', 'by', 'write')
-local version, by, app = tonumber(at[1] or '0'), tonumber(at[2] or '0'), ARGV[6] or ''
+local version, by = tonumber(at[1] or '0'), tonumber(at[2] or '0')
 if at[3] == ARGV[1] then return {1, version, 1} end
 if ARGV[3] ~= '' and by > tonumber(ARGV[3]) then return {0, version, 0} end
 if ARGV[2] ~= '' and version ~= tonumber(ARGV[2]) then return {0, version, 0} end
@@ -58,7 +58,7 @@ else
   redis.call('HSET', KEYS[1], 'document', ARGV[5])
 end
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'by', ARGV[3]) end
-if app ~= '' then redis.call('HSET', KEYS[1], 'app', app) end
+if ARGV[6] ~= '' then redis.call('HSET', KEYS[1], 'app', ARGV[6]) end
 redis.call('HSET', KEYS[1], 'version', version + 1, 'write', ARGV[1])
 redis.call('PUBLISH', ARGV[4], (version + 1) .. ' ' .. ARGV[1])
 return {1, version + 1, existed}
@@ -67,7 +67,7 @@ return {1, version + 1, existed}
 _RESTORE = """
 if redis.call('HEXISTS', KEYS[1], 'version') == 1 then return 0 end
 redis.call('HSET', KEYS[1], 'document', ARGV[4], 'version', ARGV[2], 'write', ARGV[1])
-if ARGV[5] and ARGV[5] ~= '' then redis.call('HSET', KEYS[1], 'app', ARGV[5]) end
+if ARGV[5] ~= '' then redis.call('HSET', KEYS[1], 'app', ARGV[5]) end
 redis.call('PUBLISH', ARGV[3], ARGV[2] .. ' ' .. ARGV[1])
 return 1
 """
@@ -100,7 +100,7 @@ class RedisStore:
         self._client = open_client(address, ca_file)
         self._lock = RedisLock(self._client, self._where, life_s)
         self._subscription = Subscription(self._client, self._fetch_version, self._on_version)
-        self._attempts = RedisAttempts(self._client, self._codec, self.location, self._where)
+        self._attempts = RedisAttempts(self._client, self._codec, self._where)
         self._restore_script = self._client.register_script(_RESTORE)
         self._stems: dict[str, str] = {}  # how the account's keys began when its record was last read
         self._versions: dict[str, str | None] = {}  # by stem, as last heard; None: there is no record
@@ -302,7 +302,7 @@ class RedisStore:
             self._known.pop(account, None)
 
     async def _decode(self, content: bytes, account: str) -> Login:
-        where = f"the login of account '{account}' in {self.location}"
+        where = f"the login of account '{account}' in {self._where}"
         return await asyncio.to_thread(self._codec.decode_login, content, account, where)
 
     async def _fetch_version(self, stem: str) -> str:
