@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import os
 import socket
@@ -106,9 +107,11 @@ class ListeningSocket:
         except OSError as error:
             listening.close()
             place = address if isinstance(address, UnixAddress) else error.filename or address
+            advice = "set another address"
+            if error.errno == errno.EADDRINUSE:
+                advice = f"stop what uses it, or {advice} (`cfproxy doctor` shows what uses it)"
             raise ListenError(
-                f"cannot listen on {place}: {error.strerror or 'it cannot be used'}; "
-                "stop what uses it, or set another address (`cfproxy doctor` shows what uses it)"
+                f"cannot listen on {place}: {error.strerror or 'it cannot be used'}; {advice}"
             ) from None
         return listening
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -81,4 +82,4 @@ def _remove_stale(file: Path) -> None:
             return
         except OSError:
             pass
-    raise OSError(0, "another process listens on it")
+    raise OSError(errno.EADDRINUSE, "another process listens on it")

@@ -163,6 +163,13 @@ async def test_the_ipv6_wildcard_takes_ipv4_as_well(host: str, takes_both: bool)
                 await echoes("127.0.0.1" if ":" in host else "::1", listening.port)
 
 
+async def test_an_address_of_another_machine_is_used_by_nothing_here() -> None:
+    """So there is nothing to stop: only another address helps."""
+    with pytest.raises(ListenError) as raised:
+        await ListeningSocket.open(TcpAddress("192.0.2.1", 0))
+    assert str(raised.value).endswith("; set another address")
+
+
 async def test_a_name_that_does_not_exist_is_reported_in_words() -> None:
     """The resolver's numbers are no error numbers of the system."""
     with pytest.raises(ListenError) as raised:
