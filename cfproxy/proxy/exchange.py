@@ -289,18 +289,13 @@ class Exchange:
         method = request.method.decode("ascii", "backslashreplace")
         path = _loggable_path(request.target)
         problem = error.slug if error is not None else "" if response.complete else "client-left"
-        durations: tuple[float | None, ...] = (None, None, None)
-        if state is not None:
-            durations = (state.queued_s, state.token_s, state.upstream_s)
-            if result is None:  # a stage that was not reached has no duration
-                durations = tuple(seconds or None for seconds in durations)
         self._settings.record(
             method,
             path,
             response.status,
             problem,
             total_s,
-            *durations,
+            *((None, None, None) if state is None else state.durations()),
             0 if self._body is None else self._body.received_bytes,
             response.body_bytes,
             result is not None and result.retried,
@@ -320,12 +315,7 @@ class Exchange:
         if (trace_id := self._ids.trace_id) is not None:
             event["trace_id"] = trace_id
         if result is not None:
-            if result.queued_s:
-                event["queued_ms"] = round(result.queued_s * 1000, 1)
-            if result.retried:
-                event["retried"] = True
-            if result.postponed:
-                event["postponed"] = result.postponed
+            event |= result.log_fields()
         log = self._account.log
         if isinstance(error, UpstreamError):
             log.warning("request.failed", problem=problem, cut=response.aborted, **event)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import KW_ONLY, dataclass, field
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 from cfproxy.auth.models import Token
 from cfproxy.auth.token_source import TokenSource
@@ -68,6 +69,18 @@ class Forwarding:
             self.done = True
             self.upstream_s = time.perf_counter() - self.sent_at
         return self.done
+
+    def durations(self) -> tuple[float | None, float | None, float | None]:
+        """Return the seconds for slots, tokens and the API; None for a stage that was not reached."""
+        if self.done:
+            return self.queued_s, self.token_s, self.upstream_s
+        return self.queued_s or None, self.token_s or None, self.upstream_s or None
+
+    def log_fields(self) -> dict[str, Any]:
+        """Return what the log line of the request says about its way to the API."""
+        queued_ms = round(self.queued_s * 1000, 1)
+        fields = {"queued_ms": queued_ms, "retried": self.retried, "postponed": self.postponed}
+        return {name: value for name, value in fields.items() if value}
 
     def render_timings(self) -> bytes:
         """Return the value of `Server-Timing` (W3C Server Timing §3), in milliseconds."""
