@@ -26,8 +26,9 @@ REDIRECT_URI_PLACEHOLDER = "https://example.com/callback"
 
 # What templates, shells, CI systems and examples leave where a value belongs.
 _UNEXPANDED = re.compile(
-    r"\$?\{\{.*\}\}|[$#%@]?\{.*\}|\$\(.*\)|\$[A-Za-z_]\w*|%\w+%|<.*>|\[.*\]|__\w+__|@@?\w+@@?|!\w+ .*"
-    r"|(env|file|secret|vault|op|arn|keyring|command):.*|x{3,}|\*{3,}|\.{3,}|…|todo|tbd|fixme|placeholder"
+    r"\$?\{\{.*\}\}|[$#%@]?\{.*\}#?|(\$|enc|@[\w.]+)\(.*\)|\$(env:)?[A-Za-z_]\w*|%\w+%|<.*>|(enc)?\[.*\]"
+    r"|__\w+__|@@?\w+@@?|!\w+ .*|(env|file|secret|vault|op|arn|ssm|keyring|command):.*|x{3,}"
+    r"|\*{3,}|\.{3,}|…|todo|tbd|fixme|placeholder"
     r"|(change|replace|put|insert)[ _-]?(me|this|it).*|(your|my)[ _-].*(id|secret|key|password|here)|none",
     re.IGNORECASE,
 )

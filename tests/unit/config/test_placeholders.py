@@ -22,7 +22,7 @@ def _warned(environ: dict[str, str]) -> list[str]:
     "value",
     [
         *("${CF_SECRET}", "${CF_SECRET:-}", "$CF_SECRET", "$(CF_SECRET)", "${{ secrets.CF }}", "%CF_SECRET%"),
-        *("{{ cf_secret }}", "{{cf}}", "{cf_secret}", "#{CF_SECRET}#"[:-1], "@{cf}", "%{cf}", "@@CF@@"),
+        *("{{ cf_secret }}", "{{cf}}", "{cf_secret}", "#{CF_SECRET}#", "#{cf}", "@{cf}", "%{cf}", "@@CF@@"),
         *("<secret>", "<your client secret>", "[redacted]", "__CF_SECRET__", "env:CF_SECRET", "file:/run/x"),
         *(
             "vault:secret/cf#id",
@@ -43,6 +43,11 @@ def _warned(environ: dict[str, str]) -> list[str]:
             "todo",
             "none",
             " ${X} ",
+            "$env:CF_SECRET",
+            "@Microsoft.KeyVault(SecretUri=https://a.example/secrets/cf)",
+            "ENC[AES256_GCM,data:Zm9v,iv:YmFy,tag:YmF6,type:str]",
+            "ENC(Zm9vYmFy)",
+            "ssm:/cf/secret",
         ),
     ],
 )
@@ -67,6 +72,9 @@ def test_a_placeholder_is_noticed(value: str) -> None:
             "xx",
             "s",
             "**ab**",
+            "a(b)",
+            "@a.b",
+            "$env:",
         ),
         *("Zm9vYmFyYmF6", "9f86d081884c7d65", "p@ss@w0rd", "__init", "environment", "nullable", "exchange"),
     ],
