@@ -19,12 +19,15 @@ _ORDINARY = re.compile(rb"(?:/+[A-Za-z0-9_~-]+(?:\.+[A-Za-z0-9_~-]+)*)+/?")
 _UNICODE_ESCAPE = re.compile(rb"%u([0-9A-Fa-f]{4})", re.IGNORECASE)  # of old Microsoft servers
 # ASCII in more bytes than needed (RFC 3629 §3), also with a wrong final byte.
 _OVERLONG = re.compile(rb"(?:[\xc0\xc1]|\xe0[\x80\x81]|\xf0\x80[\x80\x81])([\x00-\xff])")
-# Invisible characters, which some drop, and what a conversion to an older character set makes a slash.
-_DROPPED = dict.fromkeys(map(ord, "\u00ad\u034f\u061c\u180e\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"))
+# Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties): invisible, and some databases ignore them.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
+)
+# What a conversion to an older character set makes a slash.
 _SLASHED = dict.fromkeys(map(ord, "\u2044\u2215\u29f8"), "/") | dict.fromkeys(
     map(ord, "\u2216\u29f5\u29f9"), "\\"
 )
-_TRANSLATION: dict[int, str | None] = {**_DROPPED, **_SLASHED}
 _BLANK = r"[\s\x00-\x1f\x7f]*"
 _DOT_SEGMENT = re.compile(rf"(?:^|[/\\]){_BLANK}\.{_BLANK}(?:\.{_BLANK})?(?:[/\\;?#\x00]|$)")
 _SEGMENT_START = re.compile(r"(?<=/)\s+")
@@ -75,8 +78,9 @@ class PathRules:
             raise BadTarget("while access.paths has rules, a path must be UTF-8") from None
         readings = eager = {text}
         if not _ORDINARY.fullmatch(path) or b"//" in path:
-            most = _read_eagerly(path)
-            if most is None or _is_ambiguous(path, text, most):
+            ambiguous = _AMBIGUOUS_PATH.search(path) or _TWICE_ENCODED.search(text)
+            most = None if ambiguous else _read_eagerly(path)
+            if most is None or _has_other_segments(text, most):
                 raise BadTarget(
                     "while access.paths has rules, a path must have no dot segment, '//', ';', %2F, "
                     "control character, double encoding or lone %"
@@ -104,14 +108,14 @@ def _read_eagerly(path: bytes) -> str | None:
     It is decoded until nothing changes, `%uXXXX`, overlong UTF-8 and compatibility forms (Unicode's NFKC,
     such as full-width letters) included, and has no invisible characters.
     """
-    if len(path) > PATH_MAX_BYTES:
-        return None
     for _ in range(_PASSES_MAX):
+        if len(path) > PATH_MAX_BYTES:  # some characters have forms of 18 others
+            break
         decoded = unquote_to_bytes(_UNICODE_ESCAPE.sub(_decode_escape, path))
         decoded = _OVERLONG.sub(_decode_overlong, decoded)
         text = decoded.decode("utf-8", "replace")
         if not text.isascii():
-            text = unicodedata.normalize("NFKC", text.translate(_TRANSLATION))
+            text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text).translate(_SLASHED))
             text = text.replace("\u2044", " ")  # the slash within one half, for instance: it ends no segment
         if (again := text.encode()) == path:
             return text
@@ -138,7 +142,7 @@ def _fold(text: str) -> str:
     """Return `text` without differences that servers may ignore: letter case and compatibility forms."""
     if text.isascii():
         return text.lower()
-    folded = unicodedata.normalize("NFKC", text.translate(_DROPPED)).upper().lower()
+    folded = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).upper().lower()
     return folded.replace("i\u0307", "i")  # of a capital I with a dot
 
 
@@ -151,16 +155,13 @@ def _decode_overlong(found: re.Match[bytes]) -> bytes:
     return bytes([(found[0][-2] & 1) << 6 | found[1][0] & 0x3F])
 
 
-def _is_ambiguous(path: bytes, text: str, most: str) -> bool:
+def _has_other_segments(text: str, most: str) -> bool:
     """Return whether servers could find other segments in a path than its rules see.
 
     Args:
-        path: as sent.
         text: decoded once.
         most: as the most eager server reads it.
     """
-    if _AMBIGUOUS_PATH.search(path) or _TWICE_ENCODED.search(text):
-        return True
     return bool(_AMBIGUOUS.search(most) or _DOT_SEGMENT.search(most)) or most.count("/") != text.count("/")
 
 
