@@ -2,8 +2,8 @@
 
 Invariants:
 1. Certificates are verified.
-2. A call takes `CALL_S` at most, including one retry on a new connection. Whatever is sent must therefore be
-   able to arrive twice.
+2. A call takes twice `CONNECT_S` and `ANSWER_S` at most, because it is retried once on a new connection.
+   Whatever is sent must therefore be able to arrive twice.
 3. Messages contain nothing from the server except its error code.
 """
 
@@ -37,7 +37,6 @@ from cfproxy.secret import Secret
 
 CONNECT_S = 2.0
 ANSWER_S = 2.0
-CALL_S = 2 * (CONNECT_S + ANSWER_S)
 CANCEL_AGAIN_S = 0.1
 
 # Errors that may pass: out of memory, read-only, loading, no replica, disk trouble.
