@@ -25,7 +25,7 @@ CLIENT_ID_PLACEHOLDER = "your-client-id"
 REDIRECT_URI_PLACEHOLDER = "https://example.com/callback"
 
 # What templates, shells, CI systems and examples leave where a value belongs.
-_UNEXPANDED = re.compile(
+_PLACEHOLDER = re.compile(
     r"\$?\{\{.*\}\}|[$#%@]?\{.*\}#?|(\$|enc|@[\w.]+)\(.*\)|\$(env:)?[A-Za-z_]\w*|%\w+%|<.*>|(enc)?\[.*\]"
     r"|__\w+__|@@?\w+@@?|!\w+ .*|(env|file|secret|vault|op|arn|ssm|keyring|command):.*|x{3,}"
     r"|\*{3,}|\.{3,}|…|todo|tbd|fixme|placeholder"
@@ -100,7 +100,7 @@ def placeholder_warnings(settings: Settings) -> Iterator[Problem]:
             else None,
         } | {f"access.keys.{index}": key.secret for index, key in enumerate(account.access.keys)}
         for key, secret in secrets.items():
-            if secret is None or (key, secret) in seen or not _UNEXPANDED.fullmatch(secret.reveal().strip()):
+            if secret is None or (key, secret) in seen or not _PLACEHOLDER.fullmatch(secret.reveal().strip()):
                 continue
             seen.add((key, secret))  # accounts inherit it
             path = key if name == "default" else f"accounts.{name}.{key}"
