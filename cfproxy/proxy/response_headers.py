@@ -26,12 +26,13 @@ _RULES_FOR = HOP_BY_HOP | CORS_HEADERS | ADDRESSES | ORIGIN_WIDE | {b"x-request-
 _DEFAULT_PORTS = {b"http": 80, b"https": 443}
 _AUTHORITY = re.compile(rb"(.*?)\.?(?::([0-9]{0,5}))?", re.DOTALL)
 _PATH_START = re.compile(rb"[/?#]")
-_LINK_TARGET = re.compile(rb"<([^<>]*)>")
+_LINK_TARGET = re.compile(rb"<([^<>/]*/[^<>]*)>")  # others are relative
 # Browsers need neither the separator nor `url=` (HTML standard, "shared declarative refresh steps").
 _REFRESH = re.compile(rb"([\s0-9.]*[;,]?\s*(?:url\s*=\s*)?(['\"]?))(.*)", re.DOTALL | re.IGNORECASE)
 # Browsers accept these names with `Secure` only (RFC 6265bis §4.1.3).
 _SECURE_NAMES = (b"__secure-", b"__host-", b"__http-")
 _BLANKS = b" \t"
+_ATTRIBUTES_MAX = 64  # of a cookie; there are about ten, and 100,000 would take a third of a second
 
 
 def build_response_headers(
@@ -131,6 +132,8 @@ def _path_on(origin: Origin, url: bytes) -> bytes | None:
     if not separator or scheme not in _DEFAULT_PORTS:
         return None
     authority = _PATH_START.split(rest, maxsplit=1)[0]
+    if len(authority) > len(origin.authority) + len(b".:65535"):
+        return None
     host, port = _split_authority(authority, scheme)
     own_scheme = origin.scheme.encode()
     own_host, own_port = _split_authority(origin.authority, own_scheme)
@@ -177,7 +180,7 @@ def _callers_cookie(value: bytes, base_path: bytes, *, to_page: bool) -> bytes:
     `SameSite=None` and `Partitioned` without it (RFC 6265bis §5.7). A name that requires it keeps all three.
     So does one for a page of another site: its browser sets it with `Secure` only, and does so on localhost.
     """
-    pair, *attributes = value.split(b";")
+    pair, *attributes = value.split(b";", _ATTRIBUTES_MAX + 1)[: _ATTRIBUTES_MAX + 1]
     is_secure = pair.strip(_BLANKS).lower().startswith(_SECURE_NAMES)
     named = [(part.partition(b"=")[0].strip(_BLANKS).lower(), part) for part in attributes]
     cross_site = [part for name, part in named if name == b"samesite" and _content(part).lower() == b"none"]
