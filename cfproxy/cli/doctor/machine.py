@@ -123,7 +123,7 @@ def check_port(
     return list(alike if len(alike) == 1 else found.values()) or absent
 
 
-def _unusable(check: str, address: TcpAddress, error: OSError, account: str | None) -> Finding:
+def _unusable(check: str, address: TcpAddress | UnixAddress, error: OSError, account: str | None) -> Finding:
     reason = error.strerror or "not an address of this machine"
     return Finding(check, "fail", f"{address}: {reason}", f"set another {check} address", account)
 
@@ -152,10 +152,16 @@ def _check_unix(check: str, address: UnixAddress, account: str | None) -> Findin
             parent = Path(address.path).parent
             if os.access(parent, os.W_OK):
                 return Finding(check, "ok", f"{address} is free", account=account)
-            text = f"{parent} can't be written by this user"
-            return Finding(check, "fail", text, f"set another {check} address", account)
-        except OSError:
+            reason = "can't be written by this user" if parent.exists() else "does not exist"
+            return Finding(check, "fail", f"{parent} {reason}", f"set another {check} address", account)
+        except ConnectionRefusedError:
+            if not Path(address.path).is_socket():
+                return _unusable(check, address, OSError(0, "the path exists and is not a socket"), account)
             return Finding(check, "ok", f"{address} was left by a process that has ended", account=account)
+        except (BlockingIOError, TimeoutError):
+            pass  # its queue of new connections is full
+        except OSError as error:
+            return _unusable(check, address, error, account)
     return Finding(check, "ok", f"{address} is served by a running process", account=account)
 
 

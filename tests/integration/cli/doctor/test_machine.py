@@ -197,6 +197,28 @@ def test_unix_sockets_are_checked(tmp_path: Path) -> None:
     assert check_port("listen", UnixAddress(str(tmp_path / "no" / "s")))[0].level == "fail"
 
 
+@posix
+@pytest.mark.parametrize("obstacle", ["file", "folder", "datagrams", "below a file", "no folder"])
+def test_what_no_unix_socket_can_replace_fails(tmp_path: Path, obstacle: str) -> None:
+    """`serve` replaces the socket of a process that has ended, and nothing else."""
+    path, reason = tmp_path / "s", "the path exists and is not a socket"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        if obstacle == "folder":
+            path.mkdir()
+        elif obstacle == "datagrams":
+            other.bind(str(path))
+            reason = os.strerror(errno.EPROTOTYPE)
+        elif obstacle == "no folder":
+            path, reason = tmp_path / "no" / "s", f"{tmp_path / 'no'} does not exist"
+        else:
+            path.touch()
+        if obstacle == "below a file":
+            path, reason = path / "s", os.strerror(errno.ENOTDIR)
+        (finding,) = check_port("listen", UnixAddress(str(path)))
+    assert (finding.level, finding.next) == ("fail", "set another listen address")
+    assert finding.text.endswith(reason)
+
+
 def test_proxy_variables_are_reported_as_ignored() -> None:
     """By name only, because their values may have a password."""
     finding = check_environment({"HTTPS_PROXY": "http://user:marker@proxy", "HTTP_PROXY": ""})
