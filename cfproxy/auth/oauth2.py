@@ -70,6 +70,7 @@ _PROBED = frozenset({"unsupported_grant_type", "unauthorized_client", "invalid_r
 _VISIBLE = re.compile(r"[!-~]+")  # no space, no line break: it becomes part of a header
 _VSCHAR = re.compile(r"[ -~]+")  # RFC 6749 appendix A
 _SCOPE = re.compile(r"[!#-\[\]-~ ]+")  # RFC 6749 §3.3
+_TOKEN_CHARS = 16  # of any token that can't be guessed; honest scopes may contain a shorter one by chance
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 
@@ -173,7 +174,7 @@ def parse_reply(response: EndpointResponse, *, refreshing: bool = False) -> Toke
         access_token=None if access_token is None else Secret(access_token),
         lifetime_s=_lifetime_s(document.get("expires_in")),
         refresh_token=None if refresh_token is None else Secret(refresh_token),
-        scope=_text(document.get("scope"), _SCOPE),
+        scope=_scope(document.get("scope"), (access_token, refresh_token)),
     )
 
 
@@ -246,6 +247,15 @@ def _classify(words: str) -> str:
 
 def _text(value: object, pattern: re.Pattern[str]) -> str | None:
     return value if isinstance(value, str) and pattern.fullmatch(value) else None
+
+
+def _scope(value: object, tokens: tuple[str | None, ...]) -> str | None:
+    """Return the scope; None also if a malformed reply repeats a token in it, because a scope is shown."""
+    scope = _text(value, _SCOPE)
+    repeats = (
+        any(token in scope for token in tokens if token and len(token) >= _TOKEN_CHARS) if scope else False
+    )
+    return None if repeats else scope
 
 
 def _lifetime_s(value: object) -> float | None:

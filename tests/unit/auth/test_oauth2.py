@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import traceback
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -318,6 +319,9 @@ bodies = st.binary() | documents.map(lambda document: json.dumps(document).encod
 
 @given(status=st.integers(100, 599), content_type=st.text(), body=bodies, retry_after=st.text())
 @example(status=200, content_type="", body=b'{"access_token":"' + MARKER.encode() + b'\\n"}', retry_after="")
+@example(
+    status=200, content_type="", body=b'{"access_token""at""scope""' + MARKER.encode() + b'"}', retry_after=""
+)
 def test_any_reply_is_a_token_or_a_known_error(
     status: int, content_type: str, body: bytes, retry_after: str
 ) -> None:
@@ -327,13 +331,23 @@ def test_any_reply_is_a_token_or_a_known_error(
     except (GrantRefused, Misconfigured, TokenEndpointUnavailable) as error:
         assert_silent(error)
     else:
-        assert MARKER not in repr(answer)
+        # A scope is shown; the only secrets that it could repeat are those of its own reply (see below).
+        assert MARKER not in repr(replace(answer, scope=None))
         assert answer.access_token or answer.refresh_token
         if answer.access_token is not None:
             assert re.fullmatch("[!-~]+", answer.access_token.reveal())
         assert answer.lifetime_s is None or 0 < answer.lifetime_s <= oauth2.LIFETIME_MAX_S
         if answer.refresh_token is not None:
             urlencode({"refresh_token": answer.refresh_token.reveal()})
+
+
+@pytest.mark.parametrize("scope", [MARKER, f"cfgateway {MARKER}", f"x{MARKER}y offline_access"])
+@pytest.mark.parametrize("name", ["access_token", "refresh_token"])
+def test_scope_that_repeats_a_token_is_not_used(name: str, scope: str) -> None:
+    """A scope is stored and shown in the clear, so that of a malformed reply counts as absent."""
+    answer = reply(good(**{name: MARKER}, scope=scope))
+    assert answer.scope is None
+    assert MARKER not in repr(answer)
 
 
 # --- revocation --------------------------------------------------------------------------
