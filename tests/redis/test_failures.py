@@ -263,7 +263,7 @@ async def test_repeated_write_counts_once(server: RedisServer, open_redis: Store
     store = open_redis(server.url)
     async with store.lock("default", 1):
         await store.save(build_login())
-        arguments = ["w", 1, "", "cfproxy:{default}:news", b"{}"]
+        arguments = ["w", 1, "", "cfproxy:{default}:news", b"{}", ""]
         assert [await store._send(KEY, arguments) for _ in range(2)] == [(1, 2, 1, 0)] * 2
     with pytest.raises(StoreUnusable):
         await store.save(build_login(token=Token(Secret("x"), NOW, 60.0)))
